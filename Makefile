@@ -1,0 +1,40 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+#   TORCH_INDEX=URL  installs torch from that package index, e.g. PyTorch's own index of CPU-only builds.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint types clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# torch goes first: an index given for it must not be asked for the other packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longred needs Python 3.11 or newer: make demo PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## make the virtual environment with the tested versions
+
+demo: install ## run the whole pipeline on the demo recipe
+	$(BIN)/longred demo
+
+test: install lint types ## lint, types and all tests
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+clean: ## remove the virtual environment (never the outputs)
+	rm -rf $(VENV)

@@ -1,0 +1,76 @@
+"""The errors a user can meet, each with the exit code of the command line and of the trainer."""
+
+
+class LongredError(Exception):
+    """A problem that the user can act on; its message names what is wrong and what to do.
+
+    Attributes:
+        exit_code: process exit status when the error ends a command or the trainer.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(LongredError, ValueError):
+    """Usage or configuration is wrong; the message names the dotted key."""
+
+    exit_code = 2
+
+
+class PreflightError(LongredError):
+    """The environment lacks something: a model, a free port, disk space at the start, a package."""
+
+    exit_code = 3
+
+
+class StorageError(LongredError):
+    """Writing failed while running; finished work is intact."""
+
+    exit_code = 4
+
+
+class NonFiniteLossError(LongredError):
+    """A loss or gradient is NaN or infinite; raised before the optimizer step."""
+
+    exit_code = 5
+
+
+class LockedError(LongredError):
+    """Another process works on the same folder."""
+
+    exit_code = 6
+
+
+class MismatchError(LongredError):
+    """Data, checkpoint or artifact does not match what was recorded."""
+
+    exit_code = 7
+
+
+class Stopped(LongredError):
+    """A signal asked for the end; progress is saved.
+
+    Args:
+        signal_number: the signal received; the exit code is 128 + its number.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(
+            f"stopped by signal {signal_number}; progress is saved, run the same command to go on"
+        )
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+
+BY_EXIT_CODE: dict[int, type[LongredError]] = {
+    error.exit_code: error
+    for error in (
+        ConfigError,
+        PreflightError,
+        StorageError,
+        NonFiniteLossError,
+        LockedError,
+        MismatchError,
+    )
+}
+"""How a parent process turns the trainer's exit status back into the error it stands for."""

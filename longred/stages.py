@@ -1,0 +1,282 @@
+"""One function a stage: its config section and upstream artifacts in, an artifact out.
+
+The only room that knows both the configuration and the store; everything it calls works on plain
+values and folders. A Prefect task and a stage run from the command line call the same function.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longred.artifacts import Artifact, Store, folder_digest, write_json
+from longred.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExtensionConfig,
+    ModelConfig,
+    ProfilingConfig,
+    ReportConfig,
+    SelectionConfig,
+    TrainingConfig,
+)
+from longred.methods import METHODS
+from longred.tracking import Journal
+
+Progress = Callable[[int, int, str], None]
+
+
+def find_model(config: ModelConfig) -> Artifact:
+    """Return the original model's folder, named by the hash of its files.
+
+    Raises:
+        PreflightError: the model is missing, unreadable or cannot be reached.
+        ConfigError: its architecture or file format is not supported.
+    """
+    from longred.models import resolve_model
+
+    folder = resolve_model(config.path, config.revision)
+    return Artifact("model", folder_digest(folder), str(folder), reused=True)
+
+
+def prepare_data(
+    config: DataConfig, base: Artifact, *, store: Store, on_progress: Progress | None = None
+) -> Artifact:
+    """Fill the long, short and original buckets and hold some documents out."""
+    from longred.data.buckets import prepare
+
+    return store.build(
+        "data",
+        config.digest_values(),
+        {"model": base.digest},
+        lambda folder, work: prepare(config, base.folder, folder, work, on_progress=on_progress),
+    )
+
+
+def extend_model(config: ExtensionConfig, base: Artifact, *, store: Store) -> Artifact:
+    """Rescale RoPE: the student's config, with the original weights by reference."""
+    from longred.extension import write_extension
+
+    settings = {} if config.rope_theta is None else {"rope_theta": config.rope_theta}
+
+    def make(folder: Path, work: Path) -> None:
+        write_extension(
+            base.folder,
+            folder,
+            digest=base.digest,
+            method=config.method,
+            original_window=config.original_window,
+            target_window=config.target_window,
+            **settings,
+        )
+
+    return store.build("extension", config.digest_values(), {"model": base.digest}, make)
+
+
+def profile_attention(
+    config: ProfilingConfig,
+    base: Artifact,
+    extended: Artifact,
+    data: Artifact,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
+) -> Artifact:
+    """Measure per layer how far rescaling moved attention and hidden states on held-out text."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.data.loader import read_rows
+        from longred.models import choose_device, load_model
+        from longred.profiling.drift import profile_drift
+
+        device = choose_device(config.device)
+        drift = profile_drift(
+            load_model(base.folder, device=device),
+            load_model(extended.folder, device=device),
+            read_rows(data.folder, "short", split="held_out", num_tokens=config.num_tokens),
+            batch_rows=config.batch_rows,
+            on_progress=on_progress,
+        )
+        write_json(folder / "drift.json", drift.to_json())
+        journal = Journal(folder / "metrics.jsonl")
+        for layer, (kl, similarity) in enumerate(
+            zip(drift.attention_kl, drift.hidden_similarity, strict=True)
+        ):
+            name = f"profiling/layer_{layer:02d}"
+            journal.append(
+                {f"{name}/attention_kl": kl, f"{name}/hidden_similarity": similarity}, step=0
+            )
+        journal.close()
+
+    inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
+    return store.build("profiling", config.digest_values(), inputs, make)
+
+
+def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -> Artifact:
+    """Choose the layers to distil from the profile, and say why in words."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred import selection
+
+        scores = profile.read_json("drift.json")["attention_kl"]
+        layers = selection.select_layers(
+            scores,
+            strategy=config.strategy,
+            num_distill_layers=config.num_distill_layers,
+            layers=config.layers,
+        )
+        reasons = [
+            {"distill_layer": layer, "decoder_layer": layer - 1, "text": text}
+            for layer, text in zip(layers, selection.explain(scores, layers), strict=True)
+        ]
+        chosen = {
+            "strategy": config.strategy,
+            "layer_scores": scores,
+            "distill_layers": layers,
+            "reasons": reasons,
+        }
+        write_json(folder / "selection.json", chosen)
+
+    return store.build("selection", config.digest_values(), {"profiling": profile.digest}, make)
+
+
+def train_student(
+    config: TrainingConfig,
+    method: str,
+    base: Artifact,
+    extended: Artifact,
+    data: Artifact,
+    layers: Artifact,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
+) -> Artifact:
+    """Train one student by one method in a child process; a second call goes on where it stopped.
+
+    Raises:
+        NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: as the trainer ended.
+    """
+    uses_layers = METHODS[method].uses_layers()
+    distill_layers = layers.read_json("selection.json")["distill_layers"] if uses_layers else []
+    settings = {**config.digest_values(), "method": method}
+    # Baselines share every other setting; which methods a run compares changes none of them.
+    del settings["baselines"]
+    inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
+    if uses_layers:
+        inputs["selection"] = layers.digest
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.training import launch
+        from longred.training.job import TrainingJob
+
+        job = TrainingJob(
+            **{name: value for name, value in settings.items() if name in TrainingJob.fields()},
+            teacher_folder=base.path,
+            student_folder=extended.path,
+            data_folder=data.path,
+            data_digest=data.digest,
+            distill_layers=distill_layers,
+            rows=config.rows(method),
+            save_every_steps=config.save_every_steps,
+            num_checkpoints=config.num_checkpoints,
+            num_threads=config.num_threads,
+            device=config.device,
+        )
+        launch.run(job, work, on_progress=on_progress)
+        shutil.copytree(work / "result", folder, dirs_exist_ok=True)
+
+    return store.build("training", settings, inputs, make)
+
+
+def freeze_samples(
+    config: EvaluationConfig, base: Artifact, data: Artifact, *, store: Store
+) -> Artifact:
+    """Write every question once, so that all models answer the same ones."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.evaluation.samples import freeze
+
+        freeze(config, base.folder, data.folder, folder)
+
+    values = {**config.digest_values(), "part": "samples"}
+    del values["references"], values["similarity_tokens"]
+    inputs = {"model": base.digest, "data": data.digest}
+    return store.build("evaluation", values, inputs, make)
+
+
+def evaluate_model(
+    config: EvaluationConfig,
+    name: str,
+    model: Artifact,
+    base: Artifact,
+    samples: Artifact,
+    data: Artifact,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
+) -> Artifact:
+    """Ask one model every frozen question and measure its similarity to the original."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.evaluation.evaluate import evaluate
+
+        evaluate(
+            config,
+            name,
+            model.folder,
+            base.folder,
+            samples.folder,
+            data.folder,
+            folder,
+            work,
+            on_progress=on_progress,
+        )
+
+    values = {**config.digest_values(), "part": "scores", "name": name}
+    del values["references"]
+    inputs = {
+        "model": base.digest,
+        "checkpoint": model.digest,
+        "samples": samples.digest,
+        "data": data.digest,
+    }
+    return store.build("evaluation", values, inputs, make)
+
+
+def write_report(
+    config: ReportConfig,
+    recipe: Mapping[str, Any],
+    data: Artifact,
+    extended: Artifact,
+    profile: Artifact,
+    layers: Artifact,
+    students: Mapping[str, Artifact],
+    scores: Mapping[str, Artifact],
+    *,
+    store: Store,
+) -> Artifact:
+    """Compare the models: tables, plots and one HTML page."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.report.write import write
+
+        write(
+            config,
+            folder=folder,
+            recipe=dict(recipe),
+            data=data.folder,
+            profile=profile.folder,
+            selection=layers.folder,
+            students={name: artifact.folder for name, artifact in students.items()},
+            scores={name: artifact.folder for name, artifact in scores.items()},
+        )
+
+    inputs = {
+        "data": data.digest,
+        "extension": extended.digest,
+        "profiling": profile.digest,
+        "selection": layers.digest,
+        **{f"training/{name}": artifact.digest for name, artifact in students.items()},
+        **{f"evaluation/{name}": artifact.digest for name, artifact in scores.items()},
+    }
+    return store.build("report", {**config.digest_values(), "recipe": dict(recipe)}, inputs, make)
