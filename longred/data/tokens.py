@@ -1,0 +1,106 @@
+"""Turns texts into token ids: BOS where the recipe asks for it, control tokens never from text."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longred.errors import ConfigError, MismatchError, PreflightError
+
+UINT16_IDS = 2**16
+
+
+class TextTokenizer:
+    """The fast tokenizer of a model folder, for raw text.
+
+    Args:
+        folder: Hugging Face folder with `tokenizer.json` and `tokenizer_config.json`.
+        add_bos: whether every document starts with the BOS token.
+
+    Attributes:
+        vocab_size: number of ids, added tokens included.
+        dtype: `uint16` where every id fits, else `uint32`.
+        bos_token_id, eos_token_id: None where the tokenizer has none.
+
+    Raises:
+        PreflightError: the folder has no fast tokenizer or it cannot be read.
+        ConfigError: `add_bos` is asked of a tokenizer without BOS.
+    """
+
+    def __init__(self, folder: Path, *, add_bos: bool) -> None:
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        try:
+            raw = path.read_bytes()
+            config = _read_config(folder / "tokenizer_config.json")
+            self._tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise PreflightError(
+                f"{folder}: has no {missing}; a fast tokenizer is needed"
+            ) from None
+        except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+            raise PreflightError(f"{path}: is not a fast tokenizer ({error})") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.sha256 = hashlib.sha256(raw).hexdigest()
+        self.bos_token_id = self._id(config.get("bos_token"))
+        self.eos_token_id = self._id(config.get("eos_token"))
+        added = self._tokenizer.get_added_tokens_decoder()
+        largest = max([self._tokenizer.get_vocab_size(with_added_tokens=True) - 1, *added])
+        self.vocab_size = largest + 1
+        self.dtype = "uint16" if self.vocab_size <= UINT16_IDS else "uint32"
+        self._is_control = np.zeros(self.vocab_size, dtype=bool)
+        unknown = self._id(config.get("unk_token"))
+        control = [id for id, token in added.items() if token.special and id != unknown]
+        self._is_control[control] = True
+        if add_bos and self.bos_token_id is None:
+            raise ConfigError(
+                f"data.add_bos: the tokenizer of {folder} has no BOS token; set data.add_bos=false"
+            )
+        first = [self.bos_token_id] if add_bos else []
+        self._start = np.array(first, dtype=self.dtype)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """Return the ids of each text, one array of `dtype` each, BOS included if asked for.
+
+        Raises:
+            MismatchError: the tokenizer makes a control token out of text, whatever it is told.
+        """
+        result = []
+        for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+            ids = np.array(encoding.ids, dtype=self.dtype)
+            control = self._is_control[ids]
+            if control.any():
+                token = self._tokenizer.id_to_token(int(ids[control][0]))
+                raise MismatchError(
+                    f"the tokenizer turns text into the control token {token}; "
+                    "such a tokenizer cannot be used for training text"
+                )
+            result.append(np.concatenate([self._start, ids]))
+        return result
+
+    def index_entry(self) -> dict[str, Any]:
+        """Return what a data folder's index says of the tokenizer."""
+        return {
+            "sha256": self.sha256,
+            "vocab_size": self.vocab_size,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+        }
+
+    def _id(self, token: Any) -> int | None:
+        text = token.get("content") if isinstance(token, dict) else token
+        found: int | None = self._tokenizer.token_to_id(text) if isinstance(text, str) else None
+        return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,66 @@
+"""Exact shares and fair draws."""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from longred.config import DataConfig
+from longred.data.quotas import Quota, draw, share, source_quotas
+from longred.errors import ConfigError
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_add_up_and_are_exact_to_within_one(seed: int) -> None:
+    rng = random.Random(seed)
+    weights = [rng.random() * rng.choice((0, 1, 10)) for _ in range(5)] + [0.3]
+    total = rng.randrange(10_000)
+    parts = share(total, weights)
+    assert sum(parts) == total
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part - total * weight / sum(weights)) < 1 + 1e-9
+
+
+def test_shares_of_the_demo_recipe() -> None:
+    assert share(2880, [0.6, 0.4, 0.0]) == [1728, 1152, 0]
+
+
+def test_buckets_get_their_ratio_in_blocks(make_config: Callable[..., DataConfig]) -> None:
+    quotas = source_quotas(make_config())["words"]
+    needed = {quota.bucket: quota.needed for quota in quotas if quota.split == "train"}
+    assert needed == {"long": 64, "short": 384, "original": 64}
+    assert {quota.needed for quota in quotas if quota.split == "held_out"} == {8, 64, 32}
+
+
+def test_too_few_tokens_for_a_block(make_config: Callable[..., DataConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.num_tokens: 500 gives the long bucket 250"):
+        source_quotas(make_config(num_tokens=500))
+
+
+def test_practice_too_short_for_its_bucket(make_config: Callable[..., DataConfig]) -> None:
+    sources = [{"name": "practice", "kind": "practice", "length": 48}]
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.length: texts of 48 tokens"):
+        source_quotas(make_config(sources=sources))
+
+
+def test_draws_follow_what_is_still_needed() -> None:
+    quotas = [Quota("train", "long", 10, 5, 60), Quota("train", "short", 2, 2, 100)]
+    drawn: Counter[str] = Counter()
+    for number in range(4000):
+        quota = draw(hashlib.sha256(str(number).encode()).hexdigest(), 100, quotas)
+        assert quota
+        drawn[quota.bucket] += 1
+    assert drawn["long"] / 4000 == pytest.approx(600 / 800, abs=0.03)
+
+
+def test_a_document_is_drawn_only_where_it_is_long_enough_and_needed() -> None:
+    long, short = Quota("train", "long", 10, 5, 1), Quota("train", "short", 2, 2, 1)
+    document = "0" * 16 + "f" * 48
+    assert draw(document, 4, [long, short]) is short
+    assert draw(document, 1, [long, short]) is None
+    short.written = 1
+    assert draw(document, 9, [long, short]) is long
+    long.pending = 10
+    assert draw(document, 9, [long, short]) is None
