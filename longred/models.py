@@ -1,0 +1,273 @@
+"""The original and the extended model: how they are found, loaded, run and saved.
+
+Shapes: B rows, T tokens, D hidden dimension; N decoder layers. Hidden state i (1 to N) is the
+output of decoder layer i - 1, except that N is taken after the final norm, as in transformers'
+`hidden_states`.
+"""
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from longred.artifacts import storage_errors
+from longred.attention import ATTENTION_NAME, guard, register
+from longred.errors import ConfigError, MismatchError, PreflightError
+from longred.model_folder import (
+    check_folder,
+    copy_companions,
+    download,
+    read_object,
+    weight_files,
+    write_config,
+)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve_model(path: str, revision: str | None = None) -> Path:
+    """Return the checked local folder of a model.
+
+    Args:
+        path: `demo`, a Hugging Face folder, or a name on the hub.
+        revision: the commit of a hub name; required there, so that a run can be repeated.
+
+    Raises:
+        ConfigError: a hub name comes without a revision, or the model is of an unsupported kind.
+        PreflightError: the model does not exist, cannot be reached, or its files are damaged.
+    """
+    local = Path(path).expanduser()
+    if path == "demo":
+        from longred import demo
+
+        folder = Path(demo.model_path())
+    elif local.exists():
+        folder = local.resolve()
+    elif _HUB_NAME.fullmatch(path):
+        folder = download(path, revision)
+    else:
+        raise PreflightError(
+            f"model.path: {path!r} is no folder on this machine; give 'demo', the folder of a "
+            "Hugging Face model, or a hub name of the form owner/model"
+        )
+    check_folder(folder)
+    return folder
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` stands for.
+
+    Raises:
+        PreflightError: `cuda` is asked for and there is none.
+        ConfigError: the name is unknown.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: {name!r} is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PreflightError("device: cuda is asked for but torch finds no GPU; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return the configuration of a model folder.
+
+    Raises:
+        PreflightError: it is missing or invalid.
+    """
+    read_object(folder / "config.json")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PreflightError(
+            f"{folder / 'config.json'}: is not a valid model configuration ({error})"
+        ) from error
+    return config
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    attention: str = ATTENTION_NAME,
+) -> PreTrainedModel:
+    """Load a model in eval mode from safetensors only, running no code of the folder's own.
+
+    Args:
+        folder: a Hugging Face folder, or one whose `weights.json` points to the weights.
+        dtype: of the parameters; RoPE's frequencies stay in fp32.
+        device: where the parameters go.
+        attention: `longred`, or `sdpa` for rows with padding.
+
+    Raises:
+        PreflightError: files are missing or damaged.
+        MismatchError: the weights do not fit the configuration.
+    """
+    register()
+    config = copy.deepcopy(load_config(folder))
+    weights = weight_files(folder)[0].parent
+    loader: Any = AutoModelForCausalLM
+    try:
+        with _no_progress_bars():
+            model, report = loader.from_pretrained(
+                weights,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, safetensors.SafetensorError) as error:
+        raise PreflightError(
+            f"{weights}: the weights cannot be read ({error}); fetch the model again"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise MismatchError(
+            f"{weights}: the weights do not fit {folder / 'config.json'} ({error})"
+        ) from error
+    # transformers fills missing weights with random numbers and only warns.
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if wrong:
+        raise MismatchError(
+            f"{weights}: the weights do not fit {folder / 'config.json'}: "
+            f"{len(wrong)} missing or unknown, first {wrong[0]}"
+        )
+    if attention == ATTENTION_NAME:
+        guard(model)
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load a tokenizer that reads control tokens in a text as plain text.
+
+    Raises:
+        PreflightError: it is missing or damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_fast=True,
+            split_special_tokens=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PreflightError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise PreflightError(f"{folder}: the tokenizer has no fast form (tokenizer.json)")
+    return tokenizer
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    input_ids_BT: Tensor,
+    *,
+    layers: Sequence[int],
+    position_ids_BT: Tensor | None = None,
+    document_ids_BT: Tensor | None = None,
+) -> dict[int, Tensor]:
+    """Run the model without its LM head and return the hidden_BTD of the asked layers.
+
+    Only these are held. Gradients flow through them, with and without activation checkpointing.
+
+    Args:
+        model: a causal language model.
+        input_ids_BT: tokens.
+        layers: `hidden_states` indices, 1 to N.
+        position_ids_BT: positions, which may skip; 0 to T - 1 if None.
+        document_ids_BT: ids whose runs are documents; only attention `longred` knows them.
+
+    Raises:
+        ValueError: a layer is not in 1 to N, or the model's attention does not know documents.
+    """
+    base: Any = model.base_model
+    num_layers = len(base.layers)
+    for layer in layers:
+        if not 1 <= layer <= num_layers:
+            raise ValueError(
+                f"hidden state {layer} does not exist; the model has 1 to {num_layers}"
+            )
+    extra = {}
+    if base.config._attn_implementation == ATTENTION_NAME:
+        extra = {"document_ids_BT": document_ids_BT}
+    elif document_ids_BT is not None or position_ids_BT is not None:
+        raise ValueError("documents and skipped positions need a model with attention='longred'")
+    states: dict[int, Tensor] = {}
+    inner = {layer for layer in layers if layer < num_layers}
+    hooks = [base.layers[i - 1].register_forward_hook(_keep(states, i)) for i in inner]
+    try:
+        output = base(
+            input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False, **extra
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states[num_layers] = output.last_hidden_state
+    return {layer: states[layer] for layer in layers}
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each decoder layer in the backward pass instead of holding its activations."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None:
+        # Its name in the first versions of transformers 5.
+        enable = model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def save_model(model: PreTrainedModel, source_folder: Path, folder: Path) -> None:
+    """Write a model folder that transformers 4 and 5 load alike.
+
+    Args:
+        model: the model to write.
+        source_folder: whose tokenizer and generation settings go with it.
+        folder: an existing or new folder; the caller gives it its final name.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with storage_errors(folder), _no_progress_bars():
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        write_config(model.config, folder)
+        copy_companions(source_folder, folder, max_length=model.config.max_position_embeddings)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars out of the terminal, where the command line shows its own."""
+    bars: Any = transformers_logging
+    was_enabled = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            bars.enable_progress_bar()
+
+
+def _keep(states: dict[int, Tensor], index: int) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        states[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch import Tensor
+
+from longred.profiling import attention_kl as module
+from longred.profiling.attention_kl import attention_kl
+
+
+def dense_kl(
+    teacher: tuple[Tensor, Tensor],
+    student: tuple[Tensor, Tensor],
+    scale: float,
+    documents: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Query by query, key by key, in float64."""
+    rows, heads, length, _ = teacher[0].shape
+    repeats = heads // teacher[1].shape[1]
+    result = torch.zeros(rows, heads, length, dtype=torch.float64)
+    for row in range(rows):
+        for head in range(heads):
+            for i in range(length):
+                seen = [
+                    j
+                    for j in range(i + 1)
+                    if (window is None or i - j < window)
+                    and (
+                        documents is None or bool((documents[row, j:i] == documents[row, i]).all())
+                    )
+                ]
+                laws = []
+                for query, key in (teacher, student):
+                    keys = key[row, head // repeats, seen].double()
+                    laws.append((keys @ query[row, head, i].double() * scale).softmax(0))
+                result[row, head, i] = (laws[0] * (laws[0].log() - laws[1].log())).sum()
+    return result
+
+
+def case(dtype: torch.dtype = torch.float64, length: int = 23) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 6, length, 8), torch.randn(2, 2, length, 8)
+    return tuple(
+        (x + noise * torch.randn_like(x)).to(dtype)
+        for noise in (0.0, 0.5)
+        for x in (2 * query, key)
+    )
+
+
+DOCUMENTS = torch.zeros(2, 23, dtype=torch.int32)
+DOCUMENTS[0, 4:] = 1
+DOCUMENTS[0, 9:] = 0
+DOCUMENTS[1, 22:] = 3
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS])
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_equals_the_dense_float64_reference(
+    documents: Tensor | None, window: int | None, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_LOGITS", block * 2 * 6 * 23)
+    tq, tk, sq, sk = case()
+    got = attention_kl(tq, tk, sq, sk, scale=0.7, document_ids_BT=documents, sliding_window=window)
+    expected = dense_kl((tq, tk), (sq, sk), 0.7, documents, window)
+    assert got.shape == (2, 6, 23)
+    torch.testing.assert_close(got, expected, atol=1e-13, rtol=1e-12)
+    assert not got[:, :, 0].any()
+
+
+def test_default_scale_and_equal_heads() -> None:
+    tq, tk, sq, sk = case()
+    tk6, sk6 = tk.repeat_interleave(3, 1), sk.repeat_interleave(3, 1)
+    expected = dense_kl((tq, tk6), (sq, sk6), 8**-0.5)
+    torch.testing.assert_close(attention_kl(tq, tk6, sq, sk6), expected, atol=1e-13, rtol=1e-12)
+
+
+def test_same_attention_has_no_distance_and_others_a_positive_one() -> None:
+    tq, tk, sq, sk = case()
+    assert attention_kl(tq, tk, tq, tk).abs().max() == 0
+    assert (attention_kl(tq, tk, sq, sk)[:, :, 1:] > 0).all()
+
+
+def test_fp32_and_bf16_inputs_are_computed_in_fp32() -> None:
+    exact = attention_kl(*case())
+    fp32 = attention_kl(*case(torch.float32))
+    assert fp32.dtype == torch.float32
+    assert (fp32.double() - exact).abs().max() < 1e-5
+    rounded = case(torch.bfloat16)
+    bf16 = attention_kl(*rounded)
+    assert bf16.dtype == torch.float32
+    assert (bf16.double() - attention_kl(*(x.double() for x in rounded))).abs().max() < 1e-5
+
+
+def test_extreme_logits_stay_finite() -> None:
+    tq, tk, sq, sk = case(torch.float32)
+    got = attention_kl(100 * tq, tk, 100 * sq, sk)
+    assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_equal_the_dense_reference(window: int | None) -> None:
+    gradients = []
+    for dense in (False, True):
+        tq, tk, sq, sk = case(length=9)
+        sq.requires_grad_()
+        sk.requires_grad_()
+        if dense:
+            weights = _dense_autograd(tq, tk, sq, sk, window)
+        else:
+            weights = attention_kl(tq, tk, sq, sk, scale=0.3, sliding_window=window)
+        weights.square().sum().backward()
+        gradients.append((sq.grad, sk.grad))
+    for got, expected in zip(*gradients, strict=True):
+        assert got is not None
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
+
+
+def _dense_autograd(tq: Tensor, tk: Tensor, sq: Tensor, sk: Tensor, window: int | None) -> Tensor:
+    place = torch.arange(tq.shape[2])
+    behind = place[:, None] - place[None, :]
+    seen = (behind >= 0) & (behind < (window or 10**6))
+    logs = []
+    for query, key in ((tq, tk), (sq, sk)):
+        logits = query @ key.repeat_interleave(3, 1).transpose(-1, -2) * 0.3
+        logs.append(torch.where(seen, logits, -1e30).log_softmax(-1))
+    return torch.where(seen, logs[0].exp() * (logs[0] - logs[1]), 0.0).sum(-1)
+
+
+def test_shapes_must_fit() -> None:
+    tq, tk, sq, sk = case()
+    with pytest.raises(ValueError, match="do not fit"):
+        attention_kl(tq, tk, sq[:, :3], sk)
+    with pytest.raises(ValueError, match="do not fit"):
+        attention_kl(tq, tk[:, :, :5], sq, sk[:, :, :5])

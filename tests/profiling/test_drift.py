@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longred import attention
+from longred.extension import write_extension
+from longred.models import hidden_states, load_model
+from longred.profiling.drift import hidden_similarity, profile_drift
+
+
+@pytest.fixture(scope="module")
+def models(
+    tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    folder = tmp_path_factory.mktemp("extension")
+    write_extension(
+        tiny_model_folder,
+        folder,
+        digest="",
+        method="abf",
+        original_window=64,
+        target_window=256,
+        rope_theta=1e6,
+    )
+    teacher, student = load_model(tiny_model_folder), load_model(folder)
+    with torch.no_grad():
+        for model in (teacher, student):
+            for layer in model.base_model.layers:
+                layer.self_attn.q_proj.weight.mul_(30)
+    return teacher, student
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randint(0, 400, (5, 33))
+
+
+def eager_attention(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
+    model.set_attn_implementation("eager")
+    try:
+        mask = torch.full((33, 33), float("-inf")).triu(1)[None, None]
+        with torch.no_grad():
+            result = model(tokens, attention_mask=mask, output_attentions=True)
+    finally:
+        model.set_attn_implementation(attention.ATTENTION_NAME)
+    return tuple(result.attentions)
+
+
+def test_drift_equals_dense_measurements_of_whole_forwards(
+    models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = models
+    seen: list[tuple[int, int, str]] = []
+    drift = profile_drift(
+        teacher, student, tokens, batch_rows=2, on_progress=lambda *a: seen.append(a)
+    )
+    assert [item[:2] for item in seen] == [(2, 5), (4, 5), (5, 5)]
+    assert (drift.num_layers, drift.num_heads, drift.num_tokens) == (3, 4, 165)
+    for model in models:
+        hooks = model.base_model._forward_pre_hooks
+        monkeypatch.setattr(model.base_model, "_forward_pre_hooks", type(hooks)())
+    laws = zip(eager_attention(teacher, tokens), eager_attention(student, tokens), strict=True)
+    for layer, (p, q) in enumerate(laws):
+        p, q = p.double(), q.double()
+        kl = torch.where(p > 0, p * (p.log() - q.log()), 0.0).sum(-1)
+        expected = kl.mean(dim=(0, 2))
+        got = torch.tensor(drift.attention_kl_per_head[layer], dtype=torch.float64)
+        torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-4)
+        assert drift.attention_kl[layer] == pytest.approx(got.mean().item(), rel=1e-9)
+    assert drift.attention_kl[0] > 1e-4
+    with torch.no_grad():
+        pairs = [hidden_states(m, tokens, layers=[1, 2, 3]) for m in models]
+    for index in (1, 2, 3):
+        ours, theirs = (states[index].double() for states in pairs)
+        cosine = (ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))
+        assert drift.hidden_similarity[index - 1] == pytest.approx(cosine.mean().item(), abs=1e-6)
+        spread = cosine.std(unbiased=False).item()
+        assert drift.hidden_similarity_std[index - 1] == pytest.approx(spread, abs=1e-5)
+
+
+def test_batches_and_reruns_do_not_matter(
+    models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor
+) -> None:
+    one, all_rows = (profile_drift(*models, tokens, batch_rows=rows) for rows in (1, 5))
+    assert one.attention_kl == pytest.approx(all_rows.attention_kl, rel=1e-4)
+    assert one.hidden_similarity == pytest.approx(all_rows.hidden_similarity, abs=1e-6)
+    assert profile_drift(*models, tokens, batch_rows=5) == all_rows
+    assert hidden_similarity(*models, tokens, batch_rows=5) == all_rows.hidden_similarity
+
+
+def test_a_model_does_not_drift_from_itself(
+    models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor
+) -> None:
+    drift = profile_drift(models[0], models[0], tokens, batch_rows=5)
+    assert drift.attention_kl == [0.0] * 3
+    assert drift.hidden_similarity == pytest.approx([1.0] * 3, abs=1e-6)
+
+
+def test_drift_is_plain_json(
+    models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor
+) -> None:
+    drift = profile_drift(*models, tokens[:1], batch_rows=1)
+    values = json.loads(json.dumps(drift.to_json(), allow_nan=False))
+    assert len(values["attention_kl_per_head"]) == 3
+    assert len(values["attention_kl_per_head"][0]) == 4
+
+
+def test_models_that_cannot_be_compared(
+    models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor, tiny_model_folder: Path
+) -> None:
+    sdpa = load_model(tiny_model_folder, attention="sdpa")
+    with pytest.raises(ValueError, match="attention='longred'"):
+        profile_drift(models[0], sdpa, tokens, batch_rows=1)
+    with pytest.raises(ValueError, match="rows of tokens"):
+        profile_drift(*models, tokens[:0], batch_rows=1)
