@@ -42,13 +42,18 @@ def find_model(config: ModelConfig) -> Artifact:
 def prepare_data(
     config: DataConfig, base: Artifact, *, store: Store, on_progress: Progress | None = None
 ) -> Artifact:
-    """Fill the long, short and original buckets and hold some documents out."""
-    from longred.data.buckets import prepare
+    """Fill the long, short and original buckets and hold some documents out.
 
+    The sources' own content is an input: text that changed under the same settings is new data.
+    """
+    from longred.data.buckets import prepare
+    from longred.data.sources import fingerprints
+
+    texts = {f"text/{name}": digest for name, digest in fingerprints(config).items()}
     return store.build(
         "data",
         config.digest_values(),
-        {"model": base.digest},
+        {"model": base.digest, **texts},
         lambda folder, work: prepare(config, base.folder, folder, work, on_progress=on_progress),
     )
 

@@ -1,0 +1,1 @@
+"""Turns the scores of several models into a comparison: tables, plots and one page."""

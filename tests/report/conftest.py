@@ -1,0 +1,9 @@
+"""A study that every test of the report reads and none changes."""
+
+import pytest
+from study import Study, make_study
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return make_study(tmp_path_factory.mktemp("study"))

@@ -1,0 +1,234 @@
+"""A small study on disk: four models that answered the same samples."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longred.artifacts import Store, write_json
+from longred.tracking import Journal
+
+SHORT = {"bracket_closing": 25.0, "cloze": 25.0, "continuation": 25.0, "key_recall": 0.0}
+RULER = ("niah_single_1", "niah_single_2")
+LENGTHS = (256, 512, 1024)
+NUM_SAMPLES = 120
+NUM_LAYERS = 4
+# Chance that a model answers a sample of a task; bracket_closing lies too close to guessing to be
+# compared.
+ABILITY: dict[str, dict[str, float]] = {
+    "original": {"bracket_closing": 0.30, "cloze": 0.62, "continuation": 0.71, "key_recall": 0.90},
+    "rescaled": {"bracket_closing": 0.27, "cloze": 0.55, "continuation": 0.64, "key_recall": 0.48},
+    "cpt": {"bracket_closing": 0.31, "cloze": 0.58, "continuation": 0.66, "key_recall": 0.06},
+    "longred-c": {"bracket_closing": 0.29, "cloze": 0.61, "continuation": 0.70, "key_recall": 0.87},
+}
+NEEDLE = {
+    "original": (0.92, 0.70, 0.20),
+    "rescaled": (0.50, 0.47, 0.30),
+    "cpt": (0.04, 0.02, 0.01),
+    "longred-c": (0.90, 0.88, 0.86),
+}
+SIMILARITY = {
+    "original": (1.0, 1.0, 1.0, 1.0),
+    "rescaled": (0.991, 0.986, 0.980, 0.976),
+    "cpt": (0.991, 0.982, 0.980, 0.979),
+    "longred-c": (0.998, 0.993, 0.993, 0.992),
+}
+NATS = {"original": 2.570, "rescaled": 2.683, "cpt": 2.593, "longred-c": 2.575}
+PROFILED = {"model": "5eed5eed5eed5eed", "extension": "0ddba11c0ffee000"}
+RECIPE: dict[str, Any] = {
+    "name": "demo",
+    "seed": 3,
+    "original_window": 256,
+    "target_window": 1024,
+    "extension": {"method": "abf", "rope_theta": 160000.0},
+    "training": {"method": "longred-c", "baselines": ["cpt"], "learning_rate": 0.0005},
+}
+
+
+@dataclass
+class Study:
+    """Folders of one study, and the scores that were written into them."""
+
+    root: Path
+    scores: dict[str, Path] = field(default_factory=dict)
+    students: dict[str, Path] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    answers: dict[tuple[str, str], np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def average(self, model: str, units: list[str]) -> float:
+        """Return the mean over units of the mean over samples, in percent."""
+        return float(np.mean([self.answers[model, unit].mean() for unit in units]))
+
+
+def make_study(root: Path, *, num_samples: int = NUM_SAMPLES) -> Study:
+    """Write every folder that a report reads."""
+    study = Study(root)
+    store = Store(root)
+    study.folders["data"] = store.build("data", {}, {}, _write_data).folder
+    study.folders["profile"] = store.build("profiling", {}, PROFILED, _write_profile).folder
+    study.folders["selection"] = store.build("selection", {}, {}, _write_selection).folder
+    for method in ("longred-c", "cpt"):
+        made = store.build(
+            "training", {"method": method}, {}, lambda f, w, m=method: _write_training(f, m)
+        )
+        study.students[method] = made.folder
+    samples = store.build("evaluation", {}, {}, lambda f, w: _write_samples(f, num_samples))
+    for name in ABILITY:
+        inputs = {"samples": samples.digest, "checkpoint": f"c0ffee{len(name):010d}"}
+        made = store.build(
+            "evaluation",
+            {"name": name},
+            inputs,
+            lambda f, w, n=name: _write_scores(f, n, study, num_samples),
+        )
+        study.scores[name] = made.folder
+    return study
+
+
+def unit_scores(model: str, unit: str, num_samples: int) -> np.ndarray[Any, Any]:
+    """Return per-sample scores in percent; all models find the same samples hard."""
+    task, _, length = unit.partition("@")
+    ability = NEEDLE[model][LENGTHS.index(int(length))] if length else ABILITY[model][task]
+    shared = np.random.default_rng([len(unit), *unit.encode()]).random(num_samples)
+    own = np.random.default_rng([len(model), *model.encode(), *unit.encode()]).random(num_samples)
+    return 100.0 * (0.7 * shared + 0.3 * own < ability).astype(np.float64)
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _write_data(folder: Path, work: Path) -> None:
+    write_json(
+        folder / "index.json",
+        {"format_version": 1, "tokens": {"read": 10, "written": 8, "dropped": 2}},
+    )
+
+
+def _write_profile(folder: Path, work: Path) -> None:
+    drift = {
+        "num_layers": NUM_LAYERS,
+        "attention_kl": [0.021, 0.064, 0.113, 0.087],
+        "hidden_similarity": list(SIMILARITY["rescaled"]),
+    }
+    write_json(folder / "drift.json", drift)
+
+
+def _write_selection(folder: Path, work: Path) -> None:
+    chosen = {
+        "strategy": "attention_kl",
+        "distill_layers": [2, 3, 4],
+        "layer_scores": [0.021, 0.064, 0.113, 0.087],
+        "reasons": [
+            {"distill_layer": 2, "decoder_layer": 1, "text": "hidden state 2: rank 3 of 4"},
+            {"distill_layer": 3, "decoder_layer": 2, "text": "hidden state 3: rank 1 of 4"},
+            {"distill_layer": 4, "decoder_layer": 3, "text": "hidden state 4: always distilled"},
+        ],
+    }
+    write_json(folder / "selection.json", chosen)
+
+
+def _write_training(folder: Path, method: str) -> None:
+    steps = 60
+    training = {
+        "method": method,
+        "rows": {"long": 4, "short": 24, "original": 4} if method != "cpt" else {"long": 8},
+        "num_steps": steps,
+        "seconds": 41.27,
+        "tokens": steps * 8192,
+        "tokens_per_second": 11910.4,
+        "environment": {"torch": "2.13.0", "processor": "2 x EPYC"},
+    }
+    write_json(folder / "training.json", training)
+    journal = Journal(folder / "metrics.jsonl")
+    noise = np.random.default_rng(len(method))
+    for step in range(1, steps + 1):
+        values = {
+            "train/long_loss": 2.5 + 0.4 * np.exp(-step / 15) + 0.03 * noise.standard_normal(),
+            "train/grad_norm": 0.6 + 1.5 * np.exp(-step / 8) + 0.05 * noise.random(),
+            "train/learning_rate": 5e-4,
+        }
+        if method != "cpt":
+            values["train/short_distill_loss"] = (
+                0.02 + 0.03 * np.exp(-step / 10) + 0.001 * noise.random()
+            )
+            values["train/short_to_long_loss"] = (
+                0.01 + 0.02 * np.exp(-step / 12) + 0.001 * noise.random()
+            )
+        journal.append(values, step=step)
+    journal.close()
+
+
+def _write_samples(folder: Path, num_samples: int) -> None:
+    for task in SHORT:
+        lines = [
+            {
+                "id": f"{task}-{i}",
+                "input": f"def f_{i}(x):\n    return x <{task}> & more",
+                "outputs": ["x"],
+            }
+            for i in range(num_samples)
+        ]
+        write_lines(folder / "short" / f"{task}.jsonl", lines)
+    for task in RULER:
+        for length in LENGTHS:
+            lines = [
+                {
+                    "id": f"{task}-{length}-{i}",
+                    "input": "The grass is green. " * (length // 8)
+                    + f"The number for key-{i} is 4821.",
+                    "prefix": f"The special number for key-{i} is",
+                    "outputs": ["4821"],
+                }
+                for i in range(num_samples)
+            ]
+            write_lines(folder / "ruler" / f"{task}-{length}.jsonl", lines)
+
+
+def _write_scores(folder: Path, model: str, study: Study, num_samples: int) -> None:
+    def entry(unit: str, path: str, chance: float) -> dict[str, Any]:
+        scores = unit_scores(model, unit, num_samples)
+        study.answers[model, unit] = scores
+        prefix = unit.replace("@", "-")
+        lines = [
+            {
+                "id": f"{prefix}-{i}",
+                "expected": ["x"],
+                "got": "x" if score else "<y> & z",
+                "score": score,
+            }
+            for i, score in enumerate(scores)
+        ]
+        write_lines(folder / "samples" / path, lines)
+        stderr = float(scores.std(ddof=1) / np.sqrt(num_samples))
+        return {
+            "score": float(scores.mean()),
+            "stderr": stderr,
+            "num_samples": num_samples,
+            "chance": chance,
+        }
+
+    similarity = SIMILARITY[model]
+    scores = {
+        "model": model,
+        "checkpoint": f"c0ffee{len(model):010d}",
+        "short": {
+            task: entry(task, f"short-{task}.jsonl", chance) for task, chance in SHORT.items()
+        },
+        "ruler": {
+            str(n): {task: entry(f"{task}@{n}", f"ruler-{task}-{n}.jsonl", 0.0) for task in RULER}
+            for n in LENGTHS
+        },
+        "similarity": {
+            "per_layer": list(similarity),
+            "last": similarity[-1],
+            "mean": float(np.mean(similarity)),
+        },
+        "nats_per_token": NATS[model],
+        "bits_per_byte": NATS[model] / 2.1,
+    }
+    write_json(folder / "scores.json", scores)

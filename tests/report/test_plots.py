@@ -1,0 +1,103 @@
+"""Plots carry the numbers given, look the same every time, and reach nothing outside."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import pytest
+from study import NUM_LAYERS, Study
+
+from longred.artifacts import read_json
+from longred.report import figures, training_figures
+from longred.report.inputs import read_series
+from longred.report.plots import LOOKS, Plot, inline_svg, look
+from longred.report.scores import Comparison, collect
+
+
+@pytest.fixture(scope="module")
+def comparison(study: Study) -> Comparison:
+    return collect(study.scores, original_window=256, min_points_above_chance=10.0)
+
+
+@pytest.fixture(scope="module")
+def inputs(study: Study) -> tuple[Any, Any, Any]:
+    journals = {name: read_series(path / "metrics.jsonl") for name, path in study.students.items()}
+    drift = read_json(study.folders["profile"] / "drift.json")
+    return drift, read_json(study.folders["selection"] / "selection.json"), journals
+
+
+@pytest.fixture(scope="module")
+def plots(comparison: Comparison, inputs: tuple[Any, Any, Any]) -> dict[str, Plot]:
+    drawn = figures.all_plots(comparison, *inputs, original_window=256)
+    return {plot.name: plot for plot in drawn}
+
+
+def test_every_plot_is_drawn_as_svg_and_png(plots: dict[str, Plot]) -> None:
+    names = ["retention", "short-tasks", "ruler", "similarity", "attention-kl", "loss", "grad-norm"]
+    assert list(plots) == names
+    for plot in plots.values():
+        ElementTree.fromstring(plot.svg)  # noqa: S314
+        assert plot.png.startswith(b"\x89PNG")
+        assert plot.table.rows
+        assert plot.caption
+
+
+def test_drawings_carry_no_date_and_no_version(plots: dict[str, Plot]) -> None:
+    for plot in plots.values():
+        assert "dc:date" not in plot.svg
+        assert "matplotlib.org" not in plot.svg
+        assert b"Software" not in plot.png
+
+
+def test_inline_drawings_share_no_id_and_point_only_at_themselves(plots: dict[str, Plot]) -> None:
+    seen: set[str] = set()
+    for plot in plots.values():
+        svg = inline_svg(plot)
+        ids = set(re.findall(r'\bid="([^"]*)"', svg))
+        assert not ids & seen
+        seen |= ids
+        targets = re.findall(r'href="#([^"]*)"', svg) + re.findall(r"url\(#([^)]*)\)", svg)
+        assert targets
+        assert set(targets) <= ids
+        assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", svg)
+
+
+def test_distilled_layers_are_the_decoder_layers_below_the_hidden_states(
+    plots: dict[str, Plot],
+) -> None:
+    marked = {row[0] for row in plots["attention-kl"].table.rows if row[-1] == "yes"}
+    # Hidden states 2, 3 and 4 leave decoder layers 1, 2 and 3.
+    assert marked == {"1", "2", "3"}
+    assert len(plots["attention-kl"].table.rows) == NUM_LAYERS
+
+
+def test_the_loss_table_holds_first_and_last_step(plots: dict[str, Plot]) -> None:
+    rows = plots["loss"].table.rows
+    assert (rows[0][0], rows[-1][0]) == ("1", "60")
+    assert len(rows) <= 31
+    assert plots["loss"].table.header[:2] == ["step", "longred-c: long text"]
+
+
+def test_terms_of_other_methods_get_panels_too() -> None:
+    steps = {1: 2.0, 2: 1.5}
+    keys = ("train/long_loss", "train/short_loss", "train/original_loss", "train/extra_loss")
+    plot = training_figures.loss_plot({"mix-cpt": dict.fromkeys(keys, steps)})
+    assert plot is not None
+    assert plot.table.header[-1] == "mix-cpt: extra loss"
+
+
+def test_nothing_to_show_draws_nothing() -> None:
+    assert training_figures.loss_plot({"cpt": {}}) is None
+    assert training_figures.grad_norm_plot({}) is None
+    empty = Comparison({}, {}, [])
+    assert figures.retention_plot(empty) is None
+    assert figures.short_plot(empty) is None
+    assert figures.ruler_plot(empty, 256) is None
+    assert figures.similarity_plot(empty) is None
+
+
+def test_every_model_looks_different_in_colour_and_in_grey_print() -> None:
+    models = [*LOOKS, "merge", "pose"]
+    colours = [look(model, models)[0] for model in models]
+    lines = [look(model, models)[1] for model in models]
+    assert len(set(colours)) == len(set(lines)) == len(models)

@@ -1,0 +1,213 @@
+"""Averages, retention and dropping agree with the samples, computed by hand."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from study import LENGTHS, NUM_SAMPLES, RULER, SIMILARITY, Study
+
+from longred.artifacts import write_json
+from longred.errors import MismatchError
+from longred.report.samples import Unit, examples, frozen_prompts, paired_scores, read_answers
+from longred.report.scores import Comparison, average, collect
+
+KEPT = ["cloze", "continuation", "key_recall"]
+
+
+def compare(folders: dict[str, Path], **settings: Any) -> Comparison:
+    values = {"original_window": 256, "min_points_above_chance": 10.0, "method": "longred-c"}
+    return collect(folders, **{**values, "baselines": ["cpt"], **settings})
+
+
+@pytest.fixture(scope="module")
+def comparison(study: Study) -> Comparison:
+    return compare(study.scores)
+
+
+def edited(
+    study: Study, folder: Path, model: str, change: dict[str, Any], remove: tuple[str, ...] = ()
+) -> dict[str, Path]:
+    """Return the study's folders with one model's scores changed at top level or one task gone."""
+    copy = folder / model
+    shutil.copytree(study.scores[model], copy)
+    scores = json.loads((copy / "scores.json").read_text())
+    scores.update(change)
+    for task in remove:
+        scores["short"].pop(task, None)
+        for tasks in scores["ruler"].values():
+            tasks.pop(task, None)
+    write_json(copy / "scores.json", scores)
+    return {**study.scores, model: copy}
+
+
+def test_averages_are_means_over_the_kept_tasks(study: Study, comparison: Comparison) -> None:
+    for name, model in comparison.models.items():
+        assert model["short"]["average"] == pytest.approx(study.average(name, KEPT))
+        for length in LENGTHS:
+            units = [f"{task}@{length}" for task in RULER]
+            expected = study.average(name, units)
+            assert model["ruler"][str(length)]["average"] == pytest.approx(expected)
+
+
+def test_retention_is_the_ratio_of_averages_within_the_original_window(
+    study: Study, comparison: Comparison
+) -> None:
+    for name, model in comparison.models.items():
+        short = 100 * study.average(name, KEPT) / study.average("original", KEPT)
+        units = [f"{task}@256" for task in RULER]
+        ruler = 100 * study.average(name, units) / study.average("original", units)
+        assert model["retention"]["short"] == pytest.approx(short)
+        assert model["retention"]["ruler"]["256"] == pytest.approx(ruler)
+        assert model["retention"]["ruler"]["512"] is None
+        assert model["retention"]["ruler"]["1024"] is None
+    assert comparison.models["original"]["retention"]["short"] == 100.0
+    assert comparison.models["original"]["retention_interval"]["short"] is None
+
+
+def test_retention_intervals_agree_with_a_slow_bootstrap(
+    study: Study, comparison: Comparison
+) -> None:
+    rng = np.random.default_rng(11)
+    pairs = [(study.answers["cpt", task], study.answers["original", task]) for task in KEPT]
+    values = []
+    for _ in range(2000):
+        chosen = [rng.integers(NUM_SAMPLES, size=NUM_SAMPLES) for _ in pairs]
+        ours = np.mean([pair[0][i].mean() for pair, i in zip(pairs, chosen, strict=True)])
+        theirs = np.mean([pair[1][i].mean() for pair, i in zip(pairs, chosen, strict=True)])
+        values.append(100 * ours / theirs)
+    found = comparison.models["cpt"]["retention_interval"]["short"]
+    assert found == pytest.approx(list(np.percentile(values, [2.5, 97.5])), abs=0.8)
+
+
+def test_a_task_near_chance_is_dropped_for_all_models_and_named(comparison: Comparison) -> None:
+    assert [entry.unit for entry in comparison.dropped] == [Unit("bracket_closing")]
+    reason = comparison.dropped[0].reason
+    assert "guessing scores 25.0" in reason
+    assert "at least 10 points" in reason
+    for name, model in comparison.models.items():
+        assert "bracket_closing" not in model["short"]
+        entry = model["dropped"][0]
+        score = comparison.raw[name]["short"]["bracket_closing"]["score"]
+        assert (entry["task"], entry["length"], entry["score"]) == ("bracket_closing", None, score)
+
+
+def test_nothing_is_dropped_at_zero_points_unless_below_chance(study: Study) -> None:
+    found = compare(study.scores, min_points_above_chance=0.0)
+    below = study.answers["original", "bracket_closing"].mean() < 25
+    assert bool(found.dropped) == below
+
+
+def test_long_ruler_tasks_are_judged_within_the_original_window(
+    study: Study, comparison: Comparison, tmp_path: Path
+) -> None:
+    # The original scores little at 1,024, where it was not made to work: that alone drops nothing.
+    assert study.average("original", ["niah_single_2@1024"]) < 15
+    assert comparison.ruler_tasks[1024] == list(RULER)
+    weak = {"score": 6.0, "stderr": 2.0, "num_samples": NUM_SAMPLES, "chance": 0.0}
+    ruler = json.loads((study.scores["original"] / "scores.json").read_text())["ruler"]
+    ruler["256"]["niah_single_2"] = weak
+    found = compare(edited(study, tmp_path, "original", {"ruler": ruler}))
+    gone = [entry.unit for entry in found.dropped if entry.unit.task == "niah_single_2"]
+    assert gone == [Unit("niah_single_2", length) for length in LENGTHS]
+    assert found.ruler_tasks == {length: ["niah_single_1"] for length in LENGTHS}
+    assert "at 256 tokens" in found.dropped[-1].reason
+
+
+def test_an_average_with_a_missing_task_is_not_available(study: Study, tmp_path: Path) -> None:
+    found = compare(edited(study, tmp_path, "cpt", {}, remove=("cloze", "niah_single_1")))
+    cpt = found.models["cpt"]
+    assert cpt["short"]["cloze"] is None
+    assert cpt["short"]["average"] is None
+    assert cpt["retention"]["short"] is None
+    assert cpt["retention_interval"]["short"] is None
+    assert cpt["ruler"]["512"]["average"] is None
+    assert found.models["longred-c"]["short"]["average"] is not None
+    assert found.differences == []
+
+
+def test_without_the_original_nothing_is_dropped_and_retention_is_unknown(study: Study) -> None:
+    folders = {name: path for name, path in study.scores.items() if name != "original"}
+    found = compare(folders)
+    assert found.dropped == []
+    for model in found.models.values():
+        assert model["retention"] == {"short": None, "ruler": dict.fromkeys(map(str, LENGTHS))}
+
+
+def test_every_task_dropped_leaves_no_average(study: Study) -> None:
+    found = compare(study.scores, min_points_above_chance=101.0)
+    assert found.short_tasks == []
+    assert found.models["original"]["short"] == {"average": None}
+    assert found.models["cpt"]["ruler"]["256"] == {"average": None}
+
+
+def test_differences_are_in_points(study: Study, comparison: Comparison) -> None:
+    short, *ruler = comparison.differences
+    expected = study.average("longred-c", KEPT) - study.average("cpt", KEPT)
+    assert short.points == pytest.approx(expected)
+    assert short.interval is not None
+    assert short.interval[0] < expected < short.interval[1]
+    assert [entry.measure for entry in ruler] == [f"RULER at {n:,} tokens" for n in LENGTHS]
+
+
+def test_similarity_is_that_of_the_last_layer(comparison: Comparison) -> None:
+    for name, model in comparison.models.items():
+        assert model["similarity"] == SIMILARITY[name][-1]
+        assert model["similarity_per_layer"] == list(SIMILARITY[name])
+
+
+def test_models_asked_different_samples_are_refused(study: Study, tmp_path: Path) -> None:
+    folders = edited(study, tmp_path, "cpt", {})
+    path = Unit("cloze").path(folders["cpt"])
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(MismatchError, match="same frozen samples"):
+        compare(folders)
+
+
+def test_a_damaged_sample_is_named_by_file_and_line(study: Study, tmp_path: Path) -> None:
+    folders = edited(study, tmp_path, "cpt", {})
+    path = Unit("cloze").path(folders["cpt"])
+    lines = path.read_text().splitlines()
+    lines[1] = '{"id": "cloze-1"}'
+    path.write_text("\n".join(lines))
+    with pytest.raises(MismatchError, match=r"short-cloze.jsonl:2"):
+        read_answers(folders["cpt"], Unit("cloze"))
+
+
+def test_missing_samples_leave_the_interval_open(study: Study, tmp_path: Path) -> None:
+    folders = edited(study, tmp_path, "cpt", {})
+    shutil.rmtree(folders["cpt"] / "samples")
+    found = compare(folders)
+    assert found.models["cpt"]["retention"]["short"] is not None
+    assert found.models["cpt"]["retention_interval"]["short"] is None
+    assert found.differences[0].interval is None
+
+
+def test_samples_are_paired_by_id_and_not_by_order(study: Study, tmp_path: Path) -> None:
+    folders = edited(study, tmp_path, "cpt", {})
+    path = Unit("cloze").path(folders["cpt"])
+    path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
+    straight = paired_scores(study.scores["cpt"], study.scores["original"], [Unit("cloze")])
+    mixed = paired_scores(folders["cpt"], study.scores["original"], [Unit("cloze")])
+    assert sorted(map(tuple, straight[0].T)) == sorted(map(tuple, mixed[0].T))
+    assert np.array_equal(straight[0].sum(axis=1), mixed[0].sum(axis=1))
+
+
+def test_examples_show_prompt_and_every_answer(study: Study) -> None:
+    unit = Unit("niah_single_1", 256)
+    prompts = frozen_prompts(study.scores["cpt"], unit)
+    chosen = examples(study.scores, unit, 3, prompts)
+    step = NUM_SAMPLES // 3
+    assert [example["id"] for example in chosen] == [
+        f"niah_single_1-256-{index * step}" for index in range(3)
+    ]
+    assert chosen[0]["prompt"].endswith("is 4821. The special number for key-0 is")
+    assert [answer["model"] for answer in chosen[0]["answers"]] == list(study.scores)
+
+
+def test_an_average_is_never_one_of_fewer() -> None:
+    assert average([1.0, 3.0]) == 2.0
+    assert average([1.0, None]) is None
+    assert average([]) is None

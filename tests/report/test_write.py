@@ -1,0 +1,202 @@
+"""The report's folder is whole, deterministic, self-contained and says what it was made from."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study import LENGTHS, PROFILED, RECIPE, Study
+
+from longred.artifacts import canonical_digest
+from longred.config import ReportConfig
+from longred.errors import ConfigError, MismatchError
+from longred.report.inputs import read_inputs
+from longred.report.write import write
+from longred.tracking import Journal
+
+
+def write_report(study: Study, folder: Path, **changes: Any) -> Path:
+    folder.mkdir()
+    given: dict[str, Any] = {
+        "recipe": RECIPE,
+        "profile": study.folders["profile"],
+        "selection": study.folders["selection"],
+        "students": study.students,
+        "scores": study.scores,
+        "data": study.folders["data"],
+    }
+    write(ReportConfig(title="A <title> & more"), folder=folder, **{**given, **changes})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(study, tmp_path_factory.mktemp("report") / "out")
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and checks that its elements close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    found = Page()
+    found.feed((report / "index.html").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_folder_is_whole(report: Path) -> None:
+    assert {path.name for path in report.iterdir()} == {
+        "index.html",
+        "table.md",
+        "scores.json",
+        "metrics.jsonl",
+        "plots",
+    }
+    drawings = sorted(path.suffix for path in (report / "plots").iterdir())
+    assert drawings == [".png"] * 7 + [".svg"] * 7
+
+
+def test_the_page_loads_nothing_from_elsewhere(report: Path, page: Page) -> None:
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+    html = (report / "index.html").read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    # An SVG's namespaces are names and not addresses that anything loads.
+    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+
+
+def test_ids_are_unique_and_text_is_escaped(report: Path, page: Page) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    html = (report / "index.html").read_text(encoding="utf-8")
+    assert "<h1>A &lt;title&gt; &amp; more</h1>" in html
+    assert "&lt;y&gt; &amp; z" in html
+    assert "<y>" not in html
+
+
+def test_every_plot_has_its_table(page: Page) -> None:
+    assert page.tags.count("figure") == 7
+    assert page.tags.count("svg") == 7
+    assert page.tags.count("details") >= 7
+
+
+def test_numbers_can_be_traced(report: Path, study: Study) -> None:
+    html = (report / "index.html").read_text(encoding="utf-8")
+    folders = [*study.folders.values(), *study.students.values(), *study.scores.values()]
+    for folder in folders:
+        assert folder.name.rpartition("-")[2] in html
+    for path in study.scores.values():
+        assert json.loads((path / "scores.json").read_text())["checkpoint"] in html
+    assert all(digest in html for digest in PROFILED.values())
+    assert canonical_digest(RECIPE)[:16] in html
+    assert "learning_rate: 0.0005" in html
+    assert "torch: 2.13.0" in html
+
+
+def test_the_same_inputs_write_the_same_bytes(study: Study, report: Path, tmp_path: Path) -> None:
+    again = write_report(study, tmp_path / "again")
+    for path in sorted(report.rglob("*")):
+        if path.is_file() and path.name != "metrics.jsonl":
+            other = again / path.relative_to(report)
+            assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_the_markdown_table_has_the_columns_of_a_study(report: Path) -> None:
+    lines = (report / "table.md").read_text(encoding="utf-8").splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header == [
+        "model",
+        "cloze",
+        "continuation",
+        "key_recall",
+        "short average",
+        "short retention",
+        "RULER 256",
+        "RULER 512",
+        "RULER 1,024",
+        "similarity",
+        "nats/token",
+    ]
+    assert any(line.startswith("- bracket_closing: ") for line in lines)
+
+
+def test_rows_are_references_then_baselines_then_the_method(study: Study) -> None:
+    mixed = {name: study.scores[name] for name in ("longred-c", "cpt", "rescaled", "original")}
+    inputs = read_inputs(
+        recipe=RECIPE,
+        profile=study.folders["profile"],
+        selection=study.folders["selection"],
+        students=study.students,
+        scores=mixed,
+        data=study.folders["data"],
+    )
+    assert list(inputs.scores) == ["original", "rescaled", "cpt", "longred-c"]
+
+
+def test_scores_have_the_form_that_show_prints(report: Path) -> None:
+    scores = json.loads((report / "scores.json").read_text())
+    assert set(scores) == {"original", "rescaled", "cpt", "longred-c"}
+    for model in scores.values():
+        assert set(model["retention"]) == {"short", "ruler"}
+        assert set(model["ruler"]) == {str(length) for length in LENGTHS}
+        assert isinstance(model["similarity"], float)
+        assert isinstance(model["short"]["average"], float)
+
+
+def test_metrics_name_the_model_and_mlflow_takes_every_key(report: Path) -> None:
+    lines = Journal(report / "metrics.jsonl").read()
+    scores = json.loads((report / "scores.json").read_text())
+    found = {(line["key"], line["step"]): line["value"] for line in lines}
+    for name, model in scores.items():
+        assert found[f"{name}/retention/short", 0] == model["retention"]["short"]
+        for length in LENGTHS:
+            average = model["ruler"][str(length)]["average"]
+            assert found[f"{name}/ruler/average", length] == average
+    assert found["retention/short", 0] == scores["longred-c"]["retention"]["short"]
+    assert found["similarity/last", 0] == scores["longred-c"]["similarity"]
+    assert all(re.fullmatch(r"[\w\-./ ]+", line["key"]) for line in lines)
+
+
+def test_a_run_of_one_method_without_references_still_reports(study: Study, tmp_path: Path) -> None:
+    report = write_report(
+        study,
+        tmp_path / "out",
+        students={"longred-c": study.students["longred-c"]},
+        scores={"longred-c": study.scores["longred-c"]},
+    )
+    scores = json.loads((report / "scores.json").read_text())
+    assert scores["longred-c"]["retention"]["short"] is None
+    assert "n/a" in (report / "table.md").read_text()
+    keys = {line["key"] for line in Journal(report / "metrics.jsonl").read()}
+    assert "retention/short" not in keys
+    assert "capacity/short" in keys
+
+
+def test_bad_input_is_refused_with_a_reason(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.references"):
+        write_report(study, tmp_path / "a", scores={})
+    with pytest.raises(ConfigError, match="original_window"):
+        write_report(study, tmp_path / "b", recipe={"name": "demo"})
+    broken = tmp_path / "profile"
+    shutil.copytree(study.folders["profile"], broken)
+    (broken / "drift.json").unlink()
+    with pytest.raises(MismatchError, match=r"drift\.json"):
+        write_report(study, tmp_path / "c", profile=broken)
