@@ -183,14 +183,21 @@ def _causal(
     num_queries, num_keys = query_BHTd.shape[2], key_BhTd.shape[2]
     if window is None or window >= num_keys:
         if num_queries in (1, num_keys):
-            return F.scaled_dot_product_attention(
-                query_BHTd,
-                key_BhTd,
-                value_BhTd,
+            dtype = query_BHTd.dtype
+            # On a CPU torch's bf16 kernel takes three times as long as its fp32 one for short rows.
+            slow = query_BHTd.device.type == "cpu" and dtype == torch.bfloat16 and num_keys < 512
+            query, key, value = (
+                tensor.float() if slow else tensor for tensor in (query_BHTd, key_BhTd, value_BhTd)
+            )
+            output_BHTd = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
                 is_causal=num_queries > 1,
                 enable_gqa=True,
                 **settings,
             )
+            return output_BHTd.to(dtype)
         window = num_keys
     return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
 

@@ -1,0 +1,169 @@
+"""What a training is made of: plain values that travel to the trainer's process as JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from longred.errors import ConfigError
+from longred.methods import METHODS, Method
+
+DTYPES = ("float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """One student to train by one method.
+
+    Attributes:
+        method: a name of `longred.methods.METHODS`.
+        data_folder: folder of the data stage (blocks of the buckets).
+        student_folder: folder of the extension stage, or any Hugging Face folder.
+        teacher_folder: the original model; read only by methods that distil.
+        data_digest: identity of the data; a checkpoint made on other data is refused.
+        distill_layers: `hidden_states` indices 1…N whose states are distilled on short blocks.
+        rows: blocks of each bucket in one optimizer step; exactly the buckets of the method.
+        ratio: token ratio of the buckets, from which the losses' weights follow.
+        original_window: block length of the original bucket, tokens.
+        target_window: block length of the long bucket, tokens.
+        num_steps: optimizer steps.
+        micro_batch_tokens: most tokens of one forward and backward; a row is never cut.
+        learning_rate: constant after `warmup_steps` of linear warm-up.
+        max_grad_norm: gradients are scaled down to this global norm.
+        short_distill_weight: alpha 1 of the paper.
+        short_to_long_weight: alpha 2 of the paper.
+        weighting: `token_share` or `formula`, see `longred.objectives.loss_weights`.
+        sigma: spread of the skipped positions of method longred-c.
+        truncation: `clipped` or `renormalised`, see `longred.positions.skip_positions`.
+        mask_documents: whether attention and targets stop at document boundaries inside a block.
+        dtype: compute type; weights, gradients and optimizer state are float32 always.
+        seed: draws the order of blocks and the skipped positions.
+        save_every_steps: steps between checkpoints.
+        num_checkpoints: newest checkpoints that are kept.
+        num_threads: CPU threads; 0 leaves the choice to torch. It can change the last bits.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        ConfigError: a value cannot work; the message names it as `training.<name>`.
+    """
+
+    method: str
+    data_folder: str
+    student_folder: str
+    teacher_folder: str
+    data_digest: str
+    rows: Mapping[str, int]
+    original_window: int
+    target_window: int
+    num_steps: int
+    distill_layers: tuple[int, ...] = ()
+    ratio: Mapping[str, int] = field(default_factory=lambda: {"long": 4, "short": 3, "original": 1})
+    micro_batch_tokens: int = 32768
+    learning_rate: float = 2e-5
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    short_distill_weight: float = 5.0
+    short_to_long_weight: float = 10.0
+    weighting: str = "token_share"
+    sigma: float = 5.0
+    truncation: str = "clipped"
+    mask_documents: bool = True
+    dtype: str = "bfloat16"
+    activation_checkpointing: bool = False
+    seed: int = 0
+    save_every_steps: int = field(default=20, metadata={"runtime": True})
+    num_checkpoints: int = field(default=2, metadata={"runtime": True})
+    num_threads: int = field(default=0, metadata={"runtime": True})
+    device: str = field(default="auto", metadata={"runtime": True})
+
+    def __post_init__(self) -> None:
+        """Freeze the sequences and refuse values that cannot work."""
+        # JSON gives lists; equal jobs must compare equal wherever they come from.
+        object.__setattr__(self, "distill_layers", tuple(self.distill_layers))
+        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "rows", dict(self.rows))
+        object.__setattr__(self, "ratio", dict(self.ratio))
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"training.method: {self.method!r} is not one of {', '.join(METHODS)}"
+            )
+        self._check_numbers()
+        buckets = self.recipe.buckets()
+        if set(self.rows) != set(buckets) or min(self.rows.values()) < 1:
+            raise ConfigError(
+                f"training.rows: {self.method} needs rows of {', '.join(buckets)}, got {self.rows}"
+            )
+        if not set(buckets) <= set(self.ratio):
+            raise ConfigError(f"training.ratio: must name {', '.join(buckets)}, got {self.ratio}")
+        if self.recipe.uses_layers() and not self.distill_layers:
+            raise ConfigError(f"training.distill_layers: {self.method} needs at least one layer")
+
+    def _check_numbers(self) -> None:
+        at_least_one = (
+            "num_steps",
+            "micro_batch_tokens",
+            "save_every_steps",
+            "num_checkpoints",
+            "original_window",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}: must be 1 or more, got {getattr(self, name)}")
+        for name, allowed in (("dtype", DTYPES), ("device", DEVICES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"training.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
+                )
+
+    @property
+    def recipe(self) -> Method:
+        """What the method does with each bucket."""
+        return METHODS[self.method]
+
+    @classmethod
+    def fields(cls) -> frozenset[str]:
+        """Return the names of all values."""
+        return frozenset(item.name for item in dataclasses.fields(cls))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values that can change the result; a checkpoint belongs to exactly these.
+
+        Folders are left out, so that a store can be moved; `data_digest` stands for the data.
+        """
+        left_out = {"data_folder", "student_folder", "teacher_folder"}
+        left_out |= {item.name for item in dataclasses.fields(self) if item.metadata.get("runtime")}
+        return {name: value for name, value in self.to_json().items() if name not in left_out}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as plain JSON types."""
+        values = {name: getattr(self, name) for name in sorted(self.fields())}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingJob":
+        """Return the job that `to_json` wrote.
+
+        Raises:
+            ConfigError: a value is unknown, missing or cannot work.
+        """
+        unknown = sorted(set(values) - cls.fields())
+        if unknown:
+            raise ConfigError(
+                f"training.{unknown[0]}: unknown value; known: {', '.join(sorted(cls.fields()))}"
+            )
+        required = {
+            item.name
+            for item in dataclasses.fields(cls)
+            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(required - set(values))
+        if missing:
+            raise ConfigError(f"training.{missing[0]}: is required")
+        return cls(**values)

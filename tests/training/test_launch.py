@@ -1,0 +1,141 @@
+"""The trainer as a child: its progress, its end in every form, and the death of its parent."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_training import MakeJob, assert_same_run
+
+from longred.artifacts import locked, write_json
+from longred.errors import LockedError, Stopped
+from longred.training import launch
+from longred.training.launch import LostProcessError
+from longred.training.stop import StopRequest, only_trainer
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from longred.training import launch
+from longred.training.job import TrainingJob
+work = Path(sys.argv[1])
+job = TrainingJob.from_json(json.loads((work / "wanted.json").read_text()))
+launch.run(job, work, on_progress=lambda step, num_steps, text: print(step, flush=True))
+"""
+
+
+def start_parent(job, work: Path) -> subprocess.Popen:
+    work.mkdir(exist_ok=True)
+    write_json(work / "wanted.json", job.to_json())
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(work)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_until_free(lock: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    with lock.open("a") as file:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert time.monotonic() < deadline, "the trainer outlived its parent"
+            time.sleep(0.05)
+
+
+def test_killed_parent_then_the_same_command_again(
+    make_job: MakeJob, uninterrupted: Path, tmp_path: Path
+):
+    job = make_job(save_every_steps=1000)
+    # Long enough that the training cannot end before its parent is killed.
+    parent = start_parent(make_job(num_steps=5000, save_every_steps=1000), tmp_path / "a")
+    assert parent.stdout.readline() == "1\n"
+    parent.kill()
+    parent.wait()
+    wait_until_free(tmp_path / "a/trainer.lock", 120.0)
+    (saved,) = (tmp_path / "a/checkpoints").iterdir()
+    assert saved.name.startswith("step-")
+    log = (tmp_path / "a" / launch.LOG_NAME).read_text()
+    assert "the parent process is gone" in log
+    assert "stopped by signal 15" in log
+
+    progress = []
+    result = launch.run(job, tmp_path / "b", on_progress=lambda *values: progress.append(values))
+    assert_same_run(result, uninterrupted)
+    assert [values[:2] for values in progress] == [(step, 12) for step in range(1, 13)]
+    assert progress[-1][2].startswith("longred-c: loss ")
+
+
+def test_signal_to_the_parent_reaches_the_trainer(make_job: MakeJob, tmp_path: Path):
+    timer = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        launch.run(
+            make_job(num_steps=5000),
+            tmp_path,
+            on_progress=lambda step, *_: step == 2 and timer.start(),
+        )
+    assert stopped.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    states = sorted((tmp_path / "checkpoints").glob("step-*/state.json"))
+    assert json.loads(states[-1].read_text())["step"] >= 2
+
+
+def test_an_error_in_the_parent_ends_the_trainer(make_job: MakeJob, tmp_path: Path):
+    def fail(step: int, num_steps: int, text: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        launch.run(make_job(num_steps=5000), tmp_path, on_progress=fail)
+    with (tmp_path / "trainer.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_second_trainer_ends_at_once(make_job: MakeJob, tmp_path: Path):
+    with only_trainer(tmp_path, parent=os.getpid()):
+        started = time.monotonic()
+        with pytest.raises(LockedError, match=f"process {os.getpid()}"):
+            launch.run(make_job(), tmp_path)
+        assert time.monotonic() - started < 60.0
+
+
+def test_a_killed_child_is_a_lost_process(make_job: MakeJob, tmp_path: Path):
+    note = tmp_path / "trainer.json"
+
+    def kill_as_soon_as_it_works() -> None:
+        while not note.exists():
+            time.sleep(0.01)
+        os.kill(json.loads(note.read_text())["process"], signal.SIGKILL)
+
+    threading.Thread(target=kill_as_soon_as_it_works, daemon=True).start()
+    with pytest.raises(LostProcessError, match="was killed by signal 9") as error:
+        launch.run(make_job(), tmp_path)
+    assert error.value.exit_code == 1
+    assert str(tmp_path / launch.LOG_NAME) in str(error.value)
+
+
+def test_orphan_is_waited_for(tmp_path: Path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    write_json(tmp_path / "trainer.json", {"process": 1, "parent": gone.pid})
+    with contextlib.ExitStack() as orphan:
+        orphan.enter_context(locked(tmp_path / "trainer.lock", "a test"))
+        threading.Timer(0.3, orphan.pop_all().close).start()
+        with only_trainer(tmp_path, parent=None):
+            note = json.loads((tmp_path / "trainer.json").read_text())
+    assert note == {"process": os.getpid(), "parent": None}
+
+
+def test_stop_request_sees_the_end_of_the_pipe():
+    read, write = os.pipe()
+    stop = StopRequest(read)
+    assert stop() is None
+    os.close(write)
+    assert stop() == signal.SIGTERM
+    os.close(read)

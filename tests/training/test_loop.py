@@ -1,0 +1,270 @@
+"""One whole optimizer step against a dense float64 reference, and how the loop ends."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_training import MakeJob, curve
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from longred.data.loader import StepLoader
+from longred.errors import NonFiniteLossError, Stopped
+from longred.training import loop, optimizer
+from longred.training.job import TrainingJob
+from longred.training.loop import Trainer, train
+from longred.training.optimizer import named_weights
+from longred.training.step import bucket_weights, skipped_positions
+
+KEYS = ("train/long_loss", "train/short_distill_loss", "train/short_to_long_loss", "train/loss")
+
+
+def dense_model(config_folder: Path, weights_folder: Path):
+    config = AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(
+        weights_folder,
+        config=config,
+        dtype=torch.float64,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+
+
+def dense_forward(model, tokens: Tensor, documents: Tensor | None, positions: Tensor | None):
+    """Run one row with its mask written out, so that no library guesses one from the positions."""
+    length = len(tokens)
+    mask = torch.full((length, length), torch.finfo(torch.float64).min, dtype=torch.float64)
+    for query in range(length):
+        for key in range(query + 1):
+            if documents is None or documents[query] == documents[key]:
+                mask[query, key] = 0.0
+    positions = torch.arange(length) if positions is None else positions
+    return model(
+        input_ids=tokens[None],
+        attention_mask=mask[None, None],
+        position_ids=positions[None],
+        output_hidden_states=True,
+        use_cache=False,
+    )
+
+
+def cross_entropy_terms(output, tokens: Tensor, documents: Tensor | None) -> list[Tensor]:
+    log_probs = output.logits[0].log_softmax(-1)
+    return [
+        -log_probs[i, tokens[i + 1]]
+        for i in range(len(tokens) - 1)
+        if documents is None or documents[i] == documents[i + 1]
+    ]
+
+
+def distances(student, teacher, layer: int) -> Tensor:
+    a, b = student.hidden_states[layer][0], teacher.hidden_states[layer][0]
+    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def reference_step(job: TrainingJob) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the losses and the gradients of the first step, row by row in float64."""
+    original = Path(job.teacher_folder)
+    student, teacher = (dense_model(Path(f), original) for f in (job.student_folder, original))
+    rows = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed).next_step()
+    skipped = skipped_positions(job, 1)
+    long_terms, short_terms, original_terms = [], [], []
+    for tokens, documents in zip(
+        rows["long"].input_ids_BT, rows["long"].document_ids_BT, strict=True
+    ):
+        documents = documents if job.mask_documents else None
+        long_terms += cross_entropy_terms(
+            dense_forward(student, tokens, documents, None), tokens, documents
+        )
+    losses = {"train/long_loss": torch.stack(long_terms).mean()}
+    for tokens in rows["short"].input_ids_BT:
+        pair = [dense_forward(model, tokens, None, None) for model in (student, teacher)]
+        short_terms.append(sum(distances(*pair, layer) for layer in job.distill_layers))
+    losses["train/short_distill_loss"] = torch.cat(short_terms).mean()
+    for tokens, positions in zip(rows["original"].input_ids_BT, skipped, strict=True):
+        pair = (
+            dense_forward(student, tokens, None, positions),
+            dense_forward(teacher, tokens, None, None),
+        )
+        original_terms.append(distances(*pair, teacher.config.num_hidden_layers))
+    losses["train/short_to_long_loss"] = torch.cat(original_terms).mean()
+    weights = (1.0, *list(bucket_weights(job).values())[1:])
+    losses["train/loss"] = sum(w * loss for w, loss in zip(weights, losses.values(), strict=True))
+    losses["train/loss"].backward()
+    grads = {name: weight.grad for name, weight in student.named_parameters()}
+    return {key: float(loss.detach()) for key, loss in losses.items()}, grads
+
+
+def first_step(job: TrainingJob, work: Path, monkeypatch) -> tuple[dict, dict[str, Tensor]]:
+    """Take one step and return its metrics and the gradients that the optimizer was given."""
+    trainer = Trainer(job, work)
+    grads: dict[str, Tensor] = {}
+    update = optimizer.update
+
+    def keep(adamw, step, job):
+        grads.update({n: w.grad.double() for n, w in named_weights(trainer.student).items()})
+        return update(adamw, step, job)
+
+    monkeypatch.setattr(loop, "update", keep)
+    return dict(trainer.train_step()), grads
+
+
+def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    difference = sum(((found[n] - expected[n]) ** 2).sum() for n in expected)
+    return float((difference / sum((g**2).sum() for g in expected.values())).sqrt())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mask_documents": False, "activation_checkpointing": True, "micro_batch_tokens": 1},
+        {"method": "longred-u", "weighting": "formula", "micro_batch_tokens": 4096},
+    ],
+)
+def test_whole_step_against_float64(values, make_job: MakeJob, tmp_path: Path, monkeypatch):
+    job = make_job(max_grad_norm=1e9, **values)
+    losses, grads = reference_step(job)
+    metrics, found = first_step(job, tmp_path, monkeypatch)
+    for key in KEYS:
+        assert metrics[key] == pytest.approx(losses[key], rel=2e-5), key
+    assert relative_error(found, grads) < 2e-5
+    norm = float(sum((g**2).sum() for g in grads.values()).sqrt())
+    assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_bfloat16_stays_near_float32(make_job: MakeJob, tmp_path: Path, monkeypatch):
+    values = {"max_grad_norm": 1e9}
+    exact, grads = first_step(make_job(**values), tmp_path / "a", monkeypatch)
+    job = make_job(dtype="bfloat16", **values)
+    metrics, found = first_step(job, tmp_path / "b", monkeypatch)
+    assert metrics["train/long_loss"] == pytest.approx(exact["train/long_loss"], rel=1e-2)
+    assert relative_error(found, grads) < 0.1
+    trainer = Trainer(job, tmp_path / "c")
+    assert {w.dtype for w in trainer.student.parameters()} == {torch.float32}
+    assert {w.dtype for w in trainer.objectives.teacher.parameters()} == {torch.bfloat16}
+
+
+def test_clipping(make_job: MakeJob, tmp_path: Path, monkeypatch):
+    metrics, grads = first_step(make_job(max_grad_norm=0.25), tmp_path, monkeypatch)
+    assert metrics["train/grad_norm"] > 0.25
+    norm = float(sum((g**2).sum() for g in grads.values()).sqrt())
+    assert norm == pytest.approx(0.25, rel=1e-4)
+
+
+def test_micro_batch_split_does_not_matter(make_job: MakeJob, tmp_path: Path, monkeypatch):
+    whole, whole_grads = first_step(
+        make_job(micro_batch_tokens=10_000), tmp_path / "whole", monkeypatch
+    )
+    cut, cut_grads = first_step(make_job(micro_batch_tokens=1), tmp_path / "cut", monkeypatch)
+    for key in KEYS:
+        assert cut[key] == pytest.approx(whole[key], rel=1e-6)
+    assert relative_error(cut_grads, whole_grads) < 1e-5
+
+
+def test_teacher_is_no_part_of_what_is_trained(make_job: MakeJob, tmp_path: Path):
+    trainer = Trainer(make_job(), tmp_path)
+    teacher = trainer.objectives.teacher
+    before = {name: weight.clone() for name, weight in teacher.named_parameters()}
+    trainer.train_step()
+    trainer.save()
+    trained = {id(w) for group in trainer.optimizer.param_groups for w in group["params"]}
+    for name, weight in teacher.named_parameters():
+        assert not weight.requires_grad
+        assert weight.grad is None
+        assert id(weight) not in trained
+        assert torch.equal(weight, before[name])
+    saved = load_file(tmp_path / "checkpoints/step-000001/model.safetensors")
+    assert saved.keys() == named_weights(trainer.student).keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("cpt", {"train/long_loss"}),
+        ("mix-cpt", {"train/long_loss", "train/short_loss", "train/original_loss"}),
+    ],
+)
+def test_methods_without_distillation_load_no_teacher(
+    method, keys, make_job: MakeJob, tmp_path: Path
+):
+    job = make_job(method=method, num_steps=2, distill_layers=(), teacher_folder="/nowhere")
+    result = train(job, tmp_path)
+    always = {"train/loss", "train/grad_norm", "train/learning_rate"}
+    assert {key for _, key, _ in curve(result)} == keys | always
+
+
+def test_losses_fall_and_the_result_is_a_model_folder(make_job: MakeJob, tmp_path: Path):
+    steps = {}
+    job = make_job(num_steps=30, seed=0)
+    result = train(job, tmp_path, on_step=lambda step, metrics: steps.update({step: metrics}))
+    assert list(steps) == list(range(1, 31))
+    for key in KEYS:
+        assert steps[30][key] < steps[1][key], key
+    summary = json.loads((result / "training.json").read_text())
+    assert summary["tokens"] == 30 * (2 * 128 + 5 * 32 + 3 * 64)
+    assert summary["final"] == steps[30]
+    model = AutoModelForCausalLM.from_pretrained(
+        result, trust_remote_code=False, use_safetensors=True
+    )
+    saved = load_file(tmp_path / "checkpoints/step-000030/model.safetensors")
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, saved[name]), name
+    assert (result / "tokenizer.json").is_file()
+
+
+def test_stop_before_the_first_step_saves_nothing(make_job: MakeJob, tmp_path: Path):
+    with pytest.raises(Stopped) as stopped:
+        train(make_job(), tmp_path, stop_requested=lambda: 2)
+    assert stopped.value.exit_code == 130
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.fixture
+def broken_teacher(make_job: MakeJob, tmp_path: Path) -> Path:
+    """The teacher with one NaN in its second decoder layer."""
+    folder = tmp_path / "broken-teacher"
+    shutil.copytree(make_job().teacher_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_nan_names_bucket_blocks_and_layer_and_changes_nothing(
+    make_job: MakeJob, broken_teacher: Path, tmp_path: Path
+):
+    job = make_job(teacher_folder=str(broken_teacher), micro_batch_tokens=64)
+    trainer = Trainer(job, tmp_path)
+    before = {name: weight.clone() for name, weight in named_weights(trainer.student).items()}
+    blocks = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed).next_step()["short"]
+    with pytest.raises(NonFiniteLossError) as error:
+        trainer.train_step()
+    message = str(error.value)
+    assert f"step 1: the short bucket's loss is nan on blocks {blocks.block_ids[:2]}" in message
+    assert "the teacher's hidden state 2 (decoder layer 1)" in message
+    assert trainer.step == 0
+    assert trainer.journal.read() == []
+    for name, weight in named_weights(trainer.student).items():
+        assert torch.equal(weight, before[name])
+
+
+def test_gradient_that_is_not_finite_is_found(make_job: MakeJob, tmp_path: Path, monkeypatch):
+    trainer = Trainer(make_job(), tmp_path)
+    loss = trainer.objectives.loss
+
+    def overflowing(batch):
+        # Finite here, but its gradient is 0/0.
+        value = loss(batch)
+        return (
+            value + (value - value.detach()).abs().sqrt() if batch.bucket == "original" else value
+        )
+
+    monkeypatch.setattr(trainer.objectives, "loss", overflowing)
+    with pytest.raises(NonFiniteLossError, match="the original bucket's gradient is not finite"):
+        trainer.train_step()

@@ -1,0 +1,194 @@
+"""The data, faults and comparisons of the trainer's tests."""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from longred.tracking import Journal
+from longred.training.job import TrainingJob
+
+ORIGINAL, TARGET, SHORT = 64, 128, 32
+MakeJob = Callable[..., TrainingJob]
+
+
+def write_blocks(folder: Path, *, seed: int = 0) -> None:
+    """Write a data folder of random tokens; long blocks hold documents of 10 to 90 tokens."""
+    generator = np.random.default_rng(seed)
+    entries = {}
+    for bucket, length, num_blocks in (
+        ("long", TARGET, 6),
+        ("short", SHORT, 20),
+        ("original", ORIGINAL, 5),
+    ):
+        (folder / "tokens").mkdir(parents=True, exist_ok=True)
+        tokens = generator.integers(2, 500, size=(num_blocks, length))
+        tokens.astype("<u2").tofile(folder / "tokens" / f"{bucket}.bin")
+        entries[bucket] = {
+            "block_length": length,
+            "num_blocks": num_blocks,
+            "dtype": "uint16",
+            "file": f"tokens/{bucket}.bin",
+        }
+        if bucket == "long":
+            cuts = np.cumsum(generator.integers(10, 90, size=200))
+            ends = np.union1d(cuts, np.arange(length, tokens.size + 1, length))
+            np.save(folder / "tokens/long.ends.npy", ends[ends <= tokens.size].astype(np.uint64))
+            entries[bucket]["ends"] = "tokens/long.ends.npy"
+    (folder / "index.json").write_text(json.dumps({"format_version": 1, "train": entries}))
+
+
+def write_teacher(source: Path, folder: Path) -> None:
+    """Copy a random model with larger weights, whose attention depends on RoPE visibly."""
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    scaled = {name: w * (8.0 if w.ndim > 1 else 1.0) for name, w in weights.items()}
+    save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def curve(result: Path) -> list[tuple[int, str, str]]:
+    """Return every metric of a run to the last bit, without those that measure time."""
+    lines = Journal(result / "metrics.jsonl").read()
+    return [
+        (line["step"], line["key"], float(line["value"]).hex())
+        for line in lines
+        if line["key"] != "train/tokens_per_second"
+    ]
+
+
+def weights_digest(result: Path) -> str:
+    """Return the hash of the trained weights."""
+    return hashlib.sha256((result / "model.safetensors").read_bytes()).hexdigest()
+
+
+def assert_same_run(result: Path, reference: Path) -> None:
+    """Check that two trainings took the same steps to the same weights, bit for bit."""
+    assert curve(result) == curve(reference)
+    assert weights_digest(result) == weights_digest(reference)
+
+
+def run(
+    context: Any, job: TrainingJob, work: Path, *, fault: str | None = None, timeout: float = 300.0
+) -> int:
+    """Train in a process of its own, disturbed by `<name>@<step>`; return its exit code."""
+    process = context.Process(target=_main, args=(job.to_json(), str(work), fault))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"the trainer did not end within {timeout} s")
+    return int(process.exitcode)
+
+
+def _main(values: Mapping[str, Any], work: str, fault: str | None) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from longred.errors import LongredError
+    from longred.training import loop
+    from longred.training.stop import StopRequest
+
+    stop = StopRequest()
+    stop.install()
+    name, _, step = (fault or "none@0").partition("@")
+    on_step = FAULTS[name](int(step))
+    try:
+        loop.train(TrainingJob.from_json(values), Path(work), on_step=on_step, stop_requested=stop)
+    except LongredError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _at(step: int, act: Any) -> Any:
+    def on_step(done: int, metrics: Mapping[str, float]) -> None:
+        if done == step:
+            act()
+
+    return on_step
+
+
+def _kill_after_step(step: int) -> Any:
+    return _at(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def _terminate_after_step(step: int) -> Any:
+    return _at(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _disk_full_after_step(step: int) -> Any:
+    limit = (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    return _at(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+
+
+def _during_save(signal_number: int, *, after: str) -> Any:
+    """Send a signal while the checkpoint of a step is written, after its file `after`."""
+
+    def arrange(step: int) -> Any:
+        from longred.training import checkpoint
+
+        write = checkpoint.save_file
+
+        def save_file(tensors: Any, path: Path) -> None:
+            write(tensors, path)
+            if path.parent.name.endswith(f"step-{step:06d}") and path.name == after:
+                os.kill(os.getpid(), signal_number)
+
+        checkpoint.save_file = save_file
+        return _at(-1, None)
+
+    return arrange
+
+
+def _kill_before_rename(step: int) -> Any:
+    from longred.training import checkpoint
+
+    write = checkpoint.write_json
+
+    def write_json(path: Path, value: Any) -> None:
+        write(path, value)
+        if path.name == checkpoint.MANIFEST and value["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.write_json = write_json
+    return _at(-1, None)
+
+
+def _nan_in_step(step: int) -> Any:
+    from longred import objectives
+    from longred.training import loop
+
+    skipped_positions, long_loss = loop.skipped_positions, objectives.long_loss
+    now = [0]
+
+    def remember_step(job: TrainingJob, step: int) -> Any:
+        now[0] = step
+        return skipped_positions(job, step)
+
+    def nan_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = long_loss(*args, **kwargs)
+        return loss * float("nan") if now[0] == step else loss
+
+    loop.skipped_positions, objectives.long_loss = remember_step, nan_loss
+    return _at(-1, None)
+
+
+FAULTS = {
+    "none": lambda step: _at(-1, None),
+    "kill": _kill_after_step,
+    "terminate": _terminate_after_step,
+    "disk-full": _disk_full_after_step,
+    "kill-in-save": _during_save(signal.SIGKILL, after="model.safetensors"),
+    "terminate-in-save": _during_save(signal.SIGTERM, after="model.safetensors"),
+    "kill-before-rename": _kill_before_rename,
+    "nan": _nan_in_step,
+}
