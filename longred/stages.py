@@ -197,13 +197,15 @@ def freeze_samples(
     config: EvaluationConfig, base: Artifact, data: Artifact, *, store: Store
 ) -> Artifact:
     """Write every question once, so that all models answer the same ones."""
+    from longred.evaluation import ruler, short
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.samples import freeze
 
         freeze(config, base.folder, data.folder, folder)
 
-    values = {**config.digest_values(), "part": "samples"}
+    generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
+    values = {**config.digest_values(), "part": "samples", "generators": generators}
     del values["references"], values["similarity_tokens"]
     inputs = {"model": base.digest, "data": data.digest}
     return store.build("evaluation", values, inputs, make)

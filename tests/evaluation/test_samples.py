@@ -1,0 +1,93 @@
+"""Frozen samples: same bytes each time, and one file does not depend on the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longred.config import EvaluationConfig
+from longred.errors import ConfigError, MismatchError
+from longred.evaluation.samples import freeze
+from longred.evaluation.units import read_lines, read_units
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def changed(config: EvaluationConfig, **ruler: object) -> EvaluationConfig:
+    return config.model_copy(update={"ruler": config.ruler.model_copy(update=ruler)})
+
+
+def test_bytes_are_the_same_each_time(
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    data_folder: Path,
+    samples_folder: Path,
+    tmp_path: Path,
+) -> None:
+    freeze(config, tiny_model_folder, data_folder, tmp_path)
+    assert files(tmp_path) == files(samples_folder)
+
+
+def test_another_length_changes_no_other_file(
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    data_folder: Path,
+    samples_folder: Path,
+    tmp_path: Path,
+) -> None:
+    more = changed(config, lengths=[448, 512, 384])
+    freeze(more, tiny_model_folder, data_folder, tmp_path)
+    old, new = files(samples_folder), files(tmp_path)
+    assert set(new) - set(old) == {"ruler/niah_single_1-448.jsonl", "ruler/niah_single_2-448.jsonl"}
+    assert {name for name in old if old[name] != new[name]} == {"index.json"}
+
+
+def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
+    index = json.loads((samples_folder / "index.json").read_text())
+    entry = index["ruler"]["niah_single_1"]["384"]
+    assert (entry["budget"], entry["budget_tokens"], entry["num_samples"]) == ("compact", 16, 3)
+    assert 0.8 < entry["fill"] <= 1.0
+    assert entry["max_tokens"] <= 384
+    assert index["short"]["brackets"]["chance"] == pytest.approx(100 / 3, abs=0.01)
+    keys = [unit.key for unit in read_units(samples_folder)]
+    assert keys[-1] == "ruler-niah_single_2-512"
+    assert len(keys) == 8
+
+
+def test_changed_samples_are_refused(samples_folder: Path, tmp_path: Path) -> None:
+    for name, content in files(samples_folder).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "short" / "cloze.jsonl"
+    path.write_text(path.read_text() + "{}\n")
+    unit = next(unit for unit in read_units(tmp_path) if unit.task == "cloze")
+    with pytest.raises(MismatchError, match="was changed"):
+        unit.read_samples()
+
+
+def test_bad_requests_are_refused(
+    config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.ruler\.tasks: vt is unknown"):
+        freeze(changed(config, tasks=["vt"]), tiny_model_folder, data_folder, tmp_path)
+    (tmp_path / "tokenizer.json").write_text((tiny_model_folder / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        (tiny_model_folder / "tokenizer_config.json").read_text()
+    )
+    with (tmp_path / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(MismatchError, match="another tokenizer"):
+        freeze(config, tmp_path, data_folder, tmp_path)
+
+
+def test_damaged_lines_name_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n[1]\n')
+    with pytest.raises(MismatchError, match=r"a\.jsonl:2: is not a JSON object"):
+        read_lines(path)
+    path.write_text('{"a": 1}\n{"b\n')
+    with pytest.raises(MismatchError, match=r"a\.jsonl:2: is not valid JSON"):
+        read_lines(path)
