@@ -180,7 +180,7 @@ def train_student(
             student_folder=extended.path,
             data_folder=data.path,
             data_digest=data.digest,
-            distill_layers=distill_layers,
+            distill_layers=tuple(distill_layers),
             rows=config.rows(method),
             save_every_steps=config.save_every_steps,
             num_checkpoints=config.num_checkpoints,
