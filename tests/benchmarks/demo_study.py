@@ -1,14 +1,16 @@
 """Measure LongReD against its baselines on the demo model, over several seeds.
 
-    python tests/benchmarks/demo_study.py --seeds 5 --output tests/benchmarks/results/demo-study
+    python tests/benchmarks/demo_study.py --output tests/benchmarks/results/demo-study
 
 The settings are those of the demo recipe with more samples. For every seed all students share data,
-learning rate, steps and tokens; the interval of a difference is Student's t over the paired seeds. Every
-configuration asked for is written down, whichever way it falls.
+learning rate, steps and tokens; the interval of a difference is Student's t over the paired seeds.
+Finished work is in the store: several processes may share the seeds, and a last call over all of
+them only reads.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -100,7 +102,7 @@ def table(summary: Mapping[str, Mapping[str, Any]], method: str, baseline: str) 
     """Return the summary as a Markdown table."""
     models = [name for name in next(iter(summary.values())) if name != "difference"]
     lines = [
-        f"| quantity | {' | '.join(models)} | {method} − {baseline} (95 % interval) |",
+        f"| quantity | {' | '.join(models)} | {method} minus {baseline} (95 % interval) |",
         "|---" * (len(models) + 2) + "|",
     ]
     for quantity, rows in summary.items():
@@ -118,14 +120,16 @@ def table(summary: Mapping[str, Mapping[str, Any]], method: str, baseline: str) 
 def main() -> None:
     """Run the study and write its JSON and its table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--store", type=Path, default=Path("outputs/study"))
     parser.add_argument("--output", type=Path, default=Path("outputs/study/demo-study"))
-    parser.add_argument("overrides", nargs="*", help="section.key=value, on top of the study's own")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.key=value, on top of the study's own"
+    )
     arguments = parser.parse_args()
-    overrides = [*STUDY, *arguments.overrides]
+    overrides = [*STUDY, *arguments.set]
     runs, seconds = [], []
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         config = load_recipe("demo", [*overrides, f"seed={seed}"])
         start = time.perf_counter()
         runs.append(run(config, Store(arguments.store)))
@@ -138,11 +142,12 @@ def main() -> None:
         arguments.output.with_suffix(".json"),
         {
             "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            "python": platform.python_version(),
             "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval")},
             "overrides": overrides,
             "config": config.model_dump(mode="json", exclude={"store", "tracking", "seed"}),
-            "seeds": list(range(arguments.seeds)),
+            "seeds": arguments.seeds,
             "seconds": seconds,
             "summary": summary,
             "runs": runs,
