@@ -1,0 +1,1 @@
+"""Compositions of stages; nothing here does work of its own."""

@@ -1,0 +1,73 @@
+"""The whole method as one flow: a recipe in, a report out."""
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from longred.artifacts import Artifact
+from longred.config import EvaluationConfig, TrainingConfig
+from longred.runs import load_config, open_run
+from tasks.stages import (
+    evaluate_model,
+    extend_model,
+    find_model,
+    freeze_samples,
+    prepare_data,
+    profile_attention,
+    select_layers,
+    train_student,
+    write_report,
+)
+
+
+@flow(name="longred", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
+def full_pipeline(recipe: str = "demo", overrides: list[str] = []) -> str:  # noqa: B006 - Prefect shows the default
+    """Extend a model's context window and restore its short-text skill.
+
+    Args:
+        recipe: a packaged recipe's name, or the path of a YAML file.
+        overrides: changes to it, each `section.key=value`.
+
+    Returns:
+        The id of the run, as `longred show` takes it.
+    """
+    config = load_config(recipe, overrides)
+    with open_run(config, recipe, overrides, prefect_flow_run_id=flow_run.id) as run:
+        base = find_model(config.model)
+        data = prepare_data(config.data, base)
+        extended = extend_model(config.extension, base)
+        profile = profile_attention(config.profiling, base, extended, data)
+        layers = select_layers(config.selection, profile)
+        students = train_students(config.training, base, extended, data, layers)
+        samples = freeze_samples(config.evaluation, base, data)
+        references = {"original": base, "rescaled": extended}
+        scores = evaluate_models(config.evaluation, references, students, samples, data)
+        recipe_values = config.digest_values()
+        write_report(
+            config.report, recipe_values, data, extended, profile, layers, students, scores
+        )
+    return run.record.id
+
+
+def train_students(
+    config: TrainingConfig, base: Artifact, extended: Artifact, data: Artifact, layers: Artifact
+) -> dict[str, Artifact]:
+    """Train the method's student and its baselines', one after the other."""
+    return {
+        method: train_student(config, method, base, extended, data, layers)
+        for method in config.methods()
+    }
+
+
+def evaluate_models(
+    config: EvaluationConfig,
+    references: dict[str, Artifact],
+    students: dict[str, Artifact],
+    samples: Artifact,
+    data: Artifact,
+) -> dict[str, Artifact]:
+    """Ask the wanted references and every student the same questions."""
+    models = {name: references[name] for name in config.references} | students
+    return {
+        name: evaluate_model(config, name, model, references["original"], samples, data)
+        for name, model in models.items()
+    }

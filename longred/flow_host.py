@@ -1,0 +1,70 @@
+"""Where flows run for the command line: finds them, and gives them a Prefect server.
+
+The one door from the library to the orchestration around it; it imports `flows` when a flow is to
+run.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from longred import services
+from longred.artifacts import Store
+from longred.errors import PreflightError
+from longred.temporary_server import prefect_environment, temporary_server
+
+
+def repository() -> Path:
+    """Return the folder that holds `flows`: that of an editable installation, or the current one.
+
+    Raises:
+        PreflightError: neither has them.
+    """
+    for folder in (Path(__file__).resolve().parents[1], Path.cwd()):
+        if (folder / "flows" / "pipeline.py").is_file():
+            return folder
+    raise PreflightError(
+        "flows/pipeline.py: is neither beside the installed package nor in the current folder; "
+        "run this from a clone of the repository"
+    )
+
+
+def run_pipeline(store: Store, recipe: str, overrides: Sequence[str]) -> str:
+    """Run the full pipeline in this process and return the run's id.
+
+    Raises:
+        LongredError: as the stages do, or because Prefect's server does not start.
+    """
+    root = str(repository())
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    with _server(store.root):
+        from flows.local import run_pipeline as run
+
+        return run(recipe, overrides)
+
+
+@contextlib.contextmanager
+def _server(root: Path) -> Iterator[None]:
+    """Give flows a Prefect server: the one the user names, the store's own, or a temporary one."""
+    # The terminal shows the stages in its own way; Prefect's lines go to its server.
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "longred"
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    os.environ.update(prefect_environment(root))
+    running = services.prefect_url(root)
+    if running:
+        os.environ["PREFECT_API_URL"] = running
+        yield
+        return
+    with temporary_server(root) as server:
+        os.environ["PREFECT_API_URL"] = server.url
+        # Both take seconds, and there are two cores.
+        import flows.local  # noqa: F401
+
+        server.wait()
+        yield

@@ -1,0 +1,158 @@
+"""What every task shares: when it is tried again, and how progress and reused work are shown."""
+
+import signal
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import httpx
+from prefect import task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+from prefect.states import Completed
+from prefect.tasks import Task
+
+from longred.artifacts import Artifact, Store
+from longred.errors import Stopped
+from longred.runs import Progress, current_run
+
+P = ParamSpec("P")
+
+PROGRESS_SECONDS = 5.0
+LOG_SECONDS = 30.0
+
+
+def is_worth_another_try(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a stage failed by losing its process, or by a preemption nobody asked for.
+
+    A user's stop reaches this process and not only the trainer: it arrives as Prefect's own signal,
+    or as SIGINT. Wrong settings, a full disk and a non-finite loss would only happen again.
+    """
+    from longred.training.launch import LostProcessError
+
+    error = state.data
+    preempted = isinstance(error, Stopped) and error.signal_number == signal.SIGTERM
+    return preempted or isinstance(error, LostProcessError)
+
+
+def stage_task(
+    name: str, stage: str
+) -> Callable[[Callable[P, State[Artifact] | Artifact]], Callable[P, Artifact]]:
+    """Make a Prefect task of a function that makes one artifact.
+
+    Args:
+        name: name of its runs; `{parameter}` stands for an argument.
+        stage: the stage it belongs to, as a tag.
+    """
+
+    def decorate(function: Callable[P, State[Artifact] | Artifact]) -> Callable[P, Artifact]:
+        tried = task(
+            task_run_name=name,
+            tags=["longred", stage],
+            retries=2,
+            retry_delay_seconds=[2, 30],
+            retry_condition_fn=is_worth_another_try,
+            # What is finished is decided by manifests in the store, which also see a deleted file.
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )(function)
+
+        @wraps(function)
+        def call(*arguments: P.args, **settings: P.kwargs) -> Artifact:
+            # A state that a task returns would otherwise reach the caller in place of its artifact.
+            state: State[Any] = tried(*arguments, **settings, return_state=True)
+            artifact: Artifact = state.result()
+            return artifact
+
+        return call
+
+    return decorate
+
+
+def make(
+    name: str, call: Callable[[Store, Progress], Artifact], *, shows_progress: bool = False
+) -> State[Artifact] | Artifact:
+    """Make one stage's artifact in the open run; one that existed is shown as Skipped.
+
+    Args:
+        name: the stage's name in the run.
+        call: the stage, given the store and a progress callback.
+        shows_progress: whether the stage reports progress.
+    """
+    progress = StageProgress(name) if shows_progress else None
+    artifact = current_run().make(
+        name, call, on_progress=progress, prefect_task_run_id=str(task_run.id)
+    )
+    if progress:
+        progress.end()
+    _describe(name, artifact)
+    if artifact.reused:
+        return Completed(
+            name="Skipped", message=f"{artifact.digest} was made before", data=artifact
+        )
+    return artifact
+
+
+class StageProgress:
+    """Shows a stage's progress in a Prefect progress artifact, and now and then in its log."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._artifact: Any = None
+        self._shown = self._logged = float("-inf")
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Show `done` of `total`, not more often than is useful."""
+        now = time.monotonic()
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            get_run_logger().info("%s: %d of %d, %s", self._name, done, total, text)
+        if now - self._shown >= PROGRESS_SECONDS:
+            self._shown = now
+            self._show(100.0 * done / max(total, 1))
+
+    def end(self) -> None:
+        """Show the end, where progress was shown at all."""
+        if self._artifact is not None:
+            self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(
+                    percent, key=_key("progress", self._name), description=self._name
+                )
+            else:
+                update_progress_artifact(self._artifact, percent)
+        except httpx.HTTPError as error:
+            get_run_logger().warning("progress could not be shown: %s", error)
+
+
+def _describe(name: str, artifact: Artifact) -> None:
+    """Leave a note with the artifact's identity and place in Prefect."""
+    how = "found finished in the store" if artifact.reused else "made in this run"
+    lines = [
+        f"# {name}",
+        "| | |",
+        "|---|---|",
+        f"| digest | `{artifact.digest}` |",
+        f"| folder | `{artifact.path}` |",
+        f"| | {how} |",
+    ]
+    try:
+        create_markdown_artifact("\n".join(lines), key=_key("stage", name), description=name)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("the artifact could not be described: %s", error)
+
+
+def _key(kind: str, name: str) -> str:
+    """Return a key of the letters that Prefect allows."""
+    return f"longred-{kind}-{name}".replace("/", "-").replace("_", "-").replace(".", "-").lower()

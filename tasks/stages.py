@@ -1,0 +1,134 @@
+"""One task a stage; each calls the stage of the same name and nothing else."""
+
+from typing import Any
+
+from prefect.client.schemas.objects import State
+
+from longred import stages
+from longred.artifacts import Artifact
+from longred.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExtensionConfig,
+    ModelConfig,
+    ProfilingConfig,
+    ReportConfig,
+    SelectionConfig,
+    TrainingConfig,
+)
+from tasks.stage import make, stage_task
+
+Made = State[Artifact] | Artifact
+
+
+@stage_task("model", "model")
+def find_model(config: ModelConfig) -> Made:
+    """Find the original model."""
+    return make("model", lambda store, progress: stages.find_model(config))
+
+
+@stage_task("data", "data")
+def prepare_data(config: DataConfig, base: Artifact) -> Made:
+    """Fill the long, short and original buckets."""
+    return make(
+        "data",
+        lambda store, progress: stages.prepare_data(
+            config, base, store=store, on_progress=progress
+        ),
+        shows_progress=True,
+    )
+
+
+@stage_task("extension", "extension")
+def extend_model(config: ExtensionConfig, base: Artifact) -> Made:
+    """Rescale RoPE."""
+    return make("extension", lambda store, progress: stages.extend_model(config, base, store=store))
+
+
+@stage_task("profiling", "profiling")
+def profile_attention(
+    config: ProfilingConfig, base: Artifact, extended: Artifact, data: Artifact
+) -> Made:
+    """Measure the drift of every layer."""
+    return make(
+        "profiling",
+        lambda store, progress: stages.profile_attention(
+            config, base, extended, data, store=store, on_progress=progress
+        ),
+        shows_progress=True,
+    )
+
+
+@stage_task("selection", "selection")
+def select_layers(config: SelectionConfig, profile: Artifact) -> Made:
+    """Choose the layers to distil."""
+    return make(
+        "selection", lambda store, progress: stages.select_layers(config, profile, store=store)
+    )
+
+
+@stage_task("training {method}", "training")
+def train_student(
+    config: TrainingConfig,
+    method: str,
+    base: Artifact,
+    extended: Artifact,
+    data: Artifact,
+    layers: Artifact,
+) -> Made:
+    """Train one student by one method."""
+    return make(
+        f"training/{method}",
+        lambda store, progress: stages.train_student(
+            config, method, base, extended, data, layers, store=store, on_progress=progress
+        ),
+        shows_progress=True,
+    )
+
+
+@stage_task("evaluation samples", "evaluation")
+def freeze_samples(config: EvaluationConfig, base: Artifact, data: Artifact) -> Made:
+    """Write every question once."""
+    return make(
+        "evaluation/samples",
+        lambda store, progress: stages.freeze_samples(config, base, data, store=store),
+    )
+
+
+@stage_task("evaluation {name}", "evaluation")
+def evaluate_model(
+    config: EvaluationConfig,
+    name: str,
+    model: Artifact,
+    base: Artifact,
+    samples: Artifact,
+    data: Artifact,
+) -> Made:
+    """Ask one model every question."""
+    return make(
+        f"evaluation/{name}",
+        lambda store, progress: stages.evaluate_model(
+            config, name, model, base, samples, data, store=store, on_progress=progress
+        ),
+        shows_progress=True,
+    )
+
+
+@stage_task("report", "report")
+def write_report(
+    config: ReportConfig,
+    recipe: dict[str, Any],
+    data: Artifact,
+    extended: Artifact,
+    profile: Artifact,
+    layers: Artifact,
+    students: dict[str, Artifact],
+    scores: dict[str, Artifact],
+) -> Made:
+    """Compare the models."""
+    return make(
+        "report",
+        lambda store, progress: stages.write_report(
+            config, recipe, data, extended, profile, layers, students, scores, store=store
+        ),
+    )

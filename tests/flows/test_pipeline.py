@@ -1,0 +1,58 @@
+"""The pipeline: refuses bad settings before any work, reads as a sentence, is deployable."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.pipeline import full_pipeline
+from longred import services, stages
+from longred.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_bad_settings_are_refused_with_their_key_before_any_work(tmp_path: Path) -> None:
+    store = f"store.path={tmp_path / 'store'}"
+    with pytest.raises(ConfigError, match=r"training\.learning_rat: unknown key"):
+        full_pipeline.fn("demo", [store, "training.learning_rat=1"])
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_flow_composes_and_decides_nothing() -> None:
+    source = ast.parse(inspect.getsource(inspect.getmodule(full_pipeline.fn)))  # type: ignore[arg-type]
+    decisions = (ast.If, ast.IfExp, ast.Try, ast.For, ast.While)
+    assert not [node for node in ast.walk(source) if isinstance(node, decisions)]
+
+
+def test_every_stage_has_a_task_that_the_flow_calls() -> None:
+    public = [
+        name
+        for name, value in vars(stages).items()
+        if inspect.isfunction(value) and value.__module__ == stages.__name__ and name[0] != "_"
+    ]
+    called = inspect.getsource(inspect.getmodule(full_pipeline.fn))  # type: ignore[arg-type]
+    for name in public:
+        assert f"{name}(" in called
+
+
+def test_the_deployment_names_this_flow_and_its_defaults() -> None:
+    assert full_pipeline.name == "longred"
+    file = yaml.safe_load((ROOT / services.DEPLOYMENTS_FILE).read_text())
+    (deployment,) = file["deployments"]
+    path, _, function = deployment["entrypoint"].partition(":")
+    assert (ROOT / path).is_file()
+    assert function == full_pipeline.fn.__name__
+    assert f"{full_pipeline.name}/{deployment['name']}" == services.DEPLOYMENT
+    assert deployment["work_pool"]["name"] == services.WORK_POOL
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(full_pipeline.fn).parameters.items()
+    }
+    assert deployment["parameters"] == defaults
+
+
+def test_results_are_not_kept_by_prefect() -> None:
+    assert full_pipeline.persist_result is False

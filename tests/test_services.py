@@ -1,0 +1,133 @@
+"""Services start together, are known by their process, and end together."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from longred import services
+from longred.errors import PreflightError
+from longred.flow_host import repository
+from longred.runs import is_alive, process_identity
+from longred.temporary_server import temporary_server
+
+
+def free_ports() -> dict[str, int]:
+    """Return two ports that nobody listens on."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        return {"prefect": one.getsockname()[1], "mlflow": two.getsockname()[1]}
+
+
+def test_a_taken_port_is_named_with_the_way_out_and_nothing_is_started(tmp_path: Path) -> None:
+    ports = free_ports()
+    with (
+        socket.create_server(("127.0.0.1", ports["mlflow"])),
+        pytest.raises(PreflightError) as caught,
+    ):
+        services.up(tmp_path, repository(), ports=ports, say=print)
+    assert caught.value.exit_code == 3
+    assert f"port {ports['mlflow']} for MLflow is taken" in str(caught.value)
+    assert f"--mlflow-port {ports['mlflow'] + 1}" in str(caught.value)
+    assert services.load(tmp_path) == {}
+
+
+def test_without_services_there_is_nothing_to_stop(tmp_path: Path) -> None:
+    assert services.down(tmp_path) == []
+    assert services.prefect_url(tmp_path) is None
+    assert all("stopped" in line for line in services.status(tmp_path))
+
+
+def test_a_process_that_took_over_an_id_is_not_taken_for_the_service(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        pid, started = process_identity(child.pid)
+        state = {
+            "worker": {"name": "worker", "process": [pid, started - 1000], "url": "", "port": 0}
+        }
+        services.folder(tmp_path).mkdir()
+        (services.folder(tmp_path) / "services.json").write_text(json.dumps(state))
+        assert services.load(tmp_path) == {}
+        assert services.down(tmp_path) == []
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_temporary_server_answers_and_ends_with_its_owner(tmp_path: Path) -> None:
+    program = (
+        "import sys, os, pathlib\n"
+        "from longred.temporary_server import TemporaryServer\n"
+        "server = TemporaryServer(pathlib.Path(sys.argv[1]))\n"
+        "server.wait()\n"
+        "print(server._process.pid, server.url, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(repository())},
+    )
+    assert owner.stdout
+    pid, url = owner.stdout.readline().split()
+    server = process_identity(int(pid))
+    assert httpx.get(f"{url}/health").status_code == 200
+    owner.kill()
+    owner.wait()
+    wait_until_gone(server)
+    assert (tmp_path / "prefect" / "prefect.db").is_file()
+
+
+def wait_until_gone(identity: list[float]) -> None:
+    """Wait until a process has ended, and fail if it does not."""
+    deadline = time.monotonic() + 40
+    while is_alive(identity):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_MAX_PARAMETER_SIZE", "not a number")
+    with temporary_server(tmp_path) as server, pytest.raises(PreflightError, match=r"server\.log"):
+        server.wait()
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[dict[str, services.Service]]:
+    """All services of a new store, on free ports."""
+    yield services.up(tmp_path, repository(), ports=free_ports(), say=print)
+    services.down(tmp_path)
+
+
+@pytest.mark.slow
+def test_up_serves_the_deployment_and_down_leaves_no_process(
+    tmp_path: Path, started: dict[str, services.Service]
+) -> None:
+    assert set(started) == {"prefect", "mlflow", "worker"}
+    again = services.up(tmp_path, repository(), ports=free_ports(), say=print)
+    assert again == started
+    url = services.prefect_url(tmp_path)
+    answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=20)
+    deployment = answer.json()
+    assert deployment["work_pool_name"] == services.WORK_POOL
+    assert deployment["parameters"] == {"recipe": "demo", "overrides": []}
+    assert set(deployment["parameter_openapi_schema"]["properties"]) == {"recipe", "overrides"}
+    assert services.describe(started, repository()).count("http://127.0.0.1") >= 2
+    assert services.down(tmp_path) == ["worker", "MLflow", "Prefect"]
+    for service in started.values():
+        assert not is_alive(service.process)
+    assert services.down(tmp_path) == []
