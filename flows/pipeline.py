@@ -33,18 +33,16 @@ def full_pipeline(recipe: str = "demo", overrides: list[str] = []) -> str:  # no
     config = load_config(recipe, overrides)
     with open_run(config, recipe, overrides, prefect_flow_run_id=flow_run.id) as run:
         base = find_model(config.model)
-        data = prepare_data(config.data, base)
         extended = extend_model(config.extension, base)
+        data = prepare_data(config.data, base)
+        samples = freeze_samples(config.evaluation, base, data)
         profile = profile_attention(config.profiling, base, extended, data)
         layers = select_layers(config.selection, profile)
         students = train_students(config.training, base, extended, data, layers)
-        samples = freeze_samples(config.evaluation, base, data)
         references = {"original": base, "rescaled": extended}
         scores = evaluate_models(config.evaluation, references, students, samples, data)
-        recipe_values = config.digest_values()
-        write_report(
-            config.report, recipe_values, data, extended, profile, layers, students, scores
-        )
+        made = (data, extended, profile, layers, students, samples, scores)
+        write_report(config.report, config.digest_values(), *made)
     return run.record.id
 
 

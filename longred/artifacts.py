@@ -8,12 +8,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longred.errors import LockedError, MismatchError, StorageError
+from longred.errors import LockedError, MismatchError, PreflightError, StorageError
 
 MANIFEST = "MANIFEST.json"
 DIGEST_LENGTH = 16
@@ -92,6 +92,20 @@ def sha256_file(path: Path) -> str:
     """Return the sha256 hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the store, with its parents, where it does not exist.
+
+    Raises:
+        PreflightError: the place cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreflightError(
+            f"{folder}: cannot be made ({error.strerror}); set store.path to a folder of yours"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -236,9 +250,8 @@ class Store:
         if found:
             return found
         work = self.work(digest)
-        with storage_errors(self.root):
-            work.mkdir(parents=True, exist_ok=True)
-            self.artifacts.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
+        make_folder(self.artifacts)
         with locked(work / "lock", f"{stage}-{digest}"):
             found = self.find(stage, digest)
             if found:
@@ -279,11 +292,25 @@ class Store:
         sync_folder(folder.parent)
 
 
-def folder_digest(folder: Path) -> str:
-    """Return the identity of a folder outside the store: the hash of its files' names and bytes."""
-    files = {
-        p.relative_to(folder).as_posix(): sha256_file(p)
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json")
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "chat_template*",
+    *TOKENIZER_FILES,
+)
+"""What makes a model the one it is; cards and other tools' files in its folder do not."""
+
+
+def folder_digest(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
+    """Return the identity of a folder outside the store.
+
+    Args:
+        folder: the folder.
+        patterns: the files in it whose names and bytes count.
+    """
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    files = {path.name: sha256_file(path) for path in found}
     return canonical_digest(files)[:DIGEST_LENGTH]

@@ -183,23 +183,24 @@ def _causal(
     num_queries, num_keys = query_BHTd.shape[2], key_BhTd.shape[2]
     if window is None or window >= num_keys:
         if num_queries in (1, num_keys):
-            dtype = query_BHTd.dtype
-            # On a CPU torch's bf16 kernel takes three times as long as its fp32 one for short rows.
-            slow = query_BHTd.device.type == "cpu" and dtype == torch.bfloat16 and num_keys < 512
-            query, key, value = (
-                tensor.float() if slow else tensor for tensor in (query_BHTd, key_BhTd, value_BhTd)
-            )
-            output_BHTd = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                is_causal=num_queries > 1,
-                enable_gqa=True,
-                **settings,
-            )
-            return output_BHTd.to(dtype)
+            settings = {**settings, "is_causal": num_queries > 1, "enable_gqa": True}
+            if _is_slow_in_bf16(value_BhTd):
+                with torch.autocast("cpu", enabled=False):
+                    tensors = (query_BHTd.float(), key_BhTd.float(), value_BhTd.float())
+                    output_BHTd = F.scaled_dot_product_attention(*tensors, **settings)
+                return output_BHTd.to(value_BhTd.dtype)
+            return F.scaled_dot_product_attention(query_BHTd, key_BhTd, value_BhTd, **settings)
         window = num_keys
     return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
+
+
+def _is_slow_in_bf16(value_BhTd: Tensor) -> bool:
+    """Return whether torch's CPU kernel takes longer in bf16 than in fp32, as on short rows."""
+    return (
+        value_BhTd.device.type == "cpu"
+        and value_BhTd.dtype == torch.bfloat16
+        and value_BhTd.shape[2] < 512
+    )
 
 
 def _windowed(

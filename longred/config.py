@@ -1,6 +1,7 @@
 """What a run is made of: one frozen section per stage, read from a recipe and dotted overrides."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,15 @@ from longred.methods import METHODS
 from longred.recipes import Recipe, read_recipe
 
 BUCKETS = ("long", "short", "original")
+COPIES = {
+    "seed": "seed",
+    "original_window": "original_window",
+    "target_window": "target_window",
+    "short_length": "data.short_length",
+    "ratio": "data.ratio",
+}
+"""What sections hold copies of, filled at load: field → the key that a user sets."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -81,6 +91,13 @@ class SourceConfig(Section):
     text_field: str = "text"
     length: Count | None = None
     buckets: dict[Bucket, NonNegative] = {"long": 1.0, "short": 1.0, "original": 1.0}
+
+    def digest_values(self) -> dict[str, Any]:
+        """Return the settings that can change a result; local text is known by its content."""
+        values = super().digest_values()
+        if self.kind == "files":
+            del values["path"]
+        return values
 
 
 class DataConfig(Section):
@@ -213,6 +230,7 @@ class EvaluationConfig(Section):
     ruler: RulerConfig
     short: ShortConfig = ShortConfig()
     similarity_tokens: Count = 16384
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
@@ -264,16 +282,11 @@ class RunConfig(Section):
         if not isinstance(values, Mapping):
             return values
         result = dict(values)
-        shared = {
-            key: result[key]
-            for key in ("seed", "original_window", "target_window")
-            if key in result
-        }
+        shared = {key: result[key] for key in COPIES if key in result and key in cls.model_fields}
         data = result.get("data")
         if isinstance(data, Mapping):
-            fields = DataConfig.model_fields
-            shared["short_length"] = data.get("short_length", fields["short_length"].default)
-            shared["ratio"] = data.get("ratio", fields["ratio"].default)
+            for key in ("short_length", "ratio"):
+                shared[key] = data.get(key, DataConfig.model_fields[key].default)
         for name, field in cls.model_fields.items():
             section = result.get(name, {})
             kind = field.annotation
@@ -287,8 +300,8 @@ class RunConfig(Section):
             if name == "data":
                 copies = {k: v for k, v in copies.items() if k not in ("short_length", "ratio")}
             for key in copies.keys() & section.keys():
-                owner = f"data.{key}" if key in ("short_length", "ratio") else key
                 if section[key] != copies[key]:
+                    owner = COPIES[key]
                     raise ValueError(f"{name}.{key}: is a copy of {owner}; set {owner} instead")
             result[name] = {**section, **copies}
         return result
@@ -326,6 +339,11 @@ def _problems(config: RunConfig) -> list[str]:
         if source.kind in ("files", "hub") and not source.path:
             problems.append(
                 f"data.sources.{number}.path: a source of kind {source.kind} needs a path"
+            )
+        if source.kind == "hub" and not _COMMIT.fullmatch(source.revision or ""):
+            problems.append(
+                f"data.sources.{number}.revision: a hub data set needs the full commit hash "
+                "(40 hexadecimal digits), since a branch can move"
             )
         if source.kind == "practice" and not source.length:
             problems.append(
@@ -417,8 +435,9 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
             (a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)),
             kind,
         )
+    copies = {} if kind is RunConfig else COPIES
     return [
         name
-        for name, field in kind.model_fields.items()
-        if field.default not in (0, {}) or field.is_required()
+        for name in kind.model_fields
+        if name not in copies or copies[name].startswith(f"{location[-1]}.")
     ]

@@ -25,6 +25,17 @@ class Method:
             name for name in ("long", "short", "original") if getattr(self, name) is not None
         )
 
+    def unused_settings(self) -> frozenset[str]:
+        """Return the training settings that the method never reads."""
+        unused: set[str] = set()
+        if not self.uses_teacher():
+            unused |= {"short_distill_weight", "short_to_long_weight", "weighting"}
+        if self.positions is None:
+            unused |= {"sigma", "truncation"}
+        if self.buckets() == ("long",):
+            unused |= {"short_length", "ratio"}
+        return frozenset(unused)
+
     def uses_layers(self) -> bool:
         """Return whether the method distils selected layers."""
         return self.short == "distill"

@@ -1,6 +1,7 @@
 """What lies in a model's folder: checked before it is used, written so that others can load it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,18 @@ def check_folder(folder: Path) -> None:
             ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
     """Return the safetensors files of a model folder, following `weights.json` to the original's.
+
+    Args:
+        folder: the model folder.
+        original: where the original model is now, if it may have moved since `folder` was written.
 
     Raises:
         PreflightError: there are none, or some are missing.
         ConfigError: the weights are pickled.
     """
-    folder = _weights_folder(folder)
+    folder = _weights_folder(folder, original)
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
     if (folder / WEIGHTS_INDEX_NAME).is_file():
@@ -114,9 +119,11 @@ def download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    if not revision:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError(
-            f"model.revision: give the commit of {name} on the hub, so that the run can be repeated"
+            f"model.path: {name} is no folder here, so it is looked for on the hub, and there "
+            "model.revision must be the full commit hash (40 hexadecimal digits), since a branch "
+            "can move"
         )
     wanted = ["config.json", "*.safetensors", WEIGHTS_INDEX_NAME, *COMPANIONS]
     try:
@@ -185,10 +192,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _weights_folder(folder: Path) -> Path:
+def _weights_folder(folder: Path, original: Path | None) -> Path:
     reference = folder / REFERENCE_NAME
     if not reference.is_file():
         return folder
+    if original is not None:
+        return original
     target = Path(str(read_object(reference).get("folder")))
     if not target.is_dir():
         raise PreflightError(

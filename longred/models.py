@@ -107,6 +107,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     attention: str = ATTENTION_NAME,
+    original: Path | None = None,
 ) -> PreTrainedModel:
     """Load a model in eval mode from safetensors only, running no code of the folder's own.
 
@@ -115,6 +116,7 @@ def load_model(
         dtype: of the parameters; RoPE's frequencies stay in fp32.
         device: where the parameters go.
         attention: `longred`, or `sdpa` for rows with padding.
+        original: where the original model is now, for a folder that points to its weights.
 
     Raises:
         PreflightError: files are missing or damaged.
@@ -122,7 +124,7 @@ def load_model(
     """
     register()
     config = copy.deepcopy(load_config(folder))
-    weights = weight_files(folder)[0].parent
+    weights = weight_files(folder, original=original)[0].parent
     loader: Any = AutoModelForCausalLM
     try:
         with _no_progress_bars():

@@ -19,7 +19,14 @@ from typing import Any, Protocol
 
 import psutil
 
-from longred.artifacts import Artifact, Store, canonical_digest, read_json, write_json
+from longred.artifacts import (
+    Artifact,
+    Store,
+    canonical_digest,
+    make_folder,
+    read_json,
+    write_json,
+)
 from longred.config import RunConfig, load_recipe
 from longred.errors import ConfigError, LongredError, MismatchError, Stopped
 
@@ -311,7 +318,7 @@ def open_run(
 
 def _new_id(runs: Path, name: str) -> str:
     """Return the name of a new, empty run folder; names sort by age, so no two share a second."""
-    runs.mkdir(parents=True, exist_ok=True)
+    make_folder(runs)
     while any(runs.glob(f"{(stamp := time.strftime('%Y%m%d-%H%M%S', time.gmtime()))}-*")):
         time.sleep(0.05)
     run_id = f"{stamp}-{name}-{secrets.token_hex(2)}"

@@ -4,12 +4,18 @@ The only room that knows both the configuration and the store; everything it cal
 values and folders. A Prefect task and a stage run from the command line call the same function.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import Artifact, Store, folder_digest, write_json
+from longred.artifacts import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    Artifact,
+    Store,
+    folder_digest,
+    write_json,
+)
 from longred.config import (
     DataConfig,
     EvaluationConfig,
@@ -25,6 +31,17 @@ from longred.tracking import Journal
 
 Progress = Callable[[int, int, str], None]
 
+VERSIONS = {
+    "data": 1,
+    "extension": 1,
+    "profiling": 1,
+    "selection": 1,
+    "training": 1,
+    "evaluation": 1,
+    "report": 1,
+}
+"""Raised when a stage's code makes something else of the same settings and inputs."""
+
 
 def find_model(config: ModelConfig) -> Artifact:
     """Return the original model's folder, named by the hash of its files.
@@ -36,7 +53,7 @@ def find_model(config: ModelConfig) -> Artifact:
     from longred.models import resolve_model
 
     folder = resolve_model(config.path, config.revision)
-    return Artifact("model", folder_digest(folder), str(folder), reused=True)
+    return Artifact("model", folder_digest(folder, MODEL_FILES), str(folder), reused=True)
 
 
 def prepare_data(
@@ -53,8 +70,9 @@ def prepare_data(
     return store.build(
         "data",
         config.digest_values(),
-        {"model": base.digest, **texts},
+        {"tokenizer": folder_digest(base.folder, TOKENIZER_FILES), **texts},
         lambda folder, work: prepare(config, base.folder, folder, work, on_progress=on_progress),
+        VERSIONS["data"],
     )
 
 
@@ -75,7 +93,8 @@ def extend_model(config: ExtensionConfig, base: Artifact, *, store: Store) -> Ar
             **settings,
         )
 
-    return store.build("extension", config.digest_values(), {"model": base.digest}, make)
+    inputs = {"model": base.digest}
+    return store.build("extension", config.digest_values(), inputs, make, VERSIONS["extension"])
 
 
 def profile_attention(
@@ -97,7 +116,7 @@ def profile_attention(
         device = choose_device(config.device)
         drift = profile_drift(
             load_model(base.folder, device=device),
-            load_model(extended.folder, device=device),
+            load_model(extended.folder, device=device, original=base.folder),
             read_rows(data.folder, "short", split="held_out", num_tokens=config.num_tokens),
             batch_rows=config.batch_rows,
             on_progress=on_progress,
@@ -114,7 +133,7 @@ def profile_attention(
         journal.close()
 
     inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
-    return store.build("profiling", config.digest_values(), inputs, make)
+    return store.build("profiling", config.digest_values(), inputs, make, VERSIONS["profiling"])
 
 
 def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -> Artifact:
@@ -142,7 +161,8 @@ def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -
         }
         write_json(folder / "selection.json", chosen)
 
-    return store.build("selection", config.digest_values(), {"profiling": profile.digest}, make)
+    inputs = {"profiling": profile.digest}
+    return store.build("selection", config.digest_values(), inputs, make, VERSIONS["selection"])
 
 
 def train_student(
@@ -163,9 +183,10 @@ def train_student(
     """
     uses_layers = METHODS[method].uses_layers()
     distill_layers = layers.read_json("selection.json")["distill_layers"] if uses_layers else []
-    settings = {**config.digest_values(), "method": method}
-    # Baselines share every other setting; which methods a run compares changes none of them.
-    del settings["baselines"]
+    values = {**config.digest_values(), "method": method}
+    # Which methods a run compares, and what a method never reads, cannot change its student.
+    unused = METHODS[method].unused_settings() | {"baselines"}
+    settings = {name: value for name, value in values.items() if name not in unused}
     inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
     if uses_layers:
         inputs["selection"] = layers.digest
@@ -174,8 +195,11 @@ def train_student(
         from longred.training import launch
         from longred.training.job import TrainingJob
 
+        store.verify(data)
+        # `rows` carries what the job needs of these.
+        plain = {k: v for k, v in settings.items() if k not in ("step_tokens", "short_length")}
         job = TrainingJob(
-            **{name: value for name, value in settings.items() if name in TrainingJob.fields()},
+            **plain,
             teacher_folder=base.path,
             student_folder=extended.path,
             data_folder=data.path,
@@ -187,10 +211,11 @@ def train_student(
             num_threads=config.num_threads,
             device=config.device,
         )
-        launch.run(job, work, on_progress=on_progress)
-        shutil.copytree(work / "result", folder, dirs_exist_ok=True)
+        result = launch.run(job, work, on_progress=on_progress)
+        for path in result.iterdir():
+            path.rename(folder / path.name)
 
-    return store.build("training", settings, inputs, make)
+    return store.build("training", settings, inputs, make, VERSIONS["training"])
 
 
 def freeze_samples(
@@ -208,7 +233,7 @@ def freeze_samples(
     values = {**config.digest_values(), "part": "samples", "generators": generators}
     del values["references"], values["similarity_tokens"]
     inputs = {"model": base.digest, "data": data.digest}
-    return store.build("evaluation", values, inputs, make)
+    return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 
 
 def evaluate_model(
@@ -247,7 +272,7 @@ def evaluate_model(
         "samples": samples.digest,
         "data": data.digest,
     }
-    return store.build("evaluation", values, inputs, make)
+    return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 
 
 def write_report(
@@ -258,6 +283,7 @@ def write_report(
     profile: Artifact,
     layers: Artifact,
     students: Mapping[str, Artifact],
+    samples: Artifact,
     scores: Mapping[str, Artifact],
     *,
     store: Store,
@@ -275,6 +301,7 @@ def write_report(
             profile=profile.folder,
             selection=layers.folder,
             students={name: artifact.folder for name, artifact in students.items()},
+            samples=samples.folder,
             scores={name: artifact.folder for name, artifact in scores.items()},
         )
 
@@ -283,7 +310,9 @@ def write_report(
         "extension": extended.digest,
         "profiling": profile.digest,
         "selection": layers.digest,
+        "evaluation/samples": samples.digest,
         **{f"training/{name}": artifact.digest for name, artifact in students.items()},
         **{f"evaluation/{name}": artifact.digest for name, artifact in scores.items()},
     }
-    return store.build("report", {**config.digest_values(), "recipe": dict(recipe)}, inputs, make)
+    values = {**config.digest_values(), "recipe": dict(recipe)}
+    return store.build("report", values, inputs, make, VERSIONS["report"])

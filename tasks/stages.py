@@ -123,12 +123,22 @@ def write_report(
     profile: Artifact,
     layers: Artifact,
     students: dict[str, Artifact],
+    samples: Artifact,
     scores: dict[str, Artifact],
 ) -> Made:
     """Compare the models."""
     return make(
         "report",
         lambda store, progress: stages.write_report(
-            config, recipe, data, extended, profile, layers, students, scores, store=store
+            config,
+            recipe,
+            data,
+            extended,
+            profile,
+            layers,
+            students,
+            samples,
+            scores,
+            store=store,
         ),
     )

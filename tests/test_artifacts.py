@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longred.artifacts import MANIFEST, Store, folder_digest, storage_errors, write_json
-from longred.errors import LockedError, MismatchError, StorageError
+from longred.errors import LockedError, MismatchError, PreflightError, StorageError
 
 
 def _write(text):
@@ -140,6 +140,12 @@ def test_full_disk_becomes_a_storage_error(tmp_path):
         raise PermissionError(13, "denied")
 
 
+def test_store_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        Store(tmp_path / "file" / "store").build("data", {}, {}, _write("x"))
+
+
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", float("nan"))
@@ -157,5 +163,7 @@ def test_manifest_lists_what_it_was_made_from(tmp_path):
 def test_folder_digest_follows_content(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = folder_digest(tmp_path)
+    (tmp_path / "README.md").write_text("a card is not the model")
+    assert folder_digest(tmp_path) == before
     (tmp_path / "config.json").write_text("{ }")
     assert folder_digest(tmp_path) != before

@@ -105,17 +105,21 @@ class Checkpoints:
             )
         return None
 
-    def require_space(self, size_bytes: int) -> None:
-        """Check that the next checkpoint fits before any step is spent.
+    def require_space(self, checkpoint_bytes: int, *, result_bytes: int) -> None:
+        """Check that all checkpoints kept at once fit, before any step is spent.
+
+        One more than `keep` exists while the oldest is not removed yet.
 
         Raises:
-            PreflightError: it does not; the message gives both sizes.
+            PreflightError: they do not; the message gives both sizes.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if free < size_bytes:
+        missing = max(1, self.keep + 1 - len(self._folders()))
+        needed = missing * checkpoint_bytes + result_bytes
+        if free < needed:
             raise PreflightError(
-                f"{self.folder}: the next checkpoint and the result need {size_bytes / 1e9:.2f} GB "
+                f"{self.folder}: checkpoints and the result need {needed / 1e9:.2f} GB "
                 f"and {free / 1e9:.2f} GB are free; free some space, or set store.path elsewhere"
             )
 

@@ -99,7 +99,10 @@ class Trainer:
         torch.manual_seed(job.seed)
         self.device = models.choose_device(job.device)
         self.student = models.load_model(
-            Path(job.student_folder), dtype=torch.float32, device=self.device
+            Path(job.student_folder),
+            dtype=torch.float32,
+            device=self.device,
+            original=Path(job.teacher_folder),
         )
         self.student.train()
         if job.activation_checkpointing:
@@ -110,6 +113,10 @@ class Trainer:
         self.loader = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed)
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
         self.step_tokens = sum(count * lengths[bucket] for bucket, count in job.rows.items())
+        self.epochs = {
+            bucket: job.num_steps * job.rows[bucket] / len(file)
+            for bucket, file in self.loader.files.items()
+        }
         self.journal = Journal(work / JOURNAL_NAME)
         self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints)
 
@@ -236,8 +243,13 @@ class Trainer:
             w.numel() * w.element_size() for w in named_weights(self.student).values()
         )
         if self.step < self.job.num_steps:
-            # Weights and two moments in the checkpoint, and the weights once more in the result.
-            self.checkpoints.require_space(4 * weight_bytes + 2**20)
+            # A checkpoint holds weights and two moments; the result holds the weights once more.
+            self.checkpoints.require_space(
+                3 * weight_bytes + 2**20, result_bytes=weight_bytes + 2**20
+            )
+        repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
+        if repeated:
+            log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)
         log.info("%s: starting after step %d of %d", self.job.method, self.step, self.job.num_steps)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -325,6 +337,7 @@ class Trainer:
             "rows": dict(self.job.rows),
             "num_steps": self.step,
             "tokens": tokens,
+            "epochs": self.epochs,
             "seconds": self.seconds,
             "tokens_per_second": tokens / self.seconds,
             "final": dict(self.metrics),
