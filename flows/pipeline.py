@@ -5,7 +5,8 @@ from prefect.runtime import flow_run
 
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
-from longred.runs import load_config, open_run
+from longred.runs import load_config
+from longred.session import open_run
 from tasks.stages import (
     evaluate_model,
     extend_model,

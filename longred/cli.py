@@ -114,7 +114,8 @@ def _run(recipe: str, overrides: list[str]) -> None:
     """Run the pipeline in this process, then print what came out."""
     from longred import services
     from longred.flow_host import run_pipeline
-    from longred.runs import listening, load_config, load_run
+    from longred.runs import load_config, load_run
+    from longred.session import listening
     from longred.terminal import Terminal
 
     config = load_config(recipe, overrides)

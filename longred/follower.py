@@ -21,7 +21,8 @@ from longred.tracking import JOURNAL_NAME, read_lines
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from longred.runs import Run, RunRecord, StageRecord
+    from longred.runs import RunRecord, StageRecord
+    from longred.session import Run
 
 log = logging.getLogger(__name__)
 

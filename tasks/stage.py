@@ -22,7 +22,7 @@ from prefect.tasks import Task
 
 from longred.artifacts import Artifact, Store
 from longred.errors import Stopped
-from longred.runs import Progress, current_run
+from longred.session import Progress, current_run
 
 P = ParamSpec("P")
 

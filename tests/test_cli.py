@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from longred.artifacts import Artifact, Store, write_json
 from longred.cli import app
-from longred.runs import Progress, load_config, open_run
+from longred.runs import load_config
+from longred.session import Progress, open_run
 
 SCORES = {"original": {"short": {"cloze": 70.0, "average": 70.0}, "ruler": {}, "similarity": 1.0}}
 

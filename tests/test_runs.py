@@ -12,18 +12,15 @@ from longred.artifacts import Artifact, Store
 from longred.config import RunConfig
 from longred.errors import ConfigError, MismatchError, Stopped, StorageError
 from longred.runs import (
-    Progress,
     RunRecord,
     StageRecord,
-    current_run,
     is_alive,
     list_runs,
-    listening,
     load_config,
     load_run,
-    open_run,
     process_identity,
 )
+from longred.session import Progress, current_run, listening, open_run
 
 
 def build(store: Store, text: str = "content", stage: str = "data") -> Artifact:

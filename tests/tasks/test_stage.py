@@ -20,7 +20,8 @@ from longred.errors import (
     Stopped,
     StorageError,
 )
-from longred.runs import Progress, load_config, load_run, open_run
+from longred.runs import load_config, load_run
+from longred.session import Progress, open_run
 from longred.training.launch import LostProcessError
 from tasks.stage import make, stage_task
 

@@ -1,0 +1,235 @@
+"""A run that is open: how its stages are made and recorded, and who is told.
+
+`open_run` makes a run current; `Run.make` is how a stage of it is made. Whoever shows a run (the
+terminal, MLflow) listens to it and never holds it up.
+"""
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Protocol
+
+from longred.artifacts import Artifact, Store, canonical_digest, make_folder
+from longred.config import RunConfig
+from longred.errors import LongredError, Stopped
+from longred.runs import RunRecord, StageRecord, process_identity
+
+Progress = Callable[[int, int, str], None]
+
+
+class Listener(Protocol):
+    """Someone who shows a run; called by the thread that works: returns at once, never raises."""
+
+    def changed(self, run: RunRecord) -> None:
+        """A stage or the run began or ended."""
+
+    def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
+        """A stage got on."""
+
+
+class RecordedStore(Store):
+    """A store that tells the run which artifact the current stage makes, and where it works."""
+
+    def __init__(self, root: Path | str, begun: Callable[[str, Path], None]) -> None:
+        super().__init__(root)
+        self._begun = begun
+
+    def build(
+        self,
+        stage: str,
+        values: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        make: Callable[[Path, Path], None],
+        version: int = 1,
+    ) -> Artifact:
+        """Return the artifact as `Store.build` does, after noting its digest."""
+        digest = self.digest(stage, values, inputs, version)
+        self._begun(digest, self.work(digest))
+        return super().build(stage, values, inputs, make, version)
+
+
+class Run:
+    """An open run: makes stages and keeps the record.
+
+    Attributes:
+        record: the run's record, written to disk at every change.
+        store: where its stages put their artifacts.
+    """
+
+    def __init__(self, record: RunRecord, root: Path, listeners: Sequence[Listener]) -> None:
+        self.record = record
+        self.store = RecordedStore(root, self._note_digest)
+        self._listeners = list(listeners)
+        self._lock = threading.Lock()
+
+    def listen(self, listener: Listener) -> None:
+        """Add a listener."""
+        self._listeners.append(listener)
+
+    def save(self) -> None:
+        """Write the record; safe to call from a listener's own thread."""
+        with self._lock:
+            self.record.save(self.store.runs)
+
+    def make(
+        self,
+        name: str,
+        make: Callable[[Store, Progress], Artifact],
+        *,
+        on_progress: Progress | None = None,
+        prefect_task_run_id: str | None = None,
+    ) -> Artifact:
+        """Make one stage's artifact and record how that went.
+
+        Args:
+            name: name of the stage in this run.
+            make: the stage; called with the store and a progress callback.
+            on_progress: also told of progress.
+            prefect_task_run_id: the Prefect task run that this is.
+
+        Raises:
+            LongredError: as `make` does; the stage is recorded as failed, or as stopped.
+        """
+        stage = StageRecord(
+            name,
+            name.partition("/")[0],
+            started=time.time(),
+            prefect_task_run_id=prefect_task_run_id,
+        )
+        self.record.stages.append(stage)
+        self._announce()
+
+        def progressed(done: int, total: int, text: str) -> None:
+            for listener in self._listeners:
+                listener.progressed(stage, done, total, text)
+            if on_progress:
+                on_progress(done, total, text)
+
+        try:
+            with _outcome(stage):
+                artifact = make(self.store, progressed)
+                stage.digest, stage.path = artifact.digest, artifact.path
+                stage.status = "skipped" if artifact.reused else "ran"
+        finally:
+            stage.seconds = round(time.time() - stage.started, 3)
+            self._announce()
+        return artifact
+
+    def end(self) -> None:
+        """Close the record."""
+        self.record.finished = time.time()
+        self._announce()
+
+    def _announce(self) -> None:
+        self.save()
+        for listener in self._listeners:
+            listener.changed(self.record)
+
+    def _note_digest(self, digest: str, work: Path) -> None:
+        if self.record.stages and self.record.stages[-1].status == "running":
+            stage = self.record.stages[-1]
+            stage.digest, stage.work = digest, str(work)
+            self.save()
+
+
+@contextlib.contextmanager
+def _outcome(record: StageRecord | RunRecord) -> Iterator[None]:
+    """Record how a block ended, where it did not end well, and let the error pass."""
+    try:
+        yield
+    except LongredError as error:
+        record.status = "stopped" if isinstance(error, Stopped) else "failed"
+        record.error = str(error)
+        raise
+    except Exception as error:
+        record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+        raise
+    except BaseException as error:
+        # KeyboardInterrupt and Prefect's own signal for SIGTERM.
+        reason = f"stopped ({type(error).__name__}); run the same command to go on"
+        record.status, record.error = "stopped", reason
+        raise
+
+
+_current: ContextVar[Run] = ContextVar("longred_run")
+_listening: ContextVar[tuple[Listener, ...]] = ContextVar("longred_listeners", default=())
+
+
+def current_run() -> Run:
+    """Return the run that is open here.
+
+    Raises:
+        LookupError: no run is open; stages are made inside `open_run`.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise LookupError("no run is open; call the stage inside open_run") from None
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Add a listener to every run opened inside the block."""
+    token = _listening.set((*_listening.get(), listener))
+    try:
+        yield
+    finally:
+        _listening.reset(token)
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunConfig,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    prefect_flow_run_id: str | None = None,
+) -> Iterator[Run]:
+    """Start a run and make it current; its end is recorded honestly, however the block is left.
+
+    Raises:
+        StorageError: the store cannot be written.
+    """
+    from longred.follower import Follower
+
+    root = Store(config.store.path).root
+    record = RunRecord(
+        id=_new_id(root / "runs", config.name),
+        recipe=recipe,
+        overrides=list(overrides),
+        config=config.model_dump(mode="json"),
+        digest=canonical_digest(config.digest_values())[:16],
+        started=time.time(),
+        process=process_identity(),
+        prefect_flow_run_id=prefect_flow_run_id,
+    )
+    run = Run(record, root, _listening.get())
+    run.save()
+    follower = Follower(run, config.tracking)
+    run.listen(follower)
+    token = _current.set(run)
+    try:
+        with _outcome(record):
+            follower.start()
+            yield run
+            record.status = "finished"
+    finally:
+        _current.reset(token)
+        try:
+            run.end()
+        finally:
+            follower.finish()
+
+
+def _new_id(runs: Path, name: str) -> str:
+    """Return the name of a new, empty run folder; names sort by age, so no two share a second."""
+    make_folder(runs)
+    while any(runs.glob(f"{(stamp := time.strftime('%Y%m%d-%H%M%S', time.gmtime()))}-*")):
+        time.sleep(0.05)
+    run_id = f"{stamp}-{name}-{secrets.token_hex(2)}"
+    (runs / run_id).mkdir()
+    return run_id
