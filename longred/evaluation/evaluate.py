@@ -30,17 +30,26 @@ class Subject:
     Args:
         config: what is asked.
         folder: its model folder.
+        original: the original model's folder.
         max_tokens: the longest prompt with its answer.
     """
 
-    def __init__(self, config: EvaluationConfig, folder: Path, *, max_tokens: int) -> None:
-        self.config, self.folder, self.max_tokens = config, folder, max_tokens
+    def __init__(
+        self, config: EvaluationConfig, folder: Path, original: Path, *, max_tokens: int
+    ) -> None:
+        self.config, self.folder, self.original = config, folder, original
+        self.max_tokens = max_tokens
         self.device = choose_device(config.device)
 
     def load(self, folder: Path, attention: str = ATTENTION_NAME) -> Any:
         """Return a model on the device of the evaluation."""
-        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        return load_model(folder, dtype=dtype, device=self.device, attention=attention)
+        return load_model(
+            folder,
+            dtype=getattr(torch, self.config.dtype),
+            device=self.device,
+            attention=attention,
+            original=self.original,
+        )
 
     def release(self) -> None:
         """Let go of the model, so that others have room."""
@@ -103,7 +112,8 @@ def evaluate(
     """
     _check_tokenizer(model_folder, samples_folder)
     units = read_units(samples_folder)
-    subject = Subject(config, model_folder, max_tokens=max(unit.max_tokens for unit in units))
+    max_tokens = max(unit.max_tokens for unit in units)
+    subject = Subject(config, model_folder, original_folder, max_tokens=max_tokens)
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         unit.key: lambda unit=unit: _ask(subject, unit)  # type: ignore[misc]
         for unit in units
@@ -199,7 +209,7 @@ def _write(
     for unit in units:
         score = results[unit.key]["score"]
         group = short if unit.length is None else ruler.setdefault(str(unit.length), {})
-        group[unit.task] = score
+        group[unit.task] = score | ({"capacity": unit.capacity} if unit.capacity else {})
         write_lines(folder / "samples" / f"{unit.key}.jsonl", results[unit.key]["answers"])
         journal.append({f"{unit.kind}/{unit.task}": score["score"]}, step=unit.length or 0)
     similarity, held_out = results["similarity"], results["held_out"]

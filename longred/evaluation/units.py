@@ -19,6 +19,7 @@ class Unit:
     Attributes:
         kind: `short` or `ruler`.
         task: the task's name.
+        capacity: what a short task stands for; None for RULER.
         length: tokens of prompt and answer together; None for short tasks.
         metric: `choice`, `exact_match` or `recall`.
         chance: percent that guessing scores.
@@ -29,6 +30,7 @@ class Unit:
 
     kind: str
     task: str
+    capacity: str | None
     length: int | None
     metric: str
     chance: float
@@ -86,6 +88,7 @@ def _unit(folder: Path, kind: str, task: str, length: int | None, entry: Mapping
     return Unit(
         kind=kind,
         task=task,
+        capacity=entry["capacity"] if kind == "short" else None,
         length=length,
         metric=entry["metric"],
         chance=float(entry["chance"]),

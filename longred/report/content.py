@@ -10,7 +10,7 @@ from longred.report import provenance, tables
 from longred.report.findings import findings
 from longred.report.inputs import Inputs
 from longred.report.samples import Unit, examples, frozen_prompts
-from longred.report.scores import ORIGINAL, Comparison
+from longred.report.scores import Comparison
 
 NUM_EXAMPLES = 3
 
@@ -25,13 +25,14 @@ def page_content(title: str, inputs: Inputs, comparison: Comparison) -> dict[str
         "result": tables.result_table(comparison),
         "differences": tables.difference_table(comparison),
         "findings": findings(comparison, inputs.drift, method=method, baselines=baselines),
+        "short_average": tables.short_average_words(comparison),
         "dropped": [
-            {"task": entry.unit.label(), "reason": entry.reason} for entry in comparison.dropped
+            {"task": label, "reason": reason} for label, reason in tables.dropped_lines(comparison)
         ],
         "reasons": [
             entry["text"][:1].upper() + entry["text"][1:] for entry in inputs.selection["reasons"]
         ],
-        "samples": _samples(comparison, inputs.scores),
+        "samples": _samples(comparison, inputs.scores, inputs.samples),
         "provenance": [
             {"title": "Models", "table": provenance.model_table(inputs.scores, comparison.raw)},
             {"title": "Stages", "table": provenance.artifact_table(inputs.stages)},
@@ -95,7 +96,9 @@ def _percent(value: float | None) -> str:
     return tables.NOT_AVAILABLE if value is None else f"{value:.1f} %"
 
 
-def _samples(comparison: Comparison, scores: Mapping[str, Path]) -> list[dict[str, Any]]:
+def _samples(
+    comparison: Comparison, scores: Mapping[str, Path], samples: Path
+) -> list[dict[str, Any]]:
     """Return a few samples of every unit; dropped ones too, since they show why."""
     units = [Unit(task) for task in comparison.short_tasks]
     units += [
@@ -104,8 +107,7 @@ def _samples(comparison: Comparison, scores: Mapping[str, Path]) -> list[dict[st
     units += [entry.unit for entry in comparison.dropped]
     found = []
     for unit in units:
-        prompts = frozen_prompts(scores.get(ORIGINAL, next(iter(scores.values()))), unit)
-        chosen = examples(scores, unit, NUM_EXAMPLES, prompts)
+        chosen = examples(scores, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
         if chosen:
             found.append({"label": unit.label(), "examples": chosen})
     return found

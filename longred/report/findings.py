@@ -1,4 +1,4 @@
-"""Says in words which of the method's claims one run supports, and which it cannot test."""
+"""Says in words what one run tells of the method's claims; only an interval gives a verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,13 @@ RESCALED = "rescaled"
 SUPPORTED, CONTRADICTED, OPEN, NOT_TESTABLE = (
     "supported",
     "contradicted",
-    "no difference seen",
+    "not decided",
     "not testable",
 )
+MEASURED, HIGHER, LOWER, EQUAL = "measured", "higher", "lower", "equal"
+"""What is said of a number without an interval."""
+MARGIN = 1.0
+"""Points below a baseline that still count as no worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def _similarity(comparison: Comparison, name: str) -> float | None:
 
 
 def _drift_finding(comparison: Comparison, drift: Mapping[str, Any]) -> Finding:
-    claim = "Rescaling RoPE alone moves attention and hidden states away from the original"
+    claim = "Distance of attention and hidden states from the original's after rescaling RoPE alone"
     scores = [float(score) for score in drift.get("attention_kl", [])]
     similarity = _similarity(comparison, RESCALED)
     if similarity is None or not scores:
@@ -59,21 +63,20 @@ def _drift_finding(comparison: Comparison, drift: Mapping[str, Any]) -> Finding:
         f"nats on average "
         f"over layers, {max(scores):.4f} in decoder layer {scores.index(max(scores))}"
     )
-    return Finding(
-        claim, SUPPORTED if similarity < 1 and max(scores) > 0 else CONTRADICTED, evidence
-    )
+    return Finding(claim, MEASURED, evidence)
 
 
 def _restoration_finding(comparison: Comparison, method: str, baseline: str) -> Finding:
-    claim = f"{method} brings hidden states closer to the original's than {baseline} does"
+    claim = f"Hidden-state similarity of {method} to the original, compared with {baseline}"
     ours, theirs = _similarity(comparison, method), _similarity(comparison, baseline)
     if ours is None or theirs is None:
         return Finding(claim, NOT_TESTABLE, "similarity was not measured for both")
-    evidence = f"last-layer similarity {ours:.4f} against {theirs:.4f}"
+    evidence = f"last-layer similarity {ours:.4f} against {theirs:.4f}, without an interval"
     rescaled = _similarity(comparison, RESCALED)
     if rescaled is not None:
         evidence += f"; rescaled without training {rescaled:.4f}"
-    return Finding(claim, SUPPORTED if ours > theirs else CONTRADICTED, evidence)
+    verdict = EQUAL if ours == theirs else HIGHER if ours > theirs else LOWER
+    return Finding(claim, verdict, evidence)
 
 
 def _score_findings(comparison: Comparison, method: str, baseline: str) -> list[Finding]:
@@ -89,22 +92,25 @@ def _score_findings(comparison: Comparison, method: str, baseline: str) -> list[
         found.append(Finding(claim, _verdict(short), _evidence(short)))
     if comparison.lengths:
         length = max(comparison.lengths)
-        claim = f"{method} is no worse than {baseline} at {length:,} tokens"
+        claim = (
+            f"{method} is no worse than {baseline} at {length:,} tokens, within {MARGIN:g} point"
+        )
         long = by_measure.get(f"RULER at {length:,} tokens")
         if long is None:
             found.append(Finding(claim, NOT_TESTABLE, _why_not(comparison, length)))
         else:
-            found.append(Finding(claim, _verdict(long), _evidence(long)))
+            found.append(Finding(claim, _verdict(long, margin=MARGIN), _evidence(long)))
     return found
 
 
-def _verdict(entry: Difference) -> str:
+def _verdict(entry: Difference, margin: float = 0.0) -> str:
+    """Judge that the method is better, or with a margin, that it is worse by less than that."""
     if entry.interval is None:
         return NOT_TESTABLE
     low, high = entry.interval
-    if low > 0:
+    if low > -margin:
         return SUPPORTED
-    return CONTRADICTED if high < 0 else OPEN
+    return CONTRADICTED if high < -margin else OPEN
 
 
 def _evidence(entry: Difference) -> str:

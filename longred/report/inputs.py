@@ -28,6 +28,7 @@ class Inputs:
         trainings: method → its training.json.
         journals: method → its metrics.
         scores: model → folder of its evaluation artifact: references, baselines, the method last.
+        samples: folder of the frozen samples that all models were asked.
         stages: what a reader calls an artifact → its folder.
     """
 
@@ -38,6 +39,7 @@ class Inputs:
     trainings: Mapping[str, Mapping[str, Any]]
     journals: Mapping[str, Series]
     scores: Mapping[str, Path]
+    samples: Path
     stages: Mapping[str, Path]
 
     @property
@@ -64,6 +66,7 @@ def read_inputs(
     students: Mapping[str, Path],
     scores: Mapping[str, Path],
     data: Path,
+    samples: Path,
 ) -> Inputs:
     """Read the folders of the upstream artifacts.
 
@@ -88,11 +91,13 @@ def read_inputs(
         trainings={name: read_json(path / "training.json") for name, path in students.items()},
         journals={name: read_series(path / JOURNAL_NAME) for name, path in students.items()},
         scores={name: scores[name] for name in ordered},
+        samples=samples,
         stages={
             "data": data,
             "profiling": profile,
             "selection": selection,
             **{f"training of {name}": path for name, path in students.items()},
+            "frozen samples": samples,
         },
     )
 

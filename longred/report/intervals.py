@@ -26,7 +26,11 @@ def difference(averages: Floats) -> Floats:
 
 
 def paired_interval(
-    tasks: Sequence[Floats], statistic: Callable[[Floats], Floats], *, seed: int
+    tasks: Sequence[Floats],
+    statistic: Callable[[Floats], Floats],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int,
 ) -> Interval | None:
     """Return the percentile bootstrap interval of a statistic of two models' averages over tasks.
 
@@ -34,8 +38,9 @@ def paired_interval(
     so what the models share (an easy or a hard sample) cancels out of the comparison.
 
     Args:
-        tasks: one array [2, num_samples] of per-sample scores a task; the tasks weigh the same.
+        tasks: one array [2, num_samples] of per-sample scores a task.
         statistic: maps the averages [2, ...] to values [...].
+        weights: what each task counts in the average, relative to the others; None for equal parts.
         seed: seed of the resampling.
 
     Returns:
@@ -44,7 +49,8 @@ def paired_interval(
     """
     if not tasks or any(task.shape[1] < 2 for task in tasks):
         return None
-    if not np.isfinite(statistic(np.mean([task.mean(axis=-1) for task in tasks], axis=0))):
+    means = [task.mean(axis=-1) for task in tasks]
+    if not np.isfinite(statistic(np.average(means, axis=0, weights=weights))):
         return None
     from scipy.stats import DegenerateDataWarning, bootstrap
 
@@ -53,7 +59,7 @@ def paired_interval(
             task[:, np.asarray(index).astype(np.intp)].mean(axis=-1)
             for task, index in zip(tasks, indices, strict=True)
         ]
-        return statistic(np.mean(averages, axis=0))
+        return statistic(np.average(averages, axis=0, weights=weights))
 
     # The samples are index arrays, drawn independently for each task: that pairs the models within
     # a task and allows tasks of different sizes, which paired=True does not.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from longred.artifacts import MANIFEST, read_json
 from longred.errors import MismatchError
+from longred.evaluation.units import read_lines
 from longred.report.intervals import Floats
 
 
@@ -31,21 +31,19 @@ class Unit:
 
 
 def frozen_prompts(folder: Path, unit: Unit) -> dict[str, str]:
-    """Return the prompts of a unit by sample id, from the samples artifact beside a model's scores.
+    """Return the prompts of a unit by sample id.
 
-    They are for reading only: where the samples are not beside the scores (an evaluation copied out
-    of its store), there are none.
+    Args:
+        folder: the frozen samples that the models were asked.
+        unit: the task.
+
+    Raises:
+        MismatchError: the folder does not hold the unit, or a line is not a JSON object.
     """
-    if not (folder / MANIFEST).is_file():
-        return {}
-    digest = read_json(folder / MANIFEST).get("inputs", {}).get("samples")
     group, name = (
         ("short", unit.task) if unit.length is None else ("ruler", f"{unit.task}-{unit.length}")
     )
-    path = folder.parent / f"evaluation-{digest}" / group / f"{name}.jsonl"
-    if not path.is_file():
-        return {}
-    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    samples = read_lines(folder / group / f"{name}.jsonl")
     return {str(sample["id"]): " ".join(_parts(sample)) for sample in samples}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.artifacts import read_json
+from longred.errors import MismatchError
 from longred.report.intervals import Interval, difference, paired_interval, ratio
 from longred.report.samples import Unit, paired_scores
 
@@ -36,24 +37,41 @@ class Comparison:
     """Several models under one evaluation.
 
     Attributes:
-        models: name → {"short": {task: score, "average"}, "ruler": {length: {task: score,
-            "average"}}, "retention": {"short", "ruler": {length}}, "retention_interval": the same
-            with [low, high], "similarity", "similarity_per_layer", "nats_per_token",
-            "bits_per_byte", "dropped"}; scores and retention in percent, None where a value cannot
-            be told.
+        models: name → {"short": {task: score, "average"}, "capacities": {capacity: score},
+            "ruler": {length: {task: score, "average"}}, "retention": {"short", "capacities":
+            {capacity}, "ruler": {length}}, "retention_interval": the same with [low, high],
+            "similarity", "similarity_per_layer", "nats_per_token", "bits_per_byte", "dropped",
+            "dropped_capacities"}; scores and retention in percent, None where a value cannot be
+            told. The short average is the mean over capacities of the mean over the tasks of each.
         raw: name → the model's scores.json, with dropped tasks, standard errors and chance.
         dropped: tasks that the original barely solves.
+        dropped_capacities: those that no task is left of.
         differences: the method against each baseline.
-        short_tasks: short tasks compared.
+        capacities: capacity → its short tasks compared.
         ruler_tasks: length in tokens → RULER tasks compared there.
     """
 
     models: dict[str, dict[str, Any]]
     raw: dict[str, dict[str, Any]]
     dropped: list[Dropped]
+    dropped_capacities: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    short_tasks: list[str] = field(default_factory=list)
+    capacities: dict[str, list[str]] = field(default_factory=dict)
     ruler_tasks: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def short_tasks(self) -> list[str]:
+        """The short tasks compared, capacity by capacity."""
+        return [task for tasks in self.capacities.values() for task in tasks]
+
+    @property
+    def short_weights(self) -> list[float]:
+        """What each of `short_tasks` counts in the short average, in sum 1."""
+        return [
+            1 / (len(self.capacities) * len(tasks))
+            for tasks in self.capacities.values()
+            for _ in tasks
+        ]
 
     @property
     def lengths(self) -> list[int]:
@@ -66,6 +84,7 @@ def collect(
     *,
     original_window: int,
     min_points_above_chance: float,
+    dropped: Sequence[Dropped] | None = None,
     method: str | None = None,
     baselines: Sequence[str] = (),
     seed: int = 0,
@@ -82,22 +101,21 @@ def collect(
         folders: model name → folder with scores.json and samples/.
         original_window: the original's window, in tokens.
         min_points_above_chance: in percentage points.
+        dropped: leave out exactly these, however the original scores them.
         method: the trained method that `differences` compares with each of `baselines`.
         baselines: names of models.
         seed: seed of the bootstrap.
 
     Raises:
-        MismatchError: a folder lacks its scores, or two models answered different samples.
+        MismatchError: a folder lacks its scores, a short task does not say its capacity, or two
+            models answered different samples.
     """
     raw = {name: read_json(folder / "scores.json") for name, folder in folders.items()}
-    units = _units(raw.values())
-    dropped = _dropped(raw.get(ORIGINAL), units, original_window, min_points_above_chance)
-    left_out = {entry.unit for entry in dropped}
-    kept = [unit for unit in units if unit not in left_out]
-    lengths = sorted({unit.length for unit in units if unit.length is not None})
-    short = [unit.task for unit in kept if unit.length is None]
-    ruler = {length: [unit.task for unit in kept if unit.length == length] for length in lengths}
-    comparison = Comparison({}, raw, dropped, short_tasks=short, ruler_tasks=ruler)
+    if dropped is None:
+        original = raw.get(ORIGINAL, {})
+        units = units_of(raw.values())
+        dropped = barely_solved(original, units, original_window, min_points_above_chance)
+    comparison = _compared(raw, list(dropped), _capacities(folders, raw))
     for name in folders:
         comparison.models[name] = _averages(comparison, name)
     for name in folders:
@@ -127,7 +145,7 @@ def score_of(raw: Mapping[str, Any], unit: Unit) -> Mapping[str, Any] | None:
     return entry if isinstance(entry, Mapping) and entry.get("score") is not None else None
 
 
-def _units(raw: Iterable[Mapping[str, Any]]) -> list[Unit]:
+def units_of(raw: Iterable[Mapping[str, Any]]) -> list[Unit]:
     """Return every unit that some model was asked, each once, short tasks first."""
     found: dict[Unit, None] = {}
     models = list(raw)
@@ -139,11 +157,56 @@ def _units(raw: Iterable[Mapping[str, Any]]) -> list[Unit]:
     return list(found)
 
 
-def _dropped(
-    original: Mapping[str, Any] | None, units: Sequence[Unit], original_window: int, minimum: float
+def _capacities(
+    folders: Mapping[str, Path], raw: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return the capacity of every short task that some model was asked."""
+    found: dict[str, str] = {}
+    for name, model in raw.items():
+        for task, entry in model.get("short", {}).items():
+            capacity = entry.get("capacity")
+            if not capacity or found.setdefault(task, capacity) != capacity:
+                raise MismatchError(
+                    f"{folders[name] / 'scores.json'}: short.{task}.capacity is {capacity}, "
+                    f"expected {found.get(task, 'a name')}; evaluate the model again"
+                )
+    return found
+
+
+def _compared(
+    raw: dict[str, dict[str, Any]], dropped: list[Dropped], capacities: Mapping[str, str]
+) -> Comparison:
+    """Return which tasks count where; the models' values are still missing."""
+    units = units_of(raw.values())
+    left_out = {entry.unit for entry in dropped}
+    kept = [unit for unit in units if unit not in left_out]
+    lengths = sorted({unit.length for unit in units if unit.length is not None})
+    by_capacity: dict[str, list[str]] = {capacity: [] for capacity in capacities.values()}
+    for unit in kept:
+        if unit.length is None:
+            by_capacity[capacities[unit.task]].append(unit.task)
+    return Comparison(
+        {},
+        raw,
+        dropped,
+        dropped_capacities=[name for name, tasks in by_capacity.items() if not tasks],
+        capacities={name: tasks for name, tasks in by_capacity.items() if tasks},
+        ruler_tasks={n: [unit.task for unit in kept if unit.length == n] for n in lengths},
+    )
+
+
+def barely_solved(
+    original: Mapping[str, Any], units: Sequence[Unit], original_window: int, minimum: float
 ) -> list[Dropped]:
-    if original is None:
-        return []
+    """Return the tasks that are to be dropped, and why.
+
+    Args:
+        original: the original's scores.json; tasks that it was not asked are not judged.
+        units: the tasks in question.
+        original_window: its window, in tokens; RULER beyond it is judged by the longest length
+            within.
+        minimum: percentage points above chance that a task needs.
+    """
     dropped = []
     for unit in units:
         judged = unit
@@ -181,10 +244,16 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         scores = {task: float(entry["score"]) if entry else None for task, entry in entries.items()}
         return {**scores, "average": average(scores.values())}
 
+    short = scored(comparison.short_tasks)
+    capacities = {
+        capacity: average(short[task] for task in tasks)
+        for capacity, tasks in comparison.capacities.items()
+    }
     similarity = raw.get("similarity") or {}
     left_out = [(entry, score_of(raw, entry.unit)) for entry in comparison.dropped]
     return {
-        "short": scored(comparison.short_tasks),
+        "short": {**short, "average": average(capacities.values())},
+        "capacities": capacities,
         "ruler": {
             str(length): scored(tasks, length) for length, tasks in comparison.ruler_tasks.items()
         },
@@ -201,68 +270,74 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
             }
             for dropped, entry in left_out
         ],
+        "dropped_capacities": comparison.dropped_capacities,
     }
 
 
 def _retention(
     comparison: Comparison, folders: Mapping[str, Path], name: str, original_window: int, seed: int
 ) -> dict[str, Any]:
-    model, original = comparison.models[name], comparison.models.get(ORIGINAL)
+    reference = {measure.name: measure for measure in _measures(comparison, ORIGINAL)}
+    values: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
+    intervals: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
+    for measure in _measures(comparison, name):
+        value: float | None = None
+        interval: Interval | None = None
+        original = reference[measure.name].score if reference else None
+        if measure.score is not None and original and measure.length <= original_window:
+            value = 100.0 * measure.score / original
+            if name != ORIGINAL:
+                pairs = paired_scores(folders[name], folders[ORIGINAL], measure.units)
+                interval = paired_interval(pairs, ratio, weights=measure.weights, seed=seed)
+        group, key = measure.place
+        ends = list(interval) if interval else None
+        if key is None:
+            values[group], intervals[group] = value, ends
+        else:
+            values[group][key], intervals[group][key] = value, ends
+    return {"retention": values, "retention_interval": intervals}
 
-    def retained(
-        units: list[Unit], score: float | None, reference: float | None
-    ) -> tuple[float | None, list[float] | None]:
-        if score is None or not reference:
-            return None, None
-        interval = None
-        if name != ORIGINAL:
-            pairs = paired_scores(folders[name], folders[ORIGINAL], units)
-            interval = paired_interval(pairs, ratio, seed=seed)
-        return 100.0 * score / reference, list(interval) if interval else None
 
-    short: tuple[float | None, list[float] | None] = (None, None)
-    if original:
-        units = [Unit(task) for task in comparison.short_tasks]
-        short = retained(units, model["short"]["average"], original["short"]["average"])
-    values: dict[str, float | None] = {}
-    intervals: dict[str, list[float] | None] = {}
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """One average of one model, and what it is the weighted mean of."""
+
+    name: str
+    place: tuple[str, str | None]
+    length: int
+    units: list[Unit]
+    weights: list[float] | None
+    score: float | None
+
+
+def _measures(comparison: Comparison, name: str) -> list[_Measure]:
+    """Return a model's averages: short, each capacity, RULER at each length; none if unknown."""
+    model = comparison.models.get(name)
+    if model is None:
+        return []
+    short = [Unit(task) for task in comparison.short_tasks]
+    weights, score = comparison.short_weights, model["short"]["average"]
+    found = [_Measure("short average", ("short", None), 0, short, weights, score)]
+    for capacity, tasks in comparison.capacities.items():
+        units, score = [Unit(task) for task in tasks], model["capacities"][capacity]
+        found.append(_Measure(capacity, ("capacities", capacity), 0, units, None, score))
     for length, tasks in comparison.ruler_tasks.items():
-        key = str(length)
-        values[key], intervals[key] = None, None
-        if original and length <= original_window:
-            reference = original["ruler"][key]["average"]
-            units = [Unit(task, length) for task in tasks]
-            values[key], intervals[key] = retained(units, model["ruler"][key]["average"], reference)
-    return {
-        "retention": {"short": short[0], "ruler": values},
-        "retention_interval": {"short": short[1], "ruler": intervals},
-    }
+        label, key = f"RULER at {length:,} tokens", str(length)
+        units, score = [Unit(task, length) for task in tasks], model["ruler"][key]["average"]
+        found.append(_Measure(label, ("ruler", key), length, units, None, score))
+    return found
 
 
 def _differences(
     comparison: Comparison, folders: Mapping[str, Path], method: str, baseline: str, seed: int
 ) -> list[Difference]:
-    ours, theirs = comparison.models[method], comparison.models[baseline]
-    measures = [
-        (
-            "short average",
-            [Unit(task) for task in comparison.short_tasks],
-            ours["short"],
-            theirs["short"],
-        )
-    ]
-    for length, tasks in comparison.ruler_tasks.items():
-        key = str(length)
-        units = [Unit(task, length) for task in tasks]
-        measures.append(
-            (f"RULER at {length:,} tokens", units, ours["ruler"][key], theirs["ruler"][key])
-        )
     found = []
-    for measure, units, left, right in measures:
-        if left["average"] is None or right["average"] is None:
+    both = zip(_measures(comparison, method), _measures(comparison, baseline), strict=True)
+    for ours, theirs in both:
+        if ours.place[0] == "capacities" or ours.score is None or theirs.score is None:
             continue
-        pairs = paired_scores(folders[method], folders[baseline], units)
-        interval = paired_interval(pairs, difference, seed=seed)
-        points = left["average"] - right["average"]
-        found.append(Difference(measure, method, baseline, points, interval))
+        pairs = paired_scores(folders[method], folders[baseline], ours.units)
+        interval = paired_interval(pairs, difference, weights=ours.weights, seed=seed)
+        points = ours.score - theirs.score
+        found.append(Difference(ours.name, method, baseline, points, interval))
     return found

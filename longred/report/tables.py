@@ -111,16 +111,23 @@ def _score_cell(entry: Any) -> str:
 
 
 def retention_table(comparison: Comparison) -> Table:
-    """Return retention with its 95 % interval, in percent of the original."""
+    """Return retention with its 95 % interval, in percent of the original.
+
+    Columns: the short average, each capacity in it, RULER by length.
+    """
     rows = []
     for name, model in comparison.models.items():
         values, intervals = model["retention"], model["retention_interval"]
         cells = [with_interval(values["short"], intervals["short"])]
+        for capacity in comparison.capacities:
+            kept, interval = values["capacities"][capacity], intervals["capacities"][capacity]
+            cells.append(with_interval(kept, interval))
         for length in comparison.lengths:
             key = str(length)
             cells.append(with_interval(values["ruler"][key], intervals["ruler"][key]))
         rows.append([name, *cells])
-    return Table(["model", "short", *(f"RULER {length:,}" for length in comparison.lengths)], rows)
+    lengths = [f"RULER {length:,}" for length in comparison.lengths]
+    return Table(["model", "short average", *comparison.capacities, *lengths], rows)
 
 
 def difference_table(comparison: Comparison) -> Table:
@@ -159,6 +166,28 @@ def series_table(
     return Table([first, *columns], rows)
 
 
+def short_average_words(comparison: Comparison) -> str:
+    """Say what the short average is a mean of; nothing where no short task is compared."""
+    if not comparison.capacities:
+        return ""
+    parts = [f"{name} ({', '.join(tasks)})" for name, tasks in comparison.capacities.items()]
+    return (
+        "The short average is the mean over capacities of the mean over the tasks of each: "
+        + "; ".join(parts)
+        + "."
+    )
+
+
+def dropped_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return what was dropped and why: every task, then the capacities that have none left."""
+    lines = [(entry.unit.label(), entry.reason) for entry in comparison.dropped]
+    lines += [
+        (f"capacity {name}", "all of its tasks were dropped")
+        for name in comparison.dropped_capacities
+    ]
+    return lines
+
+
 def markdown_page(comparison: Comparison) -> str:
     """Return the result table and what was dropped, in Markdown."""
     text = result_table(comparison).markdown()
@@ -169,11 +198,11 @@ def markdown_page(comparison: Comparison) -> str:
         "state to the "
         "original's. Nats per token: loss on held-out text.\n"
     )
+    if comparison.capacities:
+        text += f"\n{short_average_words(comparison)}\n"
     if comparison.differences:
         text += "\n" + difference_table(comparison).markdown()
     if comparison.dropped:
         text += "\nDropped before comparing:\n\n"
-        text += "".join(
-            f"- {entry.unit.label()}: {entry.reason}.\n" for entry in comparison.dropped
-        )
+        text += "".join(f"- {label}: {reason}.\n" for label, reason in dropped_lines(comparison))
     return text

@@ -24,6 +24,7 @@ def write(
     students: Mapping[str, Path],
     scores: Mapping[str, Path],
     data: Path,
+    samples: Path,
 ) -> None:
     """Compare the models and write index.html, table.md, scores.json, plots/ and metrics.jsonl.
 
@@ -38,6 +39,7 @@ def write(
         students: method → folder of its training artifact.
         scores: model → folder of its evaluation artifact.
         data: folder of the data artifact.
+        samples: folder of the frozen samples that the models were asked.
 
     Raises:
         ConfigError: the recipe does not say its original_window, or no model was evaluated.
@@ -51,6 +53,7 @@ def write(
         students=students,
         scores=scores,
         data=data,
+        samples=samples,
     )
     comparison = collect(
         inputs.scores,
@@ -79,9 +82,10 @@ def write(
 def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
     """Return a model's journal values by step: RULER at step = length, all else at step 0.
 
-    Keys: `retention/short`, `capacity/short`, `similarity/last`, `short/<task>`, `ruler/average`,
-    `ruler/<task>`, `retention/ruler`, `held_out/nats_per_token`, `held_out/bits_per_byte`; a value
-    that cannot be told is left out.
+    Keys: `short/<task>`, `capacity/<capacity>` and `capacity/short` (the mean over capacities),
+    `retention/<capacity>`, `retention/short`, `similarity/last`, `ruler/<task>`, `ruler/average`,
+    `retention/ruler`, `held_out/nats_per_token`, `held_out/bits_per_byte`; a value that cannot be
+    told is left out.
     """
     model = comparison.models[name]
     values: dict[int, dict[str, float | None]] = {
@@ -92,6 +96,10 @@ def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
             "held_out/nats_per_token": model["nats_per_token"],
             "held_out/bits_per_byte": model["bits_per_byte"],
             **{f"short/{task}": model["short"][task] for task in comparison.short_tasks},
+            **{f"capacity/{name}": score for name, score in model["capacities"].items()},
+            **{
+                f"retention/{name}": kept for name, kept in model["retention"]["capacities"].items()
+            },
         }
     }
     for length, tasks in comparison.ruler_tasks.items():

@@ -4,8 +4,9 @@
 
 The settings are those of the demo recipe with more samples. For every seed all students share data,
 learning rate, steps and tokens; the interval of a difference is Student's t over the paired seeds.
-Finished work is in the store: several processes may share the seeds, and a last call over all of
-them only reads.
+A task that the original barely solves, in the mean over the seeds, is left out for every seed, so
+that averages over seeds are averages of the same tasks. Finished work is in the store: several
+processes may share the seeds, and a last call over all of them only reads.
 """
 
 import argparse
@@ -23,25 +24,26 @@ from typing import Any
 from scipy import stats
 
 from longred import stages
-from longred.artifacts import Artifact, Store, write_json
+from longred.artifacts import Artifact, Store, read_json, write_json
 from longred.config import RunConfig, load_recipe
+from longred.report.samples import Unit
+from longred.report.scores import (
+    ORIGINAL,
+    Comparison,
+    Dropped,
+    barely_solved,
+    collect,
+    score_of,
+    units_of,
+)
 
 STUDY = ["evaluation.ruler.num_samples=200", "evaluation.short.num_samples=200"]
-QUANTITIES: dict[str, Callable[[Mapping[str, Any], RunConfig], float | None]] = {
-    "short average": lambda s, c: s["short"].get("average"),
-    "short retention": lambda s, c: s["retention"].get("short"),
-    "RULER at original_window": lambda s, c: _ruler(s, c.original_window),
-    "RULER at target_window": lambda s, c: _ruler(s, c.target_window),
-    "similarity": lambda s, c: 100 * s["similarity"],
-}
+Read = Callable[[Mapping[str, Any]], float | None]
+"""Takes one quantity out of a model's entry of `Comparison.models`."""
 
 
-def _ruler(scores: Mapping[str, Any], length: int) -> float | None:
-    return scores["ruler"].get(str(length), {}).get("average")
-
-
-def run(config: RunConfig, store: Store) -> dict[str, Any]:
-    """Run every stage by its library function and return the scores of all models."""
+def run(config: RunConfig, store: Store) -> dict[str, Path]:
+    """Run every stage up to the evaluation; return the folder of each model's scores."""
     base = stages.find_model(config.model)
     data = stages.prepare_data(config.data, base, store=store)
     extended = stages.extend_model(config.extension, base, store=store)
@@ -54,37 +56,105 @@ def run(config: RunConfig, store: Store) -> dict[str, Any]:
         for method in config.training.methods()
     }
     samples = stages.freeze_samples(config.evaluation, base, data, store=store)
-    models: dict[str, Artifact] = {"original": base, "rescaled": extended, **students}
-    scores = {
+    models: dict[str, Artifact] = {ORIGINAL: base, "rescaled": extended, **students}
+    return {
         name: stages.evaluate_model(
             config.evaluation, name, model, base, samples, data, store=store
-        )
+        ).folder
         for name, model in models.items()
     }
-    recipe = config.model_dump(mode="json", exclude={"store", "tracking"})
-    report = stages.write_report(
-        config.report, recipe, data, extended, profile, layers, students, scores, store=store
-    )
-    result: dict[str, Any] = report.read_json("scores.json")
-    return result
+
+
+def dropped_tasks(
+    originals: Sequence[Mapping[str, Any]], original_window: int, minimum: float
+) -> list[Dropped]:
+    """Return what to leave out for every seed, judged by the original's mean over the seeds.
+
+    Args:
+        originals: scores.json of the original, a seed each.
+        original_window: the original's window, in tokens; RULER beyond it is judged there.
+        minimum: percentage points above chance that a task needs.
+    """
+    units = units_of(originals)
+    mean: dict[str, Any] = {"short": {}, "ruler": {}}
+    for unit in units:
+        entries = [score_of(original, unit) for original in originals]
+        asked = [entry for entry in entries if entry is not None]
+        group = mean["short"] if unit.length is None else mean["ruler"]
+        if unit.length is not None:
+            group = group.setdefault(str(unit.length), {})
+        group[unit.task] = {
+            key: statistics.fmean(float(entry.get(key) or 0.0) for entry in asked)
+            for key in ("score", "chance")
+        }
+    dropped = barely_solved(mean, units, original_window, minimum)
+    count = f" (mean over {len(originals)} seeds)"
+    return [Dropped(entry.unit, entry.reason + count) for entry in dropped]
+
+
+def compare(
+    folders: Sequence[Mapping[str, Path]], config: RunConfig, dropped: Sequence[Dropped]
+) -> list[Comparison]:
+    """Return each seed's comparison, all over the same tasks."""
+    return [
+        collect(
+            models,
+            original_window=config.original_window,
+            min_points_above_chance=config.report.min_points_above_chance,
+            dropped=dropped,
+        )
+        for models in folders
+    ]
+
+
+def quantities(comparison: Comparison, original_window: int) -> dict[str, Read]:
+    """Return the averages to report, by the name of their row."""
+    found: dict[str, Read] = {
+        "short average": lambda model: model["short"]["average"],
+        "short retention": lambda model: model["retention"]["short"],
+    }
+    for capacity in comparison.capacities:
+        found[f"capacity {capacity}"] = lambda model, c=capacity: model["capacities"][c]  # type: ignore[misc]
+    for length in comparison.lengths:
+        key = str(length)
+        found[f"RULER at {length:,} tokens"] = lambda model, k=key: model["ruler"][k]["average"]  # type: ignore[misc]
+        if length <= original_window:
+            found[f"RULER retention at {length:,} tokens"] = (
+                lambda model, k=key: model["retention"]["ruler"][k]  # type: ignore[misc]
+            )
+    found["similarity x 100"] = lambda model: 100 * model["similarity"]
+    return found
 
 
 def summarise(
-    runs: Sequence[Mapping[str, Any]], config: RunConfig, baseline: str
+    comparisons: Sequence[Comparison], original_window: int, method: str, baseline: str
 ) -> dict[str, dict[str, Any]]:
     """Return mean by model, and the paired difference of the method to a baseline, per quantity."""
     summary: dict[str, dict[str, Any]] = {}
-    for quantity, read in QUANTITIES.items():
+    for quantity, read in quantities(comparisons[0], original_window).items():
         rows: dict[str, Any] = {}
-        for model in runs[0]:
-            values = [read(scores[model], config) for scores in runs]
-            if all(value is not None for value in values):
-                rows[model] = {"values": values, "mean": statistics.fmean(values)}  # type: ignore[type-var,arg-type]
-        if {config.training.method, baseline} <= rows.keys():
-            ours, theirs = rows[config.training.method]["values"], rows[baseline]["values"]
-            rows["difference"] = paired_difference(ours, theirs)
+        for model in comparisons[0].models:
+            values = [read(comparison.models[model]) for comparison in comparisons]
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                rows[model] = {"values": known, "mean": statistics.fmean(known)}
+        if {method, baseline} <= rows.keys():
+            rows["difference"] = paired_difference(rows[method]["values"], rows[baseline]["values"])
         summary[quantity] = rows
     return summary
+
+
+def task_means(comparisons: Sequence[Comparison]) -> dict[Unit, dict[str, float]]:
+    """Return every task's mean over the seeds by model, dropped tasks included."""
+    found: dict[Unit, dict[str, float]] = {}
+    for unit in units_of(raw for comparison in comparisons for raw in comparison.raw.values()):
+        found[unit] = {}
+        for model in comparisons[0].models:
+            entries = [score_of(comparison.raw[model], unit) for comparison in comparisons]
+            scores = [float(entry["score"]) for entry in entries if entry is not None]
+            if len(scores) == len(comparisons):
+                found[unit][model] = statistics.fmean(scores)
+    return found
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
@@ -98,12 +168,13 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[st
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def table(summary: Mapping[str, Mapping[str, Any]], method: str, baseline: str) -> str:
+def table(
+    summary: Mapping[str, Mapping[str, Any]], models: Sequence[str], method: str, baseline: str
+) -> str:
     """Return the summary as a Markdown table."""
-    models = [name for name in next(iter(summary.values())) if name != "difference"]
     lines = [
-        f"| quantity | {' | '.join(models)} | {method} minus {baseline} (95 % interval) |",
-        "|---" * (len(models) + 2) + "|",
+        f"| mean over seeds | {' | '.join(models)} | {method} minus {baseline} (95 % interval) |",
+        "|---" + "|---:" * (len(models) + 1) + "|",
     ]
     for quantity, rows in summary.items():
         cells = [f"{rows[m]['mean']:.2f}" if m in rows else "n/a" for m in models]
@@ -117,8 +188,57 @@ def table(summary: Mapping[str, Mapping[str, Any]], method: str, baseline: str) 
     return "\n".join(lines)
 
 
+def task_table(
+    tasks: Mapping[Unit, Mapping[str, float]], models: Sequence[str], dropped: Sequence[Dropped]
+) -> str:
+    """Return every task's mean over the seeds, and below what was dropped and why."""
+    left_out = {entry.unit for entry in dropped}
+    lines = [f"| task | {' | '.join(models)} |", "|---" + "|---:" * len(models) + "|"]
+    for unit, means in tasks.items():
+        cells = [f"{means[m]:.2f}" if m in means else "n/a" for m in models]
+        label = unit.label() + (" (dropped)" if unit in left_out else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    if dropped:
+        lines += ["", "Dropped from every average, for every seed:", ""]
+        lines += [f"- {entry.unit.label()}: {entry.reason}." for entry in dropped]
+    return "\n".join(lines)
+
+
+def result(folders: Sequence[Mapping[str, Path]], config: RunConfig) -> tuple[dict[str, Any], str]:
+    """Return what the study found, as JSON values and as Markdown.
+
+    Args:
+        folders: of each seed, model → folder of its scores.
+        config: the recipe of any of the seeds.
+    """
+    method, baseline = config.training.method, config.training.baselines[0]
+    originals = [read_json(models[ORIGINAL] / "scores.json") for models in folders]
+    minimum = config.report.min_points_above_chance
+    dropped = dropped_tasks(originals, config.original_window, minimum)
+    comparisons = compare(folders, config, dropped)
+    summary = summarise(comparisons, config.original_window, method, baseline)
+    tasks = task_means(comparisons)
+    models = list(comparisons[0].models)
+    values = {
+        "capacities": comparisons[0].capacities,
+        "dropped": [
+            {"task": entry.unit.task, "length": entry.unit.length, "reason": entry.reason}
+            for entry in dropped
+        ],
+        "dropped_capacities": comparisons[0].dropped_capacities,
+        "summary": summary,
+        "tasks": [
+            {"task": unit.task, "length": unit.length, "mean": means}
+            for unit, means in tasks.items()
+        ],
+        "runs": [comparison.models for comparison in comparisons],
+    }
+    tables = [table(summary, models, method, baseline), task_table(tasks, models, dropped)]
+    return values, "\n\n".join(tables)
+
+
 def main() -> None:
-    """Run the study and write its JSON and its table."""
+    """Run the study and write its JSON and its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--store", type=Path, default=Path("outputs/study"))
@@ -128,15 +248,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     overrides = [*STUDY, *arguments.set]
-    runs, seconds = [], []
+    folders, seconds = [], []
     for seed in arguments.seeds:
         config = load_recipe("demo", [*overrides, f"seed={seed}"])
         start = time.perf_counter()
-        runs.append(run(config, Store(arguments.store)))
+        folders.append(run(config, Store(arguments.store)))
         seconds.append(round(time.perf_counter() - start, 1))
         print(f"seed {seed}: {seconds[-1]} s", flush=True)
-    baseline = config.training.baselines[0]
-    summary = summarise(runs, config, baseline)
+    values, text = result(folders, config)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.output.with_suffix(".json"),
@@ -149,11 +268,9 @@ def main() -> None:
             "config": config.model_dump(mode="json", exclude={"store", "tracking", "seed"}),
             "seeds": arguments.seeds,
             "seconds": seconds,
-            "summary": summary,
-            "runs": runs,
+            **values,
         },
     )
-    text = table(summary, config.training.method, baseline)
     arguments.output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
     print(json.dumps({"seconds": seconds}))

@@ -58,6 +58,8 @@ def test_scores_hold_every_task(finished: Path) -> None:
     scores = read(finished)
     assert set(scores["short"]) == {"cloze", "continuation", "brackets", "key_recall"}
     assert set(scores["ruler"]) == {"384", "512"}
+    assert scores["short"]["key_recall"]["capacity"] == "reading"
+    assert scores["short"]["continuation"]["capacity"] == "general"
     entry = scores["ruler"]["384"]["niah_single_1"]
     assert entry == {"score": 0.0, "stderr": 0.0, "num_samples": 3, "chance": 0.0}
     assert scores["similarity"]["per_layer"] == pytest.approx([1.0] * 3, abs=1e-6)

@@ -52,6 +52,16 @@ def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
     assert 0.8 < entry["fill"] <= 1.0
     assert entry["max_tokens"] <= 384
     assert index["short"]["brackets"]["chance"] == pytest.approx(100 / 3, abs=0.01)
+    assert index["short"]["brackets"]["capacity"] == "coding"
+    capacities = {unit.task: unit.capacity for unit in read_units(samples_folder)}
+    assert capacities == {
+        "continuation": "general",
+        "brackets": "coding",
+        "cloze": "reading",
+        "key_recall": "reading",
+        "niah_single_1": None,
+        "niah_single_2": None,
+    }
     keys = [unit.key for unit in read_units(samples_folder)]
     assert keys[-1] == "ruler-niah_single_2-512"
     assert len(keys) == 8

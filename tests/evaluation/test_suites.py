@@ -14,6 +14,9 @@ def test_packaged_suites_are_whole(name: str) -> None:
     for task in tasks:
         assert task.metric in ("choice", "exact_match")
         assert 0 <= task.chance < 100
+        # These stand beside tasks and capacities in metric keys and score tables.
+        assert task.capacity not in ("short", "ruler")
+        assert task.name != "average"
 
 
 def test_unknown_suite_is_refused() -> None:

@@ -11,6 +11,12 @@ from longred.artifacts import Store, write_json
 from longred.tracking import Journal
 
 SHORT = {"bracket_closing": 25.0, "cloze": 25.0, "continuation": 25.0, "key_recall": 0.0}
+CAPACITY = {
+    "bracket_closing": "coding",
+    "cloze": "reading",
+    "continuation": "general",
+    "key_recall": "reading",
+}
 RULER = ("niah_single_1", "niah_single_2")
 LENGTHS = (256, 512, 1024)
 NUM_SAMPLES = 120
@@ -61,6 +67,11 @@ class Study:
         """Return the mean over units of the mean over samples, in percent."""
         return float(np.mean([self.answers[model, unit].mean() for unit in units]))
 
+    def short_average(self, model: str) -> float:
+        """Return the mean over the two capacities that are left, reading of two tasks."""
+        reading, general = self.average(model, ["cloze", "key_recall"]), ["continuation"]
+        return (reading + self.average(model, general)) / 2
+
 
 def make_study(root: Path, *, num_samples: int = NUM_SAMPLES) -> Study:
     """Write every folder that a report reads."""
@@ -75,6 +86,7 @@ def make_study(root: Path, *, num_samples: int = NUM_SAMPLES) -> Study:
         )
         study.students[method] = made.folder
     samples = store.build("evaluation", {}, {}, lambda f, w: _write_samples(f, num_samples))
+    study.folders["samples"] = samples.folder
     for name in ABILITY:
         inputs = {"samples": samples.digest, "checkpoint": f"c0ffee{len(name):010d}"}
         made = store.build(
@@ -217,7 +229,8 @@ def _write_scores(folder: Path, model: str, study: Study, num_samples: int) -> N
         "model": model,
         "checkpoint": f"c0ffee{len(model):010d}",
         "short": {
-            task: entry(task, f"short-{task}.jsonl", chance) for task, chance in SHORT.items()
+            task: entry(task, f"short-{task}.jsonl", chance) | {"capacity": CAPACITY[task]}
+            for task, chance in SHORT.items()
         },
         "ruler": {
             str(n): {task: entry(f"{task}@{n}", f"ruler-{task}-{n}.jsonl", 0.0) for task in RULER}

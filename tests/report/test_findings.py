@@ -1,4 +1,4 @@
-"""Claims come out as the numbers fall, whichever way."""
+"""Claims come out as the intervals fall, whichever way; other numbers are only stated."""
 
 from typing import Any
 
@@ -32,8 +32,10 @@ def drift(study: Study) -> dict[str, Any]:
     return found
 
 
-def test_a_clear_effect_is_supported(comparison: Comparison, drift: dict[str, Any]) -> None:
-    assert verdicts(comparison, drift) == ["supported"] * 4
+def test_only_quantities_with_an_interval_are_judged(
+    comparison: Comparison, drift: dict[str, Any]
+) -> None:
+    assert verdicts(comparison, drift) == ["measured", "higher", "supported", "supported"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_a_clear_effect_is_supported(comparison: Comparison, drift: dict[str, An
     [
         ((0.5, 4.0), "supported"),
         ((-4.0, -0.5), "contradicted"),
-        ((-1.0, 3.0), "no difference seen"),
+        ((-1.0, 3.0), "not decided"),
         (None, "not testable"),
     ],
 )
@@ -52,9 +54,37 @@ def test_the_interval_decides(
     assert verdicts(comparison, drift)[2] == verdict
 
 
-def test_less_similarity_contradicts(comparison: Comparison, drift: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-0.9, 4.0), "supported"),
+        ((-1.0, 4.0), "not decided"),
+        ((-3.0, -0.5), "not decided"),
+        ((-4.0, -1.1), "contradicted"),
+        (None, "not testable"),
+    ],
+)
+def test_no_worse_leaves_a_margin_of_one_point(
+    comparison: Comparison, drift: dict[str, Any], interval: Any, verdict: str
+) -> None:
+    measure = "RULER at 1,024 tokens"
+    comparison.differences[-1] = Difference(measure, "longred-c", "cpt", -0.5, interval)
+    found = findings(comparison, drift, method="longred-c", baselines=["cpt"])[3]
+    assert found.verdict == verdict
+    assert "within 1 point" in found.claim
+
+
+def test_similarity_is_stated_without_a_verdict(
+    comparison: Comparison, drift: dict[str, Any]
+) -> None:
     comparison.models["longred-c"]["similarity"] = 0.9
-    assert verdicts(comparison, drift)[1] == "contradicted"
+    found = findings(comparison, drift, method="longred-c", baselines=["cpt"])[1]
+    assert found.verdict == "lower"
+    assert "0.9000 against 0.9790, without an interval" in found.evidence
+    comparison.models["cpt"]["similarity"] = 0.9
+    assert verdicts(comparison, drift)[1] == "equal"
+    comparison.models["cpt"]["similarity"] = None
+    assert verdicts(comparison, drift)[1] == "not testable"
 
 
 def test_tasks_all_dropped_are_not_testable(study: Study, drift: dict[str, Any]) -> None:

@@ -16,7 +16,9 @@ def tasks_of(sizes: tuple[int, ...], low: float, high: float) -> list[np.ndarray
     return tasks
 
 
-def slow_interval(tasks: list[np.ndarray], kind: str, num_resamples: int) -> tuple[float, float]:
+def slow_interval(
+    tasks: list[np.ndarray], weights: list[float], kind: str, num_resamples: int
+) -> tuple[float, float]:
     """Resample by loops: within each task, one index for both models."""
     rng = np.random.default_rng(1)
     values = []
@@ -26,7 +28,8 @@ def slow_interval(tasks: list[np.ndarray], kind: str, num_resamples: int) -> tup
             chosen = rng.integers(task.shape[1], size=task.shape[1])
             first.append(np.mean([task[0, index] for index in chosen]))
             second.append(np.mean([task[1, index] for index in chosen]))
-        left, right = np.mean(first), np.mean(second)
+        left = sum(w * score for w, score in zip(weights, first, strict=True)) / sum(weights)
+        right = sum(w * score for w, score in zip(weights, second, strict=True)) / sum(weights)
         values.append(100 * left / right if kind == "ratio" else left - right)
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
@@ -37,7 +40,25 @@ def test_interval_agrees_with_a_slow_bootstrap_over_tasks_of_different_sizes(kin
     tasks = tasks_of((40, 25), 0.5, 0.8)
     statistic = ratio if kind == "ratio" else difference
     found = paired_interval(tasks, statistic, seed=0)
-    assert found == pytest.approx(slow_interval(tasks, kind, 2000), abs=1.6)
+    assert found == pytest.approx(slow_interval(tasks, [1.0, 1.0], kind, 2000), abs=1.6)
+
+
+def test_weights_agree_with_a_slow_bootstrap() -> None:
+    tasks = [*tasks_of((40, 25), 0.5, 0.8), *tasks_of((60,), 0.7, 0.75)]
+    weights = [0.25, 0.25, 0.5]
+    found = paired_interval(tasks, ratio, weights=weights, seed=0)
+    assert found == pytest.approx(slow_interval(tasks, weights, "ratio", 2000), abs=1.6)
+    same = paired_interval(tasks, ratio, weights=[1.0, 1.0, 2.0], seed=0)
+    assert same == pytest.approx(found)
+    equal = paired_interval(tasks, ratio, seed=0)
+    assert equal != pytest.approx(found, abs=1.6)
+
+
+def test_a_task_that_counts_for_nothing_changes_nothing() -> None:
+    tasks = tasks_of((40, 40), 0.5, 0.8)
+    constant = [np.array([[0.0, 0.0], [100.0, 100.0]]), *tasks[:1]]
+    found = paired_interval(constant, difference, weights=[1.0, 0.0], seed=0)
+    assert found == pytest.approx((-100.0, -100.0))
 
 
 def test_pairing_narrows_the_interval() -> None:

@@ -12,9 +12,10 @@ from study import LENGTHS, NUM_SAMPLES, RULER, SIMILARITY, Study
 from longred.artifacts import write_json
 from longred.errors import MismatchError
 from longred.report.samples import Unit, examples, frozen_prompts, paired_scores, read_answers
-from longred.report.scores import Comparison, average, collect
+from longred.report.scores import Comparison, Dropped, average, collect
 
-KEPT = ["cloze", "continuation", "key_recall"]
+KEPT = ["cloze", "key_recall", "continuation"]
+WEIGHTS = [0.25, 0.25, 0.5]
 
 
 def compare(folders: dict[str, Path], **settings: Any) -> Comparison:
@@ -43,9 +44,71 @@ def edited(
     return {**study.scores, model: copy}
 
 
-def test_averages_are_means_over_the_kept_tasks(study: Study, comparison: Comparison) -> None:
+def entries(scores: dict[str, tuple[str, float]]) -> dict[str, Any]:
+    """Return the short tasks of a scores.json: task → (capacity, score)."""
+    return {
+        task: {"score": score, "stderr": 1.0, "num_samples": 9, "chance": 25.0, "capacity": name}
+        for task, (name, score) in scores.items()
+    }
+
+
+def compare_written(folder: Path, short: dict[str, dict[str, Any]]) -> Comparison:
+    """Compare models of which only the short scores are known."""
+    for name, tasks in short.items():
+        (folder / name).mkdir(exist_ok=True)
+        write_json(folder / name / "scores.json", {"model": name, "short": tasks})
+    return compare({name: folder / name for name in short})
+
+
+def test_the_short_average_is_the_mean_of_capacities(tmp_path: Path) -> None:
+    tasks = {"a": ("reading", 40.0), "b": ("reading", 60.0), "c": ("reading", 80.0)}
+    original = entries({**tasks, "d": ("coding", 100.0), "e": ("general", 30.0)})
+    less = {"a": ("reading", 30.0), "b": ("reading", 30.0), "c": ("reading", 60.0)}
+    student = entries({**less, "d": ("coding", 90.0), "e": ("general", 99.0)})
+    found = compare_written(tmp_path, {"original": original, "cpt": student})
+    # e is dropped, and the capacity general with it; reading is (40 + 60 + 80) / 3.
+    assert found.dropped_capacities == ["general"]
+    assert found.capacities == {"reading": ["a", "b", "c"], "coding": ["d"]}
+    assert found.short_weights == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    original, cpt = found.models["original"], found.models["cpt"]
+    assert original["capacities"] == {"reading": 60.0, "coding": 100.0}
+    assert original["short"]["average"] == 80.0
+    assert cpt["capacities"] == {"reading": 40.0, "coding": 90.0}
+    assert cpt["short"]["average"] == 65.0
+    assert cpt["retention"]["short"] == pytest.approx(100 * 65 / 80)
+    assert cpt["retention"]["capacities"] == pytest.approx({"reading": 100 * 2 / 3, "coding": 90.0})
+    assert cpt["dropped_capacities"] == ["general"]
+
+
+def test_a_task_without_its_capacity_is_refused(tmp_path: Path) -> None:
+    whole = entries({"a": ("reading", 40.0)})
+    bare = {"a": {"score": 40.0}}
+    with pytest.raises(MismatchError, match=r"cpt/scores\.json: short\.a\.capacity is None"):
+        compare_written(tmp_path, {"original": whole, "cpt": bare})
+    other = entries({"a": ("coding", 40.0)})
+    with pytest.raises(MismatchError, match="is coding, expected reading"):
+        compare_written(tmp_path, {"original": whole, "cpt": other})
+
+
+def test_given_tasks_are_dropped_and_no_others(study: Study) -> None:
+    chosen = [Dropped(Unit("cloze"), "chosen"), Dropped(Unit("niah_single_1", 512), "chosen")]
+    found = compare(study.scores, dropped=chosen)
+    assert found.dropped == chosen
+    assert found.capacities == {
+        "coding": ["bracket_closing"],
+        "reading": ["key_recall"],
+        "general": ["continuation"],
+    }
+    assert found.ruler_tasks[512] == ["niah_single_2"]
+    expected = study.average("cpt", ["bracket_closing", "key_recall", "continuation"])
+    assert found.models["cpt"]["short"]["average"] == pytest.approx(expected)
+
+
+def test_averages_are_those_of_the_kept_tasks(study: Study, comparison: Comparison) -> None:
+    assert comparison.short_tasks == KEPT
+    assert comparison.short_weights == WEIGHTS
     for name, model in comparison.models.items():
-        assert model["short"]["average"] == pytest.approx(study.average(name, KEPT))
+        assert model["short"]["average"] == pytest.approx(study.short_average(name))
         for length in LENGTHS:
             units = [f"{task}@{length}" for task in RULER]
             expected = study.average(name, units)
@@ -56,10 +119,13 @@ def test_retention_is_the_ratio_of_averages_within_the_original_window(
     study: Study, comparison: Comparison
 ) -> None:
     for name, model in comparison.models.items():
-        short = 100 * study.average(name, KEPT) / study.average("original", KEPT)
+        short = 100 * study.short_average(name) / study.short_average("original")
+        reading = ["cloze", "key_recall"]
+        kept = 100 * study.average(name, reading) / study.average("original", reading)
         units = [f"{task}@256" for task in RULER]
         ruler = 100 * study.average(name, units) / study.average("original", units)
         assert model["retention"]["short"] == pytest.approx(short)
+        assert model["retention"]["capacities"]["reading"] == pytest.approx(kept)
         assert model["retention"]["ruler"]["256"] == pytest.approx(ruler)
         assert model["retention"]["ruler"]["512"] is None
         assert model["retention"]["ruler"]["1024"] is None
@@ -75,8 +141,8 @@ def test_retention_intervals_agree_with_a_slow_bootstrap(
     values = []
     for _ in range(2000):
         chosen = [rng.integers(NUM_SAMPLES, size=NUM_SAMPLES) for _ in pairs]
-        ours = np.mean([pair[0][i].mean() for pair, i in zip(pairs, chosen, strict=True)])
-        theirs = np.mean([pair[1][i].mean() for pair, i in zip(pairs, chosen, strict=True)])
+        ours = sum(w * p[0][i].mean() for w, p, i in zip(WEIGHTS, pairs, chosen, strict=True))
+        theirs = sum(w * p[1][i].mean() for w, p, i in zip(WEIGHTS, pairs, chosen, strict=True))
         values.append(100 * ours / theirs)
     found = comparison.models["cpt"]["retention_interval"]["short"]
     assert found == pytest.approx(list(np.percentile(values, [2.5, 97.5])), abs=0.8)
@@ -121,7 +187,10 @@ def test_an_average_with_a_missing_task_is_not_available(study: Study, tmp_path:
     cpt = found.models["cpt"]
     assert cpt["short"]["cloze"] is None
     assert cpt["short"]["average"] is None
+    assert cpt["capacities"]["reading"] is None
+    assert cpt["capacities"]["general"] == pytest.approx(study.average("cpt", ["continuation"]))
     assert cpt["retention"]["short"] is None
+    assert cpt["retention"]["capacities"]["reading"] is None
     assert cpt["retention_interval"]["short"] is None
     assert cpt["ruler"]["512"]["average"] is None
     assert found.models["longred-c"]["short"]["average"] is not None
@@ -133,19 +202,24 @@ def test_without_the_original_nothing_is_dropped_and_retention_is_unknown(study:
     found = compare(folders)
     assert found.dropped == []
     for model in found.models.values():
-        assert model["retention"] == {"short": None, "ruler": dict.fromkeys(map(str, LENGTHS))}
+        assert model["retention"] == {
+            "short": None,
+            "capacities": dict.fromkeys(["coding", "reading", "general"]),
+            "ruler": dict.fromkeys(map(str, LENGTHS)),
+        }
 
 
 def test_every_task_dropped_leaves_no_average(study: Study) -> None:
     found = compare(study.scores, min_points_above_chance=101.0)
     assert found.short_tasks == []
+    assert found.dropped_capacities == ["coding", "reading", "general"]
     assert found.models["original"]["short"] == {"average": None}
     assert found.models["cpt"]["ruler"]["256"] == {"average": None}
 
 
 def test_differences_are_in_points(study: Study, comparison: Comparison) -> None:
     short, *ruler = comparison.differences
-    expected = study.average("longred-c", KEPT) - study.average("cpt", KEPT)
+    expected = study.short_average("longred-c") - study.short_average("cpt")
     assert short.points == pytest.approx(expected)
     assert short.interval is not None
     assert short.interval[0] < expected < short.interval[1]
@@ -197,7 +271,7 @@ def test_samples_are_paired_by_id_and_not_by_order(study: Study, tmp_path: Path)
 
 def test_examples_show_prompt_and_every_answer(study: Study) -> None:
     unit = Unit("niah_single_1", 256)
-    prompts = frozen_prompts(study.scores["cpt"], unit)
+    prompts = frozen_prompts(study.folders["samples"], unit)
     chosen = examples(study.scores, unit, 3, prompts)
     step = NUM_SAMPLES // 3
     assert [example["id"] for example in chosen] == [
@@ -205,6 +279,11 @@ def test_examples_show_prompt_and_every_answer(study: Study) -> None:
     ]
     assert chosen[0]["prompt"].endswith("is 4821. The special number for key-0 is")
     assert [answer["model"] for answer in chosen[0]["answers"]] == list(study.scores)
+
+
+def test_samples_that_lack_a_task_are_refused(study: Study) -> None:
+    with pytest.raises(MismatchError, match=r"short/riddles\.jsonl"):
+        frozen_prompts(study.folders["samples"], Unit("riddles"))
 
 
 def test_an_average_is_never_one_of_fewer() -> None:

@@ -27,6 +27,7 @@ def write_report(study: Study, folder: Path, **changes: Any) -> Path:
         "students": study.students,
         "scores": study.scores,
         "data": study.folders["data"],
+        "samples": study.folders["samples"],
     }
     write(ReportConfig(title="A <title> & more"), folder=folder, **{**given, **changes})
     return folder
@@ -125,8 +126,8 @@ def test_the_markdown_table_has_the_columns_of_a_study(report: Path) -> None:
     assert header == [
         "model",
         "cloze",
-        "continuation",
         "key_recall",
+        "continuation",
         "short average",
         "short retention",
         "RULER 256",
@@ -136,6 +137,9 @@ def test_the_markdown_table_has_the_columns_of_a_study(report: Path) -> None:
         "nats/token",
     ]
     assert any(line.startswith("- bracket_closing: ") for line in lines)
+    assert "- capacity coding: all of its tasks were dropped." in lines
+    words = next(line for line in lines if line.startswith("The short average is the mean over"))
+    assert words.endswith("of each: reading (cloze, key_recall); general (continuation).")
 
 
 def test_rows_are_references_then_baselines_then_the_method(study: Study) -> None:
@@ -147,6 +151,7 @@ def test_rows_are_references_then_baselines_then_the_method(study: Study) -> Non
         students=study.students,
         scores=mixed,
         data=study.folders["data"],
+        samples=study.folders["samples"],
     )
     assert list(inputs.scores) == ["original", "rescaled", "cpt", "longred-c"]
 
@@ -155,7 +160,8 @@ def test_scores_have_the_form_that_show_prints(report: Path) -> None:
     scores = json.loads((report / "scores.json").read_text())
     assert set(scores) == {"original", "rescaled", "cpt", "longred-c"}
     for model in scores.values():
-        assert set(model["retention"]) == {"short", "ruler"}
+        assert set(model["retention"]) == {"short", "capacities", "ruler"}
+        assert set(model["capacities"]) == {"reading", "general"}
         assert set(model["ruler"]) == {str(length) for length in LENGTHS}
         assert isinstance(model["similarity"], float)
         assert isinstance(model["short"]["average"], float)
@@ -167,6 +173,11 @@ def test_metrics_name_the_model_and_mlflow_takes_every_key(report: Path) -> None
     found = {(line["key"], line["step"]): line["value"] for line in lines}
     for name, model in scores.items():
         assert found[f"{name}/retention/short", 0] == model["retention"]["short"]
+        assert found[f"{name}/capacity/short", 0] == model["short"]["average"]
+        for capacity in ("reading", "general"):
+            kept = model["retention"]["capacities"][capacity]
+            assert found[f"{name}/capacity/{capacity}", 0] == model["capacities"][capacity]
+            assert found[f"{name}/retention/{capacity}", 0] == kept
         for length in LENGTHS:
             average = model["ruler"][str(length)]["average"]
             assert found[f"{name}/ruler/average", length] == average

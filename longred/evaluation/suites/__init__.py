@@ -16,7 +16,8 @@ class SuiteTask:
 
     Attributes:
         name: the task's generator in `longred.evaluation.short.TASKS`.
-        capacity: what it stands for; capacities are averaged with equal weight.
+        capacity: what it stands for: the short average is the mean over capacities of the mean
+            over the tasks of each.
         metric: `choice` or `exact_match`.
         chance: percent that guessing scores.
     """
