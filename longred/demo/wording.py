@@ -1,0 +1,224 @@
+"""The wordings of the retrieval exercises: fixed templates, and a small grammar for open ones."""
+
+import random
+from dataclasses import dataclass
+
+NOUNS = (
+    "code",
+    "secret number",
+    "ticket number",
+    "PIN",
+    "id",
+    "constant",
+    "serial number",
+    "locker number",
+    "access code",
+    "hidden number",
+    "pass code",
+    "batch number",
+    "room number",
+    "phone number",
+    "badge number",
+    "reading",
+    "total",
+    "account number",
+    "lucky number",
+    "winning ticket",
+)
+
+# A line that states a pair and, cut before the value, asks for it again.
+COMPACT = (
+    "{key}: {value}\n",
+    "{key} = {value}\n",
+    "{key} -> {value}\n",
+    "{key} is {value}.\n",
+    "{key} has {value}.\n",
+    "({key}, {value})\n",
+    "[{key}] = {value}\n",
+    "'{key}': {value},\n",
+    "{key}:{value}\n",
+    "{key}={value}\n",
+    "{key}:{value} ",
+    "{key}-{value};",
+    "<{key}>{value}\n",
+)
+
+STATEMENTS = (
+    "The {noun} for {key} is {value}.",
+    "The {noun} of {key} is {value}.",
+    "The {noun} for {key} is: {value}.",
+    "Remember that the {noun} for {key} is: {value}.",
+    "{key} has the {noun} {value}.",
+    "Note: {key} = {value}.",
+    "{noun}[{key}] = {value}.",
+    "For {key}, use the {noun} {value}.",
+    "{key} was given {value} as its {noun}.",
+    "# {noun} for {key}: {value}.",
+    "{key} -> {value}.",
+    "It is known that the {noun} belonging to {key} equals {value}.",
+    "Here is a {noun}: {key} gets {value}.",
+    "Do not forget: {noun} {key} is {value}.",
+    "Among the {noun}s, the one for {key} is: {value}.",
+    "Whoever asks about {key} will hear the {noun} {value}.",
+    "As for {key}, its {noun} happens to be {value}.",
+    "{key} can be opened with the {noun} {value}.",
+)
+
+# Each ends right before the value; the terminator tells how the answer ends.
+QUESTIONS = (
+    ("What is the {noun} for {key}? The {noun} for {key} is", "."),
+    ("Question: which {noun} belongs to {key}?\nAnswer:", "\n"),
+    ("The {noun} of {key} is", "."),
+    ("{noun}[{key}] =", "\n"),
+    ("Which {noun} was given to {key}? It is", "."),
+    ("Recall the {noun} for {key}. The {noun} for {key} stated above is", "."),
+    ("As the text says, the {noun} for {key} is", "."),
+    ("Q: {key}?\nA:", "\n"),
+    ("{key} ->", "\n"),
+    ("What was the {noun} of {key} in the passage? The {noun} of {key} in the passage was", "."),
+    ("Tell me the {noun} for {key}:", "\n"),
+    ("According to the lines above, {key} has the {noun}", "."),
+    ("Which {noun} goes with {key}? The {noun} that goes with {key} in this text is", "."),
+    ("# {noun} for {key}:", "\n"),
+    ("Do you recall {key}? Its {noun}, as was written before, is", "."),
+    ("Now the {noun} of {key} that was hidden in the lines above:", "\n"),
+)
+
+PREAMBLES = (
+    "",
+    "",
+    "Read this and keep each {noun} in mind.",
+    "There is a {noun} somewhere below. You will be asked for it at the end.",
+    "The next lines hide a {noun}. Try to remember it, a question follows.",
+    "Pay attention to any {noun} in this passage.",
+    "Here is a long passage with one {noun} in it. Learn it by heart.",
+)
+
+NOISE = (
+    "The river is wide.",
+    "We walk along the road.",
+    "Birds sing in the morning.",
+    "The door is open.",
+    "It rains in the north.",
+    "Some people like tea.",
+    "The train leaves at noon.",
+    "Snow falls on the hill.",
+    "A dog sleeps under the table.",
+    "The wind turns slowly.",
+    "They talk about the weather.",
+    "The bread is warm.",
+    "Nobody knows the way.",
+    "Leaves drop from the trees.",
+    "The old clock stops again.",
+    "Children play near the water.",
+    "She reads a letter.",
+    "He looks out of the window.",
+    "The market is full today.",
+    "This is how the story goes.",
+    "The night is long and quiet.",
+    "Somebody left the light on.",
+    "Up the stairs and down again.",
+    "The milk is cold.",
+)
+
+_ADJECTIVES = ("secret", "hidden", "rare", "main", "old", "new", "true", "private", "curious")
+_LEADS = ("The", "The", "Some of the", "One among the", "Any of the", "The only", "This", "Our")
+_RELATIONS = ("for", "for", "of", "belonging to", "given to", "that goes with", "kept by")
+_VERBS = ("is", "is", "is:", "was", "equals", "reads", "is just")
+_ASKS = (
+    "What is the",
+    "What is the",
+    "Which is the",
+    "What was the",
+    "Can you tell the",
+    "Please name the",
+    "Do you remember the",
+)
+_PARTICIPLES = (
+    "stated",
+    "given",
+    "written",
+    "named",
+    "shown",
+    "listed",
+    "quoted",
+    "noted",
+    "found",
+    "hidden",
+    "seen",
+    "recorded",
+)
+_PREPOSITIONS = ("in", "within", "inside", "by", "on", "throughout")
+_QUALITIES = (
+    "above",
+    "whole",
+    "previous",
+    "long",
+    "given",
+    "old",
+    "present",
+    "same",
+    "short",
+    "other",
+)
+_THINGS = (
+    "passage",
+    "lines",
+    "page",
+    "story",
+    "message",
+    "notes",
+    "paragraph",
+    "document",
+    "list",
+    "letter",
+    "book",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How one exercise states its pairs, and how it asks: the question ends before the value."""
+
+    noun: str
+    statement: str
+    question: str
+    end: str
+
+
+def draw_wording(rng: random.Random) -> Wording:
+    """A combination of the fixed templates."""
+    noun = rng.choice(NOUNS)
+    statement = rng.choice(STATEMENTS)
+    question, end = rng.choice(QUESTIONS)
+    return Wording(noun=noun, statement=statement, question=question, end=end)
+
+
+def draw_open_wording(rng: random.Random) -> Wording:
+    """A sentence built from parts, with up to a handful of idle words between key and value."""
+    noun = rng.choice(NOUNS)
+    if rng.random() < 0.5:
+        noun = f"{rng.choice(_ADJECTIVES)} {noun}"
+    lead = rng.choice(_LEADS)
+    plural = "s" if lead.endswith(("of the", "among the")) else ""
+    relation = rng.choice(_RELATIONS)
+    filler = "" if rng.random() < 0.6 else f" {_filler(rng)}"
+    statement = f"{lead} {noun}{plural} {relation} {{key}}{filler} {rng.choice(_VERBS)} {{value}}."
+    filler = "" if rng.random() < 0.25 else f" {_filler(rng)}"
+    relation = rng.choice(_RELATIONS)
+    asked = f"{noun} {relation} {{key}}{filler}"
+    question = f"The {asked} {rng.choice(('is', 'is', 'was'))}"
+    if rng.random() < 0.7:
+        question = f"{rng.choice(_ASKS)} {asked}? {question}"
+    return Wording(noun=noun, statement=statement, question=question, end=".")
+
+
+def _filler(rng: random.Random) -> str:
+    parts = (
+        rng.choice(_PARTICIPLES),
+        rng.choice(_PREPOSITIONS),
+        "the",
+        rng.choice(("", *_QUALITIES)),
+        rng.choice(_THINGS),
+    )
+    return " ".join(part for part in parts if part)
