@@ -88,6 +88,7 @@ def needle_prompts(
             passages=passages,
             held_out=True,
             num_distractors=num_distractors,
+            noise_share=0.0,
         )
         start, end = exercise.answers[0]
         return exercise.text[:start], exercise.text[start + 1 : end - 1]

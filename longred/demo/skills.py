@@ -9,6 +9,8 @@ from longred.demo import wording
 from longred.demo.words import draw_key, draw_keys
 
 MIN_DIGITS, MAX_DIGITS = 4, 7
+# A practice document's exercise has to fit in front of the cut.
+MIN_PRACTICE_TOKENS = 64
 # Keys and English wordings, in a vocabulary made for source text.
 LETTERS_PER_TOKEN = 1.65
 
@@ -128,12 +130,13 @@ def needle_exercise(
     held_out: bool = False,
     num_distractors: int | None = None,
     open_wording: bool = False,
+    noise_share: float = 0.35,
 ) -> Exercise:
     """One or more stated pairs hidden in text, one of them asked at the end.
 
     `num_distractors` other pairs stand in the text (0 to 3 when None and there is room). The
-    haystack is a passage or short noise sentences and fills at most `length` tokens. The only
-    answer span is the value with the character that ends it.
+    haystack, a passage or in `noise_share` of the cases short noise sentences, fills up to `length`
+    tokens. The only answer span is the value with the character that ends it.
     """
     words = _draw_wording(rng, open_wording)
     preamble = rng.choice(wording.PREAMBLES).format(noun=words.noun)
@@ -148,7 +151,7 @@ def needle_exercise(
     asked = words.question.format(noun=words.noun, key=key)
     spent = estimated_tokens(" ".join([preamble, *statements, asked, value])) + 6
     room = max(0.0, length - spent) * (1.0 if rng.random() < 0.5 else rng.random())
-    sentences, separator = _haystack(rng, room, passages)
+    sentences, separator = _haystack(rng, room, passages, noise_share)
     for text in statements:
         sentences.insert(rng.randint(0, len(sentences)), text)
     writer = _Writer()
@@ -222,16 +225,28 @@ def practice_document(seed: int, index: int, *, length: int, passages: Sequence[
 
     Starts with one exercise that ends, answer included, inside the first `length` tokens; further
     dense exercises follow until the text is long enough to be cut. `passages` are texts of the
-    training split that serve as haystacks.
+    training split that serve as haystacks. Raises ValueError when `length` is under 64.
     """
+    if length < MIN_PRACTICE_TOKENS:
+        raise ValueError(f"practice needs at least {MIN_PRACTICE_TOKENS} tokens, got {length}")
     rng = seeded_random(f"practice-{seed}-{index}-{length}")
-    kind = rng.choices(list(PRACTICE_MIX), weights=list(PRACTICE_MIX.values()))[0]
-    exercise = draw_exercise(rng, kind, length=length - 2, passages=passages, open_share=OPEN_SHARE)
-    text = exercise.text
+    text = _fitting_exercise(rng, length, passages).text
     while len(text) < length * 2.6 * 1.3:
         text += "\n" * (not text.endswith("\n")) + "\n"
         text += dense_exercise(rng, length=min(length, 96)).text
     return text
+
+
+def _fitting_exercise(rng: random.Random, length: int, passages: Sequence[str]) -> Exercise:
+    """Draw until the first answer ends before the cut (behind BOS) by the tokens' estimate."""
+    kinds, shares = list(PRACTICE_MIX), list(PRACTICE_MIX.values())
+    while True:
+        kind = rng.choices(kinds, weights=shares)[0]
+        exercise = draw_exercise(
+            rng, kind, length=length - 2, passages=passages, open_share=OPEN_SHARE
+        )
+        if estimated_tokens(exercise.text[: exercise.answers[0][1]]) < length - 1:
+            return exercise
 
 
 def key_recall_prompt(
@@ -258,9 +273,11 @@ def _draw_wording(rng: random.Random, open_wording: bool) -> wording.Wording:
     return wording.draw_wording(rng)
 
 
-def _haystack(rng: random.Random, room: float, passages: Sequence[str]) -> tuple[list[str], str]:
+def _haystack(
+    rng: random.Random, room: float, passages: Sequence[str], noise_share: float
+) -> tuple[list[str], str]:
     """Sentences or lines of about `room` tokens, and what joins them."""
-    if not passages or rng.random() < 0.35:
+    if not passages or rng.random() < noise_share:
         few = rng.sample(wording.NOISE, rng.randint(3, len(wording.NOISE)))
         noise: list[str] = []
         used = 0.0

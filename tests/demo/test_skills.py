@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from longred.demo import model_path, wording
+from longred.demo import model_path, skills, wording
 from longred.demo.skills import (
     EXERCISES,
     PRACTICE_MIX,
@@ -116,3 +116,22 @@ def test_open_wordings_are_filled_and_never_rulers():
         assert "{key}" in words.question
         for phrase in ("magic", "special", "provided", "mentioned", "one of the"):
             assert phrase not in text
+
+
+@pytest.mark.parametrize("length", [128, 256])
+def test_practice_documents_open_with_an_exercise_answered_before_the_cut(tokenizer, length):
+    num_late = 0
+    for index in range(60):
+        name = f"practice-1-{index}-{length}"
+        exercise = skills._fitting_exercise(skills.seeded_random(name), length, PASSAGES)
+        assert practice_document(1, index, length=length, passages=PASSAGES).startswith(
+            exercise.text
+        )
+        end = exercise.answers[0][1]
+        num_late += num_tokens(tokenizer, exercise.text[:end]) + 1 > length
+    assert num_late <= 1
+
+
+def test_practice_needs_room():
+    with pytest.raises(ValueError, match="at least 64"):
+        practice_document(0, 0, length=32, passages=PASSAGES)
