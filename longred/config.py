@@ -22,6 +22,7 @@ COPIES = {
     "ratio": "data.ratio",
 }
 """What sections hold copies of, filled at load: field → the key that a user sets."""
+MIN_PRACTICE_TOKENS = 64
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Count = Annotated[int, Field(ge=1)]
@@ -345,9 +346,10 @@ def _problems(config: RunConfig) -> list[str]:
                 f"data.sources.{number}.revision: a hub data set needs the full commit hash "
                 "(40 hexadecimal digits), since a branch can move"
             )
-        if source.kind == "practice" and not source.length:
+        if source.kind == "practice" and (source.length or 0) < MIN_PRACTICE_TOKENS:
             problems.append(
-                f"data.sources.{number}.length: a source of kind practice needs a length in tokens"
+                f"data.sources.{number}.length: a source of kind practice needs a length of "
+                f"{MIN_PRACTICE_TOKENS} tokens or more"
             )
     if config.extension.method == "abf" and config.extension.rope_theta is None:
         problems.append("extension.rope_theta: method abf needs the raised theta")

@@ -80,7 +80,7 @@ def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
 
     Args:
         folder: the model folder.
-        original: where the original model is now, if it may have moved since `folder` was written.
+        original: where the original model is now, should it have moved since.
 
     Raises:
         PreflightError: there are none, or some are missing.
@@ -196,9 +196,9 @@ def _weights_folder(folder: Path, original: Path | None) -> Path:
     reference = folder / REFERENCE_NAME
     if not reference.is_file():
         return folder
-    if original is not None:
-        return original
     target = Path(str(read_object(reference).get("folder")))
+    if not target.is_dir() and original is not None:
+        return original
     if not target.is_dir():
         raise PreflightError(
             f"{reference}: the original model's folder {target} is gone; put it back, or run the "

@@ -208,7 +208,7 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
     pair = [
         {"name": "words", "kind": "files", "path": str(corpus)},
         {"name": "others", "kind": "files", "path": str(second)},
-        {"name": "practice", "kind": "practice", "length": 32, "buckets": {"short": 1}},
+        {"name": "practice", "kind": "practice", "length": 64, "buckets": {"short": 1}},
     ]
     config = make_config(sources=pair)
     calls = 0
@@ -283,7 +283,7 @@ def test_sources_share_buckets_as_asked_in_both_splits(
             "path": str(corpus),
             "buckets": {"long": 1, "short": 0.6, "original": 1},
         },
-        {"name": "practice", "kind": "practice", "length": 32, "buckets": {"short": 0.4}},
+        {"name": "practice", "kind": "practice", "length": 64, "buckets": {"short": 0.4}},
     ]
     folder = run(make_config(sources=pair))
     index = index_of(folder)
