@@ -4,9 +4,7 @@ What MLflow should hold is read from `run.json` and the journals every time, so 
 away is caught up with later, by this run or by the next one; logging a point twice stores it once.
 """
 
-import contextlib
 import fcntl
-import json
 import logging
 import os
 import threading
@@ -220,7 +218,9 @@ class Mirror:
             tags["prefect.flow_run_id"] = run.prefect_flow_run_id or ""
             run.mlflow_run_id = self._create(run.id, run.started, tags)
         if run.mlflow_run_id not in self._described and not run.in_mlflow:
-            self._log_params(run.mlflow_run_id, flatten(run.config))
+            # Where a run was kept and shown is no difference between runs.
+            compared = {k: v for k, v in run.config.items() if k not in ("store", "tracking")}
+            self._log_params(run.mlflow_run_id, flatten(compared))
             self._client.log_dict(run.mlflow_run_id, run.config, "config.json")
             self._described.add(run.mlflow_run_id)
 
@@ -256,9 +256,7 @@ class Mirror:
         report = run.last_attempts().get("report")
         if report is not None and report.path and report.status in ("ran", "skipped"):
             folder = Path(report.path)
-            now = int((run.finished or time.time()) * 1000)
-            scores = flatten(_read_scores(folder), separator="/").items()
-            self._log_metrics(parent, [(k, v, now, 0) for k, v in scores if _is_number(v)])
+            self._send(parent, read_lines(folder / JOURNAL_NAME, 0)[0])
             for name in ("index.html", "table.md", "scores.json"):
                 if (folder / name).is_file():
                     self._client.log_artifact(parent, str(folder / name), "report")
@@ -339,7 +337,7 @@ def _stage_params(run: "RunRecord", stage: "StageRecord") -> dict[str, Any]:
     return {**params, "part": part} if part else params
 
 
-def flatten(values: Any, prefix: str = "", *, separator: str = ".") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested groups as one group with joined keys; only lists of groups are taken apart."""
     if isinstance(values, Mapping):
         items: Iterator[tuple[str, Any]] = ((str(key), value) for key, value in values.items())
@@ -349,16 +347,6 @@ def flatten(values: Any, prefix: str = "", *, separator: str = ".") -> dict[str,
         return {prefix: values} if prefix else {}
     flat: dict[str, Any] = {}
     for key, value in items:
-        joined = f"{prefix}{separator}{key}" if prefix else key
-        flat.update(flatten(value, joined, separator=separator))
+        joined = f"{prefix}.{key}" if prefix else key
+        flat.update(flatten(value, joined))
     return flat
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _read_scores(report: Path) -> Any:
-    with contextlib.suppress(FileNotFoundError):
-        return json.loads((report / "scores.json").read_text(encoding="utf-8"))
-    return {}

@@ -52,6 +52,10 @@ def train(store: Store, progress: Progress) -> Artifact:
 def report(store: Store, progress: Progress) -> Artifact:
     def make(folder: Path, work: Path) -> None:
         write_json(folder / "scores.json", SCORES)
+        journal = Journal(folder / "metrics.jsonl")
+        journal.append({"cpt/short/cloze": 61.5}, step=0)
+        journal.append({"cpt/ruler/average": 40.0}, step=256)
+        journal.close()
         (folder / "index.html").write_text("<html></html>")
 
     return store.build("report", {}, {}, make)
@@ -79,7 +83,8 @@ def test_parent_and_children_hold_params_metrics_and_artifacts(config: RunConfig
     assert parent.data.params["data.sources.1.name"] == "practice-128"
     assert parent.data.tags["prefect.flow_run_id"] == "flow-1"
     assert parent.data.metrics["cpt/short/cloze"] == 61.5
-    assert parent.data.metrics["cpt/ruler/256/average"] == 40.0
+    assert parent.data.metrics["cpt/ruler/average"] == 40.0
+    assert "store.path" not in parent.data.params
     assert child.data.params["learning_rate"] == "0.0005"
     assert child.data.params["part"] == "cpt"
     tags = child.data.tags
@@ -194,4 +199,3 @@ def test_without_mlflow_the_work_goes_on_and_is_shown_later(
 def test_flatten_joins_keys_and_keeps_plain_lists() -> None:
     values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}, {"e": 2}], "f": "x"}
     assert flatten(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": None, "d.1.e": 2, "f": "x"}
-    assert flatten({"m": {"short": {"t": 1.5}}}, separator="/") == {"m/short/t": 1.5}
