@@ -1,7 +1,6 @@
 """What a run is made of: one frozen section per stage, read from a recipe and dotted overrides."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from longred.errors import ConfigError
 from longred.methods import METHODS
 from longred.recipes import Recipe, read_recipe
+from longred.recipes.checks import problems
 
-BUCKETS = ("long", "short", "original")
 COPIES = {
     "seed": "seed",
     "original_window": "original_window",
@@ -22,8 +21,6 @@ COPIES = {
     "ratio": "data.ratio",
 }
 """What sections hold copies of, filled at load: field → the key that a user sets."""
-MIN_PRACTICE_TOKENS = 64
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -309,80 +306,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for problem in _problems(self):
+        for problem in problems(self):
             raise ValueError(problem)
         return self
-
-
-def _problems(config: RunConfig) -> list[str]:
-    """Return what cannot work across sections, each naming its dotted key."""
-    data, training = config.data, config.training
-    problems: list[str] = []
-    if config.target_window <= config.original_window:
-        problems.append(
-            f"target_window: {config.target_window} must be larger than "
-            f"original_window ({config.original_window})"
-        )
-    if data.short_length * 2 > config.original_window:
-        problems.append(
-            f"data.short_length: {data.short_length} is more than half of "
-            f"original_window ({config.original_window}); such a teacher teaches noise"
-        )
-    if set(data.ratio) != set(BUCKETS):
-        problems.append("data.ratio: needs exactly the buckets long, short and original")
-    for bucket in BUCKETS:
-        if not any(source.buckets.get(bucket, 0.0) > 0 for source in data.sources):  # type: ignore[call-overload]
-            problems.append(f"data.sources: no source has a share of the {bucket} bucket")
-    names = [source.name for source in data.sources]
-    if len(set(names)) != len(names):
-        problems.append("data.sources: names must differ")
-    for number, source in enumerate(data.sources):
-        if source.kind in ("files", "hub") and not source.path:
-            problems.append(
-                f"data.sources.{number}.path: a source of kind {source.kind} needs a path"
-            )
-        if source.kind == "hub" and not _COMMIT.fullmatch(source.revision or ""):
-            problems.append(
-                f"data.sources.{number}.revision: a hub data set needs the full commit hash "
-                "(40 hexadecimal digits), since a branch can move"
-            )
-        if source.kind == "practice" and (source.length or 0) < MIN_PRACTICE_TOKENS:
-            problems.append(
-                f"data.sources.{number}.length: a source of kind practice needs a length of "
-                f"{MIN_PRACTICE_TOKENS} tokens or more"
-            )
-    if config.extension.method == "abf" and config.extension.rope_theta is None:
-        problems.append("extension.rope_theta: method abf needs the raised theta")
-    selection = config.selection
-    if (selection.strategy == "manual") != (selection.layers is not None):
-        problems.append("selection.layers: give the layers with strategy manual, and only with it")
-    if training.method in training.baselines:
-        problems.append(f"training.baselines: {training.method} is already training.method")
-    if not problems:
-        problems.extend(_step_problems(config))
-    too_long = [
-        length for length in config.evaluation.ruler.lengths if length > config.target_window
-    ]
-    if too_long:
-        problems.append(
-            f"evaluation.ruler.lengths: {too_long} exceed target_window ({config.target_window})"
-        )
-    return problems
-
-
-def _step_problems(config: RunConfig) -> list[str]:
-    training, problems = config.training, []
-    lengths = training.block_lengths()
-    for method in training.methods():
-        for bucket, tokens in training.bucket_tokens(method).items():
-            if tokens < lengths[bucket] or tokens % lengths[bucket]:
-                unit = sum(config.data.ratio.values()) * max(lengths.values())
-                problems.append(
-                    f"training.step_tokens: {training.step_tokens} gives the {bucket} bucket "
-                    f"{float(tokens):g} tokens a step for {method}, not a whole number of blocks "
-                    f"of {lengths[bucket]}; try a multiple of {unit}"
-                )
-    return problems
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+BUCKETS = ("long", "short", "original")
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -21,9 +23,7 @@ class Method:
 
     def buckets(self) -> tuple[str, ...]:
         """Return the buckets that the method reads, in order."""
-        return tuple(
-            name for name in ("long", "short", "original") if getattr(self, name) is not None
-        )
+        return tuple(name for name in BUCKETS if getattr(self, name) is not None)
 
     def unused_settings(self) -> frozenset[str]:
         """Return the training settings that the method never reads."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.artifacts import canonical_digest, read_json, storage_errors, write_json
-from longred.config import BUCKETS, DataConfig
+from longred.config import DataConfig
 from longred.data.filling import Filler
 from longred.data.loader import DTYPES, FORMAT_VERSION
 from longred.data.quotas import SPLITS, Quota, block_lengths, shortages, source_quotas
@@ -18,6 +18,7 @@ from longred.data.sources import fingerprints, open_sources
 from longred.data.spool import SpoolFolder, gather
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
+from longred.methods import BUCKETS
 from longred.tracking import Journal
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from longred.config import BUCKETS, DataConfig
+from longred.config import DataConfig
 from longred.errors import ConfigError
+from longred.methods import BUCKETS
 
 SPLITS = ("train", "held_out")
 # A bucket of short rows is as broad as its documents: it is filled from at least about this many
