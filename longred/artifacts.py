@@ -150,7 +150,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         LockedError: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

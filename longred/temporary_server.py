@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from longred.artifacts import make_folder
 from longred.errors import PreflightError
 
 START_SECONDS = 300.0
@@ -44,7 +45,7 @@ class TemporaryServer:
 
     def __init__(self, root: Path) -> None:
         self._log = root / "prefect" / "server.log"
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._log.parent)
         with socket.create_server(("127.0.0.1", 0)) as listening, self._log.open("wb") as output:
             self.port = int(listening.getsockname()[1])
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
