@@ -30,7 +30,7 @@ class StorageError(LongredError):
 
 
 class NonFiniteLossError(LongredError):
-    """A loss or gradient is NaN or infinite; raised before the optimizer step."""
+    """A loss, gradient or measurement is NaN or infinite; raised before anything is made of it."""
 
     exit_code = 5
 

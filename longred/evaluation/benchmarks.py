@@ -5,6 +5,7 @@ left; here its tasks are made from our samples and handed to its evaluator, one 
 """
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from longred.errors import MismatchError
+from longred.errors import MismatchError, NonFiniteLossError
 from longred.evaluation.prompts import encode
 from longred.evaluation.ruler import recall
 from longred.evaluation.ruler.fitting import FULL_LENGTH
@@ -195,6 +196,11 @@ def first_number(text: str) -> str | None:
 
 def _likeliest(results: Sequence[Any]) -> int:
     likelihoods = [float(result[0]) for result in results]
+    if any(math.isnan(value) for value in likelihoods):
+        raise NonFiniteLossError(
+            "the likelihood of an answer is NaN; check the model's weights, or set "
+            "evaluation.dtype to float32"
+        )
     return likelihoods.index(max(likelihoods))
 
 

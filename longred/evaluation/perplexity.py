@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, NonFiniteLossError
 from longred.models import hidden_states
 from longred.objectives import long_loss
 
@@ -59,6 +59,11 @@ def held_out_loss(
             hidden_BTD = hidden_states(model, input_ids_BT, layers=[last])[last]
             mean = long_loss(hidden_BTD, weight, input_ids_BT)
             nats += float(mean) * len(batch) * (window - 1)
+    if not math.isfinite(nats):
+        raise NonFiniteLossError(
+            "the loss on held-out text is not finite; check the model's weights, or set "
+            "evaluation.dtype to float32"
+        )
     num_targets = count * (window - 1)
     num_bytes = sum(size for _, size in chosen)
     return {

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred.attention import ATTENTION_NAME, Captured
+from longred.errors import NonFiniteLossError
 from longred.profiling.attention_kl import attention_kl
 
 Progress = Callable[[int, int, str], None]
@@ -167,6 +168,7 @@ def _measure(
             on_progress(min(start + batch_rows, num_rows), num_rows, "rows")
     kl_NH = sums.kl_NH / num_tokens
     mean_N = sums.cosine_N / num_tokens
+    _check_finite(kl_NH, mean_N)
     variance_N = (sums.square_N / num_tokens - mean_N.square()).clamp_min(0.0)
     return Drift(
         num_layers=num_layers,
@@ -177,6 +179,16 @@ def _measure(
         hidden_similarity=mean_N.tolist(),
         hidden_similarity_std=variance_N.sqrt().tolist(),
     )
+
+
+def _check_finite(kl_NH: Tensor, similarity_N: Tensor) -> None:
+    finite_N = torch.isfinite(kl_NH).all(dim=1) & torch.isfinite(similarity_N)
+    if not bool(finite_N.all()):
+        layer = int((~finite_N).nonzero()[0])
+        raise NonFiniteLossError(
+            f"the drift of decoder layer {layer} is not finite; check the weights of both models, "
+            "or measure in float32"
+        )
 
 
 def _check(teacher: PreTrainedModel, student: PreTrainedModel, input_ids_NT: Tensor) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred import attention
+from longred.errors import NonFiniteLossError
 from longred.extension import write_extension
 from longred.models import hidden_states, load_model
 from longred.profiling.drift import hidden_similarity, profile_drift
@@ -118,3 +119,13 @@ def test_models_that_cannot_be_compared(
         profile_drift(models[0], sdpa, tokens, batch_rows=1)
     with pytest.raises(ValueError, match="rows of tokens"):
         profile_drift(*models, tokens[:0], batch_rows=1)
+
+
+def test_weights_that_are_not_finite_are_named_by_layer(
+    tiny_model_folder: Path, models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor
+) -> None:
+    broken = load_model(tiny_model_folder)
+    with torch.no_grad():
+        broken.base_model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match="decoder layer 1"):
+        profile_drift(models[0], broken, tokens, batch_rows=2)
