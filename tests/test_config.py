@@ -1,8 +1,18 @@
+from typing import get_args
+
 import pytest
 import yaml
 
-from longred.config import RunConfig, load_recipe
+from longred.config import (
+    ExtensionConfig,
+    MethodName,
+    RunConfig,
+    SelectionConfig,
+    TrainingConfig,
+    load_recipe,
+)
 from longred.errors import ConfigError
+from longred.methods import METHODS
 from longred.recipes import RECIPES
 
 
@@ -108,3 +118,17 @@ def test_unknown_recipe_offers_the_nearest():
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_packaged_recipes_are_valid(name):
     assert load_recipe(name).name == name
+
+
+def test_names_that_a_recipe_may_use_are_those_of_the_tables():
+    from longred import extension, positions, selection
+    from longred.objectives import WEIGHTINGS
+
+    def allowed(section, field):
+        return set(get_args(section.model_fields[field].annotation))
+
+    assert set(get_args(MethodName)) == set(METHODS)
+    assert allowed(ExtensionConfig, "method") == set(extension.METHODS)
+    assert allowed(SelectionConfig, "strategy") == {*selection.STRATEGIES, "manual"}
+    assert allowed(TrainingConfig, "weighting") == set(WEIGHTINGS)
+    assert {method.positions for method in METHODS.values()} <= {None, *positions.SKIPPERS}

@@ -1,0 +1,81 @@
+"""The pipeline as a user runs it: every stage real, with few steps and samples."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "data.num_tokens=65536",
+    "data.num_held_out_tokens=4096",
+    "profiling.num_tokens=1024",
+    "training.num_steps=2",
+    "training.num_threads=1",
+    "evaluation.ruler.lengths=[256]",
+    "evaluation.ruler.num_samples=4",
+    "evaluation.short.num_samples=8",
+    "evaluation.similarity_tokens=1024",
+    "report.min_points_above_chance=0",
+]
+
+
+def longred(store: Path, *arguments: str) -> str:
+    environment = {**os.environ, "LONGRED_STORE": str(store), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "longred.cli", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run(store: Path, *overrides: str) -> dict[str, Any]:
+    longred(store, "run", "demo", *SMALL, *overrides)
+    summary: dict[str, Any] = json.loads(longred(store, "show", "latest", "--json"))
+    return summary
+
+
+def statuses(summary: dict[str, Any]) -> dict[str, str]:
+    return {name: stage["status"] for name, stage in summary["stages"].items()}
+
+
+@pytest.mark.slow
+def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    made = statuses(first)
+    assert made.pop("model") == "skipped"
+    assert set(made.values()) == {"ran"}
+    assert first["recipe"] == "demo"
+    assert set(first["scores"]) == {"original", "rescaled", "longred-c", "cpt"}
+    for scores in first["scores"].values():
+        assert {"short", "ruler", "retention", "similarity"} <= set(scores)
+        assert set(scores["ruler"]) == {"256"}
+    assert first["scores"]["original"]["similarity"] == pytest.approx(1.0, abs=1e-6)
+    page = Path(first["stages"]["report"]["path"]) / "index.html"
+    assert "http://" not in page.read_text().replace("http://www.w3.org", "")
+
+    again = run(tmp_path)
+    assert set(statuses(again).values()) == {"skipped"}
+    assert again["scores"] == first["scores"]
+
+    changed = run(tmp_path, "training.learning_rate=1e-4")
+    ran = {name for name, status in statuses(changed).items() if status == "ran"}
+    students = {
+        f"{stage}/{m}" for stage in ("training", "evaluation") for m in ("longred-c", "cpt")
+    }
+    assert ran == students | {"report"}
+
+    # What only longred-c reads leaves cpt as it is.
+    sigma = run(tmp_path, "training.sigma=3")
+    ran = {name for name, status in statuses(sigma).items() if status == "ran"}
+    assert ran == {"training/longred-c", "evaluation/longred-c", "report"}
