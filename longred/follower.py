@@ -77,10 +77,7 @@ def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
         # A database alone would put uploads below whatever the current folder is.
         served = (tracking.uri or "").startswith("http")
         folder = None if served else artifact_folder(root).as_uri()
-        # Without its kind, MLflow's pages open on traces of language-model calls.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        created = client.create_experiment(tracking.experiment, folder, kind)
-        return client, str(created)
+        return client, str(client.create_experiment(tracking.experiment, artifact_location=folder))
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
