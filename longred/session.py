@@ -16,9 +16,8 @@ from typing import Any, Protocol
 from longred.artifacts import Artifact, Store, canonical_digest, make_folder
 from longred.config import RunConfig
 from longred.errors import LongredError, Stopped
+from longred.progress import Progress
 from longred.runs import RunRecord, StageRecord, process_identity
-
-Progress = Callable[[int, int, str], None]
 
 
 class Listener(Protocol):

@@ -4,7 +4,7 @@ The only room that knows both the configuration and the store; everything it cal
 values and folders. A Prefect task and a stage run from the command line call the same function.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from longred.config import (
     TrainingConfig,
 )
 from longred.methods import METHODS
+from longred.progress import Progress
 from longred.tracking import Journal
-
-Progress = Callable[[int, int, str], None]
 
 VERSIONS = {
     "data": 1,

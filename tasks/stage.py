@@ -22,7 +22,8 @@ from prefect.tasks import Task
 
 from longred.artifacts import Artifact, Store
 from longred.errors import Stopped
-from longred.session import Progress, current_run
+from longred.progress import Progress
+from longred.session import current_run
 
 P = ParamSpec("P")
 

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from longred.artifacts import Artifact, Store, write_json
 from longred.cli import app
+from longred.progress import Progress
 from longred.runs import load_config
-from longred.session import Progress, open_run
+from longred.session import open_run
 
 SCORES = {"original": {"short": {"cloze": 70.0, "average": 70.0}, "ruler": {}, "similarity": 1.0}}
 

@@ -13,8 +13,9 @@ from longred.artifacts import Artifact, Store, write_json
 from longred.config import RunConfig, TrackingConfig
 from longred.errors import NonFiniteLossError
 from longred.follower import connect, flatten
+from longred.progress import Progress
 from longred.runs import load_config, load_run
-from longred.session import Progress, open_run
+from longred.session import open_run
 from longred.tracking import Journal
 
 SCORES = {"cpt": {"short": {"cloze": 61.5, "average": 61.5}, "ruler": {"256": {"average": 40}}}}

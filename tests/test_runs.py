@@ -11,6 +11,7 @@ import pytest
 from longred.artifacts import Artifact, Store
 from longred.config import RunConfig
 from longred.errors import ConfigError, MismatchError, Stopped, StorageError
+from longred.progress import Progress
 from longred.runs import (
     RunRecord,
     StageRecord,
@@ -20,7 +21,7 @@ from longred.runs import (
     load_run,
     process_identity,
 )
-from longred.session import Progress, current_run, listening, open_run
+from longred.session import current_run, listening, open_run
 
 
 def build(store: Store, text: str = "content", stage: str = "data") -> Artifact:

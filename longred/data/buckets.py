@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from longred.data.spool import SpoolFolder, gather
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
 from longred.methods import BUCKETS
+from longred.progress import Progress
 from longred.tracking import Journal
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 FOLDERS = {"train": "tokens", "held_out": "held_out"}
 # Whole held-out texts: eight times the held-out tokens, at about four bytes each.
 TEXT_BYTES_PER_TOKEN = 32
-
-Progress = Callable[[int, int, str], None]
 
 
 def prepare(

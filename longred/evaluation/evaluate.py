@@ -18,10 +18,10 @@ from longred.evaluation.perplexity import held_out_loss
 from longred.evaluation.samples import read_documents, tokenizer_sha256
 from longred.evaluation.units import Unit, read_index, read_units, write_lines
 from longred.models import choose_device, load_model, load_tokenizer
+from longred.progress import Progress
 from longred.tracking import Journal
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
 
 
 class Subject:

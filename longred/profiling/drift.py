@@ -5,7 +5,7 @@ states exist at once. Shapes: N blocks or decoder layers, B rows, T tokens, H he
 dimension.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from longred.attention import ATTENTION_NAME, Captured
 from longred.errors import NonFiniteLossError
 from longred.profiling.attention_kl import attention_kl
+from longred.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 """Told the number of rows done, the number of all rows, and a word."""
 
 

@@ -8,27 +8,27 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from longred.artifacts import storage_errors, write_json
 from longred.errors import BY_EXIT_CODE, LongredError, Stopped
+from longred.progress import Progress
 from longred.training.job import TrainingJob
 from longred.training.stop import SIGNALS
 
 log = logging.getLogger(__name__)
 
 LOG_NAME = "trainer.log"
-OnProgress = Callable[[int, int, str], None]
 
 
 class LostProcessError(LongredError):
     """The trainer ended without an exit code of the house: killed, or an error nobody foresaw."""
 
 
-def run(job: TrainingJob, work: Path, *, on_progress: OnProgress | None = None) -> Path:
+def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) -> Path:
     """Train in a child process; a second call goes on where the first one stopped.
 
     The child writes everything it says to `work/trainer.log`. It saves and ends by itself when this
@@ -123,7 +123,7 @@ def _signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(progress: int, job: TrainingJob, on_progress: OnProgress | None) -> str:
+def _follow(progress: int, job: TrainingJob, on_progress: Progress | None) -> str:
     """Pass the child's progress on until it ends; return its error message, if it sent one."""
     message = ""
     with os.fdopen(progress, encoding="utf-8", closefd=False) as lines:

@@ -20,8 +20,9 @@ from longred.errors import (
     Stopped,
     StorageError,
 )
+from longred.progress import Progress
 from longred.runs import load_config, load_run
-from longred.session import Progress, open_run
+from longred.session import open_run
 from longred.training.launch import LostProcessError
 from tasks.stage import make, stage_task
 
