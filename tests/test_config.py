@@ -5,12 +5,12 @@ import yaml
 
 from longred.config import (
     ExtensionConfig,
-    MethodName,
     RunConfig,
     SelectionConfig,
     TrainingConfig,
     load_recipe,
 )
+from longred.config.training import MethodName
 from longred.errors import ConfigError
 from longred.methods import METHODS
 from longred.recipes import RECIPES

@@ -1,12 +1,13 @@
 """What cannot work across the sections of a recipe, each problem naming its dotted key."""
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from longred.methods import BUCKETS
 
 if TYPE_CHECKING:
-    from longred.config import RunConfig
+    from longred.config.run import RunConfig
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MIN_PRACTICE_TOKENS = 64
@@ -14,68 +15,98 @@ MIN_PRACTICE_TOKENS = 64
 
 def problems(config: "RunConfig") -> list[str]:
     """Return what cannot work across sections, each naming its dotted key."""
-    data, training = config.data, config.training
-    found: list[str] = []
+    found = [problem for check in CHECKS for problem in check(config)]
+    # A step cannot be divided as long as windows and ratio are wrong.
+    return found or list(_step_problems(config))
+
+
+def _window_problems(config: "RunConfig") -> Iterator[str]:
     if config.target_window <= config.original_window:
-        found.append(
+        yield (
             f"target_window: {config.target_window} must be larger than "
             f"original_window ({config.original_window})"
         )
+
+
+def _data_problems(config: "RunConfig") -> Iterator[str]:
+    data = config.data
     if data.short_length * 2 > config.original_window:
-        found.append(
+        yield (
             f"data.short_length: {data.short_length} is more than half of "
             f"original_window ({config.original_window}); such a teacher teaches noise"
         )
     if set(data.ratio) != set(BUCKETS):
-        found.append("data.ratio: needs exactly the buckets long, short and original")
+        yield "data.ratio: needs exactly the buckets long, short and original"
     for bucket in BUCKETS:
         if not any(source.buckets.get(bucket, 0.0) > 0 for source in data.sources):  # type: ignore[call-overload]
-            found.append(f"data.sources: no source has a share of the {bucket} bucket")
+            yield f"data.sources: no source has a share of the {bucket} bucket"
     names = [source.name for source in data.sources]
     if len(set(names)) != len(names):
-        found.append("data.sources: names must differ")
-    for number, source in enumerate(data.sources):
+        yield "data.sources: names must differ"
+
+
+def _source_problems(config: "RunConfig") -> Iterator[str]:
+    for number, source in enumerate(config.data.sources):
+        key = f"data.sources.{number}"
         if source.kind in ("files", "hub") and not source.path:
-            found.append(f"data.sources.{number}.path: a source of kind {source.kind} needs a path")
+            yield f"{key}.path: a source of kind {source.kind} needs a path"
         if source.kind == "hub" and not _COMMIT.fullmatch(source.revision or ""):
-            found.append(
-                f"data.sources.{number}.revision: a hub data set needs the full commit hash "
+            yield (
+                f"{key}.revision: a hub data set needs the full commit hash "
                 "(40 hexadecimal digits), since a branch can move"
             )
         if source.kind == "practice" and (source.length or 0) < MIN_PRACTICE_TOKENS:
-            found.append(
-                f"data.sources.{number}.length: a source of kind practice needs a length of "
+            yield (
+                f"{key}.length: a source of kind practice needs a length of "
                 f"{MIN_PRACTICE_TOKENS} tokens or more"
             )
+
+
+def _extension_problems(config: "RunConfig") -> Iterator[str]:
     if config.extension.method == "abf" and config.extension.rope_theta is None:
-        found.append("extension.rope_theta: method abf needs the raised theta")
+        yield "extension.rope_theta: method abf needs the raised theta"
+
+
+def _selection_problems(config: "RunConfig") -> Iterator[str]:
     selection = config.selection
     if (selection.strategy == "manual") != (selection.layers is not None):
-        found.append("selection.layers: give the layers with strategy manual, and only with it")
+        yield "selection.layers: give the layers with strategy manual, and only with it"
+
+
+def _training_problems(config: "RunConfig") -> Iterator[str]:
+    training = config.training
     if training.method in training.baselines:
-        found.append(f"training.baselines: {training.method} is already training.method")
-    if not found:
-        found.extend(_step_problems(config))
+        yield f"training.baselines: {training.method} is already training.method"
+
+
+def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
     too_long = [
         length for length in config.evaluation.ruler.lengths if length > config.target_window
     ]
     if too_long:
-        found.append(
-            f"evaluation.ruler.lengths: {too_long} exceed target_window ({config.target_window})"
-        )
-    return found
+        yield f"evaluation.ruler.lengths: {too_long} exceed target_window ({config.target_window})"
 
 
-def _step_problems(config: "RunConfig") -> list[str]:
-    training, found = config.training, []
+def _step_problems(config: "RunConfig") -> Iterator[str]:
+    training = config.training
     lengths = training.block_lengths()
     for method in training.methods():
         for bucket, tokens in training.bucket_tokens(method).items():
             if tokens < lengths[bucket] or tokens % lengths[bucket]:
                 unit = sum(config.data.ratio.values()) * max(lengths.values())
-                found.append(
+                yield (
                     f"training.step_tokens: {training.step_tokens} gives the {bucket} bucket "
                     f"{float(tokens):g} tokens a step for {method}, not a whole number of blocks "
                     f"of {lengths[bucket]}; try a multiple of {unit}"
                 )
-    return found
+
+
+CHECKS = (
+    _window_problems,
+    _data_problems,
+    _source_problems,
+    _extension_problems,
+    _selection_problems,
+    _training_problems,
+    _evaluation_problems,
+)

@@ -1,47 +1,25 @@
-"""The command line: one verb for each thing a user does; results go to standard output only.
-
-Heavy libraries are imported by the verbs that need them.
-"""
+"""Verbs that run the pipeline and show runs."""
 
 import json
-import logging
-import os
 import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.errors import LongredError, Stopped
+from longred.cli.common import Overrides, StoreOption, open_store
+from longred.errors import Stopped
 
 if TYPE_CHECKING:
-    from longred.artifacts import Store
     from longred.runs import RunRecord
 
-app = typer.Typer(
-    help="Extend a language model's context window and restore its short-text skill.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="changes to the recipe", metavar="[SECTION.KEY=VALUE]...")
-]
-StorePath = Annotated[str | None, typer.Option("--store", help="the store (default: outputs)")]
-
-
-@app.command()
 def demo(overrides: Overrides = None) -> None:
     """Run the whole pipeline on the small model that comes with longred."""
     _run("demo", overrides or [])
 
 
-@app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
     overrides: Overrides = None,
@@ -50,64 +28,21 @@ def run(
     _run(recipe, overrides or [])
 
 
-@app.command()
 def show(
     run_id: Annotated[
         str, typer.Argument(metavar="RUN", help="a run's id, or `latest`")
     ] = "latest",
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
-    store: StorePath = None,
+    store: StoreOption = None,
 ) -> None:
     """Show a run: its stages, its scores and where its page is."""
     from longred.runs import load_run
 
-    record = load_run(_store(store), run_id)
+    record = load_run(open_store(store), run_id)
     if as_json:
         typer.echo(json.dumps(_summary(record), indent=2))
     else:
         _print_run(record)
-
-
-@app.command()
-def up(
-    store: StorePath = None,
-    prefect_port: Annotated[int, typer.Option(help="port of Prefect's server")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="port of MLflow's server")] = 5000,
-) -> None:
-    """Start Prefect, MLflow and a worker here, and apply the deployments."""
-    from longred import services
-    from longred.flow_host import repository
-
-    state = services.up(
-        _store(store).root,
-        repository(),
-        ports={"prefect": prefect_port, "mlflow": mlflow_port},
-        say=lambda text: typer.echo(text, err=True),
-    )
-    typer.echo(services.describe(state, repository()))
-
-
-@app.command()
-def down(store: StorePath = None) -> None:
-    """Stop what `up` started."""
-    from longred import services
-
-    stopped = services.down(_store(store).root)
-    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
-
-
-@app.command()
-def status(store: StorePath = None) -> None:
-    """Show which services run, and the newest run."""
-    from longred import services
-    from longred.runs import list_runs, load_run
-
-    folder = _store(store)
-    for line in services.status(folder.root):
-        typer.echo(line)
-    if list_runs(folder):
-        record = load_run(folder)
-        typer.echo(f"{'latest run':<12} {record.status:<10} {record.id}")
 
 
 def _run(recipe: str, overrides: list[str]) -> None:
@@ -119,7 +54,7 @@ def _run(recipe: str, overrides: list[str]) -> None:
     from longred.terminal import Terminal
 
     config = load_config(recipe, overrides)
-    store = _store(config.store.path)
+    store = open_store(config.store.path)
     try:
         with listening(Terminal()):
             run_id = run_pipeline(store, recipe, overrides)
@@ -128,15 +63,6 @@ def _run(recipe: str, overrides: list[str]) -> None:
     _print_scores(load_run(store, run_id))
     urls = [service.url for service in services.load(store.root).values() if service.url]
     typer.echo(f"UIs      {' and '.join(urls) or 'longred up'}")
-
-
-def _store(path: str | None) -> "Store":
-    """Return the store that is named, else the environment's, else the default one."""
-    from longred.artifacts import Store
-    from longred.config import StoreConfig
-    from longred.runs import STORE_VARIABLE
-
-    return Store(path or os.environ.get(STORE_VARIABLE) or StoreConfig().path)
 
 
 def _summary(record: "RunRecord") -> dict[str, Any]:
@@ -189,25 +115,3 @@ def _print_scores(record: "RunRecord") -> None:
     if table.is_file():
         typer.echo("\n" + table.read_text(encoding="utf-8").rstrip() + "\n")
     typer.echo(f"page     {report / 'index.html'}")
-
-
-def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
-
-
-def main() -> None:
-    """Run the command line; an error that a user can act on is one message and its exit code."""
-    signal.signal(signal.SIGTERM, _end_on_sigterm)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("longred: %(message)s"))
-    logging.getLogger("longred").addHandler(handler)
-    try:
-        app()
-    except LongredError as error:
-        sys.stdout.flush()
-        sys.stderr.write(f"longred: {error}\n")
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

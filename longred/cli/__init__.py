@@ -1,0 +1,44 @@
+"""The command line: one verb for each thing a user does; results go to standard output only.
+
+Heavy libraries are imported by the verbs that need them.
+"""
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from longred.cli import runs, services
+from longred.errors import LongredError, Stopped
+
+VERBS = (runs.demo, runs.run, runs.show, services.up, services.down, services.status)
+
+app = typer.Typer(
+    help="Extend a language model's context window and restore its short-text skill.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def main() -> None:
+    """Run the command line; an error that a user can act on is one message and its exit code."""
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("longred: %(message)s"))
+    logging.getLogger("longred").addHandler(handler)
+    try:
+        app()
+    except LongredError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"longred: {error}\n")
+        sys.exit(error.exit_code)

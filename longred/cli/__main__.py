@@ -1,0 +1,5 @@
+"""`python -m longred.cli`: the command line without the installed script."""
+
+from longred.cli import main
+
+main()

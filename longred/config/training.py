@@ -1,0 +1,73 @@
+"""How students are trained."""
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from longred.config.section import Count, Device, NonNegative, Positive, Section, Share, runtime
+from longred.methods import METHODS
+
+MethodName = Literal["longred-c", "longred-u", "cpt", "mix-cpt"]
+
+
+class TrainingConfig(Section):
+    """How students are trained: the method, its baselines, and what they share.
+
+    `step_tokens` is divided over the buckets by `data.ratio`; methods that use only the long bucket
+    spend all of it there. `learning_rate` is constant after `warmup_steps`.
+    """
+
+    method: MethodName = "longred-c"
+    baselines: list[MethodName] = []
+    num_steps: Count = 512
+    step_tokens: Count = 2097152
+    micro_batch_tokens: Count = 32768
+    learning_rate: Positive = 2e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    max_grad_norm: Positive = 1.0
+    short_distill_weight: NonNegative = 5.0
+    short_to_long_weight: NonNegative = 10.0
+    weighting: Literal["token_share", "formula"] = "token_share"
+    sigma: Positive = 5.0
+    truncation: Literal["clipped", "renormalised"] = "clipped"
+    mask_documents: bool = True
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    activation_checkpointing: bool = False
+    original_window: int = 0
+    target_window: int = 0
+    short_length: int = 0
+    ratio: dict[str, int] = {}
+    seed: int = 0
+    save_every_steps: Count = runtime(20, ge=1)
+    num_checkpoints: Count = runtime(2, ge=1)
+    num_threads: Annotated[int, Field(ge=0)] = runtime(0, ge=0)
+    device: Device = runtime("auto")
+
+    def methods(self) -> list[str]:
+        """Return the method and its baselines, each once, in the order of training."""
+        return list(dict.fromkeys([self.method, *self.baselines]))
+
+    def block_lengths(self) -> dict[str, int]:
+        """Return the block length of each bucket, in tokens."""
+        return {
+            "long": self.target_window,
+            "short": self.short_length,
+            "original": self.original_window,
+        }
+
+    def bucket_tokens(self, method: str) -> dict[str, Fraction]:
+        """Return the exact share of `step_tokens` that a method reads from each bucket."""
+        share = {bucket: self.ratio[bucket] for bucket in METHODS[method].buckets()}
+        return {b: Fraction(self.step_tokens * share[b], sum(share.values())) for b in share}
+
+    def rows(self, method: str) -> dict[str, int]:
+        """Return how many blocks of each bucket one optimizer step of a method reads."""
+        lengths = self.block_lengths()
+        return {
+            bucket: int(tokens) // lengths[bucket]
+            for bucket, tokens in self.bucket_tokens(method).items()
+        }

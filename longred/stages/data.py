@@ -1,0 +1,26 @@
+"""The stage that turns text into buckets."""
+
+from longred.artifacts import TOKENIZER_FILES, Artifact, Store, folder_digest
+from longred.config import DataConfig
+from longred.progress import Progress
+from longred.stages.versions import VERSIONS
+
+
+def prepare_data(
+    config: DataConfig, base: Artifact, *, store: Store, on_progress: Progress | None = None
+) -> Artifact:
+    """Fill the long, short and original buckets and hold some documents out.
+
+    The sources' own content is an input: text that changed under the same settings is new data.
+    """
+    from longred.data.buckets import prepare
+    from longred.data.sources import fingerprints
+
+    texts = {f"text/{name}": digest for name, digest in fingerprints(config).items()}
+    return store.build(
+        "data",
+        config.digest_values(),
+        {"tokenizer": folder_digest(base.folder, TOKENIZER_FILES), **texts},
+        lambda folder, work: prepare(config, base.folder, folder, work, on_progress=on_progress),
+        VERSIONS["data"],
+    )

@@ -1,0 +1,77 @@
+"""The stages that measure what rescaling moved, and choose layers by it."""
+
+from pathlib import Path
+
+from longred.artifacts import Artifact, Store, write_json
+from longred.config import ProfilingConfig, SelectionConfig
+from longred.progress import Progress
+from longred.stages.versions import VERSIONS
+from longred.tracking import Journal
+
+
+def profile_attention(
+    config: ProfilingConfig,
+    base: Artifact,
+    extended: Artifact,
+    data: Artifact,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
+) -> Artifact:
+    """Measure per layer how far rescaling moved attention and hidden states on held-out text."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.data.loader import read_rows
+        from longred.models import choose_device, load_model
+        from longred.profiling.drift import profile_drift
+
+        device = choose_device(config.device)
+        drift = profile_drift(
+            load_model(base.folder, device=device),
+            load_model(extended.folder, device=device, original=base.folder),
+            read_rows(data.folder, "short", split="held_out", num_tokens=config.num_tokens),
+            batch_rows=config.batch_rows,
+            on_progress=on_progress,
+        )
+        write_json(folder / "drift.json", drift.to_json())
+        journal = Journal(folder / "metrics.jsonl")
+        for layer, (kl, similarity) in enumerate(
+            zip(drift.attention_kl, drift.hidden_similarity, strict=True)
+        ):
+            name = f"profiling/layer_{layer:02d}"
+            journal.append(
+                {f"{name}/attention_kl": kl, f"{name}/hidden_similarity": similarity}, step=0
+            )
+        journal.close()
+
+    inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
+    return store.build("profiling", config.digest_values(), inputs, make, VERSIONS["profiling"])
+
+
+def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -> Artifact:
+    """Choose the layers to distil from the profile, and say why in words."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred import selection
+
+        scores = profile.read_json("drift.json")["attention_kl"]
+        layers = selection.select_layers(
+            scores,
+            strategy=config.strategy,
+            num_distill_layers=config.num_distill_layers,
+            layers=config.layers,
+        )
+        reasons = [
+            {"distill_layer": layer, "decoder_layer": layer - 1, "text": text}
+            for layer, text in zip(layers, selection.explain(scores, layers), strict=True)
+        ]
+        chosen = {
+            "strategy": config.strategy,
+            "layer_scores": scores,
+            "distill_layers": layers,
+            "reasons": reasons,
+        }
+        write_json(folder / "selection.json", chosen)
+
+    inputs = {"profiling": profile.digest}
+    return store.build("selection", config.digest_values(), inputs, make, VERSIONS["selection"])

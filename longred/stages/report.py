@@ -1,0 +1,52 @@
+"""The stage that compares the models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from longred.artifacts import Artifact, Store
+from longred.config import ReportConfig
+from longred.stages.versions import VERSIONS
+
+
+def write_report(
+    config: ReportConfig,
+    recipe: Mapping[str, Any],
+    data: Artifact,
+    extended: Artifact,
+    profile: Artifact,
+    layers: Artifact,
+    students: Mapping[str, Artifact],
+    samples: Artifact,
+    scores: Mapping[str, Artifact],
+    *,
+    store: Store,
+) -> Artifact:
+    """Compare the models: tables, plots and one HTML page."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.report.write import write
+
+        write(
+            config,
+            folder=folder,
+            recipe=dict(recipe),
+            data=data.folder,
+            profile=profile.folder,
+            selection=layers.folder,
+            students={name: artifact.folder for name, artifact in students.items()},
+            samples=samples.folder,
+            scores={name: artifact.folder for name, artifact in scores.items()},
+        )
+
+    inputs = {
+        "data": data.digest,
+        "extension": extended.digest,
+        "profiling": profile.digest,
+        "selection": layers.digest,
+        "evaluation/samples": samples.digest,
+        **{f"training/{name}": artifact.digest for name, artifact in students.items()},
+        **{f"evaluation/{name}": artifact.digest for name, artifact in scores.items()},
+    }
+    values = {**config.digest_values(), "recipe": dict(recipe)}
+    return store.build("report", values, inputs, make, VERSIONS["report"])

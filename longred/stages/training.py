@@ -1,0 +1,62 @@
+"""The stage that trains a student."""
+
+from pathlib import Path
+
+from longred.artifacts import Artifact, Store
+from longred.config import TrainingConfig
+from longred.methods import METHODS
+from longred.progress import Progress
+from longred.stages.versions import VERSIONS
+
+
+def train_student(
+    config: TrainingConfig,
+    method: str,
+    base: Artifact,
+    extended: Artifact,
+    data: Artifact,
+    layers: Artifact,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
+) -> Artifact:
+    """Train one student by one method in a child process; a second call goes on where it stopped.
+
+    Raises:
+        NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: as the trainer ended.
+    """
+    uses_layers = METHODS[method].uses_layers()
+    values = {**config.digest_values(), "method": method}
+    # Which methods a run compares, and what a method never reads, cannot change its student.
+    unused = METHODS[method].unused_settings() | {"baselines"}
+    settings = {name: value for name, value in values.items() if name not in unused}
+    inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
+    if uses_layers:
+        inputs["selection"] = layers.digest
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.training import launch
+        from longred.training.job import TrainingJob
+
+        store.verify(data)
+        chosen = layers.read_json("selection.json")["distill_layers"] if uses_layers else []
+        # `rows` carries what the job needs of these.
+        plain = {k: v for k, v in settings.items() if k not in ("step_tokens", "short_length")}
+        job = TrainingJob(
+            **plain,
+            teacher_folder=base.path,
+            student_folder=extended.path,
+            data_folder=data.path,
+            data_digest=data.digest,
+            distill_layers=tuple(chosen),
+            rows=config.rows(method),
+            save_every_steps=config.save_every_steps,
+            num_checkpoints=config.num_checkpoints,
+            num_threads=config.num_threads,
+            device=config.device,
+        )
+        result = launch.run(job, work, on_progress=on_progress)
+        for path in result.iterdir():
+            path.rename(folder / path.name)
+
+    return store.build("training", settings, inputs, make, VERSIONS["training"])

@@ -1,0 +1,12 @@
+"""Which version of its own format each stage writes."""
+
+VERSIONS = {
+    "data": 1,
+    "extension": 1,
+    "profiling": 1,
+    "selection": 1,
+    "training": 1,
+    "evaluation": 1,
+    "report": 1,
+}
+"""Raised when a stage's code makes something else of the same settings and inputs."""
