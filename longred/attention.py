@@ -28,6 +28,7 @@ class Captured(NamedTuple):
     layer: int
     query_BHTd: Tensor
     key_BhTd: Tensor
+    value_BhTd: Tensor
     scale: float | None
     sliding_window: int | None
 
@@ -102,7 +103,7 @@ def attend(
         raise ValueError(_MASK_REFUSED)
     if capture is not None:
         layer: Any = module.layer_idx
-        capture(Captured(layer, query_BHTd, key_BhTd, scaling, sliding_window))
+        capture(Captured(layer, query_BHTd, key_BhTd, value_BhTd, scaling, sliding_window))
     if documents is None and document_ids_BT is not None:
         documents = document_bounds(document_ids_BT)
     settings = {"scale": scaling, "dropout_p": dropout}

@@ -246,6 +246,7 @@ def test_capture_gives_rotated_queries_and_unrepeated_keys() -> None:
     assert [item.sliding_window for item in captured] == [None, 24, 24]
     assert captured[0].query_BHTd.shape == (2, 4, 40, 8)
     assert captured[0].key_BhTd.shape == (2, 2, 40, 8)
+    assert captured[0].value_BhTd.shape == (2, 2, 40, 8)
     base = student.base_model
     shifted: list[attention.Captured] = []
     base(torch.zeros(1, 40, dtype=torch.long), capture=shifted.append)
