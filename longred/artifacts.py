@@ -231,6 +231,8 @@ class Store:
         inputs: Mapping[str, str],
         make: Callable[[Path, Path], None],
         version: int = 1,
+        *,
+        again: bool = False,
     ) -> Artifact:
         """Return the artifact of these settings and inputs, making it only where it does not exist.
 
@@ -240,20 +242,21 @@ class Store:
             inputs: name of each input → its digest.
             make: called with a temporary folder to fill and the work folder for resumable progress.
             version: format version of what `make` writes.
+            again: make it even where it exists; the old one stays until the new one is whole.
 
         Raises:
             LockedError: another process makes the same artifact.
             StorageError: the disk is full; progress in the work folder stays.
         """
         digest = self.digest(stage, values, inputs, version)
-        found = self.find(stage, digest)
+        found = None if again else self.find(stage, digest)
         if found:
             return found
         work = self.work(digest)
         make_folder(work)
         make_folder(self.artifacts)
         with locked(work / "lock", f"{stage}-{digest}"):
-            found = self.find(stage, digest)
+            found = None if again else self.find(stage, digest)
             if found:
                 return found
             folder = self._folder(stage, digest)
@@ -286,7 +289,7 @@ class Store:
                 sync_folder(path)
         write_json(temporary / MANIFEST, {**identity, "files": files})
         if folder.exists():
-            # Left by a damaged store: os.replace cannot replace a folder that is not empty.
+            # os.replace cannot replace a folder that is not empty.
             shutil.rmtree(folder)
         temporary.replace(folder)
         sync_folder(folder.parent)

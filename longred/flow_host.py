@@ -37,13 +37,29 @@ def run_pipeline(store: Store, recipe: str, overrides: Sequence[str]) -> str:
     Raises:
         LongredError: as the stages do, or because Prefect's server does not start.
     """
-    root = str(repository())
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    _make_importable()
     with _server(store.root):
         from flows.local import run_pipeline as run
 
         return run(recipe, overrides)
+
+
+def tell_pipeline(recipe: str, overrides: Sequence[str]) -> None:
+    """Go through the full pipeline inside a dry scope, without a server: nothing is made.
+
+    Raises:
+        LongredError: as the stages do.
+    """
+    _make_importable()
+    from flows.pipeline import full_pipeline
+
+    full_pipeline.fn(recipe, list(overrides))
+
+
+def _make_importable() -> None:
+    root = str(repository())
+    if root not in sys.path:
+        sys.path.insert(0, root)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from longred.errors import ConfigError, MismatchError
 STORE_VARIABLE = "LONGRED_STORE"
 TRACKING_VARIABLE = "LONGRED_TRACKING_URI"
 _VARIABLES = {STORE_VARIABLE: "store.path", TRACKING_VARIABLE: "tracking.uri"}
+MAX_EARLIER_RUNS = 100
 _RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9._-]+\Z")
 
 
@@ -42,8 +43,10 @@ class StageRecord:
     Attributes:
         name: `training/longred-c` where a stage makes several artifacts, else the stage's name.
         stage: the stage's name.
-        status: running, ran, skipped, failed, stopped or lost.
+        status: running, ran, skipped, failed, stopped, lost, or stale where it should be made and
+            the run leaves it out.
         work: folder of resumable progress while it is made.
+        reason: why it had to be made; None where it existed.
     """
 
     name: str
@@ -54,6 +57,7 @@ class StageRecord:
     digest: str | None = None
     path: str | None = None
     work: str | None = None
+    reason: str | None = None
     mlflow_run_id: str | None = None
     prefect_task_run_id: str | None = None
     error: str | None = None
@@ -135,13 +139,7 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
     wanted = runs[-1] if run_id == "latest" else run_id
     if wanted not in runs:
         raise ConfigError(f"{run_id}: no such run in {store.runs} (newest: {', '.join(runs[-3:])})")
-    path = store.runs / wanted / "run.json"
-    values = read_json(path)
-    try:
-        stages = [StageRecord(**stage) for stage in values.pop("stages")]
-        record = RunRecord(**values, stages=stages)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MismatchError(f"{path}: is not a run's record ({error})") from error
+    record = _read_run(store, wanted)
     if record.status == "running" and not is_alive(record.process):
         record.status = "lost"
         record.error = "its process ended without a word; run the same command to go on"
@@ -149,3 +147,26 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
             stage.status = "lost" if stage.status == "running" else stage.status
         record.save(store.runs)
     return record
+
+
+def earlier_runs(store: Store, run: RunRecord) -> Iterator[RunRecord]:
+    """Yield the records of the newest earlier runs of the same recipe, newest first.
+
+    Raises:
+        MismatchError: a record cannot be read.
+    """
+    for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
+        if run_id != run.id:
+            record = _read_run(store, run_id)
+            if record.config.get("name") == run.config.get("name"):
+                yield record
+
+
+def _read_run(store: Store, run_id: str) -> RunRecord:
+    path = store.runs / run_id / "run.json"
+    values = read_json(path)
+    try:
+        stages = [StageRecord(**stage) for stage in values.pop("stages")]
+        return RunRecord(**values, stages=stages)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MismatchError(f"{path}: is not a run's record ({error})") from error

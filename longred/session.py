@@ -8,16 +8,18 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from longred.artifacts import Artifact, Store, canonical_digest, make_folder
 from longred.config import RunConfig
 from longred.errors import LongredError, Stopped
 from longred.progress import Progress
-from longred.runs import RunRecord, StageRecord, process_identity
+from longred.runs import RunRecord, StageRecord, earlier_runs, process_identity
+from longred.scope import Begun, Scope, ScopedStore
 
 
 class Listener(Protocol):
@@ -30,38 +32,41 @@ class Listener(Protocol):
         """A stage got on."""
 
 
-class RecordedStore(Store):
-    """A store that tells the run which artifact the current stage makes, and where it works."""
+class Watcher:
+    """A listener that keeps the stages of the run it has seen last."""
 
-    def __init__(self, root: Path | str, begun: Callable[[str, Path], None]) -> None:
-        super().__init__(root)
-        self._begun = begun
+    def __init__(self) -> None:
+        self.stages: list[StageRecord] = []
 
-    def build(
-        self,
-        stage: str,
-        values: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        make: Callable[[Path, Path], None],
-        version: int = 1,
-    ) -> Artifact:
-        """Return the artifact as `Store.build` does, after noting its digest."""
-        digest = self.digest(stage, values, inputs, version)
-        self._begun(digest, self.work(digest))
-        return super().build(stage, values, inputs, make, version)
+    def changed(self, run: RunRecord) -> None:
+        """Keep the stages."""
+        self.stages = run.stages
+
+    def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
+        """Progress is nothing to keep."""
 
 
 class Run:
     """An open run: makes stages and keeps the record.
 
+    Args:
+        record: the run's record.
+        root: the store's root folder.
+        scope: which stages are made.
+        listeners: who shows the run.
+
     Attributes:
-        record: the run's record, written to disk at every change.
+        record: written to disk at every change, unless the run is dry.
         store: where its stages put their artifacts.
+        is_dry: whether it only tells what would be made.
     """
 
-    def __init__(self, record: RunRecord, root: Path, listeners: Sequence[Listener]) -> None:
+    def __init__(
+        self, record: RunRecord, root: Path, scope: Scope, listeners: Sequence[Listener]
+    ) -> None:
         self.record = record
-        self.store = RecordedStore(root, self._note_digest)
+        self.store = ScopedStore(root, scope, self._note, self._previous_digest)
+        self.is_dry = scope.is_dry
         self._listeners = list(listeners)
         self._lock = threading.Lock()
 
@@ -71,6 +76,8 @@ class Run:
 
     def save(self) -> None:
         """Write the record; safe to call from a listener's own thread."""
+        if self.is_dry:
+            return
         with self._lock:
             self.record.save(self.store.runs)
 
@@ -111,8 +118,9 @@ class Run:
         try:
             with _outcome(stage):
                 artifact = make(self.store, progressed)
-                stage.digest, stage.path = artifact.digest, artifact.path
-                stage.status = "skipped" if artifact.reused else "ran"
+                stage.status = self._status(artifact)
+                stage.digest = artifact.digest
+                stage.path = None if stage.status == "stale" else artifact.path
         finally:
             stage.seconds = round(time.time() - stage.started, 3)
             self._announce()
@@ -128,11 +136,29 @@ class Run:
         for listener in self._listeners:
             listener.changed(self.record)
 
-    def _note_digest(self, digest: str, work: Path) -> None:
+    def _status(self, artifact: Artifact) -> str:
+        if artifact.digest in self.store.told:
+            return "stale"
+        return "skipped" if artifact.reused else "ran"
+
+    def _note(self, begun: Begun) -> None:
         if self.record.stages and self.record.stages[-1].status == "running":
             stage = self.record.stages[-1]
-            stage.digest, stage.work = digest, str(work)
+            stage.digest, stage.work, stage.reason = begun.digest, str(begun.work), begun.reason
             self.save()
+
+    @cached_property
+    def _previous(self) -> dict[str, str]:
+        """Digest of each stage, by name, in the newest run of the same recipe that had one."""
+        found: dict[str, str] = {}
+        for record in earlier_runs(self.store, self.record):
+            for name, stage in record.last_attempts().items():
+                if stage.digest is not None and stage.status in ("ran", "skipped"):
+                    found.setdefault(name, stage.digest)
+        return found
+
+    def _previous_digest(self) -> str | None:
+        return self._previous.get(self.record.stages[-1].name) if self.record.stages else None
 
 
 @contextlib.contextmanager
@@ -156,6 +182,7 @@ def _outcome(record: StageRecord | RunRecord) -> Iterator[None]:
 
 _current: ContextVar[Run] = ContextVar("longred_run")
 _listening: ContextVar[tuple[Listener, ...]] = ContextVar("longred_listeners", default=())
+_scope: ContextVar[Scope] = ContextVar("longred_scope", default=Scope())  # noqa: B039 - frozen
 
 
 def current_run() -> Run:
@@ -181,6 +208,16 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def scoped(scope: Scope) -> Iterator[None]:
+    """Let every run opened inside the block make only a part of the pipeline."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+@contextlib.contextmanager
 def open_run(
     config: RunConfig,
     recipe: str,
@@ -190,14 +227,17 @@ def open_run(
 ) -> Iterator[Run]:
     """Start a run and make it current; its end is recorded honestly, however the block is left.
 
+    Inside `scoped(Scope(is_dry=True))` the run writes nothing and tells nobody but its listeners.
+
     Raises:
         StorageError: the store cannot be written.
     """
     from longred.follower import Follower
 
     root = Store(config.store.path).root
+    scope = _scope.get()
     record = RunRecord(
-        id=_new_id(root / "runs", config.name),
+        id="dry-run" if scope.is_dry else _new_id(root / "runs", config.name),
         recipe=recipe,
         overrides=list(overrides),
         config=config.model_dump(mode="json"),
@@ -206,14 +246,15 @@ def open_run(
         process=process_identity(),
         prefect_flow_run_id=prefect_flow_run_id,
     )
-    run = Run(record, root, _listening.get())
+    run = Run(record, root, scope, _listening.get())
     run.save()
-    follower = Follower(run, config.tracking)
-    run.listen(follower)
+    follower = None if scope.is_dry else Follower(run, config.tracking)
     token = _current.set(run)
     try:
         with _outcome(record):
-            follower.start()
+            if follower:
+                run.listen(follower)
+                follower.start()
             yield run
             record.status = "finished"
     finally:
@@ -221,7 +262,8 @@ def open_run(
         try:
             run.end()
         finally:
-            follower.finish()
+            if follower:
+                follower.finish()
 
 
 def _new_id(runs: Path, name: str) -> str:

@@ -3,12 +3,20 @@
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from longred.runs import RunRecord, StageRecord
 
 LINE_SECONDS = 30.0
-_COLOURS = {"ran": "green", "skipped": "cyan", "failed": "red", "stopped": "yellow", "lost": "red"}
+_COLOURS = {
+    "ran": "green",
+    "skipped": "cyan",
+    "failed": "red",
+    "stopped": "yellow",
+    "lost": "red",
+    "stale": "yellow",
+}
 
 
 class Terminal:
@@ -37,7 +45,11 @@ class Terminal:
             self._shown += 1
             status = f"[{_COLOURS.get(stage.status, 'default')}]{stage.status:<8}[/]"
             seconds = f"{stage.seconds or 0.0:8.1f} s"
-            self.console.print(f"  {stage.name:<22} {status} {seconds}  {stage.digest or ''}")
+            why = f"  {stage.reason}" if stage.reason and stage.status == "ran" else ""
+            self.console.print(
+                f"  {stage.name:<22} {status} {seconds}  {stage.digest or ''}{escape(why)}",
+                soft_wrap=True,
+            )
         if run.status != "running":
             self._close_bar()
 

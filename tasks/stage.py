@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import httpx
 from prefect import task
@@ -23,6 +23,7 @@ from prefect.tasks import Task
 from longred.artifacts import Artifact, Store
 from longred.errors import Stopped
 from longred.progress import Progress
+from longred.runs import StageRecord
 from longred.session import current_run
 
 P = ParamSpec("P")
@@ -68,6 +69,9 @@ def stage_task(
 
         @wraps(function)
         def call(*arguments: P.args, **settings: P.kwargs) -> Artifact:
+            if current_run().is_dry:
+                # Nothing is made, so there is nothing for Prefect to show or to try again.
+                return cast(Artifact, function(*arguments, **settings))
             # A state that a task returns would otherwise reach the caller in place of its artifact.
             state: State[Any] = tried(*arguments, **settings, return_state=True)
             artifact: Artifact = state.result()
@@ -88,18 +92,26 @@ def make(
         call: the stage, given the store and a progress callback.
         shows_progress: whether the stage reports progress.
     """
+    run = current_run()
+    if run.is_dry:
+        return run.make(name, call)
     progress = StageProgress(name) if shows_progress else None
-    artifact = current_run().make(
-        name, call, on_progress=progress, prefect_task_run_id=str(task_run.id)
-    )
+    artifact = run.make(name, call, on_progress=progress, prefect_task_run_id=str(task_run.id))
     if progress:
         progress.end()
-    _describe(name, artifact)
-    if artifact.reused:
-        return Completed(
-            name="Skipped", message=f"{artifact.digest} was made before", data=artifact
-        )
+    record = run.record.stages[-1]
+    _describe(artifact, record)
+    if record.status in _STATES:
+        state, message = _STATES[record.status]
+        return Completed(name=state, message=f"{artifact.digest} {message}", data=artifact)
     return artifact
+
+
+_STATES = {
+    "skipped": ("Skipped", "was made before"),
+    "stale": ("Stale", "is not made by this run; a run of the full pipeline makes it"),
+}
+"""How Prefect shows a stage that did not have to run: name and message of its state."""
 
 
 class StageProgress:
@@ -137,19 +149,21 @@ class StageProgress:
             get_run_logger().warning("progress could not be shown: %s", error)
 
 
-def _describe(name: str, artifact: Artifact) -> None:
-    """Leave a note with the artifact's identity and place in Prefect."""
-    how = "found finished in the store" if artifact.reused else "made in this run"
+def _describe(artifact: Artifact, record: StageRecord) -> None:
+    """Leave a note with the artifact's identity, place and reason in Prefect."""
     lines = [
-        f"# {name}",
+        f"# {record.name}",
         "| | |",
         "|---|---|",
         f"| digest | `{artifact.digest}` |",
         f"| folder | `{artifact.path}` |",
-        f"| | {how} |",
+        f"| status | {record.status} |",
+        f"| why it was made | {record.reason or 'it was there already'} |",
     ]
     try:
-        create_markdown_artifact("\n".join(lines), key=_key("stage", name), description=name)
+        create_markdown_artifact(
+            "\n".join(lines), key=_key("stage", record.name), description=record.name
+        )
     except httpx.HTTPError as error:
         get_run_logger().warning("the artifact could not be described: %s", error)
 

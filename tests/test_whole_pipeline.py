@@ -68,14 +68,25 @@ def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Pat
     assert set(statuses(again).values()) == {"skipped"}
     assert again["scores"] == first["scores"]
 
-    changed = run(tmp_path, "training.learning_rate=1e-4")
+    rate = "training.learning_rate=1e-4"
+    plan = json.loads(longred(tmp_path, "run", "demo", *SMALL, rate, "--dry-run", "--json"))
+    reasons = {stage["name"]: stage["reason"] for stage in plan if stage["runs"]}
+    assert reasons["training/cpt"] == "training.learning_rate: 0.0005 -> 0.0001"
+    assert reasons["evaluation/cpt"] == "checkpoint changed"
+    assert json.loads(longred(tmp_path, "show", "--json"))["run"] == again["run"]
+    changed = run(tmp_path, rate)
     ran = {name for name, status in statuses(changed).items() if status == "ran"}
     students = {
         f"{stage}/{m}" for stage in ("training", "evaluation") for m in ("longred-c", "cpt")
     }
-    assert ran == students | {"report"}
+    assert ran == students | {"report"} == set(reasons)
 
     # What only longred-c reads leaves cpt as it is.
     sigma = run(tmp_path, "training.sigma=3")
     ran = {name for name, status in statuses(sigma).items() if status == "ran"}
     assert ran == {"training/longred-c", "evaluation/longred-c", "report"}
+
+    asked = run(tmp_path, "evaluation.short.num_samples=4", "--only", "evaluation")
+    ran = {name for name, status in statuses(asked).items() if status == "ran"}
+    assert ran == {name for name in made if name.startswith("evaluation/")}
+    assert statuses(asked)["report"] == "stale"

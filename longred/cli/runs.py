@@ -10,9 +10,10 @@ import typer
 
 from longred.cli.common import Overrides, StoreOption, open_store
 from longred.errors import Stopped
+from longred.scope import Scope
 
 if TYPE_CHECKING:
-    from longred.runs import RunRecord
+    from longred.runs import RunRecord, StageRecord
 
 
 def demo(overrides: Overrides = None) -> None:
@@ -23,9 +24,27 @@ def demo(overrides: Overrides = None) -> None:
 def run(
     recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
     overrides: Overrides = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="STAGE", help="this stage alone, on what is made already"),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="this stage and later ones, made again"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would run, and why; write nothing")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="with --dry-run: the plan for machines")
+    ] = False,
 ) -> None:
     """Run the pipeline on a recipe; what is finished already is not made again."""
-    _run(recipe, overrides or [])
+    scope = Scope(only=only, start=start, is_dry=dry_run)
+    if dry_run:
+        _print_plan(_plan(recipe, overrides or [], scope), as_json)
+    else:
+        _run(recipe, overrides or [], scope)
 
 
 def show(
@@ -45,18 +64,43 @@ def show(
         _print_run(record)
 
 
-def _run(recipe: str, overrides: list[str]) -> None:
+def _plan(recipe: str, overrides: list[str], scope: Scope) -> list["StageRecord"]:
+    """Return the stages of the pipeline as a dry run finds them."""
+    from longred.flow_host import tell_pipeline
+    from longred.session import Watcher, listening, scoped
+
+    watcher = Watcher()
+    with scoped(scope), listening(watcher):
+        tell_pipeline(recipe, overrides)
+    return watcher.stages
+
+
+def _print_plan(stages: list["StageRecord"], as_json: bool) -> None:
+    if as_json:
+        keys = ("name", "stage", "digest", "reason")
+        rows = [
+            {**{key: getattr(s, key) for key in keys}, "runs": s.reason is not None} for s in stages
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for stage in stages:
+        what = "skipped" if stage.reason is None else "runs"
+        typer.echo(f"  {stage.name:<22} {what:<8} {stage.digest}  {stage.reason or ''}".rstrip())
+    typer.echo(f"{sum(s.reason is not None for s in stages)} of {len(stages)} would run")
+
+
+def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     """Run the pipeline in this process, then print what came out."""
     from longred import services
     from longred.flow_host import run_pipeline
     from longred.runs import load_config, load_run
-    from longred.session import listening
+    from longred.session import listening, scoped
     from longred.terminal import Terminal
 
     config = load_config(recipe, overrides)
     store = open_store(config.store.path)
     try:
-        with listening(Terminal()):
+        with scoped(scope or Scope()), listening(Terminal()):
             run_id = run_pipeline(store, recipe, overrides)
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
