@@ -171,7 +171,12 @@ class Store:
 
     Args:
         root: folder that holds `artifacts/`, `work/` and `runs/`; made when first written to.
+
+    Attributes:
+        writes: whether anything may be written under the root.
     """
+
+    writes = True
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().resolve()
@@ -307,13 +312,19 @@ MODEL_FILES = (
 """What makes a model the one it is; cards and other tools' files in its folder do not."""
 
 
-def folder_digest(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
+def folder_digest(
+    folder: Path,
+    patterns: Sequence[str] = MODEL_FILES,
+    *,
+    sha256: Callable[[Path], str] = sha256_file,
+) -> str:
     """Return the identity of a folder outside the store.
 
     Args:
         folder: the folder.
         patterns: the files in it whose names and bytes count.
+        sha256: returns the digest of a file's bytes.
     """
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    files = {path.name: sha256_file(path) for path in found}
+    files = {path.name: sha256(path) for path in found}
     return canonical_digest(files)[:DIGEST_LENGTH]

@@ -112,6 +112,7 @@ class ScopedStore(Store):
     ) -> None:
         super().__init__(root)
         self.scope = scope
+        self.writes = not scope.is_dry
         self.told: set[str] = set()
         self._begun = begun
         self._previous = previous

@@ -24,7 +24,7 @@ Made = State[Artifact] | Artifact
 @stage_task("model", "model")
 def find_model(config: ModelConfig) -> Made:
     """Find the original model."""
-    return make("model", lambda store, progress: stages.find_model(config))
+    return make("model", lambda store, progress: stages.find_model(config, store=store))
 
 
 @stage_task("data", "data")

@@ -4,11 +4,14 @@ from pathlib import Path
 
 from longred.artifacts import MODEL_FILES, Artifact, Store, folder_digest
 from longred.config import ExtensionConfig, ModelConfig
+from longred.hashes import FileHashes
 from longred.stages.versions import VERSIONS
 
 
-def find_model(config: ModelConfig) -> Artifact:
+def find_model(config: ModelConfig, *, store: Store) -> Artifact:
     """Return the original model's folder, named by the hash of its files.
+
+    The store remembers the hashes of files that have not changed.
 
     Raises:
         PreflightError: the model is missing, unreadable or cannot be reached.
@@ -17,7 +20,9 @@ def find_model(config: ModelConfig) -> Artifact:
     from longred.models import resolve_model
 
     folder = resolve_model(config.path, config.revision)
-    return Artifact("model", folder_digest(folder, MODEL_FILES), str(folder), reused=True)
+    hashes = FileHashes(store.root / "hashes.json", saves=store.writes)
+    digest = folder_digest(folder, MODEL_FILES, sha256=hashes.sha256)
+    return Artifact("model", digest, str(folder), reused=True)
 
 
 def extend_model(config: ExtensionConfig, base: Artifact, *, store: Store) -> Artifact:

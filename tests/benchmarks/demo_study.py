@@ -44,7 +44,7 @@ Read = Callable[[Mapping[str, Any]], float | None]
 
 def run(config: RunConfig, store: Store) -> dict[str, Path]:
     """Run every stage up to the evaluation; return the folder of each model's scores."""
-    base = stages.find_model(config.model)
+    base = stages.find_model(config.model, store=store)
     data = stages.prepare_data(config.data, base, store=store)
     extended = stages.extend_model(config.extension, base, store=store)
     profile = stages.profile_attention(config.profiling, base, extended, data, store=store)
