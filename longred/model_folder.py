@@ -9,10 +9,10 @@ from typing import Any
 import safetensors
 from transformers import PreTrainedConfig
 
+from longred.architectures import ARCHITECTURES
 from longred.artifacts import write_json
 from longred.errors import ConfigError, PreflightError
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 REFERENCE_NAME = "weights.json"

@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -25,8 +25,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from longred.architectures import layer_types, rope_is_nested
 from longred.artifacts import storage_errors
-from longred.attention import ATTENTION_NAME, guard, register
+from longred.attention import (
+    ATTENTION_NAME,
+    Captured,
+    choose_backend,
+    guard,
+    needs_of,
+    register,
+)
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.model_folder import (
     check_folder,
@@ -108,6 +116,8 @@ def load_model(
     device: str | torch.device = "cpu",
     attention: str = ATTENTION_NAME,
     original: Path | None = None,
+    backend: str = "auto",
+    compute_dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Load a model in eval mode from safetensors only, running no code of the folder's own.
 
@@ -117,13 +127,19 @@ def load_model(
         device: where the parameters go.
         attention: `longred`, or `sdpa` for rows with padding.
         original: where the original model is now, for a folder that points to its weights.
+        backend: of attention `longred`: `auto` or a key of `longred.attention.BACKENDS`.
+        compute_dtype: what attention is computed in, where autocast makes it another than `dtype`.
 
     Raises:
-        PreflightError: files are missing or damaged.
+        PreflightError: files are missing or damaged, or the backend cannot serve the model.
         MismatchError: the weights do not fit the configuration.
     """
     register()
     config = copy.deepcopy(load_config(folder))
+    kernels = None
+    if attention == ATTENTION_NAME:
+        needs = needs_of(config, torch.device(device), compute_dtype or dtype)
+        kernels = choose_backend(backend, needs)
     weights = weight_files(folder, original=original)[0].parent
     loader: Any = AutoModelForCausalLM
     try:
@@ -153,8 +169,8 @@ def load_model(
             f"{weights}: the weights do not fit {folder / 'config.json'}: "
             f"{len(wrong)} missing or unknown, first {wrong[0]}"
         )
-    if attention == ATTENTION_NAME:
-        guard(model)
+    if kernels is not None:
+        guard(model, kernels)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
@@ -226,6 +242,63 @@ def hidden_states(
             hook.remove()
     states[num_layers] = output.last_hidden_state
     return {layer: states[layer] for layer in layers}
+
+
+class LayerOutput(NamedTuple):
+    """What one decoder layer made.
+
+    Attributes:
+        layer: 0 to N - 1.
+        kind: `full_attention` or `sliding_attention`.
+        hidden_BTD: hidden state `layer` + 1: the last is taken after the final norm.
+        captured: what the layer attended with.
+    """
+
+    layer: int
+    kind: str
+    hidden_BTD: Tensor
+    captured: Captured
+
+
+def run_layers(
+    model: PreTrainedModel, input_ids_BT: Tensor, *, position_ids_BT: Tensor | None = None
+) -> Iterator[LayerOutput]:
+    """Run the decoder layers one at a time, so that two models can go side by side.
+
+    Of all hidden states only the newest is held. This is the one place that repeats what
+    transformers' forward does between the layers; the embedding scales itself where it has to.
+
+    Args:
+        model: a causal language model, with attention `longred`.
+        input_ids_BT: tokens of rows that are one document each.
+        position_ids_BT: positions, which may skip; 0 to T - 1 if None.
+    """
+    base: Any = model.base_model
+    input_ids_BT = input_ids_BT.to(model.device)
+    hidden_BTD = base.embed_tokens(input_ids_BT)
+    if position_ids_BT is None:
+        position_ids_BT = torch.arange(input_ids_BT.shape[1])[None]
+    position_ids_BT = position_ids_BT.to(model.device)
+    kinds = layer_types(model.config)
+    if rope_is_nested(model.config):
+        turns = {k: base.rotary_emb(hidden_BTD, position_ids_BT, k) for k in sorted(set(kinds))}
+    else:
+        turns = dict.fromkeys(kinds, base.rotary_emb(hidden_BTD, position_ids=position_ids_BT))
+    captured: list[Captured] = []
+    for layer, (module, kind) in enumerate(zip(base.layers, kinds, strict=True)):
+        captured.clear()
+        hidden_BTD = module(
+            hidden_BTD,
+            attention_mask=None,
+            position_ids=position_ids_BT,
+            position_embeddings=turns[kind],
+            use_cache=False,
+            capture=captured.append,
+        )
+        is_last = layer == len(kinds) - 1
+        yield LayerOutput(
+            layer, kind, base.norm(hidden_BTD) if is_last else hidden_BTD, captured[0]
+        )
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -7,13 +7,14 @@ cannot work across them, `load` reads a recipe.
 from longred.config.data import DataConfig, SourceConfig
 from longred.config.evaluation import EvaluationConfig, RulerConfig, ShortConfig
 from longred.config.load import load_recipe
-from longred.config.model import ExtensionConfig, ModelConfig
+from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig
 from longred.config.outputs import ReportConfig, StoreConfig, TrackingConfig
 from longred.config.profiling import ProfilingConfig, SelectionConfig
 from longred.config.run import RunConfig
 from longred.config.training import TrainingConfig
 
 __all__ = [
+    "AttentionConfig",
     "DataConfig",
     "EvaluationConfig",
     "ExtensionConfig",

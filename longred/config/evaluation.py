@@ -35,3 +35,4 @@ class EvaluationConfig(Section):
     seed: int = 0
     batch_size: Count = runtime(8, ge=1)
     device: Device = runtime("auto")
+    attention_backend: str = runtime("auto")

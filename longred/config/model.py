@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from longred.config.section import Positive, Section
+from longred.config.section import AttentionBackend, Positive, Section, runtime
 
 
 class ModelConfig(Section):
@@ -19,3 +19,13 @@ class ExtensionConfig(Section):
     rope_theta: Positive | None = None
     original_window: int = 0
     target_window: int = 0
+
+
+class AttentionConfig(Section):
+    """Which kernels compute attention: `auto` takes the fastest that are installed and can.
+
+    Kernels add in another order and so differ in the last bits. FlashAttention computes in
+    bfloat16 only: what runs in float32 uses `sdpa` whatever is named here.
+    """
+
+    backend: AttentionBackend = runtime("auto")

@@ -11,6 +11,7 @@ class ProfilingConfig(Section):
     num_tokens: Count = 16384
     batch_rows: Count = runtime(8, ge=1)
     device: Device = runtime("auto")
+    attention_backend: str = runtime("auto")
 
 
 class SelectionConfig(Section):

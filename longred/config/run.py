@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from longred.config.checks import problems
 from longred.config.data import DataConfig
 from longred.config.evaluation import EvaluationConfig
-from longred.config.model import ExtensionConfig, ModelConfig
+from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig
 from longred.config.outputs import ReportConfig, StoreConfig, TrackingConfig
 from longred.config.profiling import ProfilingConfig, SelectionConfig
 from longred.config.section import Count, Section
@@ -20,6 +20,7 @@ COPIES = {
     "target_window": "target_window",
     "short_length": "data.short_length",
     "ratio": "data.ratio",
+    "attention_backend": "attention.backend",
 }
 """What sections hold copies of, filled at load: field → the key that a user sets."""
 
@@ -32,6 +33,7 @@ class RunConfig(Section):
     original_window: Count
     target_window: Count
     model: ModelConfig = ModelConfig()
+    attention: AttentionConfig = AttentionConfig()
     data: DataConfig
     extension: ExtensionConfig = ExtensionConfig()
     profiling: ProfilingConfig = ProfilingConfig()
@@ -53,6 +55,9 @@ class RunConfig(Section):
         if isinstance(data, Mapping):
             for key in ("short_length", "ratio"):
                 shared[key] = data.get(key, DataConfig.model_fields[key].default)
+        attention = result.get("attention", {})
+        if isinstance(attention, Mapping):
+            shared["attention_backend"] = attention.get("backend", AttentionConfig().backend)
         for name, field in cls.model_fields.items():
             section = result.get(name, {})
             kind = field.annotation

@@ -10,6 +10,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Bucket = Literal["long", "short", "original"]
 Device = Literal["auto", "cpu", "cuda"]
+AttentionBackend = Literal[
+    "auto", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+]
 
 
 def runtime(default: Any, **constraints: Any) -> Any:

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longred.config.section import Count, Device, NonNegative, Positive, Section, Share, runtime
+from longred.config.section import (
+    Count,
+    Device,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+    runtime,
+)
 from longred.methods import METHODS
 
 MethodName = Literal["longred-c", "longred-u", "cpt", "mix-cpt"]
@@ -46,6 +54,7 @@ class TrainingConfig(Section):
     num_checkpoints: Count = runtime(2, ge=1)
     num_threads: Annotated[int, Field(ge=0)] = runtime(0, ge=0)
     device: Device = runtime("auto")
+    attention_backend: str = runtime("auto")
 
     def methods(self) -> list[str]:
         """Return the method and its baselines, each once, in the order of training."""

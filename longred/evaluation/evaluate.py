@@ -49,6 +49,7 @@ class Subject:
             device=self.device,
             attention=attention,
             original=self.original,
+            backend=self.config.attention_backend,
         )
 
     def release(self) -> None:

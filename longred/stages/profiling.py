@@ -25,10 +25,10 @@ def profile_attention(
         from longred.models import choose_device, load_model
         from longred.profiling.drift import profile_drift
 
-        device = choose_device(config.device)
+        device, backend = choose_device(config.device), config.attention_backend
         drift = profile_drift(
-            load_model(base.folder, device=device),
-            load_model(extended.folder, device=device, original=base.folder),
+            load_model(base.folder, device=device, backend=backend),
+            load_model(extended.folder, device=device, original=base.folder, backend=backend),
             read_rows(data.folder, "short", split="held_out", num_tokens=config.num_tokens),
             batch_rows=config.batch_rows,
             on_progress=on_progress,

@@ -54,6 +54,7 @@ def train_student(
             num_checkpoints=config.num_checkpoints,
             num_threads=config.num_threads,
             device=config.device,
+            attention_backend=config.attention_backend,
         )
         result = launch.run(job, work, on_progress=on_progress)
         for path in result.iterdir():

@@ -43,6 +43,7 @@ class TrainingJob:
         num_checkpoints: newest checkpoints that are kept.
         num_threads: CPU threads; 0 leaves the choice to torch. It can change the last bits.
         device: `cpu`, `cuda` or `auto`.
+        attention_backend: `auto` or a key of `longred.attention.BACKENDS`.
 
     Raises:
         ConfigError: a value cannot work; the message names it as `training.<name>`.
@@ -79,6 +80,7 @@ class TrainingJob:
     num_checkpoints: int = field(default=2, metadata={"runtime": True})
     num_threads: int = field(default=0, metadata={"runtime": True})
     device: str = field(default="auto", metadata={"runtime": True})
+    attention_backend: str = field(default="auto", metadata={"runtime": True})
 
     def __post_init__(self) -> None:
         """Freeze the sequences and refuse values that cannot work."""

@@ -103,6 +103,8 @@ class Trainer:
             dtype=torch.float32,
             device=self.device,
             original=Path(job.teacher_folder),
+            backend=job.attention_backend,
+            compute_dtype=getattr(torch, job.dtype),
         )
         self.student.train()
         if job.activation_checkpointing:
@@ -125,7 +127,12 @@ class Trainer:
             return None
         # Never a submodule of the student: it must not reach the optimizer or a checkpoint.
         dtype = getattr(torch, self.job.dtype)
-        teacher = models.load_model(Path(self.job.teacher_folder), dtype=dtype, device=self.device)
+        teacher = models.load_model(
+            Path(self.job.teacher_folder),
+            dtype=dtype,
+            device=self.device,
+            backend=self.job.attention_backend,
+        )
         return teacher.requires_grad_(False)
 
     def train_step(self) -> Mapping[str, float]:

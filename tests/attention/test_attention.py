@@ -7,17 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from longred import attention
-from longred.models import checkpoint_activations, hidden_states, load_model
+from longred.models import checkpoint_activations, hidden_states, load_model, run_layers
 from longred.positions import skip_positions
 
 SHAPE = {
@@ -37,8 +42,23 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen2-window": lambda: Qwen2Config(
         **SHAPE, use_sliding_window=True, sliding_window=24, max_window_layers=1
     ),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=8),
+    "phi3": lambda: Phi3Config(**SHAPE, pad_token_id=0, rope_parameters=PARTIAL_ROPE),
+    "olmo2": lambda: Olmo2Config(**SHAPE),
+    # Caps far below the logits, so that leaving them out cannot hide.
+    "gemma2": lambda: Gemma2Config(**GEMMA, attn_logit_softcapping=2.0),
+    "gemma3": lambda: Gemma3TextConfig(
+        **GEMMA, layer_types=["sliding_attention", *["full_attention"] * 2]
+    ),
 }
-WINDOW_LAYERS = {"mistral-window": (24, 24, 24), "qwen2-window": (None, 24, 24)}
+PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+GEMMA = {**SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 24}
+WINDOW_LAYERS = {
+    "mistral-window": (24, 24, 24),
+    "qwen2-window": (None, 24, 24),
+    "gemma2": (24, None, 24),
+    "gemma3": (24, None, None),
+}
 
 
 def build(config: PreTrainedConfig, implementation: str) -> PreTrainedModel:
@@ -50,7 +70,10 @@ def build(config: PreTrainedConfig, implementation: str) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Sharp attention, so that a wrong mask cannot hide.
-            parameter.mul_(8.0 if "q_proj" in name or "k_proj" in name else 2.0)
+            if "q_norm" in name:
+                parameter.add_(1.0)
+            is_sharp = any(part in name for part in ("q_proj", "k_proj", "qkv_proj"))
+            parameter.mul_(8.0 if is_sharp else 2.0)
     if implementation == attention.ATTENTION_NAME:
         attention.guard(model)
     return model.double()
@@ -84,8 +107,10 @@ def reference(
     """The final hidden state of an eager model that is handed one explicit 4-D mask per layer."""
     base = model.base_model
     hidden = base.embed_tokens(input_ids_BT)
-    rotations = base.rotary_emb(hidden, position_ids=position_ids_BT)
     for layer, window in zip(base.layers, windows, strict=True):
+        kind = "full_attention" if window is None else "sliding_attention"
+        nested = {"layer_type": kind} if model.config.model_type == "gemma3_text" else {}
+        rotations = base.rotary_emb(hidden, position_ids=position_ids_BT, **nested)
         mask = causal_mask(input_ids_BT.shape[1], window, document_ids_BT)
         hidden = layer(
             hidden,
@@ -236,6 +261,43 @@ def test_decoding_with_a_cache_equals_one_forward(family: str) -> None:
             step = student(tokens[:, place : place + 1], past_key_values=first.past_key_values)
             parts.append(step.logits)
     assert_near(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_run_one_by_one_equal_the_forward(family: str) -> None:
+    student = build(FAMILIES[family](), "longred").eval()
+    tokens, positions = torch.randint(0, 50, (2, 60)), skipped(60, 2)
+    with torch.no_grad():
+        for position_ids in (None, positions):
+            expected = hidden_states(
+                student, tokens, layers=[1, 2, 3], position_ids_BT=position_ids
+            )
+            outputs = list(run_layers(student, tokens, position_ids_BT=position_ids))
+            for output in outputs:
+                assert torch.equal(output.hidden_BTD, expected[output.layer + 1])
+    windows = WINDOW_LAYERS.get(family, (None, None, None))
+    assert [output.captured.sliding_window for output in outputs] == list(windows)
+    assert [output.captured.layer for output in outputs] == [0, 1, 2]
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    assert [output.kind for output in outputs] == kinds
+    assert outputs[0].captured.softcap == (2.0 if family == "gemma2" else None)
+
+
+def test_cu_seqlens_say_what_document_ids_say() -> None:
+    student = build(FAMILIES["llama"](), "longred").eval()
+    tokens = torch.randint(0, 50, (2, 20))
+    documents = torch.tensor([[0] * 12 + [1] * 8, [0] * 20])
+    ends = torch.tensor([0, 12, 20, 40], dtype=torch.int32)
+    found = attention.find_documents(documents)
+    assert found is not None
+    assert torch.equal(found.cu_seqlens, ends)
+    assert found.max_length == 20
+    by_ids = student(tokens, document_ids_BT=documents).logits
+    assert torch.equal(student(tokens, cu_seqlens=ends).logits, by_ids)
+    with pytest.raises(ValueError, match="a document crosses token 20"):
+        student(tokens, cu_seqlens=torch.tensor([0, 12, 40]))
+    with pytest.raises(ValueError, match="must rise from 0 to 40"):
+        student(tokens, cu_seqlens=torch.tensor([0, 20, 20, 39]))
 
 
 def test_capture_gives_rotated_queries_and_unrepeated_keys() -> None:

@@ -1,0 +1,130 @@
+"""What transformers calls in every attention layer, and what checks a model's arguments before it.
+
+Shapes: B rows, T tokens, H query heads, h key heads (h divides H), d head dimension.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from longred.attention.backends import BACKENDS, Backend
+from longred.attention.documents import Documents, find_documents, ids_from_cu_seqlens
+from longred.attention.sdpa import Rules
+
+ATTENTION_NAME = "longred"
+
+
+class Captured(NamedTuple):
+    """What one decoder layer attended with, queries and keys after RoPE."""
+
+    layer: int
+    query_BHTd: Tensor
+    key_BhTd: Tensor
+    value_BhTd: Tensor
+    scale: float | None
+    sliding_window: int | None
+    softcap: float | None = None
+
+
+Capture = Callable[[Captured], None]
+
+
+def register() -> None:
+    """Make the attention known to transformers as `longred`; calling it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, attend)
+
+
+def guard(model: PreTrainedModel, backend: Backend | None = None) -> None:
+    """Make the model refuse padding masks, find documents once per forward, and use a backend."""
+    base: Any = model.base_model
+    base.register_forward_pre_hook(_prepare, with_kwargs=True)
+    for layer in base.layers:
+        layer.self_attn.attention_backend = backend or BACKENDS["sdpa"]
+
+
+def attend(
+    module: nn.Module,
+    query_BHTd: Tensor,
+    key_BhTd: Tensor,
+    value_BhTd: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    document_ids_BT: Tensor | None = None,
+    documents: Documents | None = None,
+    capture: Capture | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally, inside documents and a sliding window where they are given.
+
+    Args:
+        module: the attention layer: its `layer_idx` is told to `capture`, and its
+            `attention_backend`, set by `guard`, computes; torch's kernels if it has none.
+        query_BHTd: queries after RoPE; where there are fewer than keys, those of the last tokens.
+        key_BhTd: keys after RoPE, not repeated.
+        value_BhTd: values, not repeated.
+        attention_mask: must be None; causality is the function's own business.
+        scaling: of the logits; 1/sqrt(d) if None.
+        dropout: of the attention probabilities.
+        sliding_window: number of latest keys that a query sees, its own included.
+        softcap: logits x become softcap * tanh(x / softcap), after scaling.
+        document_ids_BT: ids whose runs are documents; no token sees another document. Positions
+            say nothing about documents.
+        documents: the same, found once per forward by `guard`.
+        capture: called with what the layer attends with, before it does.
+
+    Returns:
+        The heads' outputs [B, T, H, d], and None in place of attention weights.
+
+    Raises:
+        ValueError: a mask is given.
+    """
+    if attention_mask is not None:
+        raise ValueError(_MASK_REFUSED)
+    if capture is not None:
+        layer: Any = module.layer_idx
+        tensors = (query_BHTd, key_BhTd, value_BhTd)
+        capture(Captured(layer, *tensors, scaling, sliding_window, softcap))
+    if documents is None and document_ids_BT is not None:
+        documents = find_documents(document_ids_BT)
+    backend: Any = getattr(module, "attention_backend", BACKENDS["sdpa"])
+    rules = Rules(scaling, dropout, sliding_window, softcap, documents)
+    return backend.attend(query_BHTd, key_BhTd, value_BhTd, rules), None
+
+
+_MASK_REFUSED = (
+    "attention 'longred' takes no attention_mask and would not see padding: pass rows of equal "
+    "length without a mask, mark documents with document_ids_BT, or load the model with "
+    "attention='sdpa'"
+)
+
+
+def _prepare(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Check a forward's arguments before transformers, which silently drops its mask."""
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if mask is not None and not (mask.ndim == 2 and bool(mask.all())):
+        raise ValueError(_MASK_REFUSED)
+    kwargs = {**kwargs}
+    document_ids_BT, cu_seqlens = (kwargs.pop(k, None) for k in ("document_ids_BT", "cu_seqlens"))
+    if document_ids_BT is None and cu_seqlens is None:
+        return args, kwargs
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    if document_ids_BT is None:
+        document_ids_BT = ids_from_cu_seqlens(cu_seqlens, *tokens.shape)
+    if tokens is not None and tokens.shape != document_ids_BT.shape:
+        raise ValueError(
+            f"document_ids_BT has shape {tuple(document_ids_BT.shape)}, "
+            f"input_ids has {tuple(tokens.shape)}"
+        )
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError(
+            "document_ids_BT describes whole rows and cannot be used with a key-value cache"
+        )
+    return args, {**kwargs, "documents": find_documents(document_ids_BT), "use_cache": False}
