@@ -3,15 +3,17 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 from transformers import PreTrainedConfig
 
-from longred.architectures import ARCHITECTURES
+from longred.architectures import ARCHITECTURES, SLIDING, main_rope, rope_is_nested
 from longred.artifacts import write_json
 from longred.errors import ConfigError, PreflightError
+from longred.rope_methods import DYNAMIC_REFUSED, ROPE_TYPES
 
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
@@ -60,11 +62,13 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder / 'config.json'}: the weights are quantized; give the unquantized model"
         )
+    _check_rope(folder / "config.json", config)
     if not (folder / "tokenizer.json").is_file():
         raise PreflightError(
             f"{folder}: tokenizer.json is missing; load the tokenizer in its fast form and save it "
             "there with save_pretrained"
         )
+    _check_vocabulary(folder / "tokenizer.json", config)
     for file in weight_files(folder):
         try:
             with safetensors.safe_open(file, framework="pt") as shard:
@@ -142,17 +146,47 @@ def write_config(config: PreTrainedConfig, folder: Path) -> None:
 
     Version 4 looks for `rope_theta` and `rope_scaling`; where they are missing it runs with a
     rope_theta of 10,000 and says nothing.
+
+    Raises:
+        ConfigError: version 4 has no words for the RoPE of the sliding layers.
     """
     values = json.loads(config.to_json_string(use_diff=False))
-    rope = dict(config.rope_parameters)
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    values["rope_parameters"] = rope
-    values["rope_theta"] = rope["rope_theta"]
-    values["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
-    values["max_position_embeddings"] = int(config.max_position_embeddings)
+    values.update(legacy_rope(config))
+    values["rope_parameters"] = dict(config.rope_parameters)
+    for key in ("max_position_embeddings", "original_max_position_embeddings", "sliding_window"):
+        if values.get(key) is not None:
+            values[key] = int(values[key])
     for key in ("_name_or_path", "_attn_implementation", "id2label", "label2id"):
         values.pop(key, None)
     write_json(folder / "config.json", values)
+
+
+def legacy_rope(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return a configuration's RoPE in the keys of transformers 4.
+
+    Raises:
+        ConfigError: it has none for the RoPE of the sliding layers.
+    """
+    rope = main_rope(config)
+    values: dict[str, Any] = {"rope_theta": rope.pop("rope_theta")}
+    partial = rope.pop("partial_rotary_factor", None)
+    if partial is not None:
+        values["partial_rotary_factor"] = partial
+    if rope_is_nested(config):
+        sliding = config.rope_parameters[SLIDING]
+        if sliding["rope_type"] != "default":
+            raise ConfigError(
+                f"the sliding layers' RoPE is of type {sliding['rope_type']}, which transformers 4 "
+                "cannot read"
+            )
+        values["rope_local_base_freq"] = sliding["rope_theta"]
+    if rope["rope_type"] == "default":
+        return {**values, "rope_scaling": None}
+    if config.model_type == "phi3":
+        # Its version 4 takes exactly these three, and the rest from the two windows.
+        factors = {key: rope[key] for key in ("short_factor", "long_factor")}
+        return {**values, "rope_scaling": {"type": rope["rope_type"], **factors}}
+    return {**values, "rope_scaling": rope}
 
 
 def copy_companions(source: Path, folder: Path, *, max_length: int) -> None:
@@ -173,6 +207,40 @@ def copy_companions(source: Path, folder: Path, *, max_length: int) -> None:
             # Version 5's name for the same class; version 4 does not know it, 5 knows both.
             values["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_json(settings, values)
+
+
+def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    parts = [part for part in rope.values() if isinstance(part, Mapping)] or [rope]
+    for part in parts:
+        kind = part.get("rope_type", part.get("type", "default"))
+        if kind == "dynamic":
+            raise ConfigError(f"{path}: the model's RoPE is not supported: {DYNAMIC_REFUSED}")
+        # Phi-3's first name of longrope.
+        if "mrope_section" in part:
+            kind = "mrope (mrope_section)"
+        if kind not in (*ROPE_TYPES, "su"):
+            raise ConfigError(
+                f"{path}: RoPE of type {kind} is not supported; supported: {', '.join(ROPE_TYPES)}"
+            )
+
+
+def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer that is not the model's: ids beyond its embeddings, or far too few."""
+    tokenizer = read_object(path)
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    ids = vocabulary.values() if isinstance(vocabulary, Mapping) else range(len(vocabulary))
+    added = [token["id"] for token in tokenizer.get("added_tokens") or []]
+    count = 1 + max((*ids, *added), default=-1)
+    size = config.get("vocab_size")
+    if not count:
+        raise PreflightError(f"{path}: holds no vocabulary; save the model's tokenizer there again")
+    # Models round their embeddings up, at most by some hundreds of rows.
+    if isinstance(size, int) and not size / 2 <= count <= size:
+        raise ConfigError(
+            f"{path}: has {count} token ids and the model's vocab_size is {size}; give the "
+            "tokenizer that belongs to the model"
+        )
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -233,6 +233,32 @@ def list_config(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
 
 
+def dynamic(folder: Path) -> None:
+    rope = {"type": "dynamic", "factor": 4.0}
+    edit(folder / "config.json", lambda v: v.update(rope_scaling=rope))
+
+
+def multimodal_rope(folder: Path) -> None:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    edit(folder / "config.json", lambda v: v.update(rope_parameters=rope))
+
+
+def unknown_rope(folder: Path) -> None:
+    edit(folder / "config.json", lambda v: v["rope_parameters"].update(rope_type="proportional"))
+
+
+def small_vocabulary(folder: Path) -> None:
+    edit(folder / "config.json", lambda v: v.update(vocab_size=500))
+
+
+def large_vocabulary(folder: Path) -> None:
+    edit(folder / "config.json", lambda v: v.update(vocab_size=32000))
+
+
+def no_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
 def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -252,6 +278,12 @@ def no_tokenizer(folder: Path) -> None:
         (broken_config, PreflightError, "cannot be read as JSON"),
         (list_config, PreflightError, "must hold a JSON object"),
         (no_tokenizer, PreflightError, r"tokenizer\.json is missing"),
+        (dynamic, ConfigError, "dynamic takes its frequencies from the length"),
+        (multimodal_rope, ConfigError, "RoPE of type mrope"),
+        (unknown_rope, ConfigError, "RoPE of type proportional is not supported; supported: def"),
+        (small_vocabulary, ConfigError, "has 512 token ids and the model's vocab_size is 500"),
+        (large_vocabulary, ConfigError, "has 512 token ids and the model's vocab_size is 32000"),
+        (no_vocabulary, PreflightError, "holds no vocabulary"),
     ],
 )
 def test_unusable_folders_are_refused(

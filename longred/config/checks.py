@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from longred.methods import BUCKETS
+from longred.rope_methods import METHODS
 
 if TYPE_CHECKING:
     from longred.config.run import RunConfig
@@ -63,8 +64,14 @@ def _source_problems(config: "RunConfig") -> Iterator[str]:
 
 
 def _extension_problems(config: "RunConfig") -> Iterator[str]:
-    if config.extension.method == "abf" and config.extension.rope_theta is None:
+    extension = config.extension
+    if extension.method == "abf" and extension.rope_theta is None:
         yield "extension.rope_theta: method abf needs the raised theta"
+    for name in extension.settings().keys() - METHODS[extension.method].settings:
+        yield (
+            f"extension.{name}: method {extension.method} does not use it; remove it or set it to "
+            "null"
+        )
 
 
 def _selection_problems(config: "RunConfig") -> Iterator[str]:

@@ -1,8 +1,11 @@
 """The original model, and how its RoPE is rescaled."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from longred.config.section import AttentionBackend, Positive, Section, runtime
+from longred.rope_methods import DYNAMIC_REFUSED
 
 
 class ModelConfig(Section):
@@ -13,12 +16,34 @@ class ModelConfig(Section):
 
 
 class ExtensionConfig(Section):
-    """How RoPE is rescaled: `abf` raises rope_theta, `pi` interpolates positions linearly."""
+    """How RoPE is rescaled (`longred.rope_methods.METHODS`), and what the method reads.
 
-    method: Literal["abf", "pi"] = "abf"
+    `abf` raises rope_theta to the given one, `ntk` by rule; `pi` divides all frequencies, `yarn`
+    (beta_fast, beta_slow) and `llama3` (low_freq_factor, high_freq_factor) the slow ones, and
+    `longrope` each by its long_factor, by the NTK-aware rule where none are given.
+    """
+
+    method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = "abf"
     rope_theta: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    long_factor: list[Positive] | None = None
     original_window: int = 0
     target_window: int = 0
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _refuse_dynamic(cls, method: Any) -> Any:
+        if method == "dynamic":
+            raise ValueError(DYNAMIC_REFUSED)
+        return method
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is set of the methods' own settings."""
+        values = self.model_dump(exclude={"method", "original_window", "target_window"})
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class AttentionConfig(Section):

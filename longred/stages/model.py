@@ -29,8 +29,6 @@ def extend_model(config: ExtensionConfig, base: Artifact, *, store: Store) -> Ar
     """Rescale RoPE: the student's config, with the original weights by reference."""
     from longred.extension import write_extension
 
-    settings = {} if config.rope_theta is None else {"rope_theta": config.rope_theta}
-
     def make(folder: Path, work: Path) -> None:
         write_extension(
             base.folder,
@@ -39,7 +37,7 @@ def extend_model(config: ExtensionConfig, base: Artifact, *, store: Store) -> Ar
             method=config.method,
             original_window=config.original_window,
             target_window=config.target_window,
-            **settings,
+            **config.settings(),
         )
 
     inputs = {"model": base.digest}

@@ -2,7 +2,7 @@
 
 VERSIONS = {
     "data": 1,
-    "extension": 1,
+    "extension": 2,
     "profiling": 1,
     "selection": 1,
     "training": 1,
