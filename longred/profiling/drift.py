@@ -5,9 +5,8 @@ states exist at once. Shapes: N blocks or decoder layers, B rows, T tokens, H he
 dimension.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from longred.attention import ATTENTION_NAME, Captured
 from longred.errors import NonFiniteLossError
+from longred.models import run_layers
 from longred.profiling.attention_kl import attention_kl
 from longred.progress import Progress
 
@@ -89,35 +89,6 @@ def hidden_similarity(
     return _measure(teacher, student, input_ids_NT, batch_rows, False, None).hidden_similarity
 
 
-class _Layer(NamedTuple):
-    """One decoder layer's output (after the final norm for the last) and what it attended with."""
-
-    hidden_BTD: Tensor
-    captured: Captured
-
-
-def _layers(model: PreTrainedModel, rows_BT: Tensor) -> Iterator[_Layer]:
-    """Run the decoder layers one by one, holding the outputs of one."""
-    base: Any = model.base_model
-    rows_BT = rows_BT.to(model.device)
-    hidden_BTD = base.embed_tokens(rows_BT)
-    position_ids_1T = torch.arange(rows_BT.shape[1], device=rows_BT.device)[None]
-    rotations = base.rotary_emb(hidden_BTD, position_ids=position_ids_1T)
-    captured: list[Captured] = []
-    for number, layer in enumerate(base.layers, start=1):
-        captured.clear()
-        hidden_BTD = layer(
-            hidden_BTD,
-            attention_mask=None,
-            position_ids=position_ids_1T,
-            position_embeddings=rotations,
-            use_cache=False,
-            capture=captured.append,
-        )
-        is_last = number == len(base.layers)
-        yield _Layer(base.norm(hidden_BTD) if is_last else hidden_BTD, captured[0])
-
-
 class _Sums:
     """Sums over tokens, in float64, of one layer's KL by head and of its cosine and its square."""
 
@@ -159,7 +130,7 @@ def _measure(
     sums = _Sums(num_layers, num_heads)
     for start in range(0, num_rows, batch_rows):
         rows_BT = input_ids_NT[start : start + batch_rows]
-        pairs = zip(_layers(teacher, rows_BT), _layers(student, rows_BT), strict=True)
+        pairs = zip(run_layers(teacher, rows_BT), run_layers(student, rows_BT), strict=True)
         for layer, (original, extended) in enumerate(pairs):
             sums.add_hidden(layer, original.hidden_BTD, extended.hidden_BTD)
             if with_attention:
