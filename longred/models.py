@@ -29,6 +29,7 @@ from longred.architectures import layer_types, rope_is_nested
 from longred.artifacts import storage_errors
 from longred.attention import (
     ATTENTION_NAME,
+    Capture,
     Captured,
     choose_backend,
     guard,
@@ -203,6 +204,7 @@ def hidden_states(
     layers: Sequence[int],
     position_ids_BT: Tensor | None = None,
     document_ids_BT: Tensor | None = None,
+    capture: Capture | None = None,
 ) -> dict[int, Tensor]:
     """Run the model without its LM head and return the hidden_BTD of the asked layers.
 
@@ -214,6 +216,8 @@ def hidden_states(
         layers: `hidden_states` indices, 1 to N.
         position_ids_BT: positions, which may skip; 0 to T - 1 if None.
         document_ids_BT: ids whose runs are documents; only attention `longred` knows them.
+        capture: called with what each layer attends with, again when a layer is recomputed; only
+            attention `longred` knows it.
 
     Raises:
         ValueError: a layer is not in 1 to N, or the model's attention does not know documents.
@@ -225,10 +229,10 @@ def hidden_states(
             raise ValueError(
                 f"hidden state {layer} does not exist; the model has 1 to {num_layers}"
             )
-    extra = {}
+    extra: dict[str, Any] = {}
     if base.config._attn_implementation == ATTENTION_NAME:
-        extra = {"document_ids_BT": document_ids_BT}
-    elif document_ids_BT is not None or position_ids_BT is not None:
+        extra = {"document_ids_BT": document_ids_BT, "capture": capture}
+    elif not (document_ids_BT is None and position_ids_BT is None and capture is None):
         raise ValueError("documents and skipped positions need a model with attention='longred'")
     states: dict[int, Tensor] = {}
     inner = {layer for layer in layers if layer < num_layers}

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from longred.methods import BUCKETS
-from longred.rope_methods import METHODS
+from longred import rope_methods
+from longred.methods import BUCKETS, METHODS
 
 if TYPE_CHECKING:
     from longred.config.run import RunConfig
@@ -67,7 +67,7 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
     extension = config.extension
     if extension.method == "abf" and extension.rope_theta is None:
         yield "extension.rope_theta: method abf needs the raised theta"
-    for name in extension.settings().keys() - METHODS[extension.method].settings:
+    for name in extension.settings().keys() - rope_methods.METHODS[extension.method].settings:
         yield (
             f"extension.{name}: method {extension.method} does not use it; remove it or set it to "
             "null"
@@ -84,6 +84,14 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     training = config.training
     if training.method in training.baselines:
         yield f"training.baselines: {training.method} is already training.method"
+    original, target = config.original_window, config.target_window
+    for method in training.methods():
+        if METHODS[method].positions in ("cream", "uniform") and original**2 <= 8 * target:
+            yield (
+                f"original_window: {original} leaves {method} no room for a middle run of skipped "
+                f"positions: it must be larger than 8 x target_window / original_window "
+                f"({8 * target / original:g}); use a smaller target_window or another method"
+            )
 
 
 def _evaluation_problems(config: "RunConfig") -> Iterator[str]:

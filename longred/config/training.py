@@ -16,14 +16,19 @@ from longred.config.section import (
 )
 from longred.methods import METHODS
 
-MethodName = Literal["longred-c", "longred-u", "cpt", "mix-cpt"]
+MethodName = Literal[
+    "longred-c", "longred-u", "cpt", "mix-cpt", "cream", "pose", "attention-distill"
+]
 
 
 class TrainingConfig(Section):
     """How students are trained: the method, its baselines, and what they share.
 
-    `step_tokens` is divided over the buckets by `data.ratio`; methods that use only the long bucket
-    spend all of it there. `learning_rate` is constant after `warmup_steps`.
+    `step_tokens` is divided over the buckets by `data.ratio`; methods that use only one bucket
+    spend all of it there. `learning_rate` is constant after `warmup_steps`. `sigma` is the
+    method's own where it is null: 5 in LongReD, 3 in CREAM. `attention_distill_weight` and
+    `long_distill_weight` add terms to LongReD's three: the relations of every layer on short
+    blocks, and the last hidden state on the first original window of every long document.
     """
 
     method: MethodName = "longred-c"
@@ -39,8 +44,10 @@ class TrainingConfig(Section):
     max_grad_norm: Positive = 1.0
     short_distill_weight: NonNegative = 5.0
     short_to_long_weight: NonNegative = 10.0
+    attention_distill_weight: NonNegative = 0.0
+    long_distill_weight: NonNegative = 0.0
     weighting: Literal["token_share", "formula"] = "token_share"
-    sigma: Positive = 5.0
+    sigma: Positive | None = None
     truncation: Literal["clipped", "renormalised"] = "clipped"
     mask_documents: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

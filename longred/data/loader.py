@@ -212,11 +212,13 @@ class Rows:
         document_ids_BT: int32 document of each token, from 0 in every row; None when every row is
             one document.
         block_ids: which blocks the rows are.
+        row_numbers: which rows of the bucket they are, counted over all processes since step 1.
     """
 
     input_ids_BT: torch.Tensor
     document_ids_BT: torch.Tensor | None
     block_ids: list[int]
+    row_numbers: list[int]
 
 
 class StepLoader:
@@ -265,7 +267,7 @@ class StepLoader:
         for bucket, count in self.rows.items():
             cursor = self._cursors[bucket]
             positions = range(cursor + self.rank, cursor + count, self.world_size)
-            step[bucket] = self._read(bucket, [self._block(bucket, p) for p in positions])
+            step[bucket] = self._read(bucket, positions)
             self._cursors[bucket] = cursor + count
         return step
 
@@ -304,8 +306,9 @@ class StepLoader:
             self._orders[bucket] = (epoch, order)
         return self._orders[bucket][1][offset]
 
-    def _read(self, bucket: str, blocks: list[int]) -> Rows:
+    def _read(self, bucket: str, positions: range) -> Rows:
         file = self.files[bucket]
+        blocks = [self._block(bucket, position) for position in positions]
         input_ids_BT = torch.from_numpy(np.stack([file[block] for block in blocks]))
         documents_BT = np.stack([file.document_ids(block) for block in blocks])
         single = not documents_BT.any()
@@ -313,4 +316,5 @@ class StepLoader:
             input_ids_BT=input_ids_BT,
             document_ids_BT=None if single else torch.from_numpy(documents_BT),
             block_ids=blocks,
+            row_numbers=list(positions),
         )

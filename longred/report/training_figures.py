@@ -17,6 +17,8 @@ TERMS = {
     "train/long_loss": ("Long text", "cross-entropy (nats per token)"),
     "train/short_distill_loss": ("Short distillation", "Σ over layers of 1 - cosine"),
     "train/short_to_long_loss": ("Short-to-long", "1 - cosine, last layer"),
+    "train/attention_distill_loss": ("Attention distillation", "KL of relations (nats)"),
+    "train/long_distill_loss": ("Long distillation", "1 - cosine, last layer"),
     "train/short_loss": ("Short text", "cross-entropy (nats per token)"),
     "train/original_loss": ("Original-window text", "cross-entropy (nats per token)"),
 }

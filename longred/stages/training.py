@@ -25,10 +25,11 @@ def train_student(
     Raises:
         NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: as the trainer ended.
     """
-    uses_layers = METHODS[method].uses_layers()
-    values = {**config.digest_values(), "method": method}
+    recipe = METHODS[method]
+    uses_layers = recipe.uses_layers()
+    values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
     # Which methods a run compares, and what a method never reads, cannot change its student.
-    unused = METHODS[method].unused_settings() | {"baselines"}
+    unused = recipe.unused_settings() | {"baselines"}
     settings = {name: value for name, value in values.items() if name not in unused}
     inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
     if uses_layers:

@@ -5,7 +5,7 @@ VERSIONS = {
     "extension": 2,
     "profiling": 1,
     "selection": 1,
-    "training": 1,
+    "training": 2,
     "evaluation": 1,
     "report": 1,
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longred.errors import ConfigError
-from longred.methods import METHODS, Method
+from longred.methods import METHODS, Method, Term
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -33,8 +33,10 @@ class TrainingJob:
         max_grad_norm: gradients are scaled down to this global norm.
         short_distill_weight: alpha 1 of the paper.
         short_to_long_weight: alpha 2 of the paper.
+        attention_distill_weight: of the relations' distillation on short blocks; 0 leaves it out.
+        long_distill_weight: of the last layer's distillation on long blocks; 0 leaves it out.
         weighting: `token_share` or `formula`, see `longred.objectives.loss_weights`.
-        sigma: spread of the skipped positions of method longred-c.
+        sigma: spread of the skipped positions of kind `cream`.
         truncation: `clipped` or `renormalised`, see `longred.positions.skip_positions`.
         mask_documents: whether attention and targets stop at document boundaries inside a block.
         dtype: compute type; weights, gradients and optimizer state are float32 always.
@@ -69,6 +71,8 @@ class TrainingJob:
     max_grad_norm: float = 1.0
     short_distill_weight: float = 5.0
     short_to_long_weight: float = 10.0
+    attention_distill_weight: float = 0.0
+    long_distill_weight: float = 0.0
     weighting: str = "token_share"
     sigma: float = 5.0
     truncation: str = "clipped"
@@ -125,6 +129,19 @@ class TrainingJob:
     def recipe(self) -> Method:
         """What the method does with each bucket."""
         return METHODS[self.method]
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the loss, without optional ones of weight 0."""
+        return tuple(
+            term
+            for term in self.recipe.terms
+            if not (term.is_optional and term.weight and getattr(self, term.weight) == 0)
+        )
+
+    def uses_teacher(self) -> bool:
+        """Return whether a term of the loss runs the teacher."""
+        return any(term.objective != "cross_entropy" for term in self.terms)
 
     @classmethod
     def fields(cls) -> frozenset[str]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from longred import models
 from longred.artifacts import storage_errors, write_json
 from longred.data.loader import StepLoader
-from longred.errors import MismatchError, NonFiniteLossError, Stopped
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError, Stopped
+from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training.checkpoint import Checkpoint, Checkpoints
 from longred.training.job import TrainingJob
@@ -27,13 +27,13 @@ from longred.training.optimizer import (
     update,
 )
 from longred.training.step import (
-    METRIC_KEYS,
     MicroBatch,
     Objectives,
-    bucket_weights,
+    fixed_weights,
     micro_batches,
-    skipped_positions,
+    term_counts,
 )
+from longred.training.teacher import Teacher, load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Trainer:
             torch.set_num_threads(job.num_threads)
         torch.manual_seed(job.seed)
         self.device = models.choose_device(job.device)
+        _check_layers(job)
         self.student = models.load_model(
             Path(job.student_folder),
             dtype=torch.float32,
@@ -110,7 +111,7 @@ class Trainer:
         if job.activation_checkpointing:
             models.checkpoint_activations(self.student)
         self.objectives = Objectives(job, self.student, self._load_teacher(), self.device)
-        self.weights = bucket_weights(job)
+        self.weights = fixed_weights(job)
         self.optimizer = build_optimizer(self.student, job)
         self.loader = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed)
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
@@ -122,18 +123,16 @@ class Trainer:
         self.journal = Journal(work / JOURNAL_NAME)
         self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints)
 
-    def _load_teacher(self) -> PreTrainedModel | None:
-        if not self.job.recipe.uses_teacher():
+    def _load_teacher(self) -> Teacher | None:
+        if not self.job.uses_teacher():
             return None
         # Never a submodule of the student: it must not reach the optimizer or a checkpoint.
-        dtype = getattr(torch, self.job.dtype)
-        teacher = models.load_model(
+        return load_teacher(
             Path(self.job.teacher_folder),
-            dtype=dtype,
+            dtype=self.job.dtype,
             device=self.device,
             backend=self.job.attention_backend,
         )
-        return teacher.requires_grad_(False)
 
     def train_step(self) -> Mapping[str, float]:
         """Take one optimizer step and return its metrics, written to the journal.
@@ -144,22 +143,25 @@ class Trainer:
         started = time.perf_counter()
         step = self.step + 1
         rows = self.loader.next_step()
-        batches = list(micro_batches(self.job, rows, skipped_positions(self.job, step)))
-        losses = [self._backward(batch) for batch in batches]
+        counts = term_counts(self.job, rows)
+        totals = {term: float(count.sum()) for term, count in counts.items()}
+        batches = list(micro_batches(self.job, rows, counts, totals))
+        weights = self._step_weights()
+        losses = [self._backward(batch, weights) for batch in batches]
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.student.parameters(), self.job.max_grad_norm
         )
-        by_bucket = {
-            bucket: float(
+        by_term = {
+            term: float(
                 sum(
-                    loss * b.share
+                    loss[term] * b.shares[term]
                     for b, loss in zip(batches, losses, strict=True)
-                    if b.bucket == bucket
+                    if term in loss
                 )
             )
-            for bucket in self.weights
+            for term in weights
         }
-        total = sum(self.weights[bucket] * loss for bucket, loss in by_bucket.items())
+        total = sum(weights[term] * loss for term, loss in by_term.items())
         # A finite total means finite losses: an infinite or NaN term cannot be cancelled.
         if not bool(torch.isfinite(grad_norm + total)):
             raise NonFiniteLossError(self._explain(step, batches, losses))
@@ -168,7 +170,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         self.metrics = {
-            **{METRIC_KEYS[b, getattr(self.job.recipe, b)]: loss for b, loss in by_bucket.items()},
+            **{term.metric: loss for term, loss in by_term.items()},
             "train/loss": total,
             "train/grad_norm": float(grad_norm),
             "train/learning_rate": rate,
@@ -178,31 +180,44 @@ class Trainer:
             self.journal.append(self.metrics, step=step)
         return self.metrics
 
-    def _backward(self, batch: MicroBatch) -> Tensor:
-        loss = self.objectives.loss(batch)
-        torch.autograd.backward(loss * (self.weights[batch.bucket] * batch.share))
-        return loss.detach()
+    def _step_weights(self) -> Mapping[Term, float]:
+        """Return what each term of the next step is multiplied by."""
+        return self.weights
 
-    def _explain(self, step: int, batches: list[MicroBatch], losses: list[Tensor]) -> str:
+    def _backward(self, batch: MicroBatch, weights: Mapping[Term, float]) -> dict[Term, Tensor]:
+        losses = self.objectives.losses(batch)
+        weighted = [loss * (weights[term] * batch.shares[term]) for term, loss in losses.items()]
+        torch.autograd.backward(torch.stack(weighted).sum())
+        return {term: loss.detach() for term, loss in losses.items()}
+
+    def _explain(
+        self, step: int, batches: list[MicroBatch], losses: list[dict[Term, Tensor]]
+    ) -> str:
         """Name the first micro-batch whose loss, or whose gradient taken alone, is not finite."""
-        for batch, loss in zip(batches, losses, strict=True):
-            what = f"loss is {float(loss)}"
-            if bool(torch.isfinite(loss)):
-                self.optimizer.zero_grad(set_to_none=True)
-                self._backward(batch)
-                grads = [w.grad for w in named_weights(self.student).values() if w.grad is not None]
-                if all(bool(torch.isfinite(grad).all()) for grad in grads):
-                    continue
-                what = f"gradient is not finite (its loss is {float(loss)})"
-            return (
-                f"step {step}: the {batch.bucket} bucket's {what} on blocks {batch.block_ids} "
-                f"({self.objectives.where_not_finite(batch)}). No weight was changed by this step; "
-                "lower training.learning_rate, raise training.warmup_steps, or look at these blocks"
-            )
+        for batch, by_term in zip(batches, losses, strict=True):
+            for term, loss in by_term.items():
+                what = self._what_is_not_finite(batch, term, loss)
+                if what:
+                    return (
+                        f"step {step}: the {batch.bucket} bucket's {what} on blocks "
+                        f"{batch.block_ids} ({self.objectives.where_not_finite(batch)}). No weight "
+                        "was changed by this step; lower training.learning_rate, raise "
+                        "training.warmup_steps, or look at these blocks"
+                    )
         return (
             f"step {step}: the gradient norm overflowed though every micro-batch's gradient is "
             "finite; lower training.learning_rate"
         )
+
+    def _what_is_not_finite(self, batch: MicroBatch, term: Term, loss: Tensor) -> str | None:
+        if not bool(torch.isfinite(loss)):
+            return f"{term.objective} loss is {float(loss)}"
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.objectives.losses(batch)[term] * batch.shares[term])
+        grads = [w.grad for w in named_weights(self.student).values() if w.grad is not None]
+        if all(bool(torch.isfinite(grad).all()) for grad in grads):
+            return None
+        return f"{term.objective} gradient is not finite (its loss is {float(loss)})"
 
     def leave_if(self, signal_number: int | None) -> None:
         """Save and end where a signal asked for it.
@@ -349,11 +364,21 @@ class Trainer:
             "tokens_per_second": tokens / self.seconds,
             "final": dict(self.metrics),
             "distill_layers": list(self.job.distill_layers),
-            "loss_weights": self.weights,
+            "loss_weights": {term.metric: weight for term, weight in self.weights.items()},
             "num_threads": torch.get_num_threads(),
             "environment": _environment(self.device),
             "job": self.job.to_json(),
         }
+
+
+def _check_layers(job: TrainingJob) -> None:
+    num_layers = models.load_config(Path(job.student_folder)).num_hidden_layers
+    wrong = [layer for layer in job.distill_layers if not 1 <= layer <= num_layers]
+    if wrong:
+        raise ConfigError(
+            f"training.distill_layers: {wrong} are not in 1 to {num_layers}, the model's hidden "
+            "states; choose others in selection.layers"
+        )
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -1,12 +1,11 @@
-"""The losses of one optimizer step: micro-batches, each bucket's objective, words about a NaN.
+"""The losses of one optimizer step: micro-batches, the terms of each bucket, words about a NaN.
 
-Shapes: B rows, T tokens of a row, D hidden size.
+Shapes: B rows, T tokens of a row, M tokens that the teacher is shown, D hidden size.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred import models, objectives, positions
+from longred.attention import Captured
 from longred.data.loader import Rows
+from longred.methods import Term
+from longred.objectives import OBJECTIVES, Outputs, Passes
+from longred.objectives.table import first_window
 from longred.training.job import TrainingJob
+from longred.training.teacher import Teacher
 
-METRIC_KEYS = {
-    ("long", "cross_entropy"): "train/long_loss",
-    ("short", "distill"): "train/short_distill_loss",
-    ("original", "distill"): "train/short_to_long_loss",
-    ("short", "cross_entropy"): "train/short_loss",
-    ("original", "cross_entropy"): "train/original_loss",
-}
-"""Metric key of each bucket's loss, by the bucket's objective."""
+Counts = Mapping[Term, Tensor]
+"""How many equal parts each row adds to the mean of a term, float64 [B]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class MicroBatch:
         document_ids_BT: document of every token, or None where rows are whole.
         position_ids_BT: the student's positions, or None for 0…T-1.
         block_ids: the rows' blocks in the bucket's file, for messages.
-        share: part of the bucket's mean that these rows are; the shares of a bucket sum to 1.
+        shares: part of each term's mean that these rows are; a term's shares of a step sum to 1.
     """
 
     bucket: str
@@ -45,7 +43,7 @@ class MicroBatch:
     document_ids_BT: Tensor | None
     position_ids_BT: Tensor | None
     block_ids: list[int]
-    share: float
+    shares: Mapping[Term, float]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the micro-batch with its tensors on a device."""
@@ -58,52 +56,70 @@ class MicroBatch:
         )
 
 
-def bucket_weights(job: TrainingJob) -> dict[str, float]:
-    """Return the weight of each bucket's loss in the step's total.
-
-    Buckets under cross-entropy are one text: together they weigh 1, shared by tokens. Distillation
-    weighs what `objectives.loss_weights` says, relative to that.
-    """
-    weights = objectives.loss_weights(
+def fixed_weights(job: TrainingJob) -> dict[Term, float]:
+    """Return the weight of each term in the step's total, as the settings say it."""
+    return objectives.loss_weights(
+        job.terms,
         job.weighting,
         ratio=job.ratio,
-        short_distill_weight=job.short_distill_weight,
-        short_to_long_weight=job.short_to_long_weight,
+        settings={term.weight: getattr(job, term.weight) for term in job.terms if term.weight},
     )
-    buckets = job.recipe.buckets()
-    texts = [bucket for bucket in buckets if _objective(job, bucket) == "cross_entropy"]
-    total = sum(job.ratio[bucket] for bucket in texts)
-    return {b: job.ratio[b] / total if b in texts else weights[b] for b in buckets}
 
 
-def skipped_positions(job: TrainingJob, step: int) -> Tensor | None:
-    """Return the student's positions on the original bucket [rows, original_window], or None.
+def skipped_positions(job: TrainingJob, row_numbers: Sequence[int]) -> Tensor | None:
+    """Return the student's positions on rows of the original bucket [B, T], or None.
 
-    They depend on (seed, step) alone, so that a resumed training draws them without saved state.
+    A row's positions depend on (seed, row number) alone, so that a resumed training draws them
+    without saved state, however the rows are divided over steps and processes.
     """
     if job.recipe.positions is None:
         return None
-    return positions.skip_positions(
-        job.recipe.positions,
-        original_window=job.original_window,
-        target_window=job.target_window,
-        num_rows=job.rows["original"],
-        generator=np.random.default_rng([job.seed, step]),
-        sigma=job.sigma,
-        truncation=job.truncation,
-    )
+    rows = [
+        positions.skip_positions(
+            job.recipe.positions,
+            original_window=job.original_window,
+            target_window=job.target_window,
+            num_rows=1,
+            generator=np.random.default_rng([job.seed, number]),
+            sigma=job.sigma,
+            truncation=job.truncation,
+        )
+        for number in row_numbers
+    ]
+    return torch.cat(rows)
+
+
+def term_counts(job: TrainingJob, rows_by_bucket: Mapping[str, Rows]) -> dict[Term, Tensor]:
+    """Return how many equal parts each row adds to the mean of every term."""
+    counts = {}
+    for term in job.terms:
+        rows = rows_by_bucket[term.bucket]
+        documents = rows.document_ids_BT if job.mask_documents else None
+        count = OBJECTIVES[term.objective].counts
+        counts[term] = count(rows.input_ids_BT, documents, job.original_window).double()
+    return counts
 
 
 def micro_batches(
-    job: TrainingJob, rows_by_bucket: Mapping[str, Rows], position_ids_BT: Tensor | None
+    job: TrainingJob,
+    rows_by_bucket: Mapping[str, Rows],
+    counts: Counts,
+    totals: Mapping[Term, float],
 ) -> Iterator[MicroBatch]:
-    """Cut a step's rows into micro-batches of at most `micro_batch_tokens`, as equal as can be."""
+    """Cut a step's rows into micro-batches of at most `micro_batch_tokens`, as equal as can be.
+
+    Args:
+        job: the training.
+        rows_by_bucket: rows of every bucket of the method.
+        counts: of these rows.
+        totals: sums of the counts over all rows of the step, whoever reads them.
+    """
     for bucket in job.recipe.buckets():
         rows = rows_by_bucket[bucket]
         num_rows, length = rows.input_ids_BT.shape
         documents = rows.document_ids_BT if job.mask_documents else None
-        skipped = position_ids_BT if bucket == "original" else None
-        counts = _mean_counts(rows.input_ids_BT, documents, _objective(job, bucket))
+        skipped = skipped_positions(job, rows.row_numbers) if bucket == "original" else None
+        terms = [term for term in job.terms if term.bucket == bucket]
         for part in _parts(num_rows, max(1, job.micro_batch_tokens // length)):
             yield MicroBatch(
                 bucket=bucket,
@@ -111,17 +127,17 @@ def micro_batches(
                 document_ids_BT=None if documents is None else documents[part],
                 position_ids_BT=None if skipped is None else skipped[part],
                 block_ids=rows.block_ids[part],
-                share=float(counts[part].sum() / counts.sum()),
+                shares={term: float(counts[term][part].sum()) / totals[term] for term in terms},
             )
 
 
 class Objectives:
-    """Runs the student, and the teacher where a bucket distils, on one micro-batch after another.
+    """Runs the student, and the teacher where a term distils, on one micro-batch after another.
 
     Args:
         job: the training.
         student: the extended model; trained.
-        teacher: the original model; None where the method has none.
+        teacher: the original model; None where no term asks for it.
         device: where both models are.
     """
 
@@ -129,7 +145,7 @@ class Objectives:
         self,
         job: TrainingJob,
         student: PreTrainedModel,
-        teacher: PreTrainedModel | None,
+        teacher: Teacher | None,
         device: torch.device,
     ) -> None:
         self.job = job
@@ -137,19 +153,16 @@ class Objectives:
         self.teacher = teacher
         self.device = device
         self.last_layer = int(student.config.num_hidden_layers)
-        head: Any = student.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self.lm_head_weight_VD: Tensor = head.weight
 
-    def loss(self, batch: MicroBatch) -> Tensor:
-        """Return the mean loss of a micro-batch's rows, a float32 scalar with gradient."""
+    def losses(self, batch: MicroBatch) -> dict[Term, Tensor]:
+        """Return the mean loss of a micro-batch's rows for every term of its bucket.
+
+        The models are run once for all of them. Scalars in fp32, with gradient.
+        """
         batch = batch.to(self.device)
-        if _objective(self.job, batch.bucket) == "cross_entropy":
-            return self._cross_entropy(batch)
-        if batch.bucket == "short":
-            student, teacher = self._states(batch, self.job.distill_layers)
-            return objectives.short_distill_loss(student, teacher)
-        student, teacher = self._states(batch, (self.last_layer,))
-        return objectives.short_to_long_loss(student[self.last_layer], teacher[self.last_layer])
+        passes = self._passes(batch)
+        with self._compute_type():
+            return {term: OBJECTIVES[term.objective].loss(passes) for term in batch.shares}
 
     def where_not_finite(self, batch: MicroBatch) -> str:
         """Return which hidden states of a micro-batch are not finite first, in words."""
@@ -157,60 +170,117 @@ class Objectives:
         layers = range(1, self.last_layer + 1)
         found = []
         with torch.no_grad():
-            for name, model in (("student", self.student), ("teacher", self.teacher)):
-                if model is None:
-                    continue
-                states = self._run(model, batch, layers, skipped=name == "student")
-                bad = [layer for layer in layers if not bool(torch.isfinite(states[layer]).all())]
-                if bad:
-                    found.append(f"the {name}'s hidden state {bad[0]} (decoder layer {bad[0] - 1})")
+            states = {"student": self._run_student(batch, layers, False).states}
+            if self.teacher is not None:
+                states["teacher"] = self._run_teacher(batch, layers, False, None).states
+        for name, by_layer in states.items():
+            bad = [layer for layer in layers if not bool(torch.isfinite(by_layer[layer]).all())]
+            if bad:
+                found.append(f"the {name}'s hidden state {bad[0]} (decoder layer {bad[0] - 1})")
         return "first in " + " and in ".join(found) if found else "every hidden state is finite"
 
-    def _cross_entropy(self, batch: MicroBatch) -> Tensor:
-        last = self.last_layer
+    def _passes(self, batch: MicroBatch) -> Passes:
+        wanted = [OBJECTIVES[term.objective] for term in batch.shares]
+        distil = [objective for objective in wanted if objective.teacher]
+        shown_BT, teacher = None, None
+        if distil:
+            if distil[0].teacher == "first_window":
+                shown_BT = first_window(
+                    batch.input_ids_BT, batch.document_ids_BT, self.job.original_window
+                )
+            needs_attention = any(objective.needs_attention for objective in distil)
+            teacher = self._run_teacher(batch, self._layers(distil), needs_attention, shown_BT)
+        needs_attention = any(objective.needs_attention for objective in wanted)
+        return Passes(
+            student=self._run_student(batch, self._layers(wanted), needs_attention),
+            teacher=teacher,
+            input_ids_BT=batch.input_ids_BT,
+            document_ids_BT=batch.document_ids_BT,
+            shown_BT=shown_BT,
+            lm_head_weight_VD=self.student.get_output_embeddings().weight,  # type: ignore[no-untyped-call]
+            distill_layers=self.job.distill_layers,
+            last_layer=self.last_layer,
+        )
+
+    def _layers(self, wanted: Sequence[objectives.Objective]) -> list[int]:
+        kinds = {objective.states for objective in wanted}
+        layers = set(self.job.distill_layers) if "distilled" in kinds else set()
+        return sorted(layers | ({self.last_layer} if "last" in kinds else set()))
+
+    def _run_student(
+        self, batch: MicroBatch, layers: Sequence[int], needs_attention: bool
+    ) -> Outputs:
         with self._compute_type():
-            hidden_BTD = self._run(self.student, batch, (last,), skipped=True)[last]
-            return objectives.long_loss(
-                hidden_BTD,
-                self.lm_head_weight_VD,
+            return _run(
+                self.student,
                 batch.input_ids_BT,
-                document_ids_BT=batch.document_ids_BT,
+                layers,
+                needs_attention,
+                batch.position_ids_BT,
+                batch.document_ids_BT,
             )
 
-    def _states(
-        self, batch: MicroBatch, layers: Sequence[int]
-    ) -> tuple[Mapping[int, Tensor], Mapping[int, Tensor]]:
-        if self.teacher is None:
-            raise ValueError(f"{self.job.method} distils and was given no teacher")
-        with torch.no_grad():
-            teacher = self._run(self.teacher, batch, layers, skipped=False)
-        with self._compute_type():
-            student = self._run(self.student, batch, layers, skipped=True)
-        return student, teacher
-
-    def _run(
+    def _run_teacher(
         self,
-        model: PreTrainedModel,
         batch: MicroBatch,
         layers: Sequence[int],
-        *,
-        skipped: bool,
-    ) -> Mapping[int, Tensor]:
-        return models.hidden_states(
-            model,
-            batch.input_ids_BT,
-            layers=layers,
-            position_ids_BT=batch.position_ids_BT if skipped else None,
-            document_ids_BT=batch.document_ids_BT,
-        )
+        needs_attention: bool,
+        shown_BT: Tensor | None,
+    ) -> Outputs:
+        """Run the teacher as the student is run: an unchanged student makes the very same states.
+
+        Of long rows it is shown `shown_BT` only, row by row, since they differ in number.
+        """
+        if self.teacher is None:
+            raise ValueError(f"{self.job.method} distils and was given no teacher")
+        with torch.no_grad(), self.teacher() as model, self._compute_type():
+            if shown_BT is None:
+                return _run(
+                    model, batch.input_ids_BT, layers, needs_attention, None, batch.document_ids_BT
+                )
+            rows = [
+                _run(
+                    model,
+                    batch.input_ids_BT[row : row + 1, shown_T],
+                    layers,
+                    False,
+                    None,
+                    None
+                    if batch.document_ids_BT is None
+                    else batch.document_ids_BT[row : row + 1, shown_T],
+                ).states
+                for row, shown_T in enumerate(shown_BT)
+            ]
+        return Outputs({layer: torch.cat([r[layer][0] for r in rows]) for layer in layers})
 
     def _compute_type(self) -> torch.autocast:
         enabled = self.job.dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _objective(job: TrainingJob, bucket: str) -> str:
-    return str(getattr(job.recipe, bucket))
+def _run(
+    model: PreTrainedModel,
+    input_ids_BT: Tensor,
+    layers: Sequence[int],
+    needs_attention: bool,
+    position_ids_BT: Tensor | None,
+    document_ids_BT: Tensor | None,
+) -> Outputs:
+    attention: dict[int, Captured] = {}
+
+    def keep(captured: Captured) -> None:
+        # A layer that is recomputed in the backward pass calls again.
+        attention.setdefault(captured.layer, captured)
+
+    states = models.hidden_states(
+        model,
+        input_ids_BT,
+        layers=layers,
+        position_ids_BT=position_ids_BT,
+        document_ids_BT=document_ids_BT,
+        capture=keep if needs_attention else None,
+    )
+    return Outputs(states, attention)
 
 
 def _parts(num_rows: int, most: int) -> Iterator[slice]:
@@ -221,11 +291,3 @@ def _parts(num_rows: int, most: int) -> Iterator[slice]:
         size = small + (number < larger)
         yield slice(start, start + size)
         start += size
-
-
-def _mean_counts(input_ids_BT: Tensor, document_ids_BT: Tensor | None, objective: str) -> Tensor:
-    """Return how many terms each row adds to its bucket's mean, float64 [B]."""
-    num_rows, length = input_ids_BT.shape
-    if objective == "cross_entropy" and document_ids_BT is not None:
-        return (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]).sum(dim=1).double()
-    return torch.full((num_rows,), float(length), dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from tiny_training import ORIGINAL, TARGET, MakeJob, write_blocks, write_teacher
 
 from longred.extension import write_extension
+from longred.methods import METHODS
 from longred.training.job import TrainingJob
 from longred.training.loop import train
 
@@ -36,7 +37,9 @@ def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     def make(**values: object) -> TrainingJob:
         method = values.get("method", "longred-c")
-        rows = {"long": 2, "short": 5, "original": 3} if method != "cpt" else {"long": 4}
+        recipe = METHODS.get(method, METHODS["longred-c"])
+        all_rows = {"long": 2, "short": 5, "original": 3}
+        rows = {bucket: all_rows[bucket] for bucket in recipe.buckets()}
         defaults = {
             "method": method,
             "data_folder": str(folder / "data"),

@@ -1,15 +1,17 @@
 """One whole optimizer step against a dense float64 reference, and how the loop ends."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from dense_step import reference_step
 from safetensors.torch import load_file, save_file
 from tiny_training import MakeJob, curve
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from longred.data.loader import StepLoader
 from longred.errors import NonFiniteLossError, Stopped
@@ -17,86 +19,9 @@ from longred.training import loop, optimizer
 from longred.training.job import TrainingJob
 from longred.training.loop import Trainer, train
 from longred.training.optimizer import named_weights
-from longred.training.step import bucket_weights, skipped_positions
+from longred.training.step import micro_batches, term_counts
 
 KEYS = ("train/long_loss", "train/short_distill_loss", "train/short_to_long_loss", "train/loss")
-
-
-def dense_model(config_folder: Path, weights_folder: Path):
-    config = AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
-    return AutoModelForCausalLM.from_pretrained(
-        weights_folder,
-        config=config,
-        dtype=torch.float64,
-        attn_implementation="eager",
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-
-
-def dense_forward(model, tokens: Tensor, documents: Tensor | None, positions: Tensor | None):
-    """Run one row with its mask written out, so that no library guesses one from the positions."""
-    length = len(tokens)
-    mask = torch.full((length, length), torch.finfo(torch.float64).min, dtype=torch.float64)
-    for query in range(length):
-        for key in range(query + 1):
-            if documents is None or documents[query] == documents[key]:
-                mask[query, key] = 0.0
-    positions = torch.arange(length) if positions is None else positions
-    return model(
-        input_ids=tokens[None],
-        attention_mask=mask[None, None],
-        position_ids=positions[None],
-        output_hidden_states=True,
-        use_cache=False,
-    )
-
-
-def cross_entropy_terms(output, tokens: Tensor, documents: Tensor | None) -> list[Tensor]:
-    log_probs = output.logits[0].log_softmax(-1)
-    return [
-        -log_probs[i, tokens[i + 1]]
-        for i in range(len(tokens) - 1)
-        if documents is None or documents[i] == documents[i + 1]
-    ]
-
-
-def distances(student, teacher, layer: int) -> Tensor:
-    a, b = student.hidden_states[layer][0], teacher.hidden_states[layer][0]
-    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
-
-
-def reference_step(job: TrainingJob) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return the losses and the gradients of the first step, row by row in float64."""
-    original = Path(job.teacher_folder)
-    student, teacher = (dense_model(Path(f), original) for f in (job.student_folder, original))
-    rows = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed).next_step()
-    skipped = skipped_positions(job, 1)
-    long_terms, short_terms, original_terms = [], [], []
-    for tokens, documents in zip(
-        rows["long"].input_ids_BT, rows["long"].document_ids_BT, strict=True
-    ):
-        documents = documents if job.mask_documents else None
-        long_terms += cross_entropy_terms(
-            dense_forward(student, tokens, documents, None), tokens, documents
-        )
-    losses = {"train/long_loss": torch.stack(long_terms).mean()}
-    for tokens in rows["short"].input_ids_BT:
-        pair = [dense_forward(model, tokens, None, None) for model in (student, teacher)]
-        short_terms.append(sum(distances(*pair, layer) for layer in job.distill_layers))
-    losses["train/short_distill_loss"] = torch.cat(short_terms).mean()
-    for tokens, positions in zip(rows["original"].input_ids_BT, skipped, strict=True):
-        pair = (
-            dense_forward(student, tokens, None, positions),
-            dense_forward(teacher, tokens, None, None),
-        )
-        original_terms.append(distances(*pair, teacher.config.num_hidden_layers))
-    losses["train/short_to_long_loss"] = torch.cat(original_terms).mean()
-    weights = (1.0, *list(bucket_weights(job).values())[1:])
-    losses["train/loss"] = sum(w * loss for w, loss in zip(weights, losses.values(), strict=True))
-    losses["train/loss"].backward()
-    grads = {name: weight.grad for name, weight in student.named_parameters()}
-    return {key: float(loss.detach()) for key, loss in losses.items()}, grads
 
 
 def first_step(job: TrainingJob, work: Path, monkeypatch) -> tuple[dict, dict[str, Tensor]]:
@@ -106,7 +31,8 @@ def first_step(job: TrainingJob, work: Path, monkeypatch) -> tuple[dict, dict[st
     update = optimizer.update
 
     def keep(adamw, step, job):
-        grads.update({n: w.grad.double() for n, w in named_weights(trainer.student).items()})
+        weights = named_weights(trainer.student)
+        grads.update({n: w.grad.double() for n, w in weights.items() if w.grad is not None})
         return update(adamw, step, job)
 
     monkeypatch.setattr(loop, "update", keep)
@@ -125,14 +51,28 @@ def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
         {},
         {"mask_documents": False, "activation_checkpointing": True, "micro_batch_tokens": 1},
         {"method": "longred-u", "weighting": "formula", "micro_batch_tokens": 4096},
+        {"method": "mix-cpt"},
+        {"method": "cream"},
+        {"method": "pose"},
+        {"method": "attention-distill"},
+        {"method": "attention-distill", "activation_checkpointing": True},
+        {"attention_distill_weight": 2.0, "long_distill_weight": 3.0},
+        {
+            "attention_distill_weight": 2.0,
+            "long_distill_weight": 3.0,
+            "mask_documents": False,
+            "micro_batch_tokens": 4096,
+            "activation_checkpointing": True,
+        },
     ],
 )
 def test_whole_step_against_float64(values, make_job: MakeJob, tmp_path: Path, monkeypatch):
     job = make_job(max_grad_norm=1e9, **values)
     losses, grads = reference_step(job)
     metrics, found = first_step(job, tmp_path, monkeypatch)
-    for key in KEYS:
+    for key in losses:
         assert metrics[key] == pytest.approx(losses[key], rel=2e-5), key
+    found = {name: found[name] for name in grads}
     assert relative_error(found, grads) < 2e-5
     norm = float(sum((g**2).sum() for g in grads.values()).sqrt())
     assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
@@ -147,7 +87,11 @@ def test_bfloat16_stays_near_float32(make_job: MakeJob, tmp_path: Path, monkeypa
     assert relative_error(found, grads) < 0.1
     trainer = Trainer(job, tmp_path / "c")
     assert {w.dtype for w in trainer.student.parameters()} == {torch.float32}
-    assert {w.dtype for w in trainer.objectives.teacher.parameters()} == {torch.bfloat16}
+    with trainer.objectives.teacher() as teacher:
+        dtypes = {name: weight.dtype for name, weight in teacher.named_parameters()}
+    assert {n for n, dtype in dtypes.items() if dtype == torch.float32} == {
+        n for n in dtypes if "norm" in n or "embed" in n or "lm_head" in n
+    }
 
 
 def test_clipping(make_job: MakeJob, tmp_path: Path, monkeypatch):
@@ -169,7 +113,8 @@ def test_micro_batch_split_does_not_matter(make_job: MakeJob, tmp_path: Path, mo
 
 def test_teacher_is_no_part_of_what_is_trained(make_job: MakeJob, tmp_path: Path):
     trainer = Trainer(make_job(), tmp_path)
-    teacher = trainer.objectives.teacher
+    with trainer.objectives.teacher() as model:
+        teacher = model
     before = {name: weight.clone() for name, weight in teacher.named_parameters()}
     trainer.train_step()
     trainer.save()
@@ -183,10 +128,37 @@ def test_teacher_is_no_part_of_what_is_trained(make_job: MakeJob, tmp_path: Path
     assert saved.keys() == named_weights(trainer.student).keys()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_an_unchanged_student_has_no_distillation_loss_and_no_gradient(
+    dtype, activation_checkpointing, make_job: MakeJob, tmp_path: Path, monkeypatch
+):
+    values = {"dtype": dtype, "activation_checkpointing": activation_checkpointing}
+    job = make_job(attention_distill_weight=1.0, **values)
+    unchanged = dataclasses.replace(job, student_folder=job.teacher_folder)
+    trainer = Trainer(unchanged, tmp_path)
+    counts = term_counts(job, rows := trainer.loader.next_step())
+    totals = {term: float(count.sum()) for term, count in counts.items()}
+    for batch in micro_batches(job, rows, counts, totals):
+        if batch.bucket != "short":
+            continue
+        losses = trainer.objectives.losses(batch)
+        assert {term.objective: loss.item() for term, loss in losses.items()} == {
+            "hidden_distill": 0.0,
+            "attention_distill": 0.0,
+        }
+        torch.autograd.backward(sum(losses.values()))
+    grads = [w.grad for w in trainer.student.parameters() if w.grad is not None]
+    assert grads
+    assert not any(grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize(
     ("method", "keys"),
     [
         ("cpt", {"train/long_loss"}),
+        ("cream", {"train/original_loss"}),
+        ("pose", {"train/original_loss"}),
         ("mix-cpt", {"train/long_loss", "train/short_loss", "train/original_loss"}),
     ],
 )
@@ -246,7 +218,10 @@ def test_nan_names_bucket_blocks_and_layer_and_changes_nothing(
     with pytest.raises(NonFiniteLossError) as error:
         trainer.train_step()
     message = str(error.value)
-    assert f"step 1: the short bucket's loss is nan on blocks {blocks.block_ids[:2]}" in message
+    assert (
+        f"step 1: the short bucket's hidden_distill loss is nan on blocks {blocks.block_ids[:2]}"
+        in message
+    )
     assert "the teacher's hidden state 2 (decoder layer 1)" in message
     assert trainer.step == 0
     assert trainer.journal.read() == []
@@ -256,15 +231,17 @@ def test_nan_names_bucket_blocks_and_layer_and_changes_nothing(
 
 def test_gradient_that_is_not_finite_is_found(make_job: MakeJob, tmp_path: Path, monkeypatch):
     trainer = Trainer(make_job(), tmp_path)
-    loss = trainer.objectives.loss
+    losses = trainer.objectives.losses
 
     def overflowing(batch):
         # Finite here, but its gradient is 0/0.
-        value = loss(batch)
-        return (
-            value + (value - value.detach()).abs().sqrt() if batch.bucket == "original" else value
-        )
+        values = losses(batch)
+        if batch.bucket == "original":
+            return {t: v + (v - v.detach()).abs().sqrt() for t, v in values.items()}
+        return values
 
-    monkeypatch.setattr(trainer.objectives, "loss", overflowing)
-    with pytest.raises(NonFiniteLossError, match="the original bucket's gradient is not finite"):
+    monkeypatch.setattr(trainer.objectives, "losses", overflowing)
+    with pytest.raises(
+        NonFiniteLossError, match="the original bucket's short_to_long gradient is not finite"
+    ):
         trainer.train_step()

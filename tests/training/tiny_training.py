@@ -164,21 +164,21 @@ def _kill_before_rename(step: int) -> Any:
 
 
 def _nan_in_step(step: int) -> Any:
-    from longred import objectives
+    from longred.objectives import table
     from longred.training import loop
 
-    skipped_positions, long_loss = loop.skipped_positions, objectives.long_loss
+    train_step, long_loss = loop.Trainer.train_step, table.long_loss
     now = [0]
 
-    def remember_step(job: TrainingJob, step: int) -> Any:
-        now[0] = step
-        return skipped_positions(job, step)
+    def remember_step(trainer: loop.Trainer) -> Any:
+        now[0] = trainer.step + 1
+        return train_step(trainer)
 
     def nan_loss(*args: Any, **kwargs: Any) -> Any:
         loss = long_loss(*args, **kwargs)
         return loss * float("nan") if now[0] == step else loss
 
-    loop.skipped_positions, objectives.long_loss = remember_step, nan_loss
+    loop.Trainer.train_step, table.long_loss = remember_step, nan_loss
     return _at(-1, None)
 
 

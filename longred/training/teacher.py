@@ -1,0 +1,50 @@
+"""The teacher: the original model, run as the student is run."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from longred import models
+
+Teacher = Callable[[], AbstractContextManager[PreTrainedModel]]
+"""Opens the original model for a forward pass."""
+
+
+def load_teacher(folder: Path, *, dtype: str, device: torch.device, backend: str) -> Teacher:
+    """Load the original model, frozen, to be run under the student's autocast.
+
+    Under autocast a linear layer rounds its float32 weight to bfloat16 and everything else is left
+    in float32. A teacher that keeps linear layers in bfloat16 and the rest in float32 therefore
+    computes, bit for bit, what an unchanged student computes, in little more than half the memory.
+
+    Args:
+        folder: the original model's.
+        dtype: the compute type, `bfloat16` or `float32`.
+        device: where it is run.
+        backend: of its attention; the student's.
+    """
+    model = models.load_model(
+        folder,
+        dtype=torch.float32,
+        device=device,
+        backend=backend,
+        compute_dtype=getattr(torch, dtype),
+    )
+    model.requires_grad_(False)
+    if dtype == "bfloat16":
+        # The output embedding may be tied to the input's, which is no linear layer, and is not run.
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and module is not head:
+                module.to(torch.bfloat16)
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[PreTrainedModel]:
+        yield model
+
+    return opened

@@ -1,0 +1,165 @@
+"""One optimizer step written out: row by row in float64, with dense masks and whole logits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from longred.data.loader import StepLoader
+from longred.training.job import TrainingJob
+from longred.training.step import fixed_weights, skipped_positions
+
+
+def dense_model(config_folder: Path, weights_folder: Path):
+    config = AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(
+        weights_folder,
+        config=config,
+        dtype=torch.float64,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+
+
+def dense_forward(model, tokens: Tensor, documents: Tensor | None, positions: Tensor | None):
+    """Run one row with its mask written out, so that no library guesses one from the positions."""
+    length = len(tokens)
+    mask = torch.full((length, length), torch.finfo(torch.float64).min, dtype=torch.float64)
+    for query in range(length):
+        for key in range(query + 1):
+            if documents is None or documents[query] == documents[key]:
+                mask[query, key] = 0.0
+    positions = torch.arange(length) if positions is None else positions
+    return model(
+        input_ids=tokens[None],
+        attention_mask=mask[None, None],
+        position_ids=positions[None],
+        output_hidden_states=True,
+        use_cache=False,
+    )
+
+
+def cross_entropy_terms(output, tokens: Tensor, documents: Tensor | None) -> list[Tensor]:
+    log_probs = output.logits[0].log_softmax(-1)
+    return [
+        -log_probs[i, tokens[i + 1]]
+        for i in range(len(tokens) - 1)
+        if documents is None or documents[i] == documents[i + 1]
+    ]
+
+
+def distances(student, teacher, layer: int) -> Tensor:
+    a, b = student.hidden_states[layer][0], teacher.hidden_states[layer][0]
+    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def relations(model, tokens: Tensor) -> list[list[Tensor]]:
+    """Queries and keys after RoPE, and values, of every decoder layer: [heads, T, d]."""
+    captured: list[dict[str, Tensor]] = [{} for _ in model.model.layers]
+    hooks = []
+    for found, layer in zip(captured, model.model.layers, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj"):
+
+            def keep(module, args, output, found=found, name=name):
+                found[name] = output[0].unflatten(-1, (-1, model.config.head_dim)).transpose(0, 1)
+
+            hooks.append(getattr(layer.self_attn, name).register_forward_hook(keep))
+    dense_forward(model, tokens, None, None)
+    for hook in hooks:
+        hook.remove()
+    places = torch.arange(len(tokens))[None]
+    cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float64), places)
+    result = []
+    for found in captured:
+        query, key = apply_rotary_pos_emb(found["q_proj"][None], found["k_proj"][None], cos, sin)
+        result.append([query[0], key[0], found["v_proj"]])
+    return result
+
+
+def relation_terms(student, teacher, tokens: Tensor) -> Tensor:
+    future = torch.ones(len(tokens), len(tokens)).triu(1).bool()
+    layers = []
+    for ours, theirs in zip(relations(student, tokens), relations(teacher, tokens), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            log_q, log_p = (
+                (x @ x.mT / x.shape[-1] ** 0.5).masked_fill(future, -1e300).log_softmax(-1)
+                for x in (a, b)
+            )
+            layers.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return torch.stack(layers).sum() / (len(layers) / 3)
+
+
+def first_windows(student, teacher, tokens, documents, window: int) -> list[Tensor]:
+    """The last layer's distances inside the first window of every document of a long row."""
+    last = student.config.num_hidden_layers
+    whole = dense_forward(student, tokens, documents, None).hidden_states[last][0]
+    terms, start = [], 0
+    for end in range(1, len(tokens) + 1):
+        if end < len(tokens) and (documents is None or documents[end] == documents[start]):
+            continue
+        shown = slice(start, min(end, start + window))
+        a, b = (
+            whole[shown],
+            dense_forward(teacher, tokens[shown], None, None).hidden_states[last][0],
+        )
+        terms.append(1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)))
+        start = end
+    return terms
+
+
+def objective_loss(job: TrainingJob, objective: str, rows: list, student, teacher) -> Tensor:
+    """The mean of one objective over (tokens, documents, positions) rows."""
+    terms: list[Tensor] = []
+    for tokens, documents, positions in rows:
+        if objective == "long_distill":
+            terms += first_windows(student, teacher, tokens, documents, job.original_window)
+            continue
+        if objective == "attention_distill":
+            terms.append(relation_terms(student, teacher, tokens)[None])
+            continue
+        ours = dense_forward(student, tokens, documents, positions)
+        if objective == "cross_entropy":
+            terms.append(torch.stack(cross_entropy_terms(ours, tokens, documents)))
+            continue
+        theirs = dense_forward(teacher, tokens, documents, None)
+        layers = {"hidden_distill": job.distill_layers}.get(
+            objective, (student.config.num_hidden_layers,)
+        )
+        terms.append(sum(distances(ours, theirs, layer) for layer in layers))
+    return torch.cat(terms).mean()
+
+
+def reference_step(job: TrainingJob) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the losses by metric and the gradients of the first step."""
+    original = Path(job.teacher_folder)
+    student, teacher = (dense_model(Path(f), original) for f in (job.student_folder, original))
+    loaded = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed).next_step()
+    rows: dict[str, list[Any]] = {}
+    for bucket, step in loaded.items():
+        count = len(step.input_ids_BT)
+        documents = step.document_ids_BT if job.mask_documents else None
+        skipped = skipped_positions(job, step.row_numbers) if bucket == "original" else None
+        nothing = [None] * count
+        rows[bucket] = list(
+            zip(
+                step.input_ids_BT,
+                nothing if documents is None else documents,
+                nothing if skipped is None else skipped,
+                strict=True,
+            )
+        )
+    weights = fixed_weights(job)
+    losses: Mapping[Any, Tensor] = {
+        term: objective_loss(job, term.objective, rows[term.bucket], student, teacher)
+        for term in weights
+    }
+    total = sum(weight * losses[term] for term, weight in weights.items())
+    total.backward()
+    grads = {n: w.grad for n, w in student.named_parameters() if w.grad is not None}
+    values = {term.metric: float(loss.detach()) for term, loss in losses.items()}
+    return {**values, "train/loss": float(total.detach())}, grads
