@@ -29,7 +29,17 @@ CORE = [
     "training.loop",
     "training.optimizer",
 ]
-HEAVY = ["pydantic", "typer", "mlflow", "datasets", "lm_eval", "prefect", "matplotlib", "pandas"]
+HEAVY = [
+    "pydantic",
+    "typer",
+    "mlflow",
+    "datasets",
+    "lm_eval",
+    "prefect",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+]
 
 
 DOORS = ("flow_host.py",)

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,17 +56,66 @@ DOCUMENTS[1, 22:] = 3
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS])
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
-@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize("block", [(1, 1), (7, 3), (4, 9), (128, 256)])
 def test_equals_the_dense_float64_reference(
-    documents: Tensor | None, window: int | None, block: int, monkeypatch: pytest.MonkeyPatch
+    documents: Tensor | None,
+    window: int | None,
+    block: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_LOGITS", block * 2 * 6 * 23)
+    monkeypatch.setattr(module, "BLOCK_QUERIES", block[0])
+    monkeypatch.setattr(module, "BLOCK_KEYS", block[1])
     tq, tk, sq, sk = case()
     got = attention_kl(tq, tk, sq, sk, scale=0.7, document_ids_BT=documents, sliding_window=window)
     expected = dense_kl((tq, tk), (sq, sk), 0.7, documents, window)
     assert got.shape == (2, 6, 23)
     torch.testing.assert_close(got, expected, atol=1e-13, rtol=1e-12)
     assert not got[:, :, 0].any()
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("size", [0.5, 8.0, 60.0])
+def test_long_rows_and_strong_logits_are_exact_in_float64(
+    documents: bool, window: int | None, size: float
+) -> None:
+    torch.manual_seed(1)
+    length, place = 389, torch.arange(389)
+    tq, tk = size * torch.randn(2, 4, length, 16).double(), torch.randn(2, 2, length, 16).double()
+    sq, sk = tq + 0.2 * torch.randn_like(tq), tk + 0.2 * torch.randn_like(tk)
+    ids = torch.stack([place // 140, place // 300]) if documents else torch.zeros(2, length)
+    seen = (place[:, None] >= place) & (place[:, None] - place < (window or length))
+    seen = (seen & (ids[:, :, None] == ids[:, None]))[:, None]
+    logs = []
+    for query, key in ((tq, tk), (sq, sk)):
+        logits = query @ key.repeat_interleave(2, 1).mT / 4
+        logs.append(logits.masked_fill(~seen, float("-inf")).log_softmax(-1))
+    expected = (logs[0].exp() * (logs[0] - logs[1]).masked_fill(~seen, 0.0)).sum(-1)
+    got = attention_kl(
+        tq, tk, sq, sk, document_ids_BT=ids if documents else None, sliding_window=window
+    )
+    assert ((got - expected).abs() <= 1e-12 + 1e-10 * expected).all()
+
+
+def test_blocks_that_no_query_sees_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_QUERIES", 4)
+    monkeypatch.setattr(module, "BLOCK_KEYS", 4)
+    seen: list[tuple[int, int, int]] = []
+    original = module._Blocks.of_keys
+
+    def watched(self: module._Blocks, start: int, end: int) -> Iterator[tuple[int, int]]:
+        for low, high in original(self, start, end):
+            seen.append((start, low, high))
+            yield low, high
+
+    monkeypatch.setattr(module._Blocks, "of_keys", watched)
+    tq, tk, sq, sk = case()
+    attention_kl(tq, tk, sq, sk, sliding_window=3)
+    assert [(low, high) for start, low, high in seen if start == 20] == [(20, 23), (18, 20)]
+    seen.clear()
+    attention_kl(tq, tk, sq, sk, document_ids_BT=torch.arange(23).expand(2, -1) // 8)
+    assert [(low, high) for start, low, high in seen if start == 16] == [(16, 20)]
+    assert [(low, high) for start, low, high in seen if start == 20] == [(20, 23), (16, 20)]
 
 
 def test_default_scale_and_equal_heads() -> None:
@@ -132,3 +183,7 @@ def test_shapes_must_fit() -> None:
         attention_kl(tq, tk, sq[:, :3], sk)
     with pytest.raises(ValueError, match="do not fit"):
         attention_kl(tq, tk[:, :, :5], sq, sk[:, :, :5])
+    with pytest.raises(ValueError, match="document_ids_BT has shape"):
+        attention_kl(tq, tk, sq, sk, document_ids_BT=DOCUMENTS[:, :5])
+    with pytest.raises(ValueError, match="sliding_window must be 1 or more"):
+        attention_kl(tq, tk, sq, sk, sliding_window=0)
