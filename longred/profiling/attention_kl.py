@@ -42,6 +42,7 @@ class Problem(NamedTuple):
     student_key_BhTd: Tensor
     scale: float
     first_BT: Tensor | None
+    softcap: float | None = None
 
 
 def attention_kl(
@@ -53,6 +54,7 @@ def attention_kl(
     scale: float | None = None,
     document_ids_BT: Tensor | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Return KL(teacher's attention || student's attention) of every query, in nats.
 
@@ -60,7 +62,7 @@ def attention_kl(
     query of a block sees are skipped. Memory grows with T, not with its square. Computed in fp32
     (fp64 for fp64 inputs); rounding can leave a KL near 0 slightly negative. Gradients flow to the
     student's tensors only, and cost no more memory. On CUDA a Triton kernel does the work where
-    Triton is installed; everywhere else, and for fp64, it is plain torch.
+    Triton is installed; everywhere else, for fp64 and with a soft cap it is plain torch.
 
     Args:
         teacher_query_BHTd: queries after RoPE.
@@ -70,6 +72,7 @@ def attention_kl(
         scale: of the logits; 1/sqrt(d) if None.
         document_ids_BT: ids whose runs are documents.
         sliding_window: number of latest keys that a query sees, its own included.
+        softcap: logits x become softcap * tanh(x / softcap), after scaling.
 
     Returns:
         kl_BHT.
@@ -81,7 +84,8 @@ def attention_kl(
     _check(tensors, document_ids_BT, sliding_window)
     scale = teacher_query_BHTd.shape[-1] ** -0.5 if scale is None else scale
     first_BT = first_seen(teacher_query_BHTd, document_ids_BT, sliding_window)
-    kl_BHT: Tensor = _AttentionKL.apply(*tensors, scale, first_BT)  # type: ignore[no-untyped-call]
+    values = (*tensors, scale, first_BT, softcap)
+    kl_BHT: Tensor = _AttentionKL.apply(*values)  # type: ignore[no-untyped-call]
     return kl_BHT
 
 
@@ -136,26 +140,27 @@ class _AttentionKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *values: Any) -> Tensor:
         problem = Problem(*values)
-        statistics = _backend(problem.teacher_query_BHTd)(problem)
+        statistics = _backend(problem)(problem)
         ctx.save_for_backward(*values[:4], problem.first_BT, *statistics[1:])
-        ctx.scale = problem.scale
+        ctx.scale, ctx.softcap = problem.scale, problem.softcap
         return statistics.kl_BHT
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BHT: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, first_BT, teacher_lse_BHT, student_lse_BHT = ctx.saved_tensors
-        problem = Problem._make([*tensors, ctx.scale, first_BT])
+        problem = Problem._make([*tensors, ctx.scale, first_BT, ctx.softcap])
         query, key = _student_gradients(problem, teacher_lse_BHT, student_lse_BHT, grad_BHT)
-        return None, None, query, key, None, None
+        return None, None, query, key, None, None, None
 
 
 Backend = Callable[[Problem], Statistics]
 
 
-def _backend(query_BHTd: Tensor) -> Backend:
+def _backend(problem: Problem) -> Backend:
     """Return what computes the statistics on this device for this type."""
-    if query_BHTd.is_cuda and query_BHTd.dtype != torch.float64:
+    query_BHTd = problem.teacher_query_BHTd
+    if query_BHTd.is_cuda and query_BHTd.dtype != torch.float64 and problem.softcap is None:
         try:
             from longred.profiling.attention_kl_triton import statistics
         except ImportError:
@@ -173,7 +178,7 @@ class _Blocks:
         heads = key_BhTd.shape[1]
         self.group = num_heads // heads
         self.precise = torch.promote_types(query_BHTd.dtype, torch.float32)
-        self.scale = problem.scale
+        self.scale, self.softcap = problem.scale, problem.softcap
         self.queries_PgTd = [
             x.reshape(rows * heads, self.group, self.length, dim)[pairs]
             for x in (problem.teacher_query_BHTd, problem.student_query_BHTd)
@@ -218,7 +223,8 @@ class _Blocks:
         """Write one model's logits [P, g Q, K] into the start of a flat buffer."""
         rows = query_PRd.shape[1]
         tile = out[: query_PRd.shape[0] * rows * (high - low)].view(-1, rows, high - low)
-        return torch.bmm(query_PRd, self.keys_PTd[model][:, low:high].mT, out=tile)
+        torch.bmm(query_PRd, self.keys_PTd[model][:, low:high].mT, out=tile)
+        return tile if self.softcap is None else tile.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def hide(self, logits: tuple[Tensor, ...], start: int, end: int, low: int, high: int) -> None:
         """Move the logits of keys that are not seen far away, in place."""
@@ -341,7 +347,11 @@ def _gradients_of_pairs(
             t = blocks.logits(teacher_PRd, 0, low, high, buffers[0])
             s = blocks.logits(student_PRd, 1, low, high, buffers[1])
             blocks.hide((t, s), start, end, low, high)
+            slope = None if blocks.softcap is None else 1 - (s / blocks.softcap).square()
             grad_logits_PRK = s.sub_(lse_s).exp_().sub_(t.sub_(lse_t).exp_()).mul_(grad)
+            if slope is not None:
+                # Of an unseen key it is a huge number that meets a gradient of exactly 0.
+                grad_logits_PRK.mul_(slope)
             grad_query_PRd.baddbmm_(grad_logits_PRK, blocks.keys_PTd[1][:, low:high])
             grad_key_PTd[:, low:high].baddbmm_(grad_logits_PRK.mT, student_PRd)
         grad_query_PgTd[:, :, start:end] = grad_query_PRd.view(

@@ -111,6 +111,7 @@ class _Sums:
             student.key_BhTd.to(teacher.key_BhTd),
             scale=teacher.scale,
             sliding_window=teacher.sliding_window,
+            softcap=teacher.softcap,
         )
         self.kl_NH[layer] += kl_BHT.sum(dim=(0, 2), dtype=torch.float64).cpu()
 

@@ -148,31 +148,38 @@ def test_extreme_logits_stay_finite() -> None:
     assert got.isfinite().all()
 
 
+@pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 3])
-def test_gradients_equal_the_dense_reference(window: int | None) -> None:
+def test_gradients_equal_the_dense_reference(window: int | None, softcap: float | None) -> None:
     gradients = []
     for dense in (False, True):
         tq, tk, sq, sk = case(length=9)
         sq.requires_grad_()
         sk.requires_grad_()
         if dense:
-            weights = _dense_autograd(tq, tk, sq, sk, window)
+            weights = _dense_autograd(tq, tk, sq, sk, window, softcap)
         else:
-            weights = attention_kl(tq, tk, sq, sk, scale=0.3, sliding_window=window)
+            weights = attention_kl(
+                tq, tk, sq, sk, scale=0.3, sliding_window=window, softcap=softcap
+            )
         weights.square().sum().backward()
-        gradients.append((sq.grad, sk.grad))
+        gradients.append((weights.detach(), sq.grad, sk.grad))
     for got, expected in zip(*gradients, strict=True):
         assert got is not None
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
 
 
-def _dense_autograd(tq: Tensor, tk: Tensor, sq: Tensor, sk: Tensor, window: int | None) -> Tensor:
+def _dense_autograd(
+    tq: Tensor, tk: Tensor, sq: Tensor, sk: Tensor, window: int | None, softcap: float | None
+) -> Tensor:
     place = torch.arange(tq.shape[2])
     behind = place[:, None] - place[None, :]
     seen = (behind >= 0) & (behind < (window or 10**6))
     logs = []
     for query, key in ((tq, tk), (sq, sk)):
         logits = query @ key.repeat_interleave(3, 1).transpose(-1, -2) * 0.3
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
         logs.append(torch.where(seen, logits, -1e30).log_softmax(-1))
     return torch.where(seen, logs[0].exp() * (logs[0] - logs[1]), 0.0).sum(-1)
 
