@@ -118,6 +118,34 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder outside the store: it gets its name when all of it is on disk.
+
+    Args:
+        folder: must not exist, or be empty.
+
+    Raises:
+        PreflightError: the place cannot be written to.
+        StorageError: the disk is full; nothing is left behind.
+    """
+    make_folder(folder.parent)
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    with storage_errors(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full or failing disk into a StorageError that names the path.
 

@@ -314,20 +314,23 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def save_model(model: PreTrainedModel, source_folder: Path, folder: Path) -> None:
+def save_model(
+    model: PreTrainedModel, source_folder: Path, folder: Path, *, shard_size: str = "50GB"
+) -> None:
     """Write a model folder that transformers 4 and 5 load alike.
 
     Args:
         model: the model to write.
         source_folder: whose tokenizer and generation settings go with it.
         folder: an existing or new folder; the caller gives it its final name.
+        shard_size: of one weight file at most.
 
     Raises:
         StorageError: the disk is full.
     """
     with storage_errors(folder), _no_progress_bars():
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=shard_size)
         write_config(model.config, folder)
         copy_companions(source_folder, folder, max_length=model.config.max_position_embeddings)
 

@@ -1,0 +1,89 @@
+"""The verb that ships a trained student."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longred.cli.common import StoreOption, open_store
+
+if TYPE_CHECKING:
+    from longred.export.check import Finding
+    from longred.export.write import Exported
+
+
+def export(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or `latest`")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder for the model")],
+    method: Annotated[
+        str | None, typer.Option(help="which student (default: the recipe's training.method)")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="of the weights: bfloat16, or `trained` as they were trained")
+    ] = "bfloat16",
+    check: Annotated[
+        bool, typer.Option("--check", help="load it with transformers 5 and 4 and compare")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Write a run's student as a folder that Hugging Face, vLLM, SGLang and llama.cpp load."""
+    from longred.export.check import check_export
+    from longred.export.write import export_student
+    from longred.runs import load_run
+
+    place = open_store(store)
+    exported = export_student(place, load_run(place, run_id), folder, method=method, dtype=dtype)
+    if not as_json:
+        _print_export(exported)
+    say = (lambda finding: None) if as_json else _print_finding
+    findings = check_export(exported, say=say) if check else []
+    if as_json:
+        typer.echo(json.dumps(_summary(exported, findings), indent=2))
+    else:
+        _print_serving(exported)
+
+
+def _print_export(exported: "Exported") -> None:
+    dtype = str(exported.dtype).removeprefix("torch.")
+    typer.echo(f"model    {exported.folder}  ({exported.size_bytes / 1e9:.3f} GB, {dtype})")
+    typer.echo(f"student  {exported.method}, {exported.trained.path}")
+
+
+def _print_finding(finding: "Finding") -> None:
+    verdict = {True: "ok", False: "WRONG", None: "-"}[finding.passed]
+    place = f"transformers {finding.version}"
+    typer.echo(f"check    {verdict:<5}  {place:<20} {finding.what}: {finding.text}")
+
+
+def _print_serving(exported: "Exported") -> None:
+    from longred.export.serving import serve_commands, serving_notes
+    from longred.models import load_config
+
+    config = load_config(exported.folder)
+    typer.echo("")
+    for name, commands in serve_commands(config, exported.folder).items():
+        for command in commands:
+            typer.echo(f"{name:<13}{command}")
+    for note in serving_notes(config):
+        typer.echo(f"note: {note}")
+
+
+def _summary(exported: "Exported", findings: "list[Finding]") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from longred.export.serving import serve_commands, serving_notes
+    from longred.models import load_config
+
+    config = load_config(exported.folder)
+    return {
+        "folder": str(exported.folder),
+        "method": exported.method,
+        "training": exported.trained.digest,
+        "dtype": str(exported.dtype).removeprefix("torch."),
+        "size_bytes": exported.size_bytes,
+        "checks": [asdict(finding) for finding in findings],
+        "commands": serve_commands(config, exported.folder),
+        "notes": serving_notes(config),
+    }

@@ -1,0 +1,226 @@
+"""Reads an exported folder back with transformers 5 and 4 and compares it with the trainer's model.
+
+Each version runs in a process of its own that knows nothing of longred. Version 4 is fetched into a
+folder that is thrown away afterwards; torch and what else it needs are those that are installed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from longred.architectures import FULL, SLIDING, rope_is_nested
+from longred.errors import MismatchError
+from longred.export.write import Exported
+from longred.extension import frequencies
+from longred.models import load_model
+
+PROBE = Path(__file__).with_name("probe.py")
+VERSION_4 = ("transformers==4.57.6", "huggingface_hub==0.36.0", "tokenizers==0.22.1")
+NUM_TOKENS, NUM_LOGITS = 1024, 16
+FREQUENCY_TOLERANCE = 1e-6
+"""Relative; versions differ in the last bit of a power."""
+
+LOGIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Largest difference by the spread of the logits; kernels differ by the precision."""
+
+FETCH_SECONDS, PROBE_SECONDS = 300, 3600
+FLOAT32_BYTES = 10**10
+"""Up to this size of weights the models are compared in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison.
+
+    Attributes:
+        version: of transformers that read the folder, or the major one where none could be had.
+        what: what was compared.
+        text: how it came out, in words and figures.
+        passed: None where it could not be made.
+    """
+
+    version: str
+    what: str
+    text: str
+    passed: bool | None
+
+
+Say = Callable[[Finding], None]
+
+
+def check_export(exported: Exported, *, say: Say = lambda finding: None) -> list[Finding]:
+    """Load the folder with transformers 5 and, where the registry is reachable, 4, and compare.
+
+    Args:
+        exported: what was written.
+        say: told each finding as it is made.
+
+    Raises:
+        MismatchError: a version cannot load the folder, or computes something else.
+    """
+    findings: list[Finding] = []
+
+    def note(found: list[Finding]) -> None:
+        for finding in found:
+            say(finding)
+        findings.extend(found)
+
+    with tempfile.TemporaryDirectory(prefix="longred-check-") as name:
+        work = Path(name)
+        expected = _trainers_model(exported, work / "request.json")
+        note(_compare(expected, _probe(exported.folder, work)))
+        problem = _fetch_version_4(work / "transformers4")
+        if problem is None:
+            note(_compare(expected, _probe(exported.folder, work, work / "transformers4")))
+        else:
+            note([Finding("4", "loading", f"not checked: {problem}", None)])
+    failed = [finding for finding in findings if finding.passed is False]
+    if failed:
+        raise MismatchError(
+            f"{exported.folder}: transformers {failed[0].version} does not read the trained model: "
+            f"{failed[0].what}: {failed[0].text}; do not ship this folder"
+        )
+    return findings
+
+
+@torch.no_grad()
+def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
+    """Write the probe's request and return what the trainer's own model answers to it."""
+    is_small = exported.size_bytes <= FLOAT32_BYTES
+    dtype = torch.float32 if is_small else exported.dtype
+    model = load_model(exported.trained.folder, dtype=exported.dtype, backend="sdpa").to(dtype)
+    config = model.config
+    window = int(config.max_position_embeddings)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(
+        int(config.vocab_size), (1, min(window, NUM_TOKENS)), generator=generator
+    )
+    dtype_name = str(dtype).removeprefix("torch.")
+    values = {
+        "tokens": tokens[0].tolist(),
+        "num_logits": NUM_LOGITS,
+        "dtype": dtype_name,
+        # Soft-capped logits are computed by the formula there only.
+        "attention": "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
+    }
+    request.write_text(json.dumps(values), encoding="utf-8")
+    kinds = (FULL, SLIDING) if rope_is_nested(config) else (FULL,)
+    return {
+        "window": window,
+        "dtype": dtype_name,
+        "rope": {kind: frequencies(config, kind) for kind in kinds},
+        "logits": model(tokens).logits[0, -NUM_LOGITS:].float(),
+        "has_chat_template": _has_chat_template(exported.trained.folder),
+        "own_rope": _own_rope(model),
+    }
+
+
+def _own_rope(model: PreTrainedModel) -> torch.Tensor | None:
+    """Return the frequencies in the loaded model itself, where all layers share them."""
+    rotary: Any = model.base_model.rotary_emb
+    return getattr(rotary, "inv_freq", None)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and "chat_template" in json.loads(settings.read_text("utf-8"))
+
+
+def _probe(folder: Path, work: Path, packages: Path | None = None) -> Mapping[str, Any]:
+    """Run the probe with the installed transformers, or with the one in `packages`."""
+    result = work / "result.json"
+    result.unlink(missing_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    if packages is not None:
+        environment["PYTHONPATH"] = str(packages)
+    command = [sys.executable, "-P", str(PROBE), str(folder.resolve())]
+    done = subprocess.run(  # noqa: S603 - our own script
+        [*command, str(work / "request.json"), str(result)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS,
+        check=False,
+    )
+    if done.returncode or not result.is_file():
+        version = VERSION_4[0] if packages else "the installed transformers"
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MismatchError(f"{folder}: {version} cannot load it ({last}); do not ship this folder")
+    values: Mapping[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return values
+
+
+def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> list[Finding]:
+    version = str(seen["transformers"])
+    windows = (seen["window"], seen["tokenizer_window"])
+    fits = windows == (expected["window"],) * 2 and seen["window_type"] == "int"
+    findings = [
+        Finding(version, "window", f"{windows[0]} tokens, tokenizer {windows[1]}", fits),
+        _compare_chat(version, expected, seen),
+    ]
+    for kind, ours in expected["rope"].items():
+        findings.append(_compare_rope(version, kind, ours, seen["rope"].get(kind)))
+    if expected["own_rope"] is not None:
+        same = torch.allclose(
+            expected["own_rope"].cpu(), expected["rope"][FULL].inv_freq, rtol=1e-6, atol=0
+        )
+        findings.append(Finding("5", "trainer's inv_freq", "as its configuration says", same))
+    logits = torch.tensor(seen["logits"])
+    spread = float(expected["logits"].std())
+    difference = float((logits - expected["logits"]).abs().max()) / spread
+    limit = LOGIT_TOLERANCE[expected["dtype"]]
+    text = f"largest difference {difference:.1e} of their spread, {expected['dtype']}"
+    return [*findings, Finding(version, "logits", text, difference <= limit)]
+
+
+def _compare_chat(version: str, expected: Mapping[str, Any], seen: Mapping[str, Any]) -> Finding:
+    kept = expected["has_chat_template"] == seen["has_chat_template"]
+    text = ("kept" if seen["has_chat_template"] else "none, as before") if kept else "lost"
+    return Finding(version, "chat template", text, kept)
+
+
+def _compare_rope(version: str, kind: str, ours: Any, theirs: Mapping[str, Any] | None) -> Finding:
+    what = f"RoPE of {kind.replace('_', ' ')}"
+    if theirs is None:
+        return Finding(version, what, "has none", False)
+    inv_freq = torch.tensor(theirs["inv_freq"], dtype=torch.float64)
+    if inv_freq.shape != ours.inv_freq.shape:
+        return Finding(version, what, f"{len(inv_freq)} frequencies", False)
+    relative = float((inv_freq / ours.inv_freq.double() - 1).abs().max())
+    factor = abs(theirs["attention_factor"] / ours.attention_factor - 1)
+    text = (
+        f"inv_freq within {relative:.1e}, attention factor {theirs['attention_factor']:.6g} "
+        f"(trained with {ours.attention_factor:.6g})"
+    )
+    return Finding(version, what, text, max(relative, factor) <= FREQUENCY_TOLERANCE)
+
+
+def _fetch_version_4(folder: Path) -> str | None:
+    """Install transformers 4 into a folder; return why that could not be done, or None."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed arguments
+            [*command, "--no-deps", "--target", str(folder), *VERSION_4],
+            capture_output=True,
+            text=True,
+            timeout=FETCH_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{VERSION_4[0]} was not fetched within {FETCH_SECONDS} s"
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        return f"{VERSION_4[0]} cannot be fetched ({(errors or ['no message'])[-1]})"
+    return None

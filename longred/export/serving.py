@@ -1,0 +1,63 @@
+"""How to serve an exported folder: exact commands, and where servers read RoPE differently.
+
+Source: the code of vLLM 0.24, SGLang and llama.cpp's converter as of 2026.
+"""
+
+import shlex
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from longred.architectures import main_rope
+
+
+def serve_commands(config: PreTrainedConfig, folder: Path) -> dict[str, list[str]]:
+    """Return the commands of each server for a model folder."""
+    window, place = config.max_position_embeddings, shlex.quote(str(folder))
+    gguf = shlex.quote(f"{folder.name}.gguf")
+    return {
+        "Transformers": [
+            f"python -c \"from transformers import pipeline; p = pipeline('text-generation', "
+            f"{str(folder)!r}); print(p('Once')[0]['generated_text'])\""
+        ],
+        "vLLM": [f"vllm serve {place} --max-model-len {window}"],
+        "SGLang": [
+            f"python -m sglang.launch_server --model-path {place} --context-length {window}"
+        ],
+        "llama.cpp": [
+            f"python convert_hf_to_gguf.py {place} --outtype bf16 --outfile {gguf}",
+            f"llama-server --model {gguf} --ctx-size {window}",
+        ],
+    }
+
+
+def serving_notes(config: PreTrainedConfig) -> list[str]:
+    """Return what to know about a model's RoPE before serving it; nothing for raised theta."""
+    rope, window = main_rope(config), config.max_position_embeddings
+    kind = rope["rope_type"]
+    if kind == "linear":
+        derived = int(window * rope["factor"])
+        return [
+            f"linear scaling is read in two ways: max_position_embeddings is {window}, which is "
+            f"right for Transformers and llama.cpp, but vLLM and SGLang multiply it by the factor "
+            f"{rope['factor']:g} and would offer {derived} tokens; the flags above hold them to "
+            f"{window}. Models extended by abf, ntk or yarn do not have this conflict"
+        ]
+    if kind == "yarn":
+        original = rope["original_max_position_embeddings"]
+        return [
+            f"vLLM takes the window of a yarn model from {original} x {rope['factor']:g}, SGLang "
+            f"and llama.cpp from max_position_embeddings; both are {window}"
+        ]
+    if kind == "longrope":
+        notes = [
+            "vLLM starts a longrope model at its original window of "
+            f"{rope['original_max_position_embeddings']} unless --max-model-len says more"
+        ]
+        if config.model_type != "phi3":
+            notes.append(
+                "llama.cpp converts longrope factors for architectures made with them (Phi-3) "
+                f"only, and would turn this {config.model_type} model wrongly"
+            )
+        return notes
+    return []
