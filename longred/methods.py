@@ -1,4 +1,4 @@
-"""The methods a user compares: what each bucket feeds, and how positions are skipped."""
+"""The methods a user compares: what each bucket feeds, and what of the student is trained."""
 
 from dataclasses import dataclass, replace
 
@@ -51,7 +51,7 @@ class Method:
             `longred.positions.SKIPPERS`, or None for 0 to T - 1.
         sigma: spread of the skipped positions where the recipe names none.
         trains_adapters: whether low-rank adapters are trained, and not the weights.
-        merges: the method whose student is averaged with the original, if this one only does that.
+        merges: the method whose student is averaged with the original, where that is all.
     """
 
     terms: tuple[Term, ...] = (LONG,)
@@ -97,13 +97,15 @@ METHODS = {
     "mix-cpt": Method(tuple(Term(bucket, "cross_entropy") for bucket in BUCKETS)),
     "cream": Method((Term("original", "cross_entropy"),), positions="cream", sigma=3.0),
     "pose": Method((Term("original", "cross_entropy"),), positions="pose"),
+    "merge": Method(merges="cpt"),
+    "lora": Method(LONGRED, positions="cream", trains_adapters=True),
     "attention-distill": Method((Term("original", "attention_distill"),)),
 }
 """Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
-2309.10400; attention-distill 2604.00004."""
+2309.10400; lora 2106.09685; attention-distill 2604.00004."""
 
 
 def method_terms(name: str, carried: str) -> Method:
-    """Return a method; adapters carry the terms of the method `carried`."""
+    """Return a method; adapters carry the terms and positions of the method `carried`."""
     method = METHODS[name]
     return replace(METHODS[carried], trains_adapters=True) if method.trains_adapters else method

@@ -58,6 +58,11 @@ def check_folder(folder: Path) -> None:
             f"{folder / 'config.json'}: architecture {architecture} is not supported; "
             f"supported: {', '.join(ARCHITECTURES)}"
         )
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{folder / 'adapter_config.json'}: transformers would add these adapters to the "
+            "weights beside them; merge them into the weights, or give the model without them"
+        )
     if config.get("quantization_config"):
         raise ConfigError(
             f"{folder / 'config.json'}: the weights are quantized; give the unquantized model"

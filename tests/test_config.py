@@ -77,6 +77,10 @@ def test_runtime_fields_stay_out_of_the_digest():
         ("training.short_distill_weight=-1", ["training.short_distill_weight:", "-1"]),
         ("training.long_distill_weight=-0.5", ["training.long_distill_weight:", "-0.5"]),
         ("training.sigma=0", ["training.sigma:", "greater than 0"]),
+        ("training.merge_weight=1.5", ["training.merge_weight:", "less than or equal to 1"]),
+        ("training.lora.rank=0", ["training.lora.rank:", "greater than or equal to 1"]),
+        ("training.lora.targets=[]", ["training.lora.targets:"]),
+        ("training.lora.dropout=0.1", ["training.lora.dropout: unknown key"]),
         ("extension.rope_theta=null", ["extension.rope_theta:", "abf"]),
         ("selection.layers=[1]", ["selection.layers:", "manual"]),
         ("evaluation.ruler.lengths=[4096]", ["evaluation.ruler.lengths:", "target_window"]),
@@ -90,6 +94,13 @@ def test_bad_override_names_the_dotted_key(override, parts):
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("objectives", ["merge", "lora"])
+def test_adapters_on_a_merged_model_are_refused(objectives):
+    overrides = ["training.method=lora", f"training.lora.objectives={objectives}"]
+    with pytest.raises(ConfigError, match=r"training\.lora\.objectives: .*merged model"):
+        load_recipe("demo", overrides)
 
 
 def test_bad_key_in_a_file_names_the_line(tmp_path):

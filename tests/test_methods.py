@@ -3,7 +3,7 @@
 import pytest
 
 from longred.config import TrainingConfig
-from longred.methods import BUCKETS, METHODS
+from longred.methods import BUCKETS, METHODS, method_terms
 from longred.objectives import OBJECTIVES
 
 DISTILLATION = {
@@ -39,6 +39,8 @@ def test_terms_name_buckets_objectives_and_settings_that_exist(method: str) -> N
         ("cream", {"sigma", "truncation"}),
         ("pose", set()),
         ("attention-distill", set()),
+        ("merge", set()),
+        ("lora", DISTILLATION | {"sigma", "truncation", "ratio", "short_length"}),
     ],
 )
 def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
@@ -46,8 +48,16 @@ def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
     assert some_read - METHODS[method].unused_settings() == read
 
 
+def test_adapters_carry_the_terms_of_another_method_and_read_what_it_reads() -> None:
+    carried = method_terms("lora", "cream")
+    assert carried.terms == METHODS["cream"].terms
+    assert (carried.sigma, carried.trains_adapters) == (3.0, True)
+    assert METHODS["cream"].unused_settings() - carried.unused_settings() == {"lora"}
+    assert method_terms("pose", "cream") == METHODS["pose"]
+
+
 def test_each_method_reads_its_own_buckets() -> None:
     buckets = {name: method.buckets() for name, method in METHODS.items()}
     assert buckets["longred-c"] == buckets["mix-cpt"] == BUCKETS
-    assert buckets["cpt"] == ("long",)
+    assert buckets["cpt"] == buckets["merge"] == ("long",)
     assert buckets["cream"] == buckets["pose"] == buckets["attention-distill"] == ("original",)

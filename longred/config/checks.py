@@ -84,9 +84,17 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     training = config.training
     if training.method in training.baselines:
         yield f"training.baselines: {training.method} is already training.method"
+    carried = METHODS[training.lora.objectives]
+    if "lora" in training.methods() and (carried.merges or carried.trains_adapters):
+        yield (
+            f"training.lora.objectives: {training.lora.objectives} trains nothing that adapters "
+            "could be trained on, and on a merged model they would have the merged one as their "
+            "teacher; name a method that trains, such as longred-c"
+        )
+        return
     original, target = config.original_window, config.target_window
     for method in training.methods():
-        if METHODS[method].positions in ("cream", "uniform") and original**2 <= 8 * target:
+        if training.recipe(method).positions in ("cream", "uniform") and original**2 <= 8 * target:
             yield (
                 f"original_window: {original} leaves {method} no room for a middle run of skipped "
                 f"positions: it must be larger than 8 x target_window / original_window "

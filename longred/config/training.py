@@ -14,11 +14,35 @@ from longred.config.section import (
     Share,
     runtime,
 )
-from longred.methods import METHODS
+from longred.methods import Method, method_terms
 
 MethodName = Literal[
-    "longred-c", "longred-u", "cpt", "mix-cpt", "cream", "pose", "attention-distill"
+    "longred-c",
+    "longred-u",
+    "cpt",
+    "mix-cpt",
+    "cream",
+    "pose",
+    "merge",
+    "lora",
+    "attention-distill",
 ]
+
+
+class LoraConfig(Section):
+    """The adapters of method lora, and the method whose terms and positions they are trained on.
+
+    `targets` are linear layers of the decoder by the last part of their name; the adapters' product
+    is scaled by alpha / rank.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+    )
+    objectives: MethodName = "longred-c"
 
 
 class TrainingConfig(Section):
@@ -29,6 +53,7 @@ class TrainingConfig(Section):
     method's own where it is null: 5 in LongReD, 3 in CREAM. `attention_distill_weight` and
     `long_distill_weight` add terms to LongReD's three: the relations of every layer on short
     blocks, and the last hidden state on the first original window of every long document.
+    `merge_weight` is the student's share in method merge.
     """
 
     method: MethodName = "longred-c"
@@ -47,6 +72,8 @@ class TrainingConfig(Section):
     attention_distill_weight: NonNegative = 0.0
     long_distill_weight: NonNegative = 0.0
     weighting: Literal["token_share", "formula"] = "token_share"
+    lora: LoraConfig = LoraConfig()
+    merge_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     sigma: Positive | None = None
     truncation: Literal["clipped", "renormalised"] = "clipped"
     mask_documents: bool = True
@@ -67,6 +94,10 @@ class TrainingConfig(Section):
         """Return the method and its baselines, each once, in the order of training."""
         return list(dict.fromkeys([self.method, *self.baselines]))
 
+    def recipe(self, method: str) -> Method:
+        """Return what a method does under these settings."""
+        return method_terms(method, self.lora.objectives)
+
     def block_lengths(self) -> dict[str, int]:
         """Return the block length of each bucket, in tokens."""
         return {
@@ -77,7 +108,7 @@ class TrainingConfig(Section):
 
     def bucket_tokens(self, method: str) -> dict[str, Fraction]:
         """Return the exact share of `step_tokens` that a method reads from each bucket."""
-        share = {bucket: self.ratio[bucket] for bucket in METHODS[method].buckets()}
+        share = {bucket: self.ratio[bucket] for bucket in self.recipe(method).buckets()}
         return {b: Fraction(self.step_tokens * share[b], sum(share.values())) for b in share}
 
     def rows(self, method: str) -> dict[str, int]:

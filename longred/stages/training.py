@@ -4,7 +4,6 @@ from pathlib import Path
 
 from longred.artifacts import Artifact, Store
 from longred.config import TrainingConfig
-from longred.methods import METHODS
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 
@@ -22,10 +21,16 @@ def train_student(
 ) -> Artifact:
     """Train one student by one method in a child process; a second call goes on where it stopped.
 
+    A method that merges takes the student of another, trained here where it does not exist.
+
     Raises:
         NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: as the trainer ended.
     """
-    recipe = METHODS[method]
+    recipe = config.recipe(method)
+    if recipe.merges:
+        made = (base, extended, data, layers)
+        student = train_student(config, recipe.merges, *made, store=store, on_progress=on_progress)
+        return _merge(config, method, base, student, store)
     uses_layers = recipe.uses_layers()
     values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
     # Which methods a run compares, and what a method never reads, cannot change its student.
@@ -62,3 +67,17 @@ def train_student(
             path.rename(folder / path.name)
 
     return store.build("training", settings, inputs, make, VERSIONS["training"])
+
+
+def _merge(
+    config: TrainingConfig, method: str, base: Artifact, student: Artifact, store: Store
+) -> Artifact:
+    def make(folder: Path, work: Path) -> None:
+        from longred.training.merge import merge_student
+
+        store.verify(student)
+        merge_student(student.folder, base.folder, folder, weight=config.merge_weight)
+
+    values = {"method": method, "merge_weight": config.merge_weight}
+    inputs = {"model": base.digest, "training": student.digest}
+    return store.build("training", values, inputs, make, VERSIONS["training"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longred.errors import ConfigError
-from longred.methods import METHODS, Method, Term
+from longred.methods import METHODS, Method, Term, method_terms
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -36,6 +36,8 @@ class TrainingJob:
         attention_distill_weight: of the relations' distillation on short blocks; 0 leaves it out.
         long_distill_weight: of the last layer's distillation on long blocks; 0 leaves it out.
         weighting: `token_share` or `formula`, see `longred.objectives.loss_weights`.
+        lora: `rank`, `alpha`, `targets` of the adapters, and `objectives`, the method whose terms
+            they are trained on; empty for methods that train the weights.
         sigma: spread of the skipped positions of kind `cream`.
         truncation: `clipped` or `renormalised`, see `longred.positions.skip_positions`.
         mask_documents: whether attention and targets stop at document boundaries inside a block.
@@ -74,6 +76,7 @@ class TrainingJob:
     attention_distill_weight: float = 0.0
     long_distill_weight: float = 0.0
     weighting: str = "token_share"
+    lora: Mapping[str, Any] = field(default_factory=dict)
     sigma: float = 5.0
     truncation: str = "clipped"
     mask_documents: bool = True
@@ -93,10 +96,13 @@ class TrainingJob:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "rows", dict(self.rows))
         object.__setattr__(self, "ratio", dict(self.ratio))
+        object.__setattr__(self, "lora", dict(self.lora))
         if self.method not in METHODS:
             raise ConfigError(
                 f"training.method: {self.method!r} is not one of {', '.join(METHODS)}"
             )
+        if METHODS[self.method].trains_adapters and self.lora.get("objectives") not in METHODS:
+            raise ConfigError(f"training.lora: {self.method} needs adapters, got {self.lora}")
         self._check_numbers()
         buckets = self.recipe.buckets()
         if set(self.rows) != set(buckets) or min(self.rows.values()) < 1:
@@ -128,7 +134,7 @@ class TrainingJob:
     @property
     def recipe(self) -> Method:
         """What the method does with each bucket."""
-        return METHODS[self.method]
+        return method_terms(self.method, self.lora.get("objectives", ""))
 
     @property
     def terms(self) -> tuple[Term, ...]:

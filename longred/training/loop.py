@@ -17,6 +17,7 @@ from longred.data.loader import StepLoader
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError, Stopped
 from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
+from longred.training import adapters
 from longred.training.checkpoint import Checkpoint, Checkpoints
 from longred.training.job import TrainingJob
 from longred.training.optimizer import (
@@ -98,7 +99,7 @@ class Trainer:
             torch.set_num_threads(job.num_threads)
         torch.manual_seed(job.seed)
         self.device = models.choose_device(job.device)
-        _check_layers(job)
+        self._check()
         self.student = models.load_model(
             Path(job.student_folder),
             dtype=torch.float32,
@@ -107,6 +108,8 @@ class Trainer:
             backend=job.attention_backend,
             compute_dtype=getattr(torch, job.dtype),
         )
+        if job.recipe.trains_adapters:
+            adapters.add_adapters(self.student, job.lora, dtype=job.dtype)
         self.student.train()
         if job.activation_checkpointing:
             models.checkpoint_activations(self.student)
@@ -123,9 +126,28 @@ class Trainer:
         self.journal = Journal(work / JOURNAL_NAME)
         self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints)
 
+    def _check(self) -> None:
+        """Refuse what the model has no place for, before its weights are loaded.
+
+        Raises:
+            ConfigError: a distilled layer or an adapter's target does not exist.
+        """
+        job, student = self.job, Path(self.job.student_folder)
+        num_layers = models.load_config(student).num_hidden_layers
+        wrong = [layer for layer in job.distill_layers if not 1 <= layer <= num_layers]
+        if wrong:
+            raise ConfigError(
+                f"training.distill_layers: {wrong} are not in 1 to {num_layers}, the model's "
+                "hidden states; choose others in selection.layers"
+            )
+        if job.recipe.trains_adapters:
+            adapters.check_adapters(job.lora, student, Path(job.teacher_folder))
+
     def _load_teacher(self) -> Teacher | None:
         if not self.job.uses_teacher():
             return None
+        if self.job.recipe.trains_adapters:
+            return adapters.without_adapters(self.student, Path(self.job.teacher_folder))
         # Never a submodule of the student: it must not reach the optimizer or a checkpoint.
         return load_teacher(
             Path(self.job.teacher_folder),
@@ -345,12 +367,20 @@ class Trainer:
         with storage_errors(result):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            models.save_model(self.student, Path(self.job.student_folder), temporary)
+            self._write_model(temporary)
             shutil.copyfile(self.journal.path, temporary / JOURNAL_NAME)
             write_json(temporary / "training.json", self._summary())
             shutil.rmtree(result, ignore_errors=True)
             temporary.rename(result)
         return result
+
+    def _write_model(self, folder: Path) -> None:
+        student, original = Path(self.job.student_folder), Path(self.job.teacher_folder)
+        model = self.student
+        if self.job.recipe.trains_adapters:
+            model = adapters.merged(self.student, student, original)
+            adapters.save_adapters(self.student, folder / adapters.ADAPTERS_NAME)
+        models.save_model(model, student, folder)
 
     def _summary(self) -> dict[str, Any]:
         tokens = self.step * self.step_tokens
@@ -369,16 +399,6 @@ class Trainer:
             "environment": _environment(self.device),
             "job": self.job.to_json(),
         }
-
-
-def _check_layers(job: TrainingJob) -> None:
-    num_layers = models.load_config(Path(job.student_folder)).num_hidden_layers
-    wrong = [layer for layer in job.distill_layers if not 1 <= layer <= num_layers]
-    if wrong:
-        raise ConfigError(
-            f"training.distill_layers: {wrong} are not in 1 to {num_layers}, the model's hidden "
-            "states; choose others in selection.layers"
-        )
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

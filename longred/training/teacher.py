@@ -37,14 +37,21 @@ def load_teacher(folder: Path, *, dtype: str, device: torch.device, backend: str
     )
     model.requires_grad_(False)
     if dtype == "bfloat16":
-        # The output embedding may be tied to the input's, which is no linear layer, and is not run.
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and module is not head:
-                module.to(torch.bfloat16)
+        round_linear_layers(model)
 
     @contextlib.contextmanager
     def opened() -> Iterator[PreTrainedModel]:
         yield model
 
     return opened
+
+
+def round_linear_layers(model: PreTrainedModel) -> None:
+    """Keep linear layers in bfloat16, but for the output embedding.
+
+    That may be tied to the input's, which is no linear layer and is left in float32 by autocast.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            module.to(torch.bfloat16)

@@ -38,6 +38,7 @@ def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     def make(**values: object) -> TrainingJob:
         method = values.get("method", "longred-c")
         recipe = METHODS.get(method, METHODS["longred-c"])
+        lora = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj"], "objectives": "longred-c"}
         all_rows = {"long": 2, "short": 5, "original": 3}
         rows = {bucket: all_rows[bucket] for bucket in recipe.buckets()}
         defaults = {
@@ -54,6 +55,7 @@ def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
             "micro_batch_tokens": 128,
             "learning_rate": 1e-3,
             "warmup_steps": 3,
+            "lora": lora if method == "lora" else {},
             "dtype": "float32",
             "seed": 3,
             "save_every_steps": 5,

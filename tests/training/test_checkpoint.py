@@ -39,6 +39,24 @@ def test_disturbed_run_is_finished_bit_identically(
     assert saved_steps(tmp_path) == ["step-000010", "step-000012"]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "lora", "activation_checkpointing": True},
+        {"method": "attention-distill", "dtype": "bfloat16"},
+        {"method": "cream"},
+    ],
+)
+def test_every_kind_of_method_is_resumed_bit_identically(
+    values, make_job: MakeJob, processes, tmp_path: Path
+):
+    job = make_job(num_steps=5, save_every_steps=2, **values)
+    whole = train(job, tmp_path / "whole")
+    assert run(processes, job, tmp_path / "cut", fault="kill@3") == -9
+    assert saved_steps(tmp_path / "cut") == ["step-000002"]
+    assert_same_run(train(job, tmp_path / "cut"), whole)
+
+
 def test_resume_of_a_resume(make_job: MakeJob, uninterrupted: Path, processes, tmp_path: Path):
     for fault in ("kill@6", "kill@9", "terminate@11"):
         assert run(processes, make_job(), tmp_path, fault=fault) in (-9, 143)

@@ -52,5 +52,5 @@ def test_missing_values_are_named():
 
 def test_every_setting_of_the_recipe_reaches_the_job():
     settings = set(TrainingConfig.model_fields)
-    only_for_rows = {"baselines", "step_tokens", "short_length"}
+    only_for_rows = {"baselines", "step_tokens", "short_length", "merge_weight"}
     assert settings - only_for_rows <= TrainingJob.fields()
