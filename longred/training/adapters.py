@@ -110,7 +110,7 @@ def without_adapters(model: PreTrainedModel, original: Path) -> Teacher:
     def opened() -> Iterator[PreTrainedModel]:
         students, was_training = base.rotary_emb, model.training
         base.rotary_emb = rotary
-        model.eval()
+        model.train(False)
         for module in adapted:
             module.enable_adapters(False)
         try:
@@ -138,7 +138,8 @@ def merged(model: PreTrainedModel, student: Path, original: Path) -> PreTrainedM
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                delta = module.get_delta_weight("default")
+                adapter: Any = module
+                delta = adapter.get_delta_weight("default")
                 whole.get_submodule(name).weight += delta.to("cpu", torch.float32)
     return whole
 

@@ -50,9 +50,14 @@ def update(optimizer: torch.optim.AdamW, step: int, job: TrainingJob) -> float:
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's state as `<moment>.<weight name>` tensors, and its step count."""
+    """Return the optimizer's state as `<moment>.<weight name>` tensors, and its step count.
+
+    A weight that no loss has reached (the output embedding, where no token is predicted) has none.
+    """
     tensors: dict[str, Tensor] = {}
     for name, weight in named_weights(model).items():
+        if weight not in optimizer.state:
+            continue
         state = optimizer.state[weight]
         for moment in _MOMENTS:
             tensors[f"{moment}.{name}"] = state[moment]
@@ -68,12 +73,13 @@ def load_optimizer_tensors(
     Raises:
         MismatchError: the names or shapes are those of another model.
     """
-    weights = named_weights(model)
+    names = {name.removeprefix("step.") for name in tensors if name.startswith("step.")}
+    weights = {name: weight for name, weight in named_weights(model).items() if name in names}
     expected = {f"{kind}.{name}" for name in weights for kind in (*_MOMENTS, "step")}
-    if set(tensors) != expected:
-        names = sorted(set(tensors) ^ expected)
+    if set(tensors) != expected or not tensors:
+        wrong = sorted(set(tensors) ^ expected) or ["it is empty"]
         raise MismatchError(
-            f"the checkpoint's optimizer state is of another model (first difference: {names[0]})"
+            f"the checkpoint's optimizer state is of another model (first difference: {wrong[0]})"
         )
     for name, weight in weights.items():
         state = optimizer.state[weight]
