@@ -1,18 +1,19 @@
-"""Which text is read and how it is divided over the buckets."""
+"""Which text is read, how it is divided over the buckets, and where the work is done."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from longred.config.section import Bucket, Count, NonNegative, Section, Share
+from longred.config.section import Bucket, Count, NonNegative, Positive, Section, Share, runtime
 
 
 class SourceConfig(Section):
     """A named corpus and its share of each bucket's tokens.
 
     `library` is the running Python's standard library; `practice` the demo's skill exercises
-    (`length` tokens each); `files` a file, folder or glob of txt, md, py, jsonl(.gz) or parquet;
-    `hub` a Hugging Face dataset at a pinned revision.
+    (`length` tokens each); `files` a file, folder, glob or URL (`s3://…`) of txt, md, py,
+    jsonl(.gz, .zst) or parquet; `hub` a Hugging Face dataset at a pinned revision. `num_tokens`
+    is an exact budget of training tokens; sources without one share the rest by `weight`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -23,6 +24,8 @@ class SourceConfig(Section):
     split: str = "train"
     text_field: str = "text"
     length: Count | None = None
+    weight: Positive = 1.0
+    num_tokens: Count | None = None
     buckets: dict[Bucket, NonNegative] = {"long": 1.0, "short": 1.0, "original": 1.0}
 
     def digest_values(self) -> dict[str, Any]:
@@ -33,11 +36,30 @@ class SourceConfig(Section):
         return values
 
 
+class ExecutorConfig(Section):
+    """Where shards are tokenised; nothing here changes a result.
+
+    `pool` uses processes of this machine, `datatrove` the same through datatrove's local executor;
+    `slurm` and `ray` are datatrove's for clusters, which need a store that every node sees.
+    """
+
+    kind: Literal["pool", "datatrove", "slurm", "ray"] = runtime("pool")
+    num_workers: int = runtime(0, ge=0)
+    max_tasks: Count = runtime(64, le=1000)
+    partition: str | None = runtime(None)
+    time_limit: str = runtime("12:00:00")
+    memory_gb: Count = runtime(2)
+    env_command: str = runtime("")
+    poll_seconds: Positive = runtime(10.0)
+
+
 class DataConfig(Section):
     """Which text fills the long, short and original buckets, and how much of it.
 
     `num_tokens` is the number of training tokens written, divided over the buckets by `ratio`.
-    Windows and seed are the run's own (top level of the recipe).
+    `shard_bytes` of text are one unit of work, and what a stopped preparation repeats at most.
+    `decontaminate` lists files whose 13-grams no document may hold. Windows and seed are the run's
+    own (top level of the recipe).
     """
 
     sources: list[SourceConfig] = Field(min_length=1)
@@ -48,7 +70,18 @@ class DataConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     num_held_out_tokens: Count = 65536
     add_bos: bool = True
+    drop_duplicates: bool = True
+    decontaminate: list[str] = []
+    max_document_characters: Count = 10_000_000
     max_rejected_fraction: Share = 0.001
+    shard_bytes: Count = 64 * 2**20
+    executor: ExecutorConfig = runtime(ExecutorConfig())
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
+
+    def digest_values(self) -> dict[str, Any]:
+        """Return the settings that can change a result; texts to avoid are known by content."""
+        values = super().digest_values()
+        values["decontaminate"] = bool(self.decontaminate)
+        return values

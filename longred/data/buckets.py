@@ -1,21 +1,24 @@
-"""Prepares a data folder: fills the buckets from all sources and writes what belongs to them."""
+"""Prepares a data folder: tokenises the sources, fills the buckets, writes what goes with them."""
 
-import json
 import logging
-import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import canonical_digest, read_json, storage_errors, write_json
+from longred.artifacts import canonical_digest, storage_errors, write_json
 from longred.config import DataConfig
-from longred.data.filling import Filler
-from longred.data.loader import DTYPES, FORMAT_VERSION
-from longred.data.quotas import SPLITS, Quota, block_lengths, shortages, source_quotas
-from longred.data.sources import fingerprints, open_sources
-from longred.data.spool import SpoolFolder, gather
+from longred.data.copying import write_bucket
+from longred.data.executors import Counts, MapGroups, run_shards
+from longred.data.layout import DTYPES, FOLDERS, FORMAT_VERSION, SPLITS
+from longred.data.quotas import block_lengths, shortage, source_quotas
+from longred.data.reading import HISTOGRAM_EDGES, Reading
+from longred.data.shards import Shard, read_record, read_rows, to_lines, write_whole
+from longred.data.sources import check_sources, fingerprints
+from longred.data.tokenise import Job, load_tokenizer
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
 from longred.methods import BUCKETS
@@ -23,10 +26,6 @@ from longred.progress import Progress
 from longred.tracking import Journal
 
 logger = logging.getLogger(__name__)
-
-FOLDERS = {"train": "tokens", "held_out": "held_out"}
-# Whole held-out texts: eight times the held-out tokens, at about four bytes each.
-TEXT_BYTES_PER_TOKEN = 32
 
 
 def prepare(
@@ -36,129 +35,163 @@ def prepare(
     work: Path,
     *,
     on_progress: Progress | None = None,
+    map_groups: MapGroups | None = None,
 ) -> None:
     """Write a data folder; the format is in the package's docstring.
 
-    The same text, settings and tokenizer give the same bytes, also after an interruption: `work`
-    keeps what is done, and the next call goes on from the last finished window.
+    The same text, settings and tokenizer give the same bytes, whoever tokenises and also after an
+    interruption: `work` keeps finished shards, and the next call does only what is missing.
 
     Args:
         config: the recipe's data section, with windows and seed filled in.
         tokenizer_folder: Hugging Face folder of the model.
         folder: empty folder to fill.
         work: folder for progress.
-        on_progress: called with tokens done, tokens wanted and a few words.
+        on_progress: called with tokens done, tokens expected and a few words.
+        map_groups: see `executors.run_shards`.
 
     Raises:
         ConfigError: a bucket cannot be filled, a source is wrong, or too many rows are bad.
         PreflightError: a source or the tokenizer cannot be read, or the disk is too small.
+        MismatchError: a finished shard in `work` has been damaged.
         StorageError: the disk is full.
     """
     tokenizer = TextTokenizer(tokenizer_folder, add_bos=config.add_bos)
     quotas = source_quotas(config)
-    sources = open_sources(config)
+    check_sources(config)
     hashes = fingerprints(config)
-    _check_disk(quotas, tokenizer, work)
     identity = canonical_digest([config.digest_values(), tokenizer.index_entry(), hashes])
-    saved = _saved_progress(work / "progress.json", identity)
-    with SpoolFolder(work / "spools", saved["sizes"]) as spools:
-        num_natural = max(1, sum(source.is_natural for source in sources))
-        fillers = [
-            Filler(
-                source,
-                quotas[source.config.name],
-                tokenizer,
-                spools,
-                validation_fraction=config.validation_fraction,
-                held_out_text_bytes=TEXT_BYTES_PER_TOKEN
-                * config.num_held_out_tokens
-                // num_natural,
-            )
-            for source in sources
-        ]
-        _fill(fillers, saved, spools, work, identity, on_progress)
-        missing = shortages(quotas)
-        if missing:
-            raise ConfigError(
-                "data.num_tokens: not enough text: " + "; ".join(missing) + ". Lower "
-                "data.num_tokens, change data.ratio or the shares in data.sources, or add text"
-            )
-        _write_folder(config, fillers, tokenizer, spools, folder, hashes)
+    job = Job(config, str(tokenizer_folder), str(work), identity)
+    readings = [
+        Reading(job, number, quotas[source.name]) for number, source in enumerate(config.sources)
+    ]
+    progress = _Progress(job, on_progress)
+
+    def run(shards: Sequence[Shard]) -> None:
+        missing = progress.begin(shards)
+        run_shards(job, missing, progress.tick, map_groups)
+        progress.end()
+
+    first = [shard for reading in readings for shard in reading.first_shards()]
+    _check_disk(first, readings, tokenizer, work)
+    run(first)
+    count = 0
+    for number, reading in enumerate(readings):
+        reading.finish(run, count, readings[:number])
+        count += len(reading.shards)
+    _refuse_shortages(readings)
+    _write_folder(job, readings, folder, hashes)
 
 
-def _fill(
-    fillers: Sequence[Filler],
-    saved: Mapping[str, Any],
-    spools: SpoolFolder,
-    work: Path,
-    identity: str,
-    on_progress: Progress | None,
-) -> None:
-    """Run every source that is not finished, saving after each window."""
-    total = sum(q.needed * q.block_length for f in fillers for q in f.quotas if q.split == "train")
+class _Progress:
+    """Says how far tokenising is: tokens so far of as many as the text should have."""
 
-    def save() -> None:
-        states = {filler.source.config.name: filler.state() for filler in fillers}
-        progress = {"identity": identity, "sizes": spools.sync(), "sources": states}
-        write_json(work / "progress.json", progress)
+    def __init__(self, job: Job, on_progress: Progress | None) -> None:
+        self.job, self.on_progress = job, on_progress
+        self._kept, self._now = Counts(), Counts()
+        self._begun = time.monotonic()
+        self._todo_bytes = 0
 
-    def advance() -> None:
-        if on_progress:
-            train = [q for f in fillers for q in f.quotas if q.split == "train"]
-            done = sum(q.written * q.block_length for q in train)
-            on_progress(done, total, f"tokens from {filler.source.config.name}")
+    def begin(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Count what is finished already and return the other shards."""
+        missing = []
+        for shard in shards:
+            record = read_record(shard, self.job.folder, self.job.identity)
+            if record is None:
+                missing.append(shard)
+                continue
+            rejected = sum(record.rejected.values())
+            found = Counts(shard.num_bytes, record.documents, record.read_tokens, rejected)
+            self._kept = _added(self._kept, found)
+        self._todo_bytes = sum(shard.num_bytes for shard in missing)
+        self._begun, self._now = time.monotonic(), Counts()
+        return missing
 
-    with storage_errors(work):
-        for filler in fillers:
-            if filler.source.config.name in saved["sources"]:
-                filler.load_state(saved["sources"][filler.source.config.name])
-        for filler in fillers:
-            if not filler.finished and any(quota.needed for quota in filler.quotas):
-                filler.fill(save, advance)
+    def tick(self, now: Counts) -> None:
+        """Show the present state; `now` counts since `begin`."""
+        self._now = now
+        if self.on_progress is None or not now.num_bytes:
+            return
+        seconds = max(1e-3, time.monotonic() - self._begun)
+        rest = max(0.0, self._todo_bytes / now.num_bytes - 1)
+        whole = _added(self._kept, now)
+        rate, left = now.tokens / seconds, seconds * rest
+        self.on_progress(
+            whole.tokens,
+            whole.tokens + int(now.tokens * rest),
+            f"tokens, {whole.documents:,} documents, {rate / 1e6:.2f} M tokens/s, "
+            f"{_duration(left)} left, {whole.rejected:,} rejected",
+        )
+
+    def end(self) -> None:
+        """Keep what has been counted."""
+        self._todo_bytes = self._now.num_bytes
+        self.tick(self._now)
+        self._kept = _added(self._kept, self._now)
+        self._now = Counts()
 
 
-def _saved_progress(path: Path, identity: str) -> dict[str, Any]:
-    """Return the progress of the same preparation, or an empty one."""
-    if path.exists():
-        saved: dict[str, Any] = read_json(path)
-        if saved.get("identity") == identity:
-            return saved
-    return {"identity": identity, "sizes": {}, "sources": {}}
+def _added(a: Counts, b: Counts) -> Counts:
+    return Counts(
+        a.num_bytes + b.num_bytes,
+        a.documents + b.documents,
+        a.tokens + b.tokens,
+        a.rejected + b.rejected,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _check_disk(
-    quotas: Mapping[str, Sequence[Quota]], tokenizer: TextTokenizer, work: Path
+    shards: Sequence[Shard], readings: Sequence[Reading], tokenizer: TextTokenizer, work: Path
 ) -> None:
-    tokens = sum(q.needed * q.block_length for items in quotas.values() for q in items)
-    needed = 2 * tokens * DTYPES[tokenizer.dtype].itemsize
+    """Refuse a disk that cannot hold the blocks and, until they are written, the shards."""
+    tokens = sum(q.needed * q.block_length for reading in readings for q in reading.quotas)
+    read = max(tokens, sum(shard.num_bytes for shard in shards) // 4)
+    needed = (tokens + read) * DTYPES[tokenizer.dtype].itemsize
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(work).free
     if free < needed:
         raise PreflightError(
             f"{work}: {needed / 1e9:.1f} GB are needed for {tokens:,} tokens, {free / 1e9:.1f} GB "
-            "are free; free some space or set store.path"
+            "are free; free some space and set store.path"
+        )
+
+
+def _refuse_shortages(readings: Sequence[Reading]) -> None:
+    missing = [
+        shortage(reading.source.name, quota, reading.settled.blocks[quota.split, quota.bucket])
+        for reading in readings
+        for quota in reading.shortages()
+    ]
+    if missing:
+        raise ConfigError(
+            "data.num_tokens: not enough text: " + "; ".join(missing) + ". Lower "
+            "data.num_tokens, change data.ratio or the shares in data.sources, or add text"
         )
 
 
 def _write_folder(
-    config: DataConfig,
-    fillers: Sequence[Filler],
-    tokenizer: TextTokenizer,
-    spools: SpoolFolder,
-    folder: Path,
-    hashes: Mapping[str, str],
+    job: Job, readings: Sequence[Reading], folder: Path, hashes: Mapping[str, str]
 ) -> None:
-    _keep_mixture(fillers)
+    config = job.config
+    tokenizer = load_tokenizer(job)
+    _keep_mixture(readings)
     index: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "tokenizer": tokenizer.index_entry(),
         "add_bos": config.add_bos,
     }
+    paths = [shard.path(job.folder, ".bin") for reading in readings for shard in reading.shards]
     for split in SPLITS:
         (folder / FOLDERS[split]).mkdir(parents=True, exist_ok=True)
         index[split] = {
-            bucket: _write_bucket(config, fillers, tokenizer.dtype, spools, folder, split, bucket)
+            bucket: _write_bucket(config, readings, tokenizer.dtype, paths, folder, split, bucket)
             for bucket in BUCKETS
         }
     if not index["held_out"]["short"]["num_blocks"]:
@@ -166,77 +199,80 @@ def _write_folder(
             "data.validation_fraction: no held-out document is long enough for a short block "
             f"({config.short_length} tokens); raise it or add text"
         )
-    index["sources"] = {f.source.config.name: _source_entry(f, hashes) for f in fillers}
-    index["tokens"] = {
-        "read": sum(filler.num_read for filler in fillers),
-        "written": sum(filler.num_written() for filler in fillers),
-        "dropped": sum(filler.dropped.total() for filler in fillers),
+    texts = [text for reading in readings for text in reading.texts()]
+    index["sources"] = {
+        reading.source.name: _source_entry(reading, texts, hashes) for reading in readings
     }
-    if index["tokens"]["read"] != index["tokens"]["written"] + index["tokens"]["dropped"]:
-        raise RuntimeError(f"tokens were lost on the way to the buckets: {index['tokens']}")
-    _write_lines(folder / "held_out" / "documents.jsonl", _held_out_texts(fillers, spools))
-    quarantine = [row for filler in fillers for row in filler.source.intake.quarantine]
-    _write_lines(
-        folder / "quarantine.jsonl",
-        [json.dumps(row, sort_keys=True).encode() + b"\n" for row in quarantine],
+    index["tokens"] = _conserved(readings)
+    write_whole(
+        folder / "held_out" / "documents.jsonl",
+        to_lines(sorted(texts, key=lambda text: str(text["id"]))),
     )
+    write_whole(folder / "quarantine.jsonl", to_lines(_quarantine(readings)))
+    write_whole(
+        folder / "contaminated.jsonl",
+        to_lines(
+            row
+            for reading in readings
+            for shard in reading.shards
+            for row in read_rows(shard, job.folder, ".contaminated.jsonl")
+        ),
+    )
+    write_whole(folder / "shards.jsonl", to_lines(_shard_entries(readings)))
+    shutil.copyfile(Path(job.tokenizer_folder) / "tokenizer.json", folder / "tokenizer.json")
     _write_metrics(folder / "metrics.jsonl", index)
     write_json(folder / "index.json", index)
 
 
-def _keep_mixture(fillers: Sequence[Filler]) -> None:
+def _keep_mixture(readings: Sequence[Reading]) -> None:
     """Cut held-out buckets that could not be filled, so that the sources' shares stay as asked."""
     for bucket in BUCKETS:
+        key = ("held_out", bucket)
         found = [
-            (filler, quota)
-            for filler in fillers
-            for quota in filler.quotas
-            if quota.split == "held_out" and quota.bucket == bucket and quota.needed
+            (reading, quota)
+            for reading in readings
+            for quota in reading.quotas
+            if (quota.split, quota.bucket) == key and quota.needed
         ]
-        filled = [quota.written / quota.needed for _, quota in found if quota.written]
-        for filler, quota in found:
-            kept = min(quota.written, int(quota.needed * min(filled, default=0.0) + 0.5))
-            filler.dropped["mixture"] += (quota.written - kept) * quota.block_length
-            quota.written = kept
-        if any(quota.written < quota.needed for _, quota in found):
-            logger.info(
-                "held-out %s bucket: %d of %d blocks",
-                bucket,
-                sum(quota.written for _, quota in found),
-                sum(quota.needed for _, quota in found),
-            )
+        blocks = [reading.settled.blocks[key] for reading, _ in found]
+        filled = [n / quota.needed for n, (_, quota) in zip(blocks, found, strict=True) if n]
+        for n, (reading, quota) in zip(blocks, found, strict=True):
+            kept = min(n, int(quota.needed * min(filled, default=0.0) + 0.5))
+            segments = reading.settled.segments[key]
+            reading.settled.segments[key] = segments[segments["block"] < kept]
+            reading.settled.blocks[key] = kept
+            reading.settled.dropped["mixture"] += (n - kept) * quota.block_length
+        wanted = sum(quota.needed for _, quota in found)
+        written = sum(reading.settled.blocks[key] for reading, _ in found)
+        if written < wanted:
+            logger.info("held-out %s bucket: %d of %d blocks", bucket, written, wanted)
 
 
 def _write_bucket(
     config: DataConfig,
-    fillers: Sequence[Filler],
+    readings: Sequence[Reading],
     dtype: str,
-    spools: SpoolFolder,
+    paths: Sequence[Path],
     folder: Path,
     split: str,
     bucket: str,
 ) -> dict[str, Any]:
     """Write one bucket's file and return its entry in the index."""
-    pieces = [
-        (spools, filler.spool_name(quota), quota.written)
-        for filler in fillers
-        for quota in filler.quotas
-        if quota.split == split and quota.bucket == bucket
-    ]
+    settled = (reading.settled.segments.get((split, bucket)) for reading in readings)
     name = f"{FOLDERS[split]}/{bucket}"
-    block_length = block_lengths(config)[bucket]
     entry: dict[str, Any] = {
-        "block_length": block_length,
+        "block_length": block_lengths(config)[bucket],
         "dtype": dtype,
         "file": f"{name}.bin",
         "num_blocks": 0,
     }
     if bucket == "long":
         entry["ends"] = f"{name}.ends.npy"
-    entry["num_blocks"] = gather(
-        pieces,
+    entry["num_blocks"] = write_bucket(
+        [segments for segments in settled if segments is not None],
+        paths,
         folder / entry["file"],
-        block_length=block_length,
+        block_length=entry["block_length"],
         dtype=dtype,
         seed=config.seed,
         ends_path=folder / entry["ends"] if bucket == "long" else None,
@@ -244,44 +280,92 @@ def _write_bucket(
     return entry
 
 
-def _source_entry(filler: Filler, hashes: Mapping[str, str]) -> dict[str, Any]:
-    blocks: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-    for quota in filler.quotas:
-        blocks[quota.split][quota.bucket] = quota.written
-    train = [quota for quota in filler.quotas if quota.split == "train"]
-    config = filler.source.config
+def _source_entry(
+    reading: Reading, texts: Sequence[Mapping[str, Any]], hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    source, records = reading.source, reading.records
+    blocks: dict[str, dict[str, int]] = {split: dict.fromkeys(BUCKETS, 0) for split in SPLITS}
+    for (split, bucket), count in reading.settled.blocks.items():
+        blocks[split][bucket] = count
+    lengths = block_lengths(reading.job.config)
+    rejected: Counter[str] = Counter()
+    for record in records:
+        rejected.update(record.rejected)
     return {
-        "kind": config.kind,
-        "path": config.path,
-        "revision": config.revision,
-        "sha256": hashes[config.name],
-        "rows": filler.source.intake.seen,
-        "documents": filler.num_documents["train"],
-        "held_out_documents": filler.num_documents["held_out"],
-        "held_out_texts": filler.num_texts,
-        "tokens": sum(quota.written * quota.block_length for quota in train),
-        "read_tokens": filler.num_read,
-        "dropped_tokens": {reason: n for reason, n in sorted(filler.dropped.items()) if n},
+        "kind": source.kind,
+        "path": source.path,
+        "revision": source.revision,
+        "sha256": hashes[source.name],
+        "rows": sum(record.seen for record in records),
+        "documents": reading.filler.num_documents["train"],
+        "held_out_documents": reading.filler.num_documents["held_out"],
+        "held_out_texts": sum(text["source"] == source.name for text in texts),
+        "duplicates": reading.filler.num_duplicates,
+        "contaminated": sum(record.contaminated for record in records),
+        "tokens": sum(blocks["train"][bucket] * lengths[bucket] for bucket in BUCKETS),
+        "read_tokens": sum(record.read_tokens for record in records),
+        "dropped_tokens": {reason: n for reason, n in sorted(_dropped(reading).items()) if n},
         "blocks": blocks,
-        "rejected": dict(sorted(filler.source.intake.rejected.items())),
+        "rejected": dict(sorted(rejected.items())),
+        "lengths": {"edges": HISTOGRAM_EDGES, "documents": reading.lengths.tolist()},
+        "shards": len(reading.shards),
     }
 
 
-def _held_out_texts(fillers: Sequence[Filler], spools: SpoolFolder) -> list[bytes]:
-    """Return the held-out documents of every source as lines, in the order of their ids."""
-    lines = [
-        line
-        for filler in fillers
-        for line in spools.read(filler.texts_name).splitlines(keepends=True)
-    ]
-    return sorted(lines, key=lambda line: str(json.loads(line)["id"]))
+def _dropped(reading: Reading) -> Counter[str]:
+    dropped = reading.settled.dropped.copy()
+    dropped["beyond_length"] += sum(r.read_tokens - r.written_tokens for r in reading.records)
+    return dropped
 
 
-def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
-    with storage_errors(path), path.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
+def _conserved(readings: Sequence[Reading]) -> dict[str, int]:
+    """Return tokens read, written and dropped; the first is the sum of the others, or it is a bug.
+
+    Each is counted by itself: by the tokenisers, in the blocks, and where a token was left out.
+    """
+    lengths = block_lengths(readings[0].job.config)
+    tokens = {"read": 0, "written": 0, "dropped": 0}
+    for reading in readings:
+        read = sum(record.read_tokens for record in reading.records)
+        written = sum(n * lengths[bucket] for (_, bucket), n in reading.settled.blocks.items())
+        dropped = _dropped(reading).total()
+        if read != written + dropped:
+            raise RuntimeError(
+                f"{reading.source.name}: {read} tokens were read, but {written} written and "
+                f"{dropped} dropped"
+            )
+        tokens["read"] += read
+        tokens["written"] += written
+        tokens["dropped"] += dropped
+    return tokens
+
+
+def _quarantine(readings: Sequence[Reading]) -> Iterator[dict[str, Any]]:
+    """Yield rejected rows; lines of a file that was read in stretches are counted through."""
+    for reading in readings:
+        lines: Counter[str] = Counter()
+        for shard, record in zip(reading.shards, reading.records, strict=True):
+            stretches = {part.path for part in shard.parts if part.start}
+            for row in read_rows(shard, reading.job.folder, ".quarantine.jsonl"):
+                before = lines[row["path"]] if row["path"] in stretches else 0
+                yield {**row, "line": row["line"] + before}
+            lines.update(record.num_lines)
+
+
+def _shard_entries(readings: Sequence[Reading]) -> Iterator[dict[str, Any]]:
+    """Yield what each shard read and gave: the way from a source to the buckets, for an audit."""
+    for reading in readings:
+        for shard, record in zip(reading.shards, reading.records, strict=True):
+            counts = record.to_json()
+            del counts["identity"], counts["text_rows"], counts["text_bytes"], counts["files"]
+            yield {
+                "source": shard.name,
+                "number": shard.number,
+                "held_out_only": shard.held_out_only,
+                "parts": [asdict(part) for part in shard.parts],
+                "sha256": record.files[".bin"]["sha256"],
+                **counts,
+            }
 
 
 def _write_metrics(path: Path, index: Mapping[str, Any]) -> None:
@@ -290,6 +374,9 @@ def _write_metrics(path: Path, index: Mapping[str, Any]) -> None:
         rejected.update(source["rejected"])
     metrics = {f"data/{key}_tokens": float(n) for key, n in index["tokens"].items()}
     metrics["data/rejected_rows"] = float(rejected.total())
+    for key in ("duplicates", "contaminated"):
+        count = sum(source[key] for source in index["sources"].values())
+        metrics[f"data/{key}_documents"] = float(count)
     for split in SPLITS:
         for bucket, entry in index[split].items():
             metrics[f"data/{split}/{bucket}_blocks"] = float(entry["num_blocks"])

@@ -11,11 +11,13 @@ class Document:
     Attributes:
         id: `document_id` of its source, path and offset.
         path: POSIX path relative to the source's root.
+        offset: byte offset or row number in the file.
         text: the raw text.
     """
 
     id: str
     path: str
+    offset: int
     text: str
 
 

@@ -1,147 +1,242 @@
-"""Reads documents from local files: text, JSON lines and parquet, one bad row at a time."""
+"""Reads documents from files, local or behind a URL: text, JSON lines, parquet; a row at a time."""
 
-import glob
-import gzip
 import hashlib
 import json
-import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from longred.artifacts import sha256_file
+from longred.config import DataConfig, SourceConfig
 from longred.data.documents import Document, document_id
-from longred.data.intake import Intake, Rejection, checked_text, text_of
+from longred.data.intake import RAW_BYTES, Intake, Rejection
+from longred.data.kinds import Kind
+from longred.data.lines import read_lines
+from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
-ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-SUFFIXES = TEXT_SUFFIXES + ROW_SUFFIXES
+LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, ".parquet")
 UTF8_MARK = b"\xef\xbb\xbf"
+# What is wrong with the file and not with the way to it.
+LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
+# About how much text compressed rows hold.
+EXPANSION = 4
+# The most bytes that JSON spends on a character, and on what stands around the text.
+BYTES_PER_CHARACTER, ROW_BYTES = 6, 65536
 
 
-def find_files(pattern: str, key: str) -> tuple[Path, list[str]]:
-    """Return the root of a file, folder or glob and the readable files under it.
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files below a root.
+
+    Attributes:
+        filesystem: of fsspec; local or behind a URL.
+        root: the folder that paths are relative to.
+        sizes: POSIX path → bytes, in an order that only depends on those paths and looks random,
+            so that the first files are a fair sample.
+    """
+
+    filesystem: Any
+    root: str
+    sizes: dict[str, int]
+
+    def full(self, path: str) -> str:
+        """Return the path as the file system knows it."""
+        return f"{self.root}/{path}" if self.root else path
+
+    def open(self, path: str) -> BinaryIO:
+        """Open one file for reading."""
+        opened: BinaryIO = self.filesystem.open(self.full(path), "rb")
+        return opened
+
+
+def find_files(pattern: str, key: str) -> Files:
+    """Return the readable files of a file, folder or glob.
 
     Args:
-        pattern: path of a file or folder, or a glob (`**` crosses folders).
-        key: dotted key of the source, for messages.
-
-    Returns:
-        The root, and POSIX paths relative to it in an order that only depends on those paths and
-        looks random, so that the first files are a fair sample.
+        pattern: path or URL of a file or folder, or a glob (`**` crosses folders).
+        key: dotted key it was given in, for messages.
 
     Raises:
         ConfigError: nothing is there, or nothing with a known suffix.
+        PreflightError: the place behind a URL cannot be reached.
     """
-    path = Path(pattern).expanduser()
+    filesystem, place = _open_place(pattern, key)
     known = ", ".join(SUFFIXES)
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise ConfigError(f"{key}.path: {path} has none of the suffixes {known}")
-        return path.parent, [path.name]
-    if path.is_dir():
-        root = path
-        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    elif glob.has_magic(str(path)):
-        root = _literal_folder(path)
-        found = (Path(name) for name in glob.iglob(str(path), recursive=True))
-    else:
-        raise ConfigError(f"{key}.path: {path} does not exist (from {Path.cwd()})")
-    names = [
-        file.relative_to(root).as_posix()
-        for file in found
-        if file.name.endswith(SUFFIXES) and file.is_file()
-    ]
-    if not names:
-        raise ConfigError(f"{key}.path: no files with the suffixes {known} in {path}")
-    return root, sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    try:
+        if _has_magic(place):
+            root = _literal_folder(place)
+            found = filesystem.glob(place, detail=True)
+        elif filesystem.isfile(place):
+            root, found = place.rpartition("/")[0], {place: filesystem.info(place)}
+            if not place.endswith(SUFFIXES):
+                raise ConfigError(f"{key}: {place} has none of the suffixes {known}")
+        elif filesystem.isdir(place):
+            root, found = place, filesystem.find(place, detail=True)
+        else:
+            raise ConfigError(f"{key}: {place} does not exist")
+    except PermissionError as error:
+        raise PreflightError(f"{key}: {pattern} cannot be listed ({error})") from error
+    except OSError as error:
+        raise PreflightError(f"{key}: {pattern} cannot be reached ({error})") from error
+    prefix = f"{root}/" if root else ""
+    sizes = {
+        name.removeprefix(prefix): int(info.get("size") or 0)
+        for name, info in found.items()
+        if name.endswith(SUFFIXES) and info.get("type") != "directory"
+    }
+    if not sizes:
+        raise ConfigError(f"{key}: no files with the suffixes {known} in {place}")
+    names = sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return Files(filesystem, root, {name: sizes[name] for name in names})
 
 
-def read_files(
-    name: str, root: Path, paths: list[str], text_field: str, intake: Intake
+def _open_place(pattern: str, key: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        filesystem, place = fsspec.core.url_to_fs(pattern)
+    except ImportError as error:
+        scheme = pattern.partition("://")[0]
+        raise PreflightError(f"{key}: reading {scheme}:// needs a package ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"{key}: {pattern} cannot be opened ({error})") from error
+    return filesystem, str(place)
+
+
+def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
+    """Yield what a source reads: whole files, byte ranges of large ones, row groups of parquet."""
+    files = find_files(source.path or "", f"{key}.path")
+    for path, size in files.sizes.items():
+        if path.endswith(COMPRESSED_SUFFIXES):
+            yield Part(path, num_bytes=size * EXPANSION)
+        elif size <= config.shard_bytes or path.endswith(TEXT_SUFFIXES):
+            yield Part(path, num_bytes=size)
+        elif path.endswith(".parquet"):
+            yield from _row_groups(files, path, config.shard_bytes)
+        else:
+            for start in range(0, size, config.shard_bytes):
+                end = min(size, start + config.shard_bytes)
+                yield Part(path, start, end, end - start)
+
+
+def _row_groups(files: Files, path: str, shard_bytes: int) -> Iterator[Part]:
+    """Yield runs of row groups; a file that cannot be read is left to `read`, which counts it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with files.open(path) as file:
+            metadata = pyarrow.parquet.ParquetFile(file).metadata
+            sizes = [
+                metadata.row_group(group).total_byte_size
+                for group in range(metadata.num_row_groups)
+            ]
+    except (OSError, pyarrow.ArrowException):
+        yield Part(path, num_bytes=files.sizes[path])
+        return
+    first, held = 0, 0
+    for group, size in enumerate(sizes):
+        held += size
+        if held >= shard_bytes or group + 1 == len(sizes):
+            yield Part(path, first, group + 1, held)
+            first, held = group + 1, 0
+
+
+def read(
+    config: DataConfig, source: SourceConfig, parts: tuple[Part, ...], intake: Intake
 ) -> Iterator[Document]:
-    """Yield the documents of files; rows that cannot be used are counted by `intake`.
-
-    Args:
-        name: the source's name, part of each document's id.
-        root: folder that `paths` are relative to.
-        paths: what `find_files` returned.
-        text_field: where the text is in rows of JSON lines and parquet.
-        intake: counts; a file of rows is a shard, all text files together are one.
+    """Yield the documents of some parts; rows that cannot be used are counted by `intake`.
 
     Raises:
-        ConfigError: too many rows of a shard were rejected, or a parquet file has no such column.
-        PreflightError: a file cannot be opened.
+        ConfigError: a parquet file has no column of the text field's name.
     """
-    for path in paths:
-        read = _reader(path)
+    filesystem, place = _open_place(source.path or "", source.name)
+    files = Files(filesystem, _root(filesystem, place), {})
+    for part in parts:
+        reader = _read_lines
+        if part.path.endswith(TEXT_SUFFIXES):
+            reader = _read_text
+        elif part.path.endswith(".parquet"):
+            reader = _read_parquet
         try:
-            yield from read(name, root, path, text_field, intake)
-        except PermissionError as error:
-            raise PreflightError(f"{root / path}: cannot be read ({error.strerror})") from error
-        if path.endswith(ROW_SUFFIXES):
-            intake.end_shard(str(root / path))
-    intake.end_shard(str(root))
+            yield from reader(files, source, part, intake)
+        except OSError as error:
+            if not _is_local(filesystem) and not isinstance(error, LOST):
+                raise PreflightError(
+                    f"data.sources: {files.full(part.path)} (source {source.name}) cannot be "
+                    f"reached ({error}); what is finished is kept, run the same command again"
+                ) from error
+            message = f"{type(error).__name__}: {error.strerror or error}".encode()
+            intake.reject("unreadable", part.path, offset=part.start, line=1, raw=message)
 
 
-Reader = Callable[[str, Path, str, str, Intake], Iterator[Document]]
-
-
-def _reader(path: str) -> Reader:
-    if path.endswith(".parquet"):
-        return _read_parquet
-    return _read_lines if path.endswith(ROW_SUFFIXES) else _read_text
-
-
-def _read_text(name: str, root: Path, path: str, _: str, intake: Intake) -> Iterator[Document]:
-    raw = (root / path).read_bytes()
+def _read_text(
+    files: Files, source: SourceConfig, part: Part, intake: Intake
+) -> Iterator[Document]:
+    limit = intake.max_characters * 4 + len(UTF8_MARK)
+    with files.open(part.path) as file:
+        raw = file.read(limit + 1)
+        if len(raw) > limit:
+            hasher = hashlib.sha256(raw)
+            while chunk := file.read(2**20):
+                hasher.update(chunk)
+            intake.reject(
+                "oversized",
+                part.path,
+                offset=0,
+                line=1,
+                raw=raw[:RAW_BYTES],
+                sha256=hasher.hexdigest(),
+            )
+            return
     try:
-        text = checked_text(_decode(raw))
+        text = intake.checked(_decode(raw))
     except Rejection as rejection:
-        intake.reject(str(root), rejection.reason, path, offset=0, line=1, raw=raw)
+        intake.reject(rejection.reason, part.path, offset=0, line=1, raw=raw)
         return
-    intake.take(str(root))
-    yield Document(document_id(name, path), path, text)
+    intake.take()
+    yield Document(document_id(source.name, part.path), part.path, 0, text)
 
 
 def _read_lines(
-    name: str, root: Path, path: str, text_field: str, intake: Intake
+    files: Files, source: SourceConfig, part: Part, intake: Intake
 ) -> Iterator[Document]:
-    shard = str(root / path)
-    for line, offset, raw in _lines(root / path):
-        if raw is None:
-            intake.reject(shard, "truncated_stream", path, offset=offset, line=line, raw=b"")
-            return
-        try:
-            text = text_of(_parse(raw), text_field)
-        except Rejection as rejection:
-            intake.reject(shard, rejection.reason, path, offset=offset, line=line, raw=raw)
-            continue
-        intake.take(shard)
-        yield Document(document_id(name, path, offset), path, text)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
-    """Yield (line from 1, byte offset, bytes) of lines with content; None: the stream broke off."""
-    line, offset = 0, 0
-    with path.open("rb") as file, _plain(file, path) as stream:
+    with files.open(part.path) as file:
+        lines = read_lines(
+            file,
+            part.path,
+            start=part.start,
+            end=part.end or None,
+            max_bytes=intake.max_characters * BYTES_PER_CHARACTER + ROW_BYTES,
+        )
         while True:
-            line += 1
             try:
-                raw = stream.readline()
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                yield line, offset, None
+                line = next(lines)
+            except StopIteration as end:
+                intake.num_lines[part.path] += end.value
                 return
-            if not raw:
-                return
-            if raw.strip():
-                yield line, offset, raw
-            offset += len(raw)
-
-
-def _plain(file: BinaryIO, path: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
+            try:
+                if line.problem:
+                    raise Rejection(line.problem)
+                text = intake.text(_parse(line.raw), source.text_field)
+            except Rejection as rejection:
+                intake.reject(
+                    rejection.reason,
+                    part.path,
+                    offset=line.offset,
+                    line=line.number,
+                    raw=line.raw,
+                    sha256=line.sha256,
+                )
+                continue
+            intake.take()
+            id = document_id(source.name, part.path, line.offset)
+            yield Document(id, part.path, line.offset, text)
 
 
 def _parse(raw: bytes) -> Any:
@@ -160,66 +255,95 @@ def _decode(raw: bytes) -> str:
 
 
 def _read_parquet(
-    name: str, root: Path, path: str, text_field: str, intake: Intake
+    files: Files, source: SourceConfig, part: Part, intake: Intake
 ) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
-    shard = str(root / path)
+    field = source.text_field
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(root / path) as file:
-            if text_field not in file.schema_arrow.names:
+        with files.open(part.path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
+            if field not in file.schema_arrow.names:
                 columns = ", ".join(file.schema_arrow.names)
                 raise ConfigError(
-                    f"data.sources: {shard} has no column {text_field} (text_field of {name}); "
-                    f"it has {columns}"
+                    f"data.sources: {files.full(part.path)} has no column {field} (text_field of "
+                    f"{source.name}); it has {columns}"
                 )
-            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+            groups = range(part.start, part.end or file.num_row_groups)
+            row = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
+            for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=[field]):
                 for value in batch.column(0).to_pylist():
-                    document = _row(name, shard, path, row, {text_field: value}, text_field, intake)
+                    document = read_row(source, part.path, row, {field: value}, intake)
                     row += 1
                     if document:
                         yield document
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(
-            f"{shard}: is not a whole parquet file ({error}); fetch it again"
-        ) from error
+    except pyarrow.ArrowException as error:
+        raw = f"{type(error).__name__}: {error}".encode()
+        intake.reject("bad_parquet", part.path, offset=row, line=row + 1, raw=raw)
 
 
-def _row(
-    name: str, shard: str, path: str, row: int, values: Any, text_field: str, intake: Intake
+def read_row(
+    source: SourceConfig, path: str, row: int, values: Any, intake: Intake
 ) -> Document | None:
     """Return the document of one row of a table, or None after counting why it has none."""
     try:
-        text = text_of(values, text_field)
+        text = intake.text(values, source.text_field)
     except Rejection as rejection:
-        raw = repr(values).encode("utf-8", errors="backslashreplace")
-        intake.reject(shard, rejection.reason, path, offset=row, line=row + 1, raw=raw)
+        shown = values.get(source.text_field) if isinstance(values, dict) else values
+        raw = shown if isinstance(shown, str) else repr(shown)
+        encoded = raw.encode("utf-8", errors="backslashreplace")
+        intake.reject(rejection.reason, path, offset=row, line=row + 1, raw=encoded)
         return None
-    intake.take(shard)
-    return Document(document_id(name, path, row), path, text)
+    intake.take()
+    return Document(document_id(source.name, path, row), path, row, text)
 
 
-def read_table(
-    name: str, shard: str, rows: Iterator[Any], text_field: str, intake: Intake
-) -> Iterator[Document]:
-    """Yield the documents of a stream of rows that has no local file; ids hash the row's number.
+def fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
+    """Return a digest of a source's files; see `content_digest`."""
+    return content_digest(find_files(source.path or "", f"{key}.path"))
 
-    Raises:
-        ConfigError: too many rows were rejected.
+
+def content_digest(files: Files) -> str:
+    """Return a digest of names and contents: local bytes, or what a remote store says of a file.
+
+    A local file that cannot be read counts as such: `read` quarantines it.
     """
-    for number, values in enumerate(rows):
-        document = _row(name, shard, shard, number, values, text_field, intake)
-        if document:
-            yield document
-    intake.end_shard(shard)
+    hasher = hashlib.sha256()
+    is_local = _is_local(files.filesystem)
+    for path in sorted(files.sizes):
+        hasher.update(f"\0{path}\0".encode())
+        if not is_local:
+            hasher.update(str(files.filesystem.ukey(files.full(path))).encode())
+            continue
+        try:
+            hasher.update(sha256_file(Path(files.full(path))).encode())
+        except OSError as error:
+            hasher.update(f"unreadable {error.errno}".encode())
+    return hasher.hexdigest()
 
 
-def _literal_folder(path: Path) -> Path:
-    parts = []
-    for part in path.parts[:-1]:
-        if glob.has_magic(part):
+def _is_local(filesystem: Any) -> bool:
+    return "file" in filesystem.protocol
+
+
+def _root(filesystem: Any, place: str) -> str:
+    if _has_magic(place):
+        return _literal_folder(place)
+    return place.rpartition("/")[0] if filesystem.isfile(place) else place
+
+
+def _has_magic(place: str) -> bool:
+    return any(character in place for character in "*?[")
+
+
+def _literal_folder(place: str) -> str:
+    literal = []
+    for part in place.split("/")[:-1]:
+        if _has_magic(part):
             break
-        parts.append(part)
-    return Path(*parts) if parts else Path()
+        literal.append(part)
+    return "/".join(literal)
+
+
+FILES = Kind(parts=parts, read=read, fingerprint=fingerprint)

@@ -1,314 +1,254 @@
-"""Feeds one source's documents into its share of the buckets, window by window."""
+"""Divides one source's documents over its buckets, by their lengths alone; no token is touched.
 
-import json
+The result says where each block's tokens stand in the shards; `copying.py` fetches them.
+"""
+
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from longred.data.documents import Document, is_held_out
+from longred.data.layout import SPLITS
 from longred.data.packing import pack
-from longred.data.quotas import SPLITS, Quota, draw
-from longred.data.sources import OpenSource
-from longred.data.spool import SpoolFolder, ends_name
-from longred.data.tokens import TextTokenizer
-from longred.errors import ConfigError
+from longred.data.quotas import Quota, draw
 
-BATCH_DOCUMENTS = 256
-BATCH_CHARACTERS = 2**18
-MIN_HELD_OUT_DOCUMENTS = 30
+SEGMENT = np.dtype(
+    [("block", "<u4"), ("at", "<u4"), ("shard", "<u4"), ("start", "<u8"), ("size", "<u4")]
+)
+"""A stretch of one document in a block: block, position in it, shard, position there, tokens."""
 
-Tokens = npt.NDArray[Any]
+Piece = tuple[int, int, int]
+"""Shard, position in its tokens, number of tokens."""
+
+
+@dataclass(slots=True)
+class Settled:
+    """What a source gives when nothing more is read.
+
+    Attributes:
+        blocks: (split, bucket) → blocks that can be written.
+        segments: (split, bucket) → their stretches, of dtype SEGMENT, blocks counted from 0.
+        dropped: reason → tokens.
+    """
+
+    blocks: dict[tuple[str, str], int] = field(default_factory=dict)
+    segments: dict[tuple[str, str], npt.NDArray[Any]] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class _Runs:
+    """Runs of whole blocks: shard, first token, number of blocks."""
+
+    def __init__(self) -> None:
+        self._values = array("Q")
+        self.num_blocks = 0
+
+    def add(self, shard: int, start: int, count: int) -> None:
+        if count:
+            self._values.extend((shard, start, count))
+            self.num_blocks += count
+
+    def __iter__(self) -> Iterator[Piece]:
+        values = iter(self._values)
+        return zip(values, values, values, strict=True)
+
+    def segments(self, block_length: int) -> npt.NDArray[Any]:
+        """Return one segment a block."""
+        shard, start, count = np.array(self._values, dtype=np.int64).reshape(-1, 3).T
+        result = np.zeros(self.num_blocks, dtype=SEGMENT)
+        inside = np.arange(self.num_blocks) - np.repeat(np.cumsum(count) - count, count)
+        result["block"] = np.arange(self.num_blocks)
+        result["shard"] = np.repeat(shard, count)
+        result["start"] = np.repeat(start, count) + inside * block_length
+        result["size"] = block_length
+        return result
 
 
 class Filler:
-    """One source on its way into the buckets; `state` and `load_state` make it resumable.
+    """One source's documents on their way into the buckets, shard after shard.
 
     Args:
-        source: where documents come from.
-        quotas: what the source owes each bucket of both splits; updated in place.
-        tokenizer: turns text into ids.
-        spools: where blocks go.
+        quotas: what the source owes each bucket of both splits; `written` and `pending` follow.
         validation_fraction: share of documents that are held out.
-        held_out_text_bytes: keep this much held-out text as whole documents.
+
+    Attributes:
+        num_documents: split → documents that were drawn for a bucket.
+        num_duplicates: documents left out because an earlier one has the same text.
     """
 
-    def __init__(
-        self,
-        source: OpenSource,
-        quotas: Sequence[Quota],
-        tokenizer: TextTokenizer,
-        spools: SpoolFolder,
-        *,
-        validation_fraction: float,
-        held_out_text_bytes: int,
-    ) -> None:
-        self.source, self.quotas, self.tokenizer, self.spools = source, quotas, tokenizer, spools
-        self.validation_fraction = validation_fraction
-        self.held_out_text_bytes = held_out_text_bytes if source.is_natural else 0
-        self.num_windows = 0
-        self.full_after_windows = 0
-        self.finished = False
-        self.num_read = 0
-        self.num_texts, self.num_text_bytes = 0, 0
+    def __init__(self, quotas: Sequence[Quota], validation_fraction: float) -> None:
+        self.quotas = quotas
         self.num_documents = dict.fromkeys(SPLITS, 0)
-        self.dropped: Counter[str] = Counter()
-        self._pools: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
-        self._spare: list[tuple[Quota, Tokens]] = []
-        self._skipping = False
+        self.num_duplicates = 0
+        self._bound = validation_fraction
+        self._splits = {split: _Split(split, quotas) for split in SPLITS}
+        self._dropped: Counter[str] = Counter()
 
-    def fill(self, save: Callable[[], None], advance: Callable[[], None]) -> None:
-        """Read windows until the quotas are met or the source ends.
+    def add(
+        self, number: int, table: npt.NDArray[Any], is_duplicate: npt.NDArray[np.bool_]
+    ) -> None:
+        """Draw a bucket for each document of a shard, in the order of their ids.
 
         Args:
-            save: called after each window, when `state` is complete.
-            advance: called after each batch of documents, to show progress.
-
-        Raises:
-            ConfigError: the source has no documents, or too many of its rows are bad.
+            number: the shard's number, as segments will name it.
+            table: of dtype `shards.TABLE`.
+            is_duplicate: documents to leave out.
         """
-        self._skipping = self.num_windows > 0
-        for number, window in enumerate(self.source.windows(self._is_wanted)):
-            if number < self.num_windows:
-                self._skipping = number + 1 < self.num_windows
-                continue
-            before = self._train_blocks()
-            self._fill_window(window, advance)
-            self.num_windows = number + 1
-            if not self._needs("train"):
-                self.full_after_windows = self.full_after_windows or self.num_windows
-            exhausted = not self.source.is_natural and before == self._train_blocks()
-            if self._has_enough() or (exhausted and self._needs("train")):
-                break
-            save()
-        self.source.intake.end()
-        if not self.num_windows:
-            raise ConfigError(
-                f"{self.source.key}: {self.source.config.name} has no usable documents"
-            )
-        self.finished = True
-        self._check_conservation()
-        save()
+        self.num_duplicates += int(is_duplicate.sum())
+        self._dropped["duplicate"] += int(table["length"][is_duplicate].sum())
+        table = table[~is_duplicate]
+        is_held_out = table["split"].astype(np.float64) / 2**64 < self._bound
+        for split, mask in (("train", ~is_held_out), ("held_out", is_held_out)):
+            rows = table[mask]
+            self._splits[split].add(number, rows[np.argsort(rows["split"], kind="stable")])
+            self.num_documents[split] = self._splits[split].num_documents
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that changes, as JSON values; complete between windows."""
-        intake = self.source.intake
-        return {
-            "num_windows": self.num_windows,
-            "full_after_windows": self.full_after_windows,
-            "finished": self.finished,
-            "num_read": self.num_read,
-            "num_texts": self.num_texts,
-            "num_text_bytes": self.num_text_bytes,
-            "num_documents": dict(self.num_documents),
-            "dropped": dict(self.dropped),
-            "quotas": [[quota.written, quota.available] for quota in self.quotas],
-            "seen": intake.seen,
-            "rejected": dict(intake.rejected),
-            "quarantine": intake.quarantine if self.finished else [],
-        }
+    def settle(self) -> Settled:
+        """Pack what waits and say what comes out; more shards may be added afterwards."""
+        result = Settled(dropped=self._dropped.copy())
+        for split in self._splits.values():
+            split.settle(result)
+        return result
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned.
 
-        Counts of rows are taken over only from a finished source; any other is read again from its
-        first window, where rows are counted again.
-        """
-        self.num_windows = state["num_windows"]
-        self.full_after_windows = state["full_after_windows"]
-        self.finished = state["finished"]
-        self.num_read = state["num_read"]
-        self.num_texts, self.num_text_bytes = state["num_texts"], state["num_text_bytes"]
-        self.num_documents = dict(state["num_documents"])
-        self.dropped = Counter(state["dropped"])
-        for quota, (written, available) in zip(self.quotas, state["quotas"], strict=True):
-            quota.written, quota.available = written, available
-        if self.finished:
-            intake = self.source.intake
-            intake.seen, intake.quarantine = state["seen"], list(state["quarantine"])
-            intake.rejected = Counter(state["rejected"])
+class _Split:
+    """The documents of one split."""
 
-    def num_written(self) -> int:
-        """Return the tokens written to blocks of both splits."""
-        return sum(quota.written * quota.block_length for quota in self.quotas)
+    def __init__(self, split: str, quotas: Sequence[Quota]) -> None:
+        self.quotas = [quota for quota in quotas if quota.split == split and quota.needed]
+        self.num_documents = 0
+        self._whole = {quota.bucket: _Runs() for quota in self.quotas}
+        self._spare = {quota.bucket: _Runs() for quota in self.quotas}
+        self._pieces: list[Piece] = []
+        self._late: list[Piece] = []
+        self._late_tokens = 0
+        self._dropped: Counter[str] = Counter()
 
-    def spool_name(self, quota: Quota) -> str:
-        """Return the name of the spool that holds this source's blocks for a quota."""
-        return f"{quota.split}-{quota.bucket}-{self.source.config.name}.bin"
+    def add(self, number: int, rows: npt.NDArray[Any]) -> None:
+        lengths = rows["length"]
+        for quota in self.quotas:
+            quota.available += int(lengths[lengths >= quota.minimum].sum(dtype=np.int64))
+        least = min((quota.minimum for quota in self.quotas), default=2**32)
+        usable = rows[lengths >= least]
+        self._dropped["too_short"] += int(lengths[lengths < least].sum(dtype=np.int64))
+        columns = (usable[name].tolist() for name in ("draw", "start", "length"))
+        for word, start, length in zip(*columns, strict=True):
+            drawn = draw(word, length, self.quotas)
+            if drawn is None:
+                self._keep_late((number, start, length))
+            else:
+                self._place(drawn, number, start, length)
 
-    @property
-    def texts_name(self) -> str:
-        """Name of the spool that holds this source's held-out texts, one JSON object a line."""
-        return f"documents-{self.source.config.name}.jsonl"
+    def settle(self, result: Settled) -> None:
+        dropped = self._dropped.copy()
+        for quota in self.quotas:
+            runs = self._whole[quota.bucket]
+            if quota.bucket == "long":
+                settled = self._settle_long(quota, runs, dropped)
+            else:
+                settled = self._settle_single(quota, runs, dropped)
+            key = (quota.split, quota.bucket)
+            result.segments[key] = settled
+            result.blocks[key] = int(settled["size"].sum(dtype=np.int64)) // quota.block_length
+        if not any(quota.bucket == "long" for quota in self.quotas):
+            dropped["not_needed"] += self._late_tokens
+        result.dropped.update(dropped)
 
-    def _fill_window(self, window: list[Document], advance: Callable[[], None]) -> None:
-        late: list[tuple[Document, Tokens]] = []
-        for batch in self._batches(window):
-            texts = [document.text for document in batch]
-            for document, ids in zip(batch, self.tokenizer.encode(texts), strict=True):
-                usable = self._count(document, ids)
-                if len(usable) and not self._place(document, usable):
-                    late.append((document, usable))
-            for split in SPLITS:
-                if not self._needs(split):
-                    self._pack(split)
-            advance()
-        self._end_window(late)
-
-    def _end_window(self, late: list[tuple[Document, Tokens]]) -> None:
-        """Pack what waits, filling up from what was not needed before, and drop the rest."""
-        for split in SPLITS:
-            self._pack(split)
-        for document, ids in late:
-            split = self._split(document.id)
-            if not self._place(document, ids):
-                self.dropped["not_needed"] += len(ids)
-            elif not self._needs(split):
-                self._pack(split)
-        for split in SPLITS:
-            self._pack(split)
-            self.dropped["not_packed"] += sum(map(len, self._pools[split]))
-            self._pools[split].clear()
-            for quota in self._of(split):
-                quota.pending = 0
-        for quota, ids in self._spare:
-            used = ids[: quota.remaining]
-            self._write_whole(quota, used)
-            self.dropped["spare"] += len(ids) - len(used)
-        self._spare.clear()
-
-    def _batches(self, window: list[Document]) -> Iterator[list[Document]]:
-        """Yield documents that are still wanted, in the order of their ids."""
-        batch: list[Document] = []
-        num_characters = 0
-        for document in sorted(window, key=lambda document: document.id):
-            split = self._split(document.id)
-            if split == "held_out":
-                self._keep_text(document)
-            if not self._needs(split):
-                continue
-            batch.append(document)
-            num_characters += len(document.text)
-            if len(batch) >= BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, num_characters = [], 0
-        if batch:
-            yield batch
-
-    def _count(self, document: Document, ids: Tokens) -> Tokens:
-        """Count a document's tokens; return those that can be placed, none of a short document."""
-        self.num_read += len(ids)
-        limit = len(ids) if self.source.is_natural else self.source.config.length
-        self.dropped["beyond_length"] += len(ids[limit:])
-        ids = ids[:limit]
-        quotas = [quota for quota in self._of(self._split(document.id)) if quota.needed]
-        for quota in quotas:
-            quota.available += len(ids) if len(ids) >= quota.minimum else 0
-        if all(len(ids) < quota.minimum for quota in quotas):
-            self.dropped["too_short"] += len(ids)
-            return ids[:0]
-        return ids
-
-    def _place(self, document: Document, ids: Tokens) -> bool:
-        """Write a document's whole blocks to the bucket drawn for it; False when none needs it."""
-        split = self._split(document.id)
-        drawn = draw(document.id, len(ids), self._of(split))
-        if drawn is None:
-            return False
-        self.num_documents[split] += 1
-        length = drawn.block_length
-        whole = len(ids) // length * length
-        first = length * min(drawn.blocks_per_document, -(-drawn.remaining // length))
-        self._write_whole(drawn, ids[: min(whole, first)])
-        if whole > first:
-            self._spare.append((drawn, ids[first:whole]))
-        rest = ids[whole:]
-        if drawn.bucket == "long" and drawn.remaining and len(rest) >= drawn.minimum:
-            self._pools[split].append(rest)
-            drawn.pending += len(rest)
+    def _place(self, quota: Quota, shard: int, start: int, length: int) -> None:
+        """Take a document's whole blocks for a bucket; what remains waits or is dropped."""
+        self.num_documents += 1
+        size = quota.block_length
+        whole = length // size
+        first = min(whole, quota.blocks_per_document, -(-quota.remaining // size))
+        self._whole[quota.bucket].add(shard, start, first)
+        self._spare[quota.bucket].add(shard, start + first * size, whole - first)
+        quota.written += first
+        rest = length - whole * size
+        if quota.bucket == "long" and quota.remaining and rest >= quota.minimum:
+            self._pieces.append((shard, start + whole * size, rest))
+            # Of equal pieces a block takes so many, the last one cut; the cut end fills nothing.
+            quota.pending += size // -(-size // rest)
         else:
-            self.dropped["rest"] += len(rest)
-        return True
+            self._dropped["rest"] += rest
 
-    def _write_whole(self, quota: Quota, ids: Tokens) -> None:
-        if len(ids):
-            self._write(
-                quota, ids, list(range(quota.block_length, len(ids) + 1, quota.block_length))
-            )
+    def _keep_late(self, document: Piece) -> None:
+        """Keep a document that nobody needs, for what packing may still lack."""
+        long = next((quota for quota in self.quotas if quota.bucket == "long"), None)
+        if (
+            long
+            and document[2] >= long.minimum
+            and self._late_tokens < long.needed * long.block_length
+        ):
+            self._late.append(document)
+            self._late_tokens += document[2]
+        else:
+            self._dropped["not_needed"] += document[2]
 
-    def _pack(self, split: str) -> None:
-        """Make blocks of the pieces that wait for the long bucket; unused pieces go on waiting."""
-        pool = self._pools[split]
-        if not pool:
-            return
-        quota = next(quota for quota in self._of(split) if quota.bucket == "long")
-        blocks = pack([len(p) for p in pool], quota.block_length, quota.needed - quota.written)
-        used: set[int] = set()
-        for block in blocks:
-            parts = [pool[piece][:size] for piece, size in block]
-            used.update(piece for piece, _ in block)
-            self.dropped["cut"] += sum(len(pool[piece]) - size for piece, size in block)
-            self._write(quota, np.concatenate(parts), np.cumsum([len(p) for p in parts]).tolist())
-        self._pools[split] = [p for number, p in enumerate(pool) if number not in used]
-        quota.pending = sum(map(len, self._pools[split]))
+    def _settle_single(self, quota: Quota, runs: _Runs, dropped: Counter[str]) -> npt.NDArray[Any]:
+        """Fill what is missing from the spare blocks of long documents."""
+        taken, missing = _Runs(), quota.needed - runs.num_blocks
+        spare = self._spare[quota.bucket]
+        for shard, start, count in spare:
+            if missing <= taken.num_blocks:
+                break
+            taken.add(shard, start, min(count, missing - taken.num_blocks))
+        dropped["spare"] += (spare.num_blocks - taken.num_blocks) * quota.block_length
+        return _joined(runs.segments(quota.block_length), taken.segments(quota.block_length))
 
-    def _write(self, quota: Quota, ids: Tokens, ends: list[int]) -> None:
-        name = self.spool_name(quota)
-        start = quota.written * quota.block_length
-        self.spools.append(name, ids.astype(ids.dtype.newbyteorder("<")).tobytes())
-        if quota.bucket == "long":
-            self.spools.append(ends_name(name), (np.array(ends, dtype="<u8") + start).tobytes())
-        quota.written += len(ids) // quota.block_length
+    def _settle_long(self, quota: Quota, runs: _Runs, dropped: Counter[str]) -> npt.NDArray[Any]:
+        """Pack the pieces; documents nobody needed fill what packing leaves open."""
+        size = quota.block_length
+        dropped["spare"] += self._spare["long"].num_blocks * size
+        pieces, late, used_late = list(self._pieces), _Runs(), 0
+        while True:
+            missing = quota.needed - runs.num_blocks - late.num_blocks
+            blocks = pack([piece[2] for piece in pieces], size, max(0, missing))
+            lacking = (missing - len(blocks)) * size
+            if lacking <= 0 or used_late == len(self._late):
+                break
+            while lacking > 0 and used_late < len(self._late):
+                shard, start, length = self._late[used_late]
+                used_late += 1
+                whole = min(length // size, quota.needed - runs.num_blocks - late.num_blocks)
+                late.add(shard, start, whole)
+                rest = length - whole * size
+                if quota.minimum <= rest < size:
+                    pieces.append((shard, start + whole * size, rest))
+                else:
+                    dropped["rest"] += rest
+                lacking -= length
+        dropped["not_needed"] += sum(length for _, _, length in self._late[used_late:])
+        packed = np.array(
+            [
+                (block, at, *pieces[piece][:2], length)
+                for block, parts in enumerate(blocks)
+                for at, (piece, length) in _placed(parts)
+            ],
+            dtype=SEGMENT,
+        )
+        total = sum(piece[2] for piece in pieces)
+        used = sum(pieces[piece][2] for parts in blocks for piece, _ in parts)
+        dropped["not_packed"] += total - used
+        dropped["cut"] += used - len(blocks) * size
+        return _joined(runs.segments(size), late.segments(size), packed)
 
-    def _keep_text(self, document: Document) -> None:
-        if not self._needs_texts():
-            return
-        row = {
-            "id": document.id,
-            "source": self.source.config.name,
-            "path": document.path,
-            "text": document.text,
-        }
-        line = json.dumps(row, sort_keys=True).encode() + b"\n"
-        self.spools.append(self.texts_name, line)
-        self.num_texts += 1
-        self.num_text_bytes += len(line)
 
-    def _needs_texts(self) -> bool:
-        if not self.held_out_text_bytes:
-            return False
-        few = self.num_texts < MIN_HELD_OUT_DOCUMENTS
-        return few or self.num_text_bytes < self.held_out_text_bytes
+def _placed(parts: Sequence[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield each part of a block with the position it begins at."""
+    at = 0
+    for part in parts:
+        yield at, part
+        at += part[1]
 
-    def _has_enough(self) -> bool:
-        """Return whether reading can stop; held-out text at most doubles what is read."""
-        if self._needs("train"):
-            return False
-        if self.num_windows >= 2 * self.full_after_windows and self.num_windows > 1:
-            return True
-        return not self._needs("held_out") and not self._needs_texts()
 
-    def _needs(self, split: str) -> bool:
-        return any(quota.remaining for quota in self._of(split))
-
-    def _is_wanted(self, document: str) -> bool:
-        return not self._skipping and self._needs(self._split(document))
-
-    def _of(self, split: str) -> list[Quota]:
-        return [quota for quota in self.quotas if quota.split == split]
-
-    def _split(self, document: str) -> str:
-        return "held_out" if is_held_out(document, self.validation_fraction) else "train"
-
-    def _train_blocks(self) -> int:
-        return sum(quota.written for quota in self._of("train"))
-
-    def _check_conservation(self) -> None:
-        accounted = self.num_written() + self.dropped.total()
-        if accounted != self.num_read:
-            raise RuntimeError(
-                f"{self.source.config.name}: {self.num_read} tokens were read, but "
-                f"{accounted} written or dropped"
-            )
+def _joined(*segments: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return segments one behind the other, their blocks counted on."""
+    first = 0
+    for part in segments:
+        part["block"] += first
+        first = int(part["block"][-1]) + 1 if len(part) else first
+    return np.concatenate(segments)

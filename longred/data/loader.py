@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from longred.data.layout import DTYPES, FORMAT_VERSION
 from longred.errors import ConfigError, MismatchError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 NUM_ROUNDS = 8
 MASK_64 = 2**64 - 1
 

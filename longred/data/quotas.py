@@ -1,14 +1,13 @@
 """Says who feeds which bucket how much: exact shares of blocks, and a draw for each document."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from longred.config import DataConfig
+from longred.config import DataConfig, SourceConfig
 from longred.errors import ConfigError
 from longred.methods import BUCKETS
 
-SPLITS = ("train", "held_out")
 # A bucket of short rows is as broad as its documents: it is filled from at least about this many
 # where the text allows.
 MIN_DOCUMENTS = 128
@@ -24,7 +23,7 @@ class Quota:
         minimum: tokens a document needs to be drawn for this bucket.
         needed: blocks that are wanted.
         written: blocks that are written.
-        pending: tokens that wait to be packed.
+        pending: tokens that pieces waiting to be packed will give.
         available: tokens of the documents that were long enough, wherever they were drawn to.
     """
 
@@ -103,8 +102,7 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
             )
     quotas: dict[str, list[Quota]] = {source.name: [] for source in config.sources}
     for (split, bucket), total in totals.items():
-        weights = [source.buckets.get(bucket, 0.0) for source in config.sources]  # type: ignore[call-overload]
-        for number, count in enumerate(share(total, weights)):
+        for number, count in enumerate(_divide(config, bucket, total, lengths[bucket], split)):
             source = config.sources[number]
             if count and source.length and source.length < minimums[bucket]:
                 raise ConfigError(
@@ -116,36 +114,81 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
     return quotas
 
 
-def draw(document: str, num_tokens: int, quotas: Iterable[Quota]) -> Quota | None:
+def _divide(
+    config: DataConfig, bucket: str, total: int, block_length: int, split: str
+) -> list[int]:
+    """Return the blocks of a bucket that each source owes: budgets first, the rest by weight.
+
+    The held-out split is divided in the proportion of the training split.
+
+    Raises:
+        ConfigError: budgets are larger than the bucket, or smaller and nobody gives the rest.
+    """
+    whole = config.num_tokens * config.ratio[bucket] // sum(config.ratio.values()) // block_length  # type: ignore[index]
+    weights = [_weight(source, bucket) for source in config.sources]
+    budgets = [_budget(config, source, bucket) // block_length for source in config.sources]
+    has_budget = [source.num_tokens is not None for source in config.sources]
+    rest = whole - sum(budgets)
+    sharing = [0.0 if given else weight for given, weight in zip(has_budget, weights, strict=True)]
+    # Budgets are cut to whole blocks; what that leaves over is no shortage.
+    if rest < 0 or (rest > sum(has_budget) and not any(sharing)):
+        raise ConfigError(
+            f"data.sources: budgets (num_tokens) give the {bucket} bucket "
+            f"{sum(budgets) * block_length:,} tokens, data.num_tokens and data.ratio give it "
+            f"{whole * block_length:,}; make them agree, or leave one source without a budget"
+        )
+    if any(sharing):
+        parts = [a + b for a, b in zip(budgets, share(rest, sharing), strict=True)]
+    else:
+        parts = share(whole, [float(budget) for budget in budgets])
+    return parts if split == "train" else share(total, [float(part) for part in parts])
+
+
+def _weight(source: SourceConfig, bucket: str) -> float:
+    return source.weight * source.buckets.get(bucket, 0.0)  # type: ignore[call-overload, no-any-return]
+
+
+def _budget(config: DataConfig, source: SourceConfig, bucket: str) -> int:
+    """Return the tokens of a source's budget that go to a bucket."""
+    if source.num_tokens is None:
+        return 0
+    weights = [config.ratio[b] * _weight(source, b) for b in BUCKETS]  # type: ignore[index]
+    if not any(weights):
+        return 0
+    return share(source.num_tokens, weights)[BUCKETS.index(bucket)]
+
+
+def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
     """Return the quota a document feeds: by hash, weighted by what each still needs.
 
     Args:
-        document: a `document_id`; other digits of it than the held-out split's are used.
+        word: 64 bits of the document's id, others than those that hold documents out.
         num_tokens: the document's length.
         quotas: those of its source and split.
 
     Returns:
         None when it is too short for every quota that still needs text.
     """
-    eligible = [q for q in quotas if q.remaining and num_tokens >= q.minimum]
-    if not eligible:
-        return None
-    point = int(document[16:32], 16) * sum(q.remaining for q in eligible) // 2**64
-    for quota in eligible:
-        if point < quota.remaining:
+    weights = [quota.remaining if num_tokens >= quota.minimum else 0 for quota in quotas]
+    point = word * sum(weights) >> 64
+    for quota, weight in zip(quotas, weights, strict=True):
+        if point < weight:
             return quota
-        point -= quota.remaining
-    raise RuntimeError("a draw fell outside the weights")
+        point -= weight
+    return None
 
 
-def shortages(quotas: Mapping[str, Sequence[Quota]]) -> list[str]:
-    """Return one line for every source and training bucket that text is missing for."""
-    return [
-        f"the {q.bucket} bucket needs {q.needed * q.block_length:,} tokens from source {name}, "
-        f"{q.written * q.block_length:,} could be filled "
-        f"({q.available:,} tokens are in documents of {q.minimum:,} or more, "
+def shortage(source: str, quota: Quota, blocks: int) -> str:
+    """Return one line about a source that cannot fill its share of a bucket with text.
+
+    Args:
+        source: its name.
+        quota: its share.
+        blocks: how many of them could be filled.
+    """
+    return (
+        f"the {quota.bucket} bucket needs {quota.needed * quota.block_length:,} tokens from source "
+        f"{source}, {blocks * quota.block_length:,} could be filled "
+        f"({quota.available:,} tokens are in documents of {quota.minimum:,} or more, "
         "and a document feeds one bucket)"
-        for name, items in quotas.items()
-        for q in items
-        if q.split == "train" and q.written < q.needed
-    ]
+    )

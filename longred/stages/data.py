@@ -1,17 +1,28 @@
 """The stage that turns text into buckets."""
 
+from typing import TYPE_CHECKING
+
 from longred.artifacts import TOKENIZER_FILES, Artifact, Store, folder_digest
 from longred.config import DataConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 
+if TYPE_CHECKING:
+    from longred.data.executors import MapGroups
+
 
 def prepare_data(
-    config: DataConfig, base: Artifact, *, store: Store, on_progress: Progress | None = None
+    config: DataConfig,
+    base: Artifact,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
+    map_groups: "MapGroups | None" = None,
 ) -> Artifact:
     """Fill the long, short and original buckets and hold some documents out.
 
     The sources' own content is an input: text that changed under the same settings is new data.
+    `map_groups` says who waits for groups of shards, as `executors.run_shards` takes it.
     """
     from longred.data.buckets import prepare
     from longred.data.sources import fingerprints
@@ -21,6 +32,8 @@ def prepare_data(
         "data",
         config.digest_values(),
         {"tokenizer": folder_digest(base.folder, TOKENIZER_FILES), **texts},
-        lambda folder, work: prepare(config, base.folder, folder, work, on_progress=on_progress),
+        lambda folder, work: prepare(
+            config, base.folder, folder, work, on_progress=on_progress, map_groups=map_groups
+        ),
         VERSIONS["data"],
     )

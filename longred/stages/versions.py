@@ -1,7 +1,7 @@
 """Which version of its own format each stage writes."""
 
 VERSIONS = {
-    "data": 1,
+    "data": 2,
     "extension": 2,
     "profiling": 1,
     "selection": 1,

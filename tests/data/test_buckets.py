@@ -11,7 +11,7 @@ import pytest
 
 from longred.artifacts import sha256_file
 from longred.config import DataConfig, load_recipe
-from longred.data import filling, sources
+from longred.data import filling
 from longred.data.buckets import prepare
 from longred.data.documents import document_id, is_held_out
 from longred.data.loader import BlockFile, StepLoader
@@ -175,11 +175,13 @@ def test_losing_a_token_is_noticed(
     run: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = filling.Filler._place
-    monkeypatch.setattr(filling.Filler, "_place", lambda self, d, ids: place(self, d, ids[:-1]))
-    count = filling.Filler.num_written
-    monkeypatch.setattr(filling.Filler, "num_written", lambda self: count(self) - 1)
-    with pytest.raises(RuntimeError, match="tokens were read, but"):
+    place = filling._Split._place
+
+    def lose(self: Any, quota: Any, shard: int, start: int, length: int) -> None:
+        place(self, quota, shard, start, length - 1)
+
+    monkeypatch.setattr(filling._Split, "_place", lose)
+    with pytest.raises(RuntimeError, match=r"words: \d+ tokens were read, but"):
         run(make_config())
 
 
@@ -191,51 +193,6 @@ def test_the_same_text_gives_the_same_bytes(
     assert first == digests(run(config))
     assert "tokens/long.ends.npy" in first
     assert first != digests(run(make_config(seed=1)))
-
-
-def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
-    make_config: Callable[..., DataConfig],
-    run: Callable[..., Path],
-    write_corpus: Callable[..., Path],
-    corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sources, "WINDOW_BYTES", 30_000)
-    monkeypatch.setattr(sources, "PRACTICE_WINDOW", 50)
-    monkeypatch.setattr(filling, "BATCH_CHARACTERS", 10_000)
-    second = write_corpus(tmp_path / "second.jsonl", num_documents=200, seed=1)
-    pair = [
-        {"name": "words", "kind": "files", "path": str(corpus)},
-        {"name": "others", "kind": "files", "path": str(second)},
-        {"name": "practice", "kind": "practice", "length": 64, "buckets": {"short": 1}},
-    ]
-    config = make_config(sources=pair)
-    calls = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    def interrupt(*_: Any) -> None:
-        count()
-        if calls == 5:
-            raise Interrupted
-
-    expected = digests(run(config, on_progress=count))
-    work = tmp_path / "work"
-    num_interruptions, calls, folder = 0, 0, None
-    while folder is None:
-        try:
-            folder = run(config, work, on_progress=interrupt)
-        except Interrupted:
-            num_interruptions, calls = num_interruptions + 1, 0
-    assert num_interruptions >= 3
-    assert digests(folder) == expected
-    # Once everything is read, a rerun reads nothing.
-    calls = 0
-    assert digests(run(config, work, on_progress=count)) == expected
-    assert calls == 0
 
 
 def test_progress_of_other_settings_is_not_used(

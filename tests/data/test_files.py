@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from longred.config import DataConfig
+from longred.data import files
 from longred.data.documents import Document, document_id
-from longred.data.files import find_files, read_files
+from longred.data.files import find_files
 from longred.data.intake import Intake
 from longred.errors import ConfigError
 
@@ -26,15 +30,26 @@ ZOO = {
 }
 
 
-def read(path: Path | str, intake: Intake, text_field: str = "text") -> list[Document]:
-    root, paths = find_files(str(path), "data.sources.0")
-    return list(read_files("name", root, paths, text_field, intake))
+def count(max_rejected_fraction: float = 1.0, max_characters: int = 10**6) -> Intake:
+    return Intake("name", max_rejected_fraction, max_characters)
+
+
+def read(
+    path: Path | str, intake: Intake, text_field: str = "text", shard_bytes: int = 2**26
+) -> list[Document]:
+    """Read everything; stretches of a file as if each were a shard of its own."""
+    source = {"name": "name", "kind": "files", "path": str(path), "text_field": text_field}
+    config = DataConfig(sources=[source], num_tokens=1, shard_bytes=shard_bytes)
+    parts = files.parts(config, config.sources[0], "data.sources.0")
+    found = [list(files.read(config, config.sources[0], (part,), intake)) for part in parts]
+    intake.check("the shard", "quarantine")
+    return [document for documents in found for document in documents]
 
 
 def test_every_bad_row_is_counted_by_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "zoo.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(ZOO) + b"\n\n")
-    intake = Intake("name", 0.99)
+    intake = count()
     documents = read(path, intake)
     assert [document.text for document in documents] == ["good one", "whole \U0001f600 pair"]
     reasons = [reason for reason in ZOO.values() if reason]
@@ -54,26 +69,16 @@ def test_too_many_bad_rows_are_an_error_that_says_where(tmp_path: Path) -> None:
     path.write_text("\n".join([good] * 98 + ["{", "{"]) + "\n")
     with pytest.raises(
         ConfigError,
-        match=r"data\.max_rejected_fraction: 2 of 100 rows .*2 bad_json.*rows\.jsonl:99.*0\.02",
+        match=r"data\.max_rejected_fraction: 2 of 100 rows .*2 bad_json.*, line 99 .*0\.02",
     ):
-        read(path, Intake("name", 0.01))
-    assert len(read(path, Intake("name", 0.02))) == 98
-
-
-def test_a_shard_that_is_left_early_is_checked_too(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{\n{"text": "fine"}\n{"text": "fine"}\n')
-    intake = Intake("name", 0.1)
-    root, paths = find_files(str(path), "data.sources.0")
-    next(read_files("name", root, paths, "text", intake))
-    with pytest.raises(ConfigError, match="1 of 2 rows"):
-        intake.end()
+        read(path, count(0.01))
+    assert len(read(path, count(0.02))) == 98
 
 
 def test_empty_rows_are_counted_but_harmless(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": ""}\n' * 9 + '{"text": "fine"}\n')
-    intake = Intake("name", 0.0)
+    intake = count(0.0)
     assert len(read(path, intake)) == 1
     assert intake.rejected == {"empty": 9}
 
@@ -83,8 +88,8 @@ def test_ids_are_the_same_on_every_machine(tmp_path: Path) -> None:
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "sub" / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
         (tmp_path / name / "note.md").write_text("c")
-    here = read(tmp_path / "here", Intake("name", 0.0))
-    there = read(tmp_path / "there", Intake("name", 0.0))
+    here = read(tmp_path / "here", count(0.0))
+    there = read(tmp_path / "there", count(0.0))
     assert here == there
     assert {document.id for document in here} == {
         document_id("name", "sub/rows.jsonl", 0),
@@ -97,9 +102,9 @@ def test_gzip_rows_and_a_stream_cut_in_half(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     rows = "".join(json.dumps({"text": f"row {i} {i * 7919 % 1000}"}) + "\n" for i in range(20000))
     path.write_bytes(gzip.compress(rows.encode()))
-    assert len(read(path, Intake("name", 0.0))) == 20000
+    assert len(read(path, count(0.0))) == 20000
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    intake = Intake("name", 0.01)
+    intake = count(0.01)
     documents = read(path, intake)
     assert 5000 < len(documents) < 20000
     assert intake.rejected == {"truncated_stream": 1}
@@ -112,16 +117,90 @@ def test_parquet_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = pyarrow.table({"content": ["a", None, "", "b"], "n": [1, 2, 3, 4]})
     pyarrow.parquet.write_table(table, path, row_group_size=2)
-    intake = Intake("name", 0.5)
+    intake = count(0.5)
     documents = read(path, intake, "content")
     assert [document.text for document in documents] == ["a", "b"]
     assert documents[1].id == document_id("name", "rows.parquet", 3)
     assert intake.rejected == {"missing_field": 1, "empty": 1}
     with pytest.raises(ConfigError, match=r"no column text .* it has content, n"):
-        read(path, Intake("name", 0.0))
+        read(path, count(0.0))
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ConfigError, match="not a whole parquet file"):
-        read(path, Intake("name", 0.0), "content")
+    intake = count()
+    assert read(path, intake, "content") == []
+    assert intake.rejected == {"bad_parquet": 1}
+
+
+def test_stretches_of_a_file_give_what_the_whole_gives(tmp_path: Path) -> None:
+    """Ranges that cut through lines, through line ends and through long lines."""
+    rng = random.Random(0)
+    rows = [json.dumps({"text": f"{n} " + "x" * rng.choice((0, 3, 50, 400))}) for n in range(60)]
+    rows[7], rows[20], rows[41] = "", "{broken", '{"text": "' + "y" * 3000 + '"}'
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows) + "\n")
+    limit = 1000
+    whole = count(max_characters=limit)
+    expected = read(path, whole)
+    assert whole.rejected == {"bad_json": 1, "oversized": 1}
+    for size in (1, 2, 7, 64, 333, 1000, 4000):
+        intake = count(max_characters=limit)
+        assert read(path, intake, shard_bytes=size) == expected
+        assert intake.rejected == whole.rejected
+        offsets = [row["offset"] for row in intake.quarantine]
+        assert offsets == [row["offset"] for row in whole.quarantine]
+        # Every line is counted by one stretch, so that line numbers can be counted through.
+        assert intake.num_lines == whole.num_lines == {"rows.jsonl": 60}
+
+
+def test_row_groups_are_stretches_of_a_parquet_file(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table({"text": [f"text {n}" for n in range(50)] + [None]})
+    pyarrow.parquet.write_table(table, path, row_group_size=8)
+    expected = read(path, count())
+    intake = count()
+    assert read(path, intake, shard_bytes=1) == expected
+    assert [row["line"] for row in intake.quarantine] == [51]
+
+
+def test_zstd_rows_and_streams_that_break_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.zst"
+    rows = [json.dumps({"text": f"row {i} {i * 7919 % 1000}"}) + "\n" for i in range(20000)]
+    # Two frames: what a tool writes that appends to a file.
+    frames = ["".join(rows[:5000]), "".join(rows[5000:])]
+    path.write_bytes(b"".join(zstandard.compress(frame.encode()) for frame in frames))
+    assert len(read(path, count(0.0))) == 20000
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    intake = count(0.01)
+    assert 5000 <= len(read(path, intake)) < 20000
+    assert intake.rejected == {"truncated_stream": 1}
+    for name in ("empty.jsonl.zst", "empty.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"")
+        intake = count()
+        assert read(tmp_path / name, intake) == []
+        assert intake.rejected == {"truncated_stream": 1}
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    intake = count(0.0)
+    assert read(tmp_path / "empty.jsonl", intake) == []
+    assert intake.seen == 0
+
+
+def test_files_behind_a_url(tmp_path: Path) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    rows = "".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(100))
+    store.pipe("/corpus/a/rows.jsonl", rows.encode())
+    store.pipe("/corpus/b/rows.jsonl.gz", gzip.compress(rows.encode()))
+    store.pipe("/corpus/note.txt", b"a note")
+    try:
+        documents = read("memory://corpus", count(0.0), shard_bytes=300)
+        assert len(documents) == 201
+        assert document_id("name", "a/rows.jsonl", 0) in {document.id for document in documents}
+        assert len(read("memory://corpus/**/*.jsonl.gz", count(0.0))) == 100
+    finally:
+        store.rm("/corpus", recursive=True)
 
 
 def test_text_files_of_a_tree_are_one_shard(tmp_path: Path) -> None:
@@ -129,20 +208,20 @@ def test_text_files_of_a_tree_are_one_shard(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text(f"text {number}")
     (tmp_path / "bad.py").write_bytes(b"caf\xe9")
     (tmp_path / "ignored.bin").write_bytes(b"\0")
-    intake = Intake("name", 0.05)
+    intake = count(0.05)
     assert len(read(tmp_path, intake)) == 20
     assert intake.rejected == {"bad_utf8": 1}
-    with pytest.raises(ConfigError, match=r"1 of 21 rows .*bad\.py:1"):
-        read(tmp_path, Intake("name", 0.04))
+    with pytest.raises(ConfigError, match=r"1 of 21 rows .*bad\.py, line 1"):
+        read(tmp_path, count(0.04))
 
 
 def test_globs_are_relative_to_their_literal_part(tmp_path: Path) -> None:
     for name in ("a/x.txt", "b/c/y.txt", "b/z.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    root, paths = find_files(str(tmp_path / "**" / "*.txt"), "key")
-    assert root == tmp_path
-    assert sorted(paths) == ["a/x.txt", "b/c/y.txt"]
+    found = find_files(str(tmp_path / "**" / "*.txt"), "key")
+    assert found.root == str(tmp_path)
+    assert sorted(found.sizes) == ["a/x.txt", "b/c/y.txt"]
 
 
 @pytest.mark.parametrize(
@@ -158,4 +237,4 @@ def test_paths_that_lead_nowhere(tmp_path: Path, name: str, message: str) -> Non
     (tmp_path / "data.bin").write_bytes(b"\0")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match=message):
-        find_files(str(tmp_path / name), "data.sources.0")
+        find_files(str(tmp_path / name), "data.sources.0.path")

@@ -49,7 +49,8 @@ def test_draws_follow_what_is_still_needed() -> None:
     quotas = [Quota("train", "long", 10, 5, 60), Quota("train", "short", 2, 2, 100)]
     drawn: Counter[str] = Counter()
     for number in range(4000):
-        quota = draw(hashlib.sha256(str(number).encode()).hexdigest(), 100, quotas)
+        word = int(hashlib.sha256(str(number).encode()).hexdigest()[:16], 16)
+        quota = draw(word, 100, quotas)
         assert quota
         drawn[quota.bucket] += 1
     assert drawn["long"] / 4000 == pytest.approx(600 / 800, abs=0.03)
@@ -57,10 +58,45 @@ def test_draws_follow_what_is_still_needed() -> None:
 
 def test_a_document_is_drawn_only_where_it_is_long_enough_and_needed() -> None:
     long, short = Quota("train", "long", 10, 5, 1), Quota("train", "short", 2, 2, 1)
-    document = "0" * 16 + "f" * 48
+    document = 2**64 - 1
     assert draw(document, 4, [long, short]) is short
     assert draw(document, 1, [long, short]) is None
     short.written = 1
     assert draw(document, 9, [long, short]) is long
     long.pending = 10
     assert draw(document, 9, [long, short]) is None
+
+
+def test_budgets_are_exact_and_the_rest_is_shared(make_config: Callable[..., DataConfig]) -> None:
+    def source(name: str, **settings: object) -> dict[str, object]:
+        return {"name": name, "kind": "files", "path": name, **settings}
+
+    sources = [source("a", num_tokens=8192), source("b", weight=3), source("c")]
+    needed = {
+        name: {q.bucket: q.needed for q in quotas if q.split == "train"}
+        for name, quotas in source_quotas(make_config(sources=sources)).items()
+    }
+    assert needed == {
+        "a": {"long": 16, "short": 96, "original": 16},
+        "b": {"long": 36, "short": 216, "original": 36},
+        "c": {"long": 12, "short": 72, "original": 12},
+    }
+    only = {"buckets": {"short": 1}}
+    sources = [source("a", num_tokens=4096, **only), source("b")]
+    quotas = source_quotas(make_config(sources=sources))
+    assert [q.needed for q in quotas["a"] if q.split == "train"] == [0, 128, 0]
+    sources = [source("a", num_tokens=16384), source("b", num_tokens=16384)]
+    quotas = source_quotas(make_config(sources=sources))
+    assert [q.needed for q in quotas["b"] if q.split == "train"] == [32, 192, 32]
+
+
+@pytest.mark.parametrize("budgets", [(8192, 8192), (65536, None)])
+def test_budgets_that_do_not_add_up(
+    make_config: Callable[..., DataConfig], budgets: tuple[int, int | None]
+) -> None:
+    sources = [
+        {"name": f"s{n}", "kind": "files", "path": str(n), "num_tokens": budget}
+        for n, budget in enumerate(budgets)
+    ]
+    with pytest.raises(ConfigError, match=r"data\.sources: budgets .* give the long bucket"):
+        source_quotas(make_config(sources=sources))
