@@ -3,9 +3,11 @@
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.forms import Overrides, StartFrom
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
 from longred.runs import load_config
+from longred.scope import WHAT_CHANGED
 from longred.session import open_run
 from tasks.stages import (
     evaluate_model,
@@ -21,18 +23,25 @@ from tasks.stages import (
 
 
 @flow(name="longred", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
-def full_pipeline(recipe: str = "demo", overrides: list[str] = []) -> str:  # noqa: B006 - Prefect shows the default
+def full_pipeline(
+    recipe: str = "demo",
+    overrides: Overrides = [],  # noqa: B006 - Prefect shows the default
+    start_from: StartFrom = WHAT_CHANGED,
+) -> str:
     """Extend a model's context window and restore its short-text skill.
 
     Args:
-        recipe: a packaged recipe's name, or the path of a YAML file.
+        recipe: a packaged recipe's name, the path of a YAML file, or an earlier run's id or
+            `latest` for what that run was made with.
         overrides: changes to it, each `section.key=value`.
+        start_from: a stage that is made again with all later ones, even where nothing changed.
 
     Returns:
         The id of the run, as `longred show` takes it.
     """
     config = load_config(recipe, overrides)
-    with open_run(config, recipe, overrides, prefect_flow_run_id=flow_run.id) as run:
+    shown = {"prefect_flow_run_id": flow_run.id, "prefect_url": flow_run.ui_url}
+    with open_run(config, recipe, overrides, start_from=start_from, **shown) as run:
         base = find_model(config.model)
         extended = extend_model(config.extension, base)
         data = prepare_data(config.data, base)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,28 @@ from typing import Any
 import psutil
 
 from longred.artifacts import Store, read_json, write_json
-from longred.config import RunConfig, load_recipe
+from longred.config import RunConfig, StoreConfig, load_recipe, load_recorded
 from longred.errors import ConfigError, MismatchError
 
 STORE_VARIABLE = "LONGRED_STORE"
 TRACKING_VARIABLE = "LONGRED_TRACKING_URI"
 _VARIABLES = {STORE_VARIABLE: "store.path", TRACKING_VARIABLE: "tracking.uri"}
 MAX_EARLIER_RUNS = 100
-_RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9._-]+\Z")
+RUN_ID = r"[0-9]{8}-[0-9]{6}-[a-z0-9._-]+"
+_RUN_ID = re.compile(RUN_ID + r"\Z")
+_LOOPBACK = re.compile(r"https?://(127\.|localhost|\[::1\])")
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe; the environment says where the store and MLflow are, unless an override does.
 
+    Args:
+        recipe: a recipe's name or file, or an earlier run's id (or `latest`) for what that run was
+            made with, as it was recorded.
+        overrides: changes to it.
+
     Raises:
-        ConfigError: the recipe, a key or a value is wrong; the message names the dotted key.
+        ConfigError: the recipe, the run, a key or a value is wrong; the message names it.
     """
     given = {override.partition("=")[0] for override in overrides}
     places = [
@@ -33,7 +41,35 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         for variable, key in _VARIABLES.items()
         if os.environ.get(variable) and key not in given
     ]
-    return load_recipe(recipe, [*places, *overrides])
+    if not is_run_name(recipe):
+        return load_recipe(recipe, [*places, *overrides])
+    store = find_store(overrides)
+    config = {**load_run(store, recipe).config, "store": {"path": str(store.root)}}
+    tracking = dict(config.get("tracking") or {})
+    if is_loopback(tracking.get("uri") or ""):
+        # The address of a server that `longred up` had started, and may have stopped since.
+        tracking["uri"] = None
+    return load_recorded({**config, "tracking": tracking}, [*places, *overrides])
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a name stands for a run: an id, or `latest`."""
+    return name == "latest" or _RUN_ID.match(name) is not None
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether an address is of a server on this machine."""
+    return _LOOPBACK.match(url) is not None
+
+
+def find_store(overrides: Sequence[str] = ()) -> Store:
+    """Return the store that an override names, else the environment's, else the default one."""
+    path = os.environ.get(STORE_VARIABLE) or StoreConfig().path
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == _VARIABLES[STORE_VARIABLE]:
+            path = value
+    return Store(path)
 
 
 @dataclass
@@ -70,6 +106,10 @@ class RunRecord:
     Attributes:
         digest: identity of the configuration, without what cannot change a result.
         status: running, finished, failed, stopped, or lost when its process is gone.
+        process: id and start time of the process that makes it.
+        host: name of the machine of that process.
+        origin: id of the earlier run whose settings it started from.
+        prefect_url: page of its Prefect flow run.
         stages: every attempt in order; the last one of a name counts.
         in_mlflow: whether MLflow has all of it.
     """
@@ -84,14 +124,21 @@ class RunRecord:
     finished: float | None = None
     error: str | None = None
     process: list[float] = field(default_factory=list)
+    host: str = field(default_factory=socket.gethostname)
     mlflow_run_id: str | None = None
     prefect_flow_run_id: str | None = None
+    prefect_url: str | None = None
+    origin: str | None = None
     in_mlflow: bool = False
     stages: list[StageRecord] = field(default_factory=list)
 
     def last_attempts(self) -> dict[str, StageRecord]:
         """Return the stages by name, in order, each as its last attempt left it."""
         return {stage.name: stage for stage in self.stages}
+
+    def is_gone(self) -> bool:
+        """Return whether its process is known to have ended; another machine's is not known."""
+        return self.host == socket.gethostname() and not is_alive(self.process)
 
     def save(self, runs: Path) -> None:
         """Write the record so that a crash leaves the old or the new one."""
@@ -139,14 +186,35 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
     wanted = runs[-1] if run_id == "latest" else run_id
     if wanted not in runs:
         raise ConfigError(f"{run_id}: no such run in {store.runs} (newest: {', '.join(runs[-3:])})")
-    record = _read_run(store, wanted)
-    if record.status == "running" and not is_alive(record.process):
+    record = read_run(store, wanted)
+    if record.status == "running" and record.is_gone():
         record.status = "lost"
         record.error = "its process ended without a word; run the same command to go on"
         for stage in record.stages:
             stage.status = "lost" if stage.status == "running" else stage.status
         record.save(store.runs)
     return record
+
+
+def find_origin(store: Store, recipe: str, prefect_flow_run_id: str | None) -> RunRecord | None:
+    """Return the run that a new one starts from, or None where it starts from a recipe.
+
+    The retry of a flow run is another run, but starts from where its first attempt did.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if not is_run_name(recipe):
+        return None
+    found = load_run(store, recipe)
+    is_attempt = prefect_flow_run_id and found.prefect_flow_run_id == prefect_flow_run_id
+    return load_run(store, found.origin) if is_attempt and found.origin else found
+
+
+def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Return both lists of overrides, without those of the first that the second replaces."""
+    given = {override.partition("=")[0] for override in second}
+    return [*(each for each in first if each.partition("=")[0] not in given), *second]
 
 
 def earlier_runs(store: Store, run: RunRecord) -> Iterator[RunRecord]:
@@ -157,12 +225,17 @@ def earlier_runs(store: Store, run: RunRecord) -> Iterator[RunRecord]:
     """
     for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
         if run_id != run.id:
-            record = _read_run(store, run_id)
+            record = read_run(store, run_id)
             if record.config.get("name") == run.config.get("name"):
                 yield record
 
 
-def _read_run(store: Store, run_id: str) -> RunRecord:
+def read_run(store: Store, run_id: str) -> RunRecord:
+    """Return a run's record as it is on disk.
+
+    Raises:
+        MismatchError: it cannot be read.
+    """
     path = store.runs / run_id / "run.json"
     values = read_json(path)
     try:

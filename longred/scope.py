@@ -23,6 +23,8 @@ STAGES = (
 """In the order in which each builds on those before it."""
 
 MAX_DIFFERENCES = 4
+WHAT_CHANGED = "what changed"
+"""In place of a stage: the run starts where settings or inputs are others than before."""
 
 
 class Mode(Enum):
@@ -69,6 +71,22 @@ class Scope:
         if self.only is not None and stage != self.only:
             return Mode.REQUIRE if place < STAGES.index(self.only) else Mode.TELL
         return Mode.MAKE
+
+    def starting(self, stage: str | None) -> "Scope":
+        """Return this scope, made from a stage on, where one is given."""
+        return self if stage in (None, WHAT_CHANGED) else replace(self, start=stage)
+
+    def fate(self, stage: str, reason: str | None) -> str:
+        """Return in a word what a run of this scope does with a stage's artifact.
+
+        Args:
+            stage: the stage.
+            reason: why it would have to be made; None where it exists.
+        """
+        if reason is None:
+            return "skipped"
+        mode = replace(self, is_dry=False).mode(stage)
+        return {Mode.REQUIRE: "missing", Mode.TELL: "stale"}.get(mode, "runs")
 
     def is_forced(self, stage: str) -> bool:
         """Return whether a stage's artifacts are made even where they exist."""

@@ -5,33 +5,31 @@ process id and start time, so that nothing else is ever stopped in its place.
 """
 
 import contextlib
-import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
-from longred.artifacts import locked, read_json, storage_errors, write_json
+from longred.artifacts import locked, make_folder, read_json, storage_errors, write_json
 from longred.config import TrackingConfig
 from longred.errors import PreflightError
+from longred.prefect_api import ask, deployed
 from longred.runs import STORE_VARIABLE, TRACKING_VARIABLE, is_alive, process_identity
 from longred.temporary_server import prefect_environment
 
 WORK_POOL = "longred"
 DEPLOYMENT = "longred/full-pipeline"
 DEPLOYMENTS_FILE = "deployments/prefect.yaml"
-DEFAULT_PREFECT_PORT = 4200
+DEFAULT_PORTS = {"prefect": 4200, "mlflow": 5000}
 TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "worker": "worker"}
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
@@ -76,16 +74,21 @@ def prefect_url(root: Path) -> str | None:
     if service is None:
         return None
     url = f"{service.url}/api"
-    return url if _ask(f"{url}/health") is not None else None
+    return url if ask(f"{url}/health") is not None else None
 
 
-def up(root: Path, repository: Path, *, ports: Mapping[str, int], say: Say) -> dict[str, Service]:
+def up(
+    root: Path, repository: Path, *, ports: Mapping[str, int | None], say: Say
+) -> dict[str, Service]:
     """Start what does not run yet, wait until it works, and apply the deployments.
+
+    Where everything runs and answers, nothing is done.
 
     Args:
         root: the store's root.
         repository: folder that holds `flows` and `deployments`.
-        ports: port of `prefect` and of `mlflow`.
+        ports: port of `prefect` and of `mlflow`; None for the usual one, or a free one where that
+            is taken.
         say: told what is going on.
 
     Raises:
@@ -94,25 +97,65 @@ def up(root: Path, repository: Path, *, ports: Mapping[str, int], say: Say) -> d
     """
     with storage_errors(root), locked(folder(root) / "lock", "the set of services"):
         services = load(root)
-        if set(services) == set(TITLES):
-            return services
-        for name in ("prefect", "mlflow"):
-            if name not in services:
-                _check_port(name, ports[name])
-        _prepare_mlflow(root)
-        for name in ("prefect", "mlflow"):
-            if name not in services:
-                say(f"starting {TITLES[name]} on port {ports[name]}")
-                services[name] = _start(root, repository, name, services, ports[name])
+        missing = [name for name in ("prefect", "mlflow") if name not in services]
+        chosen = {name: _choose_port(name, ports[name]) for name in missing}
+        if missing:
+            _prepare_mlflow(root)
+        for name, port in chosen.items():
+            say(f"starting {TITLES[name]} on port {port}")
+            services[name] = _start(root, repository, name, services, port)
         _wait(root, services["prefect"], "/api/flows/count", {})
         _wait(root, services["mlflow"], "/api/2.0/mlflow/experiments/search", {"max_results": 1})
         if "worker" not in services:
             say("starting a worker")
             services["worker"] = _start(root, repository, "worker", services, 0)
         _wait_for_pool(root, services)
-        say("applying the deployments")
-        _deploy(root, repository, services)
+        if not deployment_names(repository) <= deployed(f"{services['prefect'].url}/api"):
+            say("applying the deployments")
+            deploy(root, repository, f"{services['prefect'].url}/api")
     return services
+
+
+def deploy(root: Path, repository: Path, api: str) -> list[str]:
+    """Apply the deployments to a Prefect server and return their names.
+
+    Their entrypoints are found from the repository, whatever the current folder is.
+
+    Args:
+        root: the store's root, which flow runs without a worker's own settings use.
+        repository: folder that holds `flows` and `deployments`.
+        api: address of the server's API.
+
+    Raises:
+        PreflightError: the server does not answer or refuses; the message says where its words are.
+    """
+    if ask(f"{api}/flows/count", {}) is None:
+        raise PreflightError(f"{api}: no Prefect server answers; start one with `longred up`")
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    result = subprocess.run(  # noqa: S603 - our own interpreter and arguments
+        [*command, "--prefect-file", DEPLOYMENTS_FILE],
+        cwd=repository,
+        env=_environment(root, repository, api.removesuffix("/api")),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    words = folder(root) / "deploy.log"
+    make_folder(words.parent)
+    words.write_text(result.stdout + result.stderr, encoding="utf-8")
+    names = deployment_names(repository)
+    # A file that Prefect cannot read is a warning to it, and its exit status is 0.
+    missing = names - deployed(api)
+    if result.returncode != 0 or missing:
+        raise PreflightError(f"{DEPLOYMENTS_FILE} could not be applied; see {words}")
+    return [f"longred/{name}" for name in sorted(names)]
+
+
+def deployment_names(repository: Path) -> set[str]:
+    """Return the names of the deployments that the repository describes."""
+    text = (repository / DEPLOYMENTS_FILE).read_text(encoding="utf-8")
+    return {each["name"] for each in yaml.safe_load(text)["deployments"]}
 
 
 def down(root: Path) -> list[str]:
@@ -152,22 +195,42 @@ def describe(services: Mapping[str, Service], repository: Path) -> str:
     """Return where the services are seen and how to start a flow run."""
     prefect = services["prefect"]
     lines = [f"Prefect  {prefect.url}", f"MLflow   {services['mlflow'].url}", ""]
-    if prefect.port != DEFAULT_PREFECT_PORT or Path.cwd() != repository:
+    if prefect.port != DEFAULT_PORTS["prefect"] or Path.cwd() != repository:
         lines.append(f"export PREFECT_API_URL={prefect.url}/api")
     lines.append(f"prefect deployment run {DEPLOYMENT}")
-    lines.append(f"prefect deployment run {DEPLOYMENT} -p 'overrides=[\"training.num_steps=80\"]'")
+    lines.append(
+        "prefect deployment run longred/evaluation -p run=latest "
+        "-p 'overrides=[\"evaluation.short.num_samples=200\"]'"
+    )
     return "\n".join(lines)
 
 
-def _check_port(name: str, port: int) -> None:
+def port_problem(port: int) -> str | None:
+    """Return why nothing can listen on a port of this machine, or None where something can."""
     try:
         with socket.create_server(("127.0.0.1", port)):
-            return
+            return None
     except OSError as error:
+        return os.strerror(error.errno or 0)
+
+
+def _choose_port(name: str, wanted: int | None) -> int:
+    """Return the wanted port, else the usual one, else a free one.
+
+    Raises:
+        PreflightError: the wanted port is taken.
+    """
+    port = DEFAULT_PORTS[name] if wanted is None else wanted
+    problem = port_problem(port)
+    if problem is None:
+        return port
+    if wanted is not None:
         raise PreflightError(
-            f"port {port} for {TITLES[name]} is taken ({os.strerror(error.errno or 0)}); "
+            f"port {port} for {TITLES[name]} is taken ({problem}); "
             f"free it, or choose another: longred up --{name}-port {port + 1}"
-        ) from None
+        )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def _prepare_mlflow(root: Path) -> None:
@@ -243,13 +306,14 @@ def _environment(root: Path, repository: Path, prefect: str) -> dict[str, str]:
 
 def _wait(root: Path, service: Service, path: str, question: Mapping[str, Any]) -> None:
     """Wait until a service answers a real question, not only that it is there."""
-    _until(root, service, lambda: _ask(service.url + path, question) is not None)
+    url, is_prefect = service.url + path, service.name == "prefect"
+    _until(root, service, lambda: ask(url, question, is_prefect=is_prefect) is not None)
 
 
 def _wait_for_pool(root: Path, services: Mapping[str, Service]) -> None:
     """Wait until the worker has made its work pool and told the server that it is there."""
     url = f"{services['prefect'].url}/api/work_pools/{WORK_POOL}/workers/filter"
-    _until(root, services["worker"], lambda: bool(_ask(url, {})))
+    _until(root, services["worker"], lambda: bool(ask(url, {})))
 
 
 def _until(root: Path, service: Service, works: Callable[[], bool]) -> None:
@@ -264,39 +328,6 @@ def _until(root: Path, service: Service, works: Callable[[], bool]) -> None:
                 "`longred down` stops the others"
             )
         time.sleep(0.3)
-
-
-def _ask(url: str, question: Mapping[str, Any] | None = None) -> Any:
-    """Return a service's JSON answer, or None where there is none."""
-    body = None if question is None else json.dumps(question).encode()
-    request = urllib.request.Request(  # noqa: S310 - http on this machine
-        url, data=body, headers={"Content-Type": "application/json"}
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=10) as answer:
-            return json.load(answer)
-    except (OSError, http.client.HTTPException, json.JSONDecodeError):
-        return None
-
-
-def _deploy(root: Path, repository: Path, services: Mapping[str, Service]) -> None:
-    """Apply the deployments; their entrypoints are found from the repository."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    result = subprocess.run(  # noqa: S603 - our own interpreter and arguments
-        [*command, "--prefect-file", DEPLOYMENTS_FILE],
-        cwd=repository,
-        env=_environment(root, repository, services["prefect"].url),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    (folder(root) / "deploy.log").write_text(result.stdout + result.stderr, encoding="utf-8")
-    if result.returncode != 0:
-        raise PreflightError(
-            f"{DEPLOYMENTS_FILE} could not be applied; see {folder(root) / 'deploy.log'}"
-        )
 
 
 def _stop(service: Service) -> None:

@@ -18,7 +18,14 @@ from longred.artifacts import Artifact, Store, canonical_digest, make_folder
 from longred.config import RunConfig
 from longred.errors import LongredError, Stopped
 from longred.progress import Progress
-from longred.runs import RunRecord, StageRecord, earlier_runs, process_identity
+from longred.runs import (
+    RunRecord,
+    StageRecord,
+    earlier_runs,
+    find_origin,
+    merge_overrides,
+    process_identity,
+)
 from longred.scope import Begun, Scope, ScopedStore
 
 
@@ -223,28 +230,43 @@ def open_run(
     recipe: str,
     overrides: Sequence[str] = (),
     *,
+    start_from: str | None = None,
     prefect_flow_run_id: str | None = None,
+    prefect_url: str | None = None,
 ) -> Iterator[Run]:
     """Start a run and make it current; its end is recorded honestly, however the block is left.
 
     Inside `scoped(Scope(is_dry=True))` the run writes nothing and tells nobody but its listeners.
 
+    Args:
+        config: what it is made with.
+        recipe: where that was read from; an earlier run is named in the record as its origin.
+        overrides: the changes to it.
+        start_from: the stage from which on everything is made again, if any.
+        prefect_flow_run_id: the Prefect flow run that this is.
+        prefect_url: the page of it.
+
     Raises:
+        ConfigError: the stage to start from is unknown.
         StorageError: the store cannot be written.
     """
     from longred.follower import Follower
 
-    root = Store(config.store.path).root
-    scope = _scope.get()
+    store = Store(config.store.path)
+    root = store.root
+    scope = _scope.get().starting(start_from)
+    origin = find_origin(store, recipe, prefect_flow_run_id)
     record = RunRecord(
         id="dry-run" if scope.is_dry else _new_id(root / "runs", config.name),
-        recipe=recipe,
-        overrides=list(overrides),
+        recipe=origin.recipe if origin else recipe,
+        overrides=merge_overrides(origin.overrides if origin else (), overrides),
         config=config.model_dump(mode="json"),
         digest=canonical_digest(config.digest_values())[:16],
         started=time.time(),
         process=process_identity(),
         prefect_flow_run_id=prefect_flow_run_id,
+        prefect_url=prefect_url,
+        origin=origin.id if origin else None,
     )
     run = Run(record, root, scope, _listening.get())
     run.save()

@@ -8,7 +8,7 @@ from longred.artifacts import Artifact, Store
 from longred.config import RunConfig
 from longred.errors import ConfigError
 from longred.runs import list_runs, load_config
-from longred.scope import Mode, Scope
+from longred.scope import WHAT_CHANGED, Mode, Scope
 from longred.session import Run, Watcher, listening, open_run, scoped
 
 
@@ -151,3 +151,24 @@ def test_modes_of_all_stages() -> None:
     again = Scope(start="evaluation")
     assert again.mode("training") is Mode.MAKE
     assert again.mode("report") is Mode.REMAKE
+
+
+@pytest.mark.parametrize(
+    ("scope", "fates"),
+    [
+        (Scope(), {"data": "runs", "training": "runs", "report": "runs"}),
+        (Scope(only="training"), {"data": "missing", "training": "runs", "report": "stale"}),
+        (Scope(only="training", is_dry=True), {"data": "missing", "report": "stale"}),
+        (Scope(start="training"), {"data": "runs", "report": "runs"}),
+    ],
+)
+def test_what_becomes_of_a_stage_that_is_not_made_yet(scope: Scope, fates: dict[str, str]) -> None:
+    assert {stage: scope.fate(stage, "not made before") for stage in fates} == fates
+    assert scope.fate("data", None) == "skipped"
+
+
+def test_a_run_may_be_told_where_to_start_in_words() -> None:
+    assert Scope().starting(WHAT_CHANGED) == Scope().starting(None) == Scope()
+    assert Scope(is_dry=True).starting("data") == Scope(start="data", is_dry=True)
+    with pytest.raises(ConfigError, match="dat is not one of"):
+        Scope().starting("dat")

@@ -124,8 +124,8 @@ def test_up_serves_the_deployment_and_down_leaves_no_process(
     answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=20)
     deployment = answer.json()
     assert deployment["work_pool_name"] == services.WORK_POOL
-    assert deployment["parameters"] == {"recipe": "demo", "overrides": []}
-    assert set(deployment["parameter_openapi_schema"]["properties"]) == {"recipe", "overrides"}
+    properties = deployment["parameter_openapi_schema"]["properties"]
+    assert list(properties) == ["recipe", "overrides", "start_from"]
     assert services.describe(started, repository()).count("http://127.0.0.1") >= 2
     assert services.down(tmp_path) == ["worker", "MLflow", "Prefect"]
     for service in started.values():

@@ -10,10 +10,22 @@ from types import FrameType
 
 import typer
 
-from longred.cli import export, runs, services
+from longred.cli import compare, export, runs, services
 from longred.errors import LongredError, Stopped
 
-VERBS = (runs.demo, runs.run, runs.show, export.export, services.up, services.down, services.status)
+VERBS = (
+    runs.demo,
+    runs.run,
+    runs.show,
+    compare.compare,
+    export.export,
+    services.up,
+    services.down,
+    services.status,
+    services.deploy,
+    services.doctor,
+    services.reap,
+)
 
 app = typer.Typer(
     help="Extend a language model's context window and restore its short-text skill.",

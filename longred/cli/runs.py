@@ -22,7 +22,10 @@ def demo(overrides: Overrides = None) -> None:
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="a packaged recipe's name, a YAML file, or an earlier run (`latest`)"),
+    ],
     overrides: Overrides = None,
     only: Annotated[
         str | None,
@@ -42,7 +45,7 @@ def run(
     """Run the pipeline on a recipe; what is finished already is not made again."""
     scope = Scope(only=only, start=start, is_dry=dry_run)
     if dry_run:
-        _print_plan(_plan(recipe, overrides or [], scope), as_json)
+        _print_plan(_plan(recipe, overrides or [], scope), scope, as_json)
     else:
         _run(recipe, overrides or [], scope)
 
@@ -75,18 +78,19 @@ def _plan(recipe: str, overrides: list[str], scope: Scope) -> list["StageRecord"
     return watcher.stages
 
 
-def _print_plan(stages: list["StageRecord"], as_json: bool) -> None:
+def _print_plan(stages: list["StageRecord"], scope: Scope, as_json: bool) -> None:
+    fates = [scope.fate(stage.stage, stage.reason) for stage in stages]
     if as_json:
         keys = ("name", "stage", "digest", "reason")
         rows = [
-            {**{key: getattr(s, key) for key in keys}, "runs": s.reason is not None} for s in stages
+            {**{key: getattr(stage, key) for key in keys}, "fate": fate, "runs": fate == "runs"}
+            for stage, fate in zip(stages, fates, strict=True)
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    for stage in stages:
-        what = "skipped" if stage.reason is None else "runs"
-        typer.echo(f"  {stage.name:<22} {what:<8} {stage.digest}  {stage.reason or ''}".rstrip())
-    typer.echo(f"{sum(s.reason is not None for s in stages)} of {len(stages)} would run")
+    for stage, fate in zip(stages, fates, strict=True):
+        typer.echo(f"  {stage.name:<22} {fate:<8} {stage.digest}  {stage.reason or ''}".rstrip())
+    typer.echo(f"{sum(fate == 'runs' for fate in fates)} of {len(stages)} would run")
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
@@ -121,6 +125,7 @@ def _summary(record: "RunRecord") -> dict[str, Any]:
         "digest": record.digest,
         "status": record.status,
         "overrides": record.overrides,
+        "origin": record.origin,
         "stages": stages,
         "scores": _read_scores(record),
     }
@@ -142,6 +147,8 @@ def _read_scores(record: "RunRecord") -> Any:
 def _print_run(record: "RunRecord") -> None:
     typer.echo(f"run      {record.id}  ({record.status})")
     typer.echo(f"recipe   {' '.join([record.recipe, *record.overrides])}")
+    if record.origin:
+        typer.echo(f"from     {record.origin}")
     typer.echo(f"digest   {record.digest}")
     if record.error:
         typer.echo(f"error    {record.error}")

@@ -1,5 +1,8 @@
 """Verbs for the local services."""
 
+import json
+import os
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -9,8 +12,12 @@ from longred.cli.common import StoreOption, open_store
 
 def up(
     store: StoreOption = None,
-    prefect_port: Annotated[int, typer.Option(help="port of Prefect's server")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="port of MLflow's server")] = 5000,
+    prefect_port: Annotated[
+        int | None, typer.Option(help="port of Prefect's server (default: 4200, or a free one)")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="port of MLflow's server (default: 5000, or a free one)")
+    ] = None,
 ) -> None:
     """Start Prefect, MLflow and a worker here, and apply the deployments."""
     from longred import services
@@ -25,12 +32,69 @@ def up(
     typer.echo(services.describe(state, repository()))
 
 
+def deploy(store: StoreOption = None) -> None:
+    """Apply the deployments to Prefect's server, from any folder."""
+    from longred import services
+    from longred.errors import PreflightError
+    from longred.flow_host import repository
+
+    root = open_store(store).root
+    api = os.environ.get("PREFECT_API_URL") or services.prefect_url(root)
+    if api is None:
+        raise PreflightError("no Prefect server runs here; `longred up` starts one")
+    for name in services.deploy(root, repository(), api):
+        typer.echo(name)
+
+
 def down(store: StoreOption = None) -> None:
     """Stop what `up` started."""
     from longred import services
 
     stopped = services.down(open_store(store).root)
     typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def doctor(
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Check versions, store, disk, services, GPU and kernels, and say what to do."""
+    from longred.doctor import examine
+    from longred.errors import PreflightError
+    from longred.flow_host import repository
+
+    try:
+        sources = repository()
+    except PreflightError:
+        # Without a clone there are no deployments to look at; everything else can be.
+        sources = None
+    findings = []
+    for finding in examine(open_store(store), sources):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(f"{finding.level:<5} {finding.name:<13} {finding.text}")
+            if finding.advice:
+                typer.echo(f"{'':<19} -> {finding.advice}")
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(PreflightError.exit_code)
+
+
+def reap(store: StoreOption = None) -> None:
+    """Close the runs whose process is gone: on disk, in MLflow and in Prefect."""
+    from longred import reap as closing
+    from longred import services
+
+    opened = open_store(store)
+    api = os.environ.get("PREFECT_API_URL") or services.prefect_url(opened.root)
+    done = list(closing.close_records(opened)) + list(closing.close_in_mlflow(opened))
+    if api is None:
+        typer.echo("Prefect is not running here; `longred up`, then reap again", err=True)
+    else:
+        done += closing.close_in_prefect(opened, api)
+    for line in done or ["nothing to close"]:
+        typer.echo(line)
 
 
 def status(store: StoreOption = None) -> None:

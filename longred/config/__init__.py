@@ -6,7 +6,7 @@ cannot work across them, `load` reads a recipe.
 
 from longred.config.data import DataConfig, SourceConfig
 from longred.config.evaluation import EvaluationConfig, RulerConfig, ShortConfig
-from longred.config.load import load_recipe
+from longred.config.load import key_pattern, load_recipe, load_recorded, without_copies
 from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig
 from longred.config.outputs import ReportConfig, StoreConfig, TrackingConfig
 from longred.config.profiling import ProfilingConfig, SelectionConfig
@@ -29,5 +29,8 @@ __all__ = [
     "StoreConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "key_pattern",
     "load_recipe",
+    "load_recorded",
+    "without_copies",
 ]

@@ -1,7 +1,7 @@
 """Reads a recipe and overrides into a configuration, or says what is wrong with them."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from longred.config.run import COPIES, RunConfig
 from longred.config.section import Section
 from longred.errors import ConfigError
-from longred.recipes import Recipe, read_recipe
+from longred.recipes import Recipe, apply_override, read_recipe
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,7 +24,36 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunC
         ConfigError: the recipe does not exist or cannot be read, a key is unknown, a value
             has the wrong type or cannot work; the message names the dotted key.
     """
-    recipe = read_recipe(str(name_or_path), overrides)
+    return _validate(read_recipe(str(name_or_path), overrides))
+
+
+def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Return a configuration that a run has recorded, with dotted overrides applied.
+
+    Args:
+        config: all settings of a run, with the copies that its sections hold of shared ones.
+        overrides: `section.key=value` strings; values are read as YAML.
+
+    Raises:
+        ConfigError: as `load_recipe` does.
+    """
+    values = without_copies(config)
+    for override in overrides:
+        apply_override(values, override)
+    return _validate(Recipe(Path(), values, {}))
+
+
+def without_copies(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a whole run's settings, each only where it is set: copies in other sections go."""
+    return {
+        name: {k: v for k, v in section.items() if COPIES.get(k, f"{name}.{k}") == f"{name}.{k}"}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in config.items()
+    }
+
+
+def _validate(recipe: Recipe) -> RunConfig:
     try:
         return RunConfig.model_validate(recipe.values)
     except ValidationError as error:
@@ -53,21 +82,54 @@ def _describe(problem: Any, recipe: Recipe) -> str:
     return f"{key}: {message}{place}"
 
 
+def key_pattern(section: str | None = None) -> str:
+    """Return a regular expression that an override matches whose key is known.
+
+    Args:
+        section: only keys of this section; by default any key.
+    """
+    if section is None:
+        return f"^{_keys(RunConfig, None)}="
+    kind = RunConfig.model_fields[section].annotation
+    return rf"^{section}\.{_keys(kind, section)}="
+
+
+def _keys(kind: Any, section: str | None) -> str:
+    """Return a group of the keys that a section holds, each with what may follow it."""
+    found = []
+    for name in _settable(kind, section):
+        annotation = kind.model_fields[name].annotation
+        inner = _section_in(annotation)
+        after = rf"(\.{_keys(inner, name)})?" if inner else ""
+        origin = getattr(annotation, "__origin__", None)
+        if origin is dict:
+            after = r"(\.\w+)?"
+        elif origin in (list, tuple):
+            after = rf"(\.\d+{after})?"
+        found.append(name + after)
+    return f"({'|'.join(found)})"
+
+
+def _settable(kind: Any, section: str | None) -> list[str]:
+    """Return the fields of a section that are not copies of what is set elsewhere."""
+    copies = {} if section is None else COPIES
+    return [
+        name
+        for name in kind.model_fields
+        if name not in copies or copies[name].startswith(f"{section}.")
+    ]
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that an annotation is, or is a list of."""
+    kinds = (annotation, *getattr(annotation, "__args__", ()))
+    return next((a for a in kinds if isinstance(a, type) and issubclass(a, Section)), None)
+
+
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Return the keys allowed at a location of the configuration."""
     kind: Any = RunConfig
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = kind.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())
-        kind = next(
-            (a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, Section)),
-            kind,
-        )
-    copies = {} if kind is RunConfig else COPIES
-    return [
-        name
-        for name in kind.model_fields
-        if name not in copies or copies[name].startswith(f"{location[-1]}.")
-    ]
+        if not isinstance(part, int):
+            kind = _section_in(kind.model_fields[part].annotation) or kind
+    return _settable(kind, None if kind is RunConfig else str(location[-1]))

@@ -50,7 +50,7 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path}: a recipe is a mapping of sections, see the packaged recipes")
     lines = _key_lines(text)
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
         lines.pop(override.partition("=")[0], None)
     return Recipe(path, values, lines)
 
@@ -67,7 +67,12 @@ def _recipe_path(name: str) -> Path:
     raise ConfigError(f"{name}: no such recipe or file (recipes: {', '.join(known)}){hint}")
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key of nested settings, in place.
+
+    Raises:
+        ConfigError: the override is malformed, or its key leads through a value.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override}: an override has the form section.key=value")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import flows.pipeline
+import flows.stages
 from flows.pipeline import full_pipeline
 from longred import services, stages
 from longred.errors import ConfigError
@@ -36,21 +38,22 @@ def test_every_stage_has_a_task_that_the_flow_calls() -> None:
         assert f"{name}(" in called
 
 
-def test_the_deployment_names_this_flow_and_its_defaults() -> None:
-    assert full_pipeline.name == "longred"
+def test_each_deployment_names_its_flow_and_the_defaults_of_it() -> None:
     file = yaml.safe_load((ROOT / services.DEPLOYMENTS_FILE).read_text())
-    (deployment,) = file["deployments"]
-    path, _, function = deployment["entrypoint"].partition(":")
-    assert (ROOT / path).is_file()
-    assert function == full_pipeline.fn.__name__
-    assert f"{full_pipeline.name}/{deployment['name']}" == services.DEPLOYMENT
-    assert deployment["work_pool"]["name"] == services.WORK_POOL
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(full_pipeline.fn).parameters.items()
-    }
-    assert deployment["parameters"] == defaults
+    names = [deployment["name"] for deployment in file["deployments"]]
+    assert names == ["full-pipeline", *STAGES[1:]]
+    assert services.DEPLOYMENT == "longred/full-pipeline"
+    for deployment in file["deployments"]:
+        path, _, function = deployment["entrypoint"].partition(":")
+        assert (ROOT / path).is_file()
+        flow = getattr(flows.stages if "stages" in path else flows.pipeline, function)
+        assert flow.name == "longred"
+        assert flow.fn.__name__ == deployment["name"].replace("-", "_")
+        assert deployment["work_pool"]["name"] == services.WORK_POOL
+        parameters = inspect.signature(flow.fn).parameters
+        assert deployment["parameters"] == {n: p.default for n, p in parameters.items()}
 
 
 def test_results_are_not_kept_by_prefect() -> None:
     assert full_pipeline.persist_result is False
+    assert flows.stages.evaluation.persist_result is False

@@ -1,0 +1,103 @@
+"""The verb that puts runs beside each other."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longred.cli.common import StoreOption, open_store
+
+if TYPE_CHECKING:
+    from longred.compare import RunComparison
+
+
+def compare(
+    run_ids: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="ids of runs, `latest` among them")
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="write it as a page")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Put runs beside each other: what was set differently, then how the models scored."""
+    from longred.compare import compare as put_beside
+    from longred.runs import load_run
+
+    folder = open_store(store)
+    comparison = put_beside([load_run(folder, run_id) for run_id in run_ids])
+    if html is not None:
+        _write_page(comparison, html)
+        typer.echo(f"page     {html}", err=True)
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json(), indent=2))
+    elif html is None:
+        _print(comparison)
+
+
+def _print(comparison: "RunComparison") -> None:
+    letters = comparison.letters
+    for letter, run in zip(letters, comparison.runs, strict=True):
+        origin = f", from {run.origin}" if run.origin else ""
+        words = " ".join([run.recipe, *run.overrides])
+        typer.echo(f"{letter}  {run.id}  ({run.status}{origin})\n   {words}")
+    typer.echo("\nSettings that differ")
+    rows = [[row.key, *map(_value, row.values)] for row in comparison.differences]
+    _print_columns([["", *letters], *rows] if rows else [["none"]])
+    if comparison.questions_differ:
+        typer.echo("\nThe models were asked different questions, which differences hold too.")
+    for model in comparison.models:
+        typer.echo(f"\n{model.name}")
+        header = ["", *letters, *(f"{letter} - {letters[0]}" for letter in letters[1:])]
+        rows = [
+            [
+                row.key,
+                *(score(value, row.digits) for value in row.values),
+                *(change(value, row.digits) for value in row.changes()),
+            ]
+            for row in model.measures
+        ]
+        _print_columns([header, *rows])
+    if comparison.same:
+        typer.echo(f"\nThe same in all runs: {', '.join(comparison.same)}")
+
+
+def _print_columns(rows: list[list[str]]) -> None:
+    """Print rows of equal length, the first column to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        typer.echo(("  " + "  ".join(cells)).rstrip())
+
+
+def _write_page(comparison: "RunComparison", file: Path) -> None:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("longred", ""), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters.update(score=score, change=change)
+    page = environment.get_template("compare.html").render(comparison=comparison)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+
+
+def _value(value: Any) -> str:
+    text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def score(value: float | None, digits: int) -> str:
+    """Return a measure for people."""
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def change(value: float | None, digits: int) -> str:
+    """Return a difference with its sign, or 0 where it cannot be seen."""
+    if value is None:
+        return "n/a"
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else "0"

@@ -1,0 +1,83 @@
+"""What longred asks Prefect's server by itself: plain questions over HTTP, without its client.
+
+Importing the client takes seconds, and the library does not depend on it.
+"""
+
+import base64
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FLOW = "longred"
+PAGE = 200
+
+
+def ask(url: str, question: Mapping[str, Any] | None = None, *, is_prefect: bool = True) -> Any:
+    """Return a service's JSON answer, or None where there is none.
+
+    Args:
+        url: where to ask, on this machine or where the user says.
+        question: sent as JSON by POST; without one it is a GET.
+        is_prefect: whether Prefect's name and password, where it has any, are meant for it.
+    """
+    body = None if question is None else json.dumps(question).encode()
+    headers = {"Content-Type": "application/json", **(_authorization() if is_prefect else {})}
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=10) as answer:
+            return json.load(answer)
+    except (OSError, http.client.HTTPException, json.JSONDecodeError):
+        return None
+
+
+def deployed(api: str) -> set[str]:
+    """Return the names of longred's deployments on a server."""
+    question = {"flows": {"name": {"any_": [FLOW]}}, "limit": PAGE}
+    return {each["name"] for each in ask(f"{api}/deployments/filter", question) or []}
+
+
+def unfinished_flow_runs(api: str) -> list[dict[str, Any]]:
+    """Return longred's flow runs that the server takes for running or being cancelled."""
+    question = {
+        "flows": {"name": {"any_": [FLOW]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},
+        "limit": PAGE,
+    }
+    return list(ask(f"{api}/flow_runs/filter", question) or [])
+
+
+def running_tasks(api: str, flow_run_ids: Sequence[str]) -> list[str]:
+    """Return the ids of the task runs of some flow runs that the server takes for running."""
+    question = {
+        "flow_runs": {"id": {"any_": list(flow_run_ids)}},
+        "task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
+        "limit": PAGE,
+    }
+    return [each["id"] for each in ask(f"{api}/task_runs/filter", question) or []]
+
+
+def end_run(api: str, kind: str, run_id: str, state: str, message: str) -> bool:
+    """Give a run its last state, past the rules of orchestration; return whether that worked.
+
+    Args:
+        api: address of the server's API.
+        kind: `flow_runs` or `task_runs`.
+        run_id: the run.
+        state: `CRASHED` or `CANCELLED`.
+        message: why.
+    """
+    wanted = {"type": state, "name": state.capitalize(), "message": message}
+    answer = ask(f"{api}/{kind}/{run_id}/set_state", {"state": wanted, "force": True})
+    return bool(answer) and answer.get("status") == "ACCEPT"
+
+
+def _authorization() -> dict[str, str]:
+    """Return the header of a server that wants a name and password, said as Prefect reads it."""
+    secret = os.environ.get("PREFECT_API_AUTH_STRING", "")
+    coded = base64.b64encode(secret.encode()).decode()
+    return {"Authorization": f"Basic {coded}"} if secret else {}
