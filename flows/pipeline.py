@@ -1,8 +1,8 @@
 """The whole method as one flow: a recipe in, a report out."""
 
 from prefect import flow
-from prefect.runtime import flow_run
 
+from flows.current import current_flow_run
 from flows.forms import Overrides, StartFrom
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
@@ -40,8 +40,8 @@ def full_pipeline(
         The id of the run, as `longred show` takes it.
     """
     config = load_config(recipe, overrides)
-    shown = {"prefect_flow_run_id": flow_run.id, "prefect_url": flow_run.ui_url}
-    with open_run(config, recipe, overrides, start_from=start_from, **shown) as run:
+    asked = (config, recipe, overrides)
+    with open_run(*asked, start_from=start_from, **current_flow_run()) as run:
         base = find_model(config.model)
         extended = extend_model(config.extension, base)
         data = prepare_data(config.data, base)

@@ -6,14 +6,10 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from longred.config import without_copies
 from longred.errors import ConfigError
-from longred.follower import flatten
+from longred.mirror import comparable
 from longred.runs import RunRecord
 from longred.tracking import JOURNAL_NAME, read_lines
-
-KEPT_ELSEWHERE = ("store", "tracking")
-"""Sections that say where a run is kept: no difference between runs."""
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -128,10 +124,7 @@ def compare(runs: Sequence[RunRecord]) -> RunComparison:
 
 def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[Difference]:
     """Return the dotted keys whose values are not the same in all configurations."""
-    flat = [
-        flatten({k: v for k, v in without_copies(config).items() if k not in KEPT_ELSEWHERE})
-        for config in configs
-    ]
+    flat = [comparable(config) for config in configs]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = [Difference(key, [each.get(key) for each in flat]) for key in keys]
     return [row for row in rows if any(value != row.values[0] for value in row.values)]

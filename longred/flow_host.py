@@ -79,6 +79,8 @@ def _server(root: Path) -> Iterator[None]:
         return
     with temporary_server(root) as server:
         os.environ["PREFECT_API_URL"] = server.url
+        # It has no pages, and a link to them would outlive it.
+        os.environ["PREFECT_UI_URL"] = ""
         # Both take seconds, and there are two cores.
         import flows.local  # noqa: F401
 

@@ -9,12 +9,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longred.config import TrackingConfig
-from longred.tracking import JOURNAL_NAME, read_lines
+from longred.mirror import Mirror
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,9 +28,6 @@ RETRY_SECONDS = 20.0
 START_SECONDS = 20.0
 FINISH_SECONDS = 60.0
 NUM_CAUGHT_UP = 3
-UPLOAD_SUFFIXES = {".json", ".jsonl", ".md", ".html", ".svg", ".png", ".txt"}
-UPLOAD_BYTES = 1 << 20
-_STATUS = {"failed": "FAILED", "stopped": "KILLED", "lost": "KILLED"}
 
 # Without these an unreachable server holds each call for minutes.
 _ENVIRONMENT = {
@@ -78,6 +74,22 @@ def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
         served = (tracking.uri or "").startswith("http")
         folder = None if served else artifact_folder(root).as_uri()
         return client, str(client.create_experiment(tracking.experiment, artifact_location=folder))
+
+
+def open_mirror(root: Path, tracking: TrackingConfig) -> Mirror:
+    """Return what shows runs in an experiment, which is made if needed.
+
+    Raises:
+        OSError, MlflowException, SQLAlchemyError, RequestException: MLflow cannot be reached.
+    """
+    from longred import services
+
+    client, experiment = connect(root, tracking)
+    page = tracking.uri or ""
+    if not page.startswith("http"):
+        server = services.load(root).get("mlflow")
+        page = server.url if server and not tracking.uri else ""
+    return Mirror(client, experiment, page)
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
@@ -137,7 +149,7 @@ class Follower:
             ending = self._ending
             if ending or time.monotonic() >= next_try:
                 try:
-                    mirror = mirror or Mirror(*connect(self._run.store.root, self._tracking))
+                    mirror = mirror or open_mirror(self._run.store.root, self._tracking)
                     if mirror.show(self._run.record):
                         self._run.save()
                     if ending:
@@ -151,7 +163,7 @@ class Follower:
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
-    def _catch_up(self, mirror: "Mirror", unreachable: tuple[type[Exception], ...]) -> None:
+    def _catch_up(self, mirror: Mirror, unreachable: tuple[type[Exception], ...]) -> None:
         """Show the newest earlier runs that MLflow has in part: it was away, or they died."""
         from longred.runs import list_runs, load_run
 
@@ -180,170 +192,3 @@ class Follower:
                 place,
                 reason,
             )
-
-
-class Mirror:
-    """What MLflow has been told so far, and the calls that bring it up to date."""
-
-    def __init__(self, client: "MlflowClient", experiment_id: str) -> None:
-        self._client = client
-        self._experiment_id = experiment_id
-        self._described: set[str] = set()
-        self._ended: set[str] = set()
-        self._sent: dict[str, set[tuple[str, int, float]]] = {}
-        self._offsets: dict[str, int] = {}
-
-    def show(self, run: "RunRecord") -> bool:
-        """Bring MLflow up to date with a run; return whether the record changed."""
-        before = (run.mlflow_run_id, run.in_mlflow, [s.mlflow_run_id for s in run.stages])
-        ended = run.status == "lost" or (run.status != "running" and run.finished is not None)
-        self._show_parent(run)
-        for stage in list(run.stages):
-            self._show_stage(run, stage)
-        if ended and not run.in_mlflow:
-            self._end_parent(run)
-            run.in_mlflow = True
-        return before != (run.mlflow_run_id, run.in_mlflow, [s.mlflow_run_id for s in run.stages])
-
-    def _show_parent(self, run: "RunRecord") -> None:
-        if run.mlflow_run_id is None:
-            tags = {
-                "longred.run": run.id,
-                "longred.recipe": run.recipe,
-                "longred.digest": run.digest,
-            }
-            tags["prefect.flow_run_id"] = run.prefect_flow_run_id or ""
-            run.mlflow_run_id = self._create(run.id, run.started, tags)
-        if run.mlflow_run_id not in self._described and not run.in_mlflow:
-            # Where a run was kept and shown is no difference between runs.
-            compared = {k: v for k, v in run.config.items() if k not in ("store", "tracking")}
-            self._log_params(run.mlflow_run_id, flatten(compared))
-            self._client.log_dict(run.mlflow_run_id, run.config, "config.json")
-            self._described.add(run.mlflow_run_id)
-
-    def _show_stage(self, run: "RunRecord", stage: "StageRecord") -> None:
-        status = stage.status
-        if stage.mlflow_run_id is None:
-            tags = {"mlflow.parentRunId": run.mlflow_run_id or "", "longred.run": run.id}
-            tags |= _stage_tags(run, stage, status)
-            stage.mlflow_run_id = self._create(stage.name, stage.started, tags)
-        child = stage.mlflow_run_id
-        if child in self._ended:
-            return
-        if child not in self._described:
-            self._log_params(child, _stage_params(run, stage))
-            self._described.add(child)
-        if status == "running":
-            self._send_live(child, stage)
-            return
-        for name, value in _stage_tags(run, stage, status).items():
-            self._client.set_tag(child, name, value)
-        if status == "ran" and stage.path:
-            folder = Path(stage.path)
-            self._send(child, read_lines(folder / JOURNAL_NAME, 0)[0])
-            self._upload(child, folder)
-        elif stage.work:
-            self._send(child, read_lines(Path(stage.work) / JOURNAL_NAME, 0)[0])
-        end = stage.started + (stage.seconds or 0.0)
-        self._client.set_terminated(child, _STATUS.get(status, "FINISHED"), int(end * 1000))
-        self._ended.add(child)
-
-    def _end_parent(self, run: "RunRecord") -> None:
-        parent = str(run.mlflow_run_id)
-        report = run.last_attempts().get("report")
-        if report is not None and report.path and report.status in ("ran", "skipped"):
-            folder = Path(report.path)
-            self._send(parent, read_lines(folder / JOURNAL_NAME, 0)[0])
-            for name in ("index.html", "table.md", "scores.json"):
-                if (folder / name).is_file():
-                    self._client.log_artifact(parent, str(folder / name), "report")
-        self._client.set_tag(parent, "longred.status", run.status)
-        end = int((run.finished or time.time()) * 1000)
-        self._client.set_terminated(parent, _STATUS.get(run.status, "FINISHED"), end)
-
-    def _create(self, name: str, started: float, tags: Mapping[str, str]) -> str:
-        created = self._client.create_run(
-            self._experiment_id, start_time=int(started * 1000), tags=dict(tags), run_name=name
-        )
-        return str(created.info.run_id)
-
-    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:6000]) for key, value in values.items()]
-        for start in range(0, len(params), 100):
-            self._client.log_batch(run_id, params=params[start : start + 100])
-
-    def _send_live(self, child: str, stage: "StageRecord") -> None:
-        """Send what a running stage has written.
-
-        A resumed training first drops the lines after its checkpoint: until it has written one of
-        its own, the journal still holds lines that will be replaced.
-        """
-        if not stage.work:
-            return
-        journal = Path(stage.work) / JOURNAL_NAME
-        lines, offset = read_lines(journal, self._offsets.get(child, 0))
-        if child in self._offsets or any(line["time"] >= stage.started for line in lines):
-            self._send(child, lines)
-            self._offsets[child] = offset
-
-    def _send(self, child: str, lines: list[dict[str, Any]]) -> None:
-        sent = self._sent.setdefault(child, set())
-        points = {(line["key"], line["step"], line["time"]): line["value"] for line in lines}
-        fresh = {point: value for point, value in points.items() if point not in sent}
-        self._log_metrics(
-            child,
-            [(key, value, int(when * 1000), step) for (key, step, when), value in fresh.items()],
-        )
-        sent.update(fresh)
-
-    def _log_metrics(self, run_id: str, points: list[tuple[str, float, int, int]]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [Metric(key, float(value), when, step) for key, value, when, step in points]
-        for start in range(0, len(metrics), 1000):
-            self._client.log_batch(run_id, metrics=metrics[start : start + 1000])
-
-    def _upload(self, child: str, folder: Path) -> None:
-        """Upload the small files; MANIFEST.json among them names the large ones by hash."""
-        for path in sorted(folder.rglob("*")):
-            small = path.is_file() and path.stat().st_size <= UPLOAD_BYTES
-            if small and path.suffix in UPLOAD_SUFFIXES:
-                place = path.parent.relative_to(folder).as_posix()
-                self._client.log_artifact(child, str(path), None if place == "." else place)
-
-
-def _stage_tags(run: "RunRecord", stage: "StageRecord", status: str) -> dict[str, str]:
-    tags = {
-        "longred.stage": stage.stage,
-        "longred.status": status,
-        "longred.digest": stage.digest,
-        "longred.artifact": stage.path,
-        "longred.error": stage.error,
-        "prefect.flow_run_id": run.prefect_flow_run_id,
-        "prefect.task_run_id": stage.prefect_task_run_id,
-    }
-    return {name: str(value)[:4000] for name, value in tags.items() if value}
-
-
-def _stage_params(run: "RunRecord", stage: "StageRecord") -> dict[str, Any]:
-    """Return the settings of the stage's section, and which of its artifacts it is."""
-    params = flatten(run.config.get(stage.stage, {}))
-    _, _, part = stage.name.partition("/")
-    return {**params, "part": part} if part else params
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested groups as one group with joined keys; only lists of groups are taken apart."""
-    if isinstance(values, Mapping):
-        items: Iterator[tuple[str, Any]] = ((str(key), value) for key, value in values.items())
-    elif isinstance(values, list) and any(isinstance(item, Mapping | list) for item in values):
-        items = ((str(number), value) for number, value in enumerate(values))
-    else:
-        return {prefix: values} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        joined = f"{prefix}.{key}" if prefix else key
-        flat.update(flatten(value, joined))
-    return flat

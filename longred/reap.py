@@ -35,14 +35,14 @@ def close_in_mlflow(store: Store) -> Iterator[str]:
     Raises:
         OSError, MlflowException, SQLAlchemyError, RequestException: MLflow cannot be reached.
     """
-    from longred.follower import Mirror, connect
+    from longred.follower import connect, open_mirror
 
     ended = {run.id: run for run in _records(store) if run.status != "running"}
     places = {tuple(sorted(run.config["tracking"].items())) for run in ended.values()}
     for place in sorted(places, key=repr):
         tracking = TrackingConfig(**dict(place))
         client, experiment = connect(store.root, tracking)
-        mirror = Mirror(client, experiment)
+        mirror = open_mirror(store.root, tracking)
         for run in ended.values():
             if not run.in_mlflow and run.config["tracking"] == dict(place):
                 mirror.show(run)
@@ -78,7 +78,7 @@ def close_in_prefect(store: Store, api: str) -> Iterator[str]:
         record = newest.get(run_id)
         if record and not _is_attempt(flow_run, record):
             record = None
-        gone = record.is_gone() if record else _worker_says_gone(flow_run, api)
+        gone = record.is_gone() if record else process_is_gone(flow_run, api)
         if not gone:
             continue
         state = "CANCELLED" if flow_run["state_type"] == "CANCELLING" else "CRASHED"
@@ -100,7 +100,7 @@ def _is_attempt(flow_run: dict[str, Any], record: RunRecord) -> bool:
     return flow_run["state_type"] == "CANCELLING" or record.started >= since
 
 
-def _worker_says_gone(flow_run: dict[str, Any], api: str) -> bool:
+def process_is_gone(flow_run: dict[str, Any], api: str) -> bool:
     """Return whether the process of a flow run ended on this machine; unknown is not gone.
 
     A worker notes `host:pid`, or a process id alone, which is this machine's where the server is.

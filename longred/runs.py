@@ -109,7 +109,9 @@ class RunRecord:
         process: id and start time of the process that makes it.
         host: name of the machine of that process.
         origin: id of the earlier run whose settings it started from.
+        part: which part of the pipeline it makes, in words; None for all of it.
         prefect_url: page of its Prefect flow run.
+        mlflow_url: page of it in MLflow.
         stages: every attempt in order; the last one of a name counts.
         in_mlflow: whether MLflow has all of it.
     """
@@ -129,6 +131,8 @@ class RunRecord:
     prefect_flow_run_id: str | None = None
     prefect_url: str | None = None
     origin: str | None = None
+    part: str | None = None
+    mlflow_url: str | None = None
     in_mlflow: bool = False
     stages: list[StageRecord] = field(default_factory=list)
 

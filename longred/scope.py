@@ -72,6 +72,11 @@ class Scope:
             return Mode.REQUIRE if place < STAGES.index(self.only) else Mode.TELL
         return Mode.MAKE
 
+    @property
+    def part(self) -> str | None:
+        """The part of the pipeline that is made, in words; None for what changed of all of it."""
+        return (self.only and f"only {self.only}") or (self.start and f"again from {self.start}")
+
     def starting(self, stage: str | None) -> "Scope":
         """Return this scope, made from a stage on, where one is given."""
         return self if stage in (None, WHAT_CHANGED) else replace(self, start=stage)

@@ -267,6 +267,7 @@ def open_run(
         prefect_flow_run_id=prefect_flow_run_id,
         prefect_url=prefect_url,
         origin=origin.id if origin else None,
+        part=scope.part,
     )
     run = Run(record, root, scope, _listening.get())
     run.save()

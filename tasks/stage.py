@@ -23,7 +23,7 @@ from prefect.tasks import Task
 from longred.artifacts import Artifact, Store
 from longred.errors import Stopped
 from longred.progress import Progress
-from longred.runs import StageRecord
+from longred.runs import RunRecord, StageRecord
 from longred.session import current_run
 
 P = ParamSpec("P")
@@ -100,7 +100,7 @@ def make(
     if progress:
         progress.end()
     record = run.record.stages[-1]
-    _describe(artifact, record)
+    _describe(artifact, record, run.record)
     if record.status in _STATES:
         state, message = _STATES[record.status]
         return Completed(name=state, message=f"{artifact.digest} {message}", data=artifact)
@@ -149,7 +149,7 @@ class StageProgress:
             get_run_logger().warning("progress could not be shown: %s", error)
 
 
-def _describe(artifact: Artifact, record: StageRecord) -> None:
+def _describe(artifact: Artifact, record: StageRecord, run: RunRecord) -> None:
     """Leave a note with the artifact's identity, place and reason in Prefect."""
     lines = [
         f"# {record.name}",
@@ -159,6 +159,8 @@ def _describe(artifact: Artifact, record: StageRecord) -> None:
         f"| folder | `{artifact.path}` |",
         f"| status | {record.status} |",
         f"| why it was made | {record.reason or 'it was there already'} |",
+        f"| run | `{run.id}` {f'from `{run.origin}`' if run.origin else ''} |",
+        f"| MLflow | {f'[run]({run.mlflow_url})' if run.mlflow_url else 'on this disk alone'} |",
     ]
     try:
         create_markdown_artifact(

@@ -1,6 +1,7 @@
-"""Fixtures that several areas share: a tiny random model with a tokenizer of its own."""
+"""Fixtures that several areas share: a tiny random model with its tokenizer, a Prefect server."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,17 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of a server of the tests' own."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    from longred.temporary_server import temporary_server
+
+    root = tmp_path_factory.mktemp("prefect-store")
+    with temporary_server(root) as server:
+        server.wait()
+        with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: root / "home"}):
+            yield server.url

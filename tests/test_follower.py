@@ -12,10 +12,12 @@ import pytest
 from longred.artifacts import Artifact, Store, write_json
 from longred.config import RunConfig, TrackingConfig
 from longred.errors import NonFiniteLossError
-from longred.follower import connect, flatten
+from longred.follower import connect
+from longred.mirror import flatten
 from longred.progress import Progress
 from longred.runs import load_config, load_run
-from longred.session import open_run
+from longred.scope import Scope
+from longred.session import open_run, scoped
 from longred.tracking import Journal
 
 SCORES = {"cpt": {"short": {"cloze": 61.5, "average": 61.5}, "ruler": {"256": {"average": 40}}}}
@@ -200,3 +202,88 @@ def test_without_mlflow_the_work_goes_on_and_is_shown_later(
 def test_flatten_joins_keys_and_keeps_plain_lists() -> None:
     values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}, {"e": 2}], "f": "x"}
     assert flatten(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": None, "d.1.e": 2, "f": "x"}
+
+
+def data(store: Store, progress: Progress) -> Artifact:
+    def make(folder: Path, work: Path) -> None:
+        blocks = {"long": {"num_blocks": 4, "block_length": 1024}}
+        write_json(folder / "index.json", {"train": blocks, "held_out": {}})
+
+    return store.build("data", {}, {}, make)
+
+
+def evaluation(store: Store, progress: Progress) -> Artifact:
+    def make(folder: Path, work: Path) -> None:
+        Journal(folder / "metrics.jsonl").append({"ruler/niah_single_1": 40.0}, step=256)
+
+    return store.build("evaluation", {}, {}, make)
+
+
+def test_a_student_is_a_model_version_by_method_and_its_data_are_named(config: RunConfig) -> None:
+    with open_run(config, "demo") as run:
+        made = run.make("data", data)
+        student = run.make("training/cpt", train)
+    client, runs = runs_of(config)
+    child = runs["training/cpt"]
+    version = client.get_model_version_by_alias("longred-demo", "cpt")
+    assert version.run_id == child.info.run_id
+    assert version.tags["longred.artifact"] == student.path
+    assert version.source == child.info.artifact_uri
+    # The source holds the manifest that names the weights by hash, and no copy of them.
+    assert "model.safetensors" not in {i.path for i in client.list_artifacts(child.info.run_id)}
+    assert "MANIFEST.json" in {i.path for i in client.list_artifacts(child.info.run_id)}
+    for each in (child, runs[run.record.id]):
+        (used,) = each.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("data", made.digest)
+        assert json.loads(used.dataset.source) == {"uri": made.path}
+        assert json.loads(used.dataset.profile) == {"train_long_tokens": 4096}
+    with open_run(config, "demo") as again:
+        again.make("training/cpt", train)
+    assert client.get_model_version_by_alias("longred-demo", "cpt").version == version.version
+
+
+def test_how_busy_the_machine_is_is_shown_while_a_training_runs(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longred.follower.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("longred.mirror.SYSTEM_SECONDS", 0.2)
+
+    def make(folder: Path, work: Path) -> None:
+        deadline = time.monotonic() + 20
+        busy: set[str] = set()
+        while not busy and time.monotonic() < deadline:
+            time.sleep(0.1)
+            _, runs = runs_of(config)
+            child = runs.get("training/cpt")
+            busy = {k for k in child.data.metrics if k.startswith("system/")} if child else set()
+        assert "system/cpu_utilization_percentage" in busy
+
+    with open_run(config, "demo") as run:
+        run.make("training/cpt", lambda store, _: store.build("training", {}, {}, make))
+
+
+def test_a_run_of_one_stage_names_its_origin_what_is_stale_and_what_was_scored(
+    config: RunConfig,
+) -> None:
+    with open_run(config, "demo") as first:
+        first.make("data", data)
+    page = "http://127.0.0.1:4200/runs/flow-run/flow-2"
+    with (
+        scoped(Scope(only="evaluation")),
+        open_run(config, first.record.id, prefect_flow_run_id="flow-2", prefect_url=page) as run,
+    ):
+        run.make("data", data)
+        run.make("evaluation/longred-c", evaluation)
+        run.make("report", report)
+    _, runs = runs_of(config)
+    parent, stale = runs[run.record.id], runs["report"]
+    tags = parent.data.tags
+    assert tags["longred.origin"] == first.record.id
+    assert tags["longred.part"] == "only evaluation"
+    assert tags["longred.stale"] == "report"
+    assert tags["prefect.url"] == page
+    assert page in tags["mlflow.note.content"]
+    assert stale.data.tags["longred.status"] == "stale"
+    assert runs["evaluation/longred-c"].data.tags["longred.origin"] == first.record.id
+    scored = parent.data.metrics
+    assert scored["longred-c/ruler/niah_single_1"] == scored["ruler/niah_single_1"] == 40.0

@@ -1,6 +1,7 @@
 """A run's record tells the truth, however the run ended."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -190,3 +191,57 @@ def test_a_process_is_known_by_its_id_and_start_time() -> None:
     child.wait()
     assert not is_alive(identity)
     assert not is_alive([])
+
+
+def test_a_run_can_start_from_what_an_earlier_one_was_made_with(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    with open_run(config, "demo", ["seed=3"], prefect_flow_run_id="first") as first:
+        pass
+    again = load_config("latest", ["training.num_steps=7"])
+    assert (again.seed, again.training.seed, again.training.num_steps) == (3, 3, 7)
+    assert again.data == config.data
+    assert load_config(first.record.id) == config
+    other_seed = load_config(first.record.id, ["seed=4"])
+    assert other_seed.training.seed == 4
+    with open_run(again, "latest", ["training.num_steps=7"], prefect_flow_run_id="second") as run:
+        assert (run.record.recipe, run.record.origin) == ("demo", first.record.id)
+        assert run.record.overrides == ["seed=3", "training.num_steps=7"]
+    # A retry of the same flow run is another run from the same origin.
+    with open_run(again, "latest", ["training.num_steps=7"], prefect_flow_run_id="second") as retry:
+        assert retry.record.origin == first.record.id
+        assert retry.record.overrides == run.record.overrides
+    with pytest.raises(ConfigError, match="no such run"):
+        load_config("20200101-000000-demo-0000")
+    with pytest.raises(ConfigError, match=r"training\.num_stepz: unknown key; did you"):
+        load_config("latest", ["training.num_stepz=7"])
+
+
+def test_where_an_earlier_run_was_kept_and_shown_is_not_taken_over(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LONGRED_TRACKING_URI")
+    place = {"uri": "http://127.0.0.1:5000", "experiment": "mine"}
+    with open_run(config, "demo") as run:
+        pass
+    run.record.config["tracking"] = place
+    run.record.config["store"] = {"path": "elsewhere"}
+    run.record.save(run.store.runs)
+    again = load_config("latest")
+    assert Path(again.store.path) == run.store.root
+    assert (again.tracking.uri, again.tracking.experiment) == (None, "mine")
+    run.record.config["tracking"] = {**place, "uri": "https://mlflow.example.org"}
+    run.record.save(run.store.runs)
+    assert load_config("latest").tracking.uri == "https://mlflow.example.org"
+
+
+def test_a_run_of_another_machine_is_not_taken_for_lost(config: RunConfig) -> None:
+    with open_run(config, "demo") as run:
+        pass
+    run.record.status, run.record.process = "running", [1, 0.0]
+    run.record.host = "another-machine"
+    run.record.save(run.store.runs)
+    assert load_run(run.store).status == "running"
+    run.record.host = socket.gethostname()
+    run.record.save(run.store.runs)
+    assert load_run(run.store).status == "lost"

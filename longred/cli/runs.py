@@ -126,6 +126,9 @@ def _summary(record: "RunRecord") -> dict[str, Any]:
         "status": record.status,
         "overrides": record.overrides,
         "origin": record.origin,
+        "part": record.part,
+        "prefect_url": record.prefect_url,
+        "mlflow_url": record.mlflow_url,
         "stages": stages,
         "scores": _read_scores(record),
     }
@@ -149,7 +152,13 @@ def _print_run(record: "RunRecord") -> None:
     typer.echo(f"recipe   {' '.join([record.recipe, *record.overrides])}")
     if record.origin:
         typer.echo(f"from     {record.origin}")
+    if record.part:
+        typer.echo(f"part     {record.part}")
     typer.echo(f"digest   {record.digest}")
+    if record.prefect_url:
+        typer.echo(f"Prefect  {record.prefect_url}")
+    if record.mlflow_url:
+        typer.echo(f"MLflow   {record.mlflow_url}")
     if record.error:
         typer.echo(f"error    {record.error}")
     for name, stage in record.last_attempts().items():

@@ -1,0 +1,62 @@
+"""A stage alone: on an earlier run's settings, with nothing before it made again."""
+
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows import stages
+from longred.artifacts import Store
+from longred.errors import ConfigError
+from longred.runs import RunRecord, load_config, load_run
+
+
+@pytest.fixture
+def earlier(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> RunRecord:
+    """A run of the demo recipe with a seed of its own, whose artifacts are gone."""
+    database = tmp_path_factory.getbasetemp() / "mlflow.db"
+    monkeypatch.setenv("LONGRED_STORE", str(tmp_path))
+    monkeypatch.setenv("LONGRED_TRACKING_URI", f"sqlite:///{database}")
+    config = load_config("demo", ["seed=7", "selection.num_distill_layers=2"])
+    record = RunRecord(
+        id="20260101-000000-demo-aaaa",
+        recipe="demo",
+        overrides=["seed=7", "selection.num_distill_layers=2"],
+        config=config.model_dump(mode="json"),
+        digest="d",
+        status="finished",
+    )
+    runs = Store(tmp_path).runs
+    (runs / record.id).mkdir(parents=True)
+    record.save(runs)
+    return record
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_comes_before_a_stage_must_be_there_and_the_record_names_the_earlier_run(
+    earlier: RunRecord, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="extension is not made yet"):
+        stages.selection(run="latest", overrides=["selection.num_distill_layers=1"])
+    record = load_run(Store(tmp_path))
+    assert record.id != earlier.id
+    assert (record.recipe, record.origin) == ("demo", earlier.id)
+    assert record.part == "only selection"
+    assert record.overrides == ["seed=7", "selection.num_distill_layers=1"]
+    assert record.config["seed"] == record.config["data"]["seed"] == 7
+    assert record.config["selection"]["num_distill_layers"] == 1
+    assert [stage.name for stage in record.stages] == ["model", "extension"]
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(str(record.prefect_flow_run_id))
+        flow = client.read_flow(flow_run.flow_id)
+    assert (flow.name, flow_run.name) == ("longred", "selection of latest")
+    assert flow_run.state_name == "Failed"
+
+
+@pytest.mark.usefixtures("earlier")
+def test_an_unknown_run_is_refused_before_a_run_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="20250101-000000-x: no such run"):
+        stages.report.fn(run="20250101-000000-x")
+    assert len(list((tmp_path / "runs").iterdir())) == 1
