@@ -1,18 +1,54 @@
 """What models are asked."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from longred.config.section import Count, Device, Section, runtime
 
+RULER_TASKS = (
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "vt",
+    "cwe",
+    "fwe",
+    "qa_1",
+    "qa_2",
+)
+
 
 class RulerConfig(Section):
-    """Which RULER tasks are asked at which lengths (tokens), `num_samples` each."""
+    """Which RULER tasks are asked at which lengths (tokens), `num_samples` each.
 
-    tasks: list[str] = ["niah_single_1", "niah_single_2"]
+    Parameters are RULER's own (`full`) or smaller ones for short windows (`compact`); `auto` is
+    compact below 4,096 tokens. `revision` is of RULER's wording: `paper` as of 2024, or `current`.
+    Needles are hidden in Python's documentation (`haystack: library`), in the data's held-out
+    documents (`held_out`), or in the text of a file or folder. `squad` and `hotpot` are files in
+    those forms; without them a small set of our own is asked.
+    """
+
+    tasks: list[str] = list(RULER_TASKS)
     lengths: list[Count] = Field(min_length=1)
     num_samples: Count = 100
+    parameters: Literal["auto", "full", "compact"] = "auto"
+    revision: Literal["paper", "current"] = "current"
+    haystack: str = "library"
+    squad: str | None = None
+    hotpot: str | None = None
+
+    def digest_values(self) -> dict[str, Any]:
+        """Return the settings that can change a result; files are known by their content."""
+        values = super().digest_values()
+        if values["haystack"] not in ("library", "held_out"):
+            del values["haystack"]
+        del values["squad"], values["hotpot"]
+        return values
 
 
 class ShortConfig(Section):

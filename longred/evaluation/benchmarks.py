@@ -18,8 +18,7 @@ from lm_eval.models.huggingface import HFLM
 
 from longred.errors import MismatchError, NonFiniteLossError
 from longred.evaluation.prompts import encode
-from longred.evaluation.ruler import recall
-from longred.evaluation.ruler.fitting import FULL_LENGTH
+from longred.evaluation.ruler import METRICS
 from longred.evaluation.units import Unit
 
 # It warns of every model that is loaded already and of every data set made in process.
@@ -156,7 +155,7 @@ def _task_config(unit: Unit, samples: Sequence[Mapping[str, Any]]) -> dict[str, 
             "target_delimiter": "",
         }
     # RULER's full budget is generated to its end, as its own evaluation does.
-    stops = [] if unit.length and unit.length >= FULL_LENGTH else ["\n"]
+    stops = [] if samples[0].get("parameters") == "full" else ["\n"]
     return {
         **common,
         "output_type": "generate_until",
@@ -177,7 +176,7 @@ def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> flo
     """Return the score of one sample, in percent.
 
     Args:
-        metric: `choice`, `exact_match` or `recall`.
+        metric: `choice`, `exact_match`, `recall` or `any_match`.
         sample: the frozen sample.
         results: (log-likelihood, greediness) of each choice, or the generated text alone.
     """
@@ -185,7 +184,7 @@ def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> flo
         return 100.0 if _likeliest(results) == sample["answer"] else 0.0
     if metric == "exact_match":
         return 100.0 if first_number(results[0]) == sample["outputs"][0] else 0.0
-    return recall(results[0], sample["outputs"])
+    return METRICS[metric](results[0], sample["outputs"])
 
 
 def first_number(text: str) -> str | None:

@@ -10,7 +10,7 @@ from longred.data.loader import read_index as read_data_index
 from longred.errors import MismatchError
 from longred.evaluation import ruler, short
 from longred.evaluation.prompts import count_tokens
-from longred.evaluation.ruler.fitting import generation_budget
+from longred.evaluation.ruler.freeze import freeze_task, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import load_suite
 from longred.evaluation.units import FORMAT_VERSION, read_lines, write_lines
@@ -63,42 +63,20 @@ def freeze(
             **_write(folder, f"short/{entry.name}.jsonl", samples, tokenizer),
             "generator_version": short.GENERATOR_VERSION,
         }
-    texts = [text for _, text in documents]
+    materials = read_materials(config.ruler, [text for _, text in documents])
     for task in config.ruler.tasks:
         for length in sorted(set(config.ruler.lengths)):
-            index["ruler"][task][str(length)] = _freeze_ruler(
-                config, task, length, texts, tokenizer, folder
+            rows, found = freeze_task(
+                config.ruler,
+                task,
+                length,
+                tokenizer=tokenizer,
+                seed=config.seed,
+                materials=materials,
             )
+            name = f"ruler/{task}-{length}.jsonl"
+            index["ruler"][task][str(length)] = found | _write(folder, name, rows, tokenizer)
     write_json(folder / "index.json", index)
-
-
-def _freeze_ruler(
-    config: EvaluationConfig,
-    task: str,
-    length: int,
-    texts: Sequence[str],
-    tokenizer: Any,
-    folder: Path,
-) -> dict[str, Any]:
-    samples = ruler.generate(
-        task,
-        length=length,
-        num_samples=config.ruler.num_samples,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        haystack=texts,
-    )
-    budget_name, budget = generation_budget(length)
-    filled = sum(sample["num_tokens"] + budget for sample in samples)
-    return {
-        **_write(folder, f"ruler/{task}-{length}.jsonl", samples, tokenizer),
-        "metric": "recall",
-        "chance": 0.0,
-        "budget": budget_name,
-        "budget_tokens": budget,
-        "fill": round(filled / (length * len(samples)), 4),
-        "generator_version": ruler.GENERATOR_VERSION,
-    }
 
 
 def _write(

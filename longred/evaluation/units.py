@@ -21,7 +21,7 @@ class Unit:
         task: the task's name.
         capacity: what a short task stands for; None for RULER.
         length: tokens of prompt and answer together; None for short tasks.
-        metric: `choice`, `exact_match` or `recall`.
+        metric: `choice`, `exact_match`, `recall` or `any_match`.
         chance: percent that guessing scores.
         max_tokens: tokens of the longest prompt with its answer.
         path: file of samples.

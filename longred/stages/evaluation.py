@@ -13,6 +13,7 @@ def freeze_samples(
 ) -> Artifact:
     """Write every question once, so that all models answer the same ones."""
     from longred.evaluation import ruler, short
+    from longred.evaluation.ruler.freeze import fingerprints
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.samples import freeze
@@ -22,7 +23,7 @@ def freeze_samples(
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
     del values["references"], values["similarity_tokens"]
-    inputs = {"model": base.digest, "data": data.digest}
+    inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}
     return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 
 

@@ -64,7 +64,12 @@ def data_folder(
 
 def evaluation_config(**changes: Any) -> EvaluationConfig:
     values: dict[str, Any] = {
-        "ruler": {"lengths": [384, 512], "num_samples": 3},
+        "ruler": {
+            "tasks": ["niah_single_1", "niah_single_2"],
+            "haystack": "held_out",
+            "lengths": [384, 512],
+            "num_samples": 3,
+        },
         "short": {"suite": "demo", "num_samples": 4},
         "similarity_tokens": 512,
         "original_window": WINDOW,

@@ -48,7 +48,7 @@ def test_another_length_changes_no_other_file(
 def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
     index = json.loads((samples_folder / "index.json").read_text())
     entry = index["ruler"]["niah_single_1"]["384"]
-    assert (entry["budget"], entry["budget_tokens"], entry["num_samples"]) == ("compact", 16, 3)
+    assert (entry["parameters"], entry["budget_tokens"], entry["num_samples"]) == ("compact", 16, 3)
     assert 0.8 < entry["fill"] <= 1.0
     assert entry["max_tokens"] <= 384
     assert index["short"]["brackets"]["chance"] == pytest.approx(100 / 3, abs=0.01)
@@ -81,8 +81,8 @@ def test_changed_samples_are_refused(samples_folder: Path, tmp_path: Path) -> No
 def test_bad_requests_are_refused(
     config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.ruler\.tasks: vt is unknown"):
-        freeze(changed(config, tasks=["vt"]), tiny_model_folder, data_folder, tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluation\.ruler\.tasks: vtt is unknown"):
+        freeze(changed(config, tasks=["vtt"]), tiny_model_folder, data_folder, tmp_path)
     (tmp_path / "tokenizer.json").write_text((tiny_model_folder / "tokenizer.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(
         (tiny_model_folder / "tokenizer_config.json").read_text()

@@ -1,56 +1,119 @@
-"""How much haystack fits: prompts are filled up to their length, in the model's own tokens."""
+"""How much haystack fits: prompts are filled up to their length, in the model's own tokens.
 
-from collections.abc import Callable
+A sample is made by a generator that yields prompts to be measured, is sent their sizes and returns
+the sample. So the prompts of many samples are measured together, and each depends on its own alone.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from longred.errors import ConfigError
+from longred.evaluation.prompts import Counter
 
 FULL_LENGTH = 4096
-FULL_BUDGET, COMPACT_BUDGET = 128, 16
+"""Tokens from which on RULER's own parameters are used; below, the compact ones."""
+
+COMPACT_BUDGET = 16
+"""Tokens kept for one number of seven digits, one token a digit, and a little more."""
+
+Steps = Generator[str, int, dict[str, Any]]
 _INTERPOLATIONS = 6
 
 
-def generation_budget(length: int) -> tuple[str, int]:
-    """Return the name and size (tokens) of the room kept for the answer.
+def run(samples: Sequence[Steps], count: Counter) -> list[dict[str, Any]]:
+    """Return the finished samples, measuring in one batch what all of them ask at a time."""
+    finished: dict[int, dict[str, Any]] = {}
+    asking = {number: next(steps) for number, steps in enumerate(samples)}
+    while asking:
+        sizes = count(list(asking.values()))
+        answered, asking = zip(asking, sizes, strict=True), {}
+        for number, size in answered:
+            try:
+                asking[number] = samples[number].send(size)
+            except StopIteration as end:
+                finished[number] = end.value
+    return [finished[number] for number in range(len(samples))]
 
-    RULER reserves 128 tokens; below 4,096 that would leave little else, so a compact budget holds
-    a seven-digit number with one token a digit, and a little more.
-    """
-    return ("full", FULL_BUDGET) if length >= FULL_LENGTH else ("compact", COMPACT_BUDGET)
 
-
-def largest_fit(size: Callable[[int], int], room: int, largest: int) -> int:
-    """Return the largest number of haystack units whose prompt takes at most `room` tokens.
-
-    A binary search whose first probes are interpolated: tokenizing a long prompt is what costs.
+def fit(
+    prompt: Callable[[int], str],
+    room: int,
+    *,
+    smallest: int,
+    largest: int,
+    tokens: Callable[[int], float],
+    slack: int = 0,
+) -> Generator[str, int, tuple[int, int]]:
+    """Search the largest number of haystack units whose prompt takes at most `room` tokens.
 
     Args:
-        size: tokens of the prompt with that many units; grows with it.
+        prompt: the prompt with that many units.
         room: tokens that the prompt may take.
-        largest: number of units there are.
+        smallest: units that a prompt has at least.
+        largest: units there are.
+        tokens: estimate, increasing, of what the first n units take. Only its shape counts: it is
+            anchored and scaled by what was measured, and decides how fast the search ends.
+        slack: tokens that may be left unused; if any, the estimate of the next unit is believed
+            and not measured.
+
+    Returns:
+        The number of units, and the measured tokens of its prompt.
 
     Raises:
-        ConfigError: the prompt does not fit even without a haystack.
+        ConfigError: the prompt does not fit even with the smallest number.
     """
-    empty = size(0)
-    if empty > room:
+    low, high = smallest, largest + 1
+    low_size = first_size = size = yield prompt(smallest)
+    if first_size > room:
         raise ConfigError(
-            f"evaluation.ruler.lengths: a prompt without any haystack takes {empty} tokens of this "
-            f"tokenizer and only {room} are left beside the answer; "
-            f"ask for lengths at least {empty - room} tokens longer"
+            f"evaluation.ruler.lengths: a prompt takes {first_size} tokens of this tokenizer "
+            f"without any haystack and only {room} are left beside the answer; "
+            f"ask for lengths at least {first_size - room} tokens longer"
         )
-    few = max(1, min(32, largest))
-    unit_tokens = max(0.5, (size(few) - empty) / few)
-    low, low_size, high = 0, empty, largest + 1
-    num_probes = 0
+    probe, scale, num_probes = smallest, 1.0, 0
     while high - low > 1:
-        probe = (low + high) // 2
+        unit = scale * (tokens(low + 1) - tokens(low))
+        if slack and num_probes and room - low_size < max(unit, slack):
+            break
         if num_probes < _INTERPOLATIONS:
-            probe = min(high - 1, low + max(1, int((room - low_size) / unit_tokens)))
-        probe_size = size(probe)
-        if probe_size <= room:
-            low, low_size = probe, probe_size
+            target = tokens(probe) + (room - size) / scale
+            probe = bisect_right(range(high), target, lo=low + 1, key=tokens) - 1
+            probe = min(max(probe, low + 1), high - 1)
+        else:
+            probe = (low + high) // 2
+        size = yield prompt(probe)
+        if size <= room:
+            low, low_size = probe, size
         else:
             high = probe
-        unit_tokens = max(0.5, (probe_size - empty) / probe)
+        grown = tokens(probe) - tokens(smallest)
+        scale = max(size - first_size, 1) / grown if grown > 0 else 1.0
         num_probes += 1
-    return low
+    return low, low_size
+
+
+def linear(unit_tokens: float) -> Callable[[int], float]:
+    """Return the estimate for units that all take about the same."""
+    return lambda num_units: unit_tokens * num_units
+
+
+def per_unit(text: Callable[[int], str], count: Counter, num_units: int = 16) -> float:
+    """Return the tokens that one of `num_units` further units takes."""
+    few, many = count([text(num_units), text(2 * num_units)])
+    return max(1, many - few) / num_units
+
+
+def cumulative(pieces: Sequence[str], count: Counter, step: int = 64) -> Callable[[int], float]:
+    """Return the estimate for units of running text, from sizes of chunks of `step` units."""
+    chunks = ["".join(pieces[first : first + step]) for first in range(0, len(pieces), step)]
+    sums = [0.0]
+    for size in count(chunks):
+        sums.append(sums[-1] + size)
+
+    def tokens(num_units: int) -> float:
+        whole, rest = divmod(min(num_units, len(chunks) * step), step)
+        following = sums[min(whole + 1, len(chunks))]
+        return sums[whole] + (following - sums[whole]) * rest / step
+
+    return tokens

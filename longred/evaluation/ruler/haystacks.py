@@ -1,8 +1,8 @@
-"""What needles are hidden in: repeated noise sentences, or text from held-out documents."""
+"""What needles are hidden in, in the smallest pieces by which it may grow."""
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -13,63 +13,99 @@ _SENTENCE_END = re.compile(r"[.!?]\s+")
 
 @dataclass(frozen=True)
 class Haystack:
-    """Text in the smallest pieces by which it may grow.
+    """Text that needles can be put into.
 
     Attributes:
-        units: pieces in order, each with the white space that follows it.
+        text: returns the first units, without needles.
         splits_lines: whether a needle may stand between two sentences of the only line.
     """
 
-    units: tuple[str, ...]
+    text: Callable[[int], str]
     splits_lines: bool
 
-    def insert(self, needle: str, num_units: int, depth: float) -> tuple[str, float]:
-        """Put a needle into the first `num_units` pieces.
+    def insert(
+        self, needles: Sequence[str], num_units: int, depths: Sequence[float]
+    ) -> tuple[str, list[float]]:
+        """Put needles into the first `num_units` units.
 
         Args:
-            needle: a sentence.
+            needles: sentences.
             num_units: how much of the haystack is used.
-            depth: where the needle is wanted, from 0 (in front) to 1 (at the end).
+            depths: where each needle is wanted, from 0 (in front) to 1 (at the end), in order.
 
         Returns:
-            The text, and the share of the haystack's characters that stand before the needle.
+            The text, and for each needle the share of the haystack's characters before it.
         """
-        text = "".join(self.units[:num_units]).rstrip()
+        text = self.text(num_units)
         if not text:
-            return needle, 0.0
+            return "\n".join(needles), [0.0] * len(needles)
+        places, separator = self._places(text)
+        chosen = [places[min(int(depth * len(places)), len(places) - 1)] for depth in depths]
+        result = text
+        for needle, place in reversed(list(zip(needles, chosen, strict=True))):
+            result = _insert(result, needle, place, separator)
+        return result, [place / len(text) for place in chosen]
+
+    def _places(self, text: str) -> tuple[list[int], str]:
         places = [match.end() for match in _LINE_END.finditer(text)]
         separator = "\n"
         if self.splits_lines and not places:
             places = [match.end() for match in _SENTENCE_END.finditer(text)]
             separator = " " if places else "\n"
-        places = [0, *places, len(text)]
-        place = places[min(int(depth * len(places)), len(places) - 1)]
-        before, after = text[:place], text[place:]
-        if before and not before[-1].isspace():
-            before += separator
-        if after:
-            needle += separator
-        return before + needle + after, place / len(text)
+        return [0, *places, len(text)], separator
 
 
-def noise_haystack(num_units: int) -> Haystack:
+def _insert(text: str, needle: str, place: int, separator: str) -> str:
+    before, after = text[:place], text[place:]
+    if before and not before[-1].isspace():
+        before += separator
+    return before + needle + (separator if after else "") + after
+
+
+def noise_haystack() -> Haystack:
     """Return RULER's noise: the same five short sentences, one unit a line."""
-    return Haystack((NOISE + "\n",) * num_units, splits_lines=False)
+    return Haystack(lambda num_units: "\n".join([NOISE] * num_units), splits_lines=False)
 
 
-def text_haystack(documents: Sequence[str], rng: random.Random, num_units: int) -> Haystack:
-    """Return running text from a drawn line of a drawn document on, one unit a word.
+def line_haystack(draw: Callable[[], str]) -> Haystack:
+    """Return lines that are drawn when they are needed, always in the same order."""
+    lines: list[str] = []
+
+    def text(num_units: int) -> str:
+        lines.extend(draw() for _ in range(num_units - len(lines)))
+        return "\n".join(lines[:num_units])
+
+    return Haystack(text, splits_lines=False)
+
+
+def text_haystack(words: Sequence[str]) -> Haystack:
+    """Return running text, one unit a word; each word brings the white space behind it."""
+    return Haystack(lambda num_units: "".join(words[:num_units]).rstrip(), splits_lines=True)
+
+
+def flat_words(documents: Sequence[str], count: int) -> tuple[list[str], int]:
+    """Return the first `count` words of all documents on one line, and how often they are used.
+
+    As in RULER, runs of white space are one space, and text that is too short is repeated.
+    """
+    words = [f"{word} " for document in documents for word in document.split()]
+    num_uses = -(-count // len(words))
+    return (words * num_uses)[:count], num_uses
+
+
+def passage_words(documents: Sequence[str], rng: random.Random, count: int) -> list[str]:
+    """Return `count` words from a drawn line of a drawn document on, white space as it is.
 
     Further documents follow in order, and all of them again where they are not enough.
     """
     index = rng.randrange(len(documents))
     document = documents[index]
     starts = [0, *(match.end() for match in _LINE_END.finditer(document))]
-    units = _words(document[starts[rng.randrange(len(starts))] :])
-    while len(units) < num_units:
+    words = _words(document[starts[rng.randrange(len(starts))] :])
+    while len(words) < count:
         index = (index + 1) % len(documents)
-        units += _words(documents[index])
-    return Haystack(tuple(units[:num_units]), splits_lines=True)
+        words += _words(documents[index])
+    return words[:count]
 
 
 def _words(text: str) -> list[str]:

@@ -1,6 +1,14 @@
-"""Words that needle keys are made of; none of them is a practice word of the demo model."""
+"""What needles, lists and coded texts are made of: words, numbers, identifiers.
+
+RULER's words are the lists of the wonderwords package. The small lists here are for the compact
+parameters: short in any vocabulary, and none of them is a practice word of the demo model.
+"""
 
 import random
+import string
+import uuid
+from collections.abc import Callable, Iterator
+from functools import cache
 
 _ADJECTIVES = """
 absent amber arctic ashen balmy bleak blunt brisk bulky candid chilly civic coarse cosmic cozy
@@ -23,6 +31,91 @@ ADJECTIVES = tuple(_ADJECTIVES.split())
 NOUNS = tuple(_NOUNS.split())
 
 
-def draw_key(rng: random.Random) -> str:
-    """Return an adjective-noun key such as `misty-anvil`."""
+_SYLLABLES = """
+b bl br c ch cl d dr f fl g gl gr h j k l m n p pl pr r s st t th tr v w z
+a ai e ea ee i o oa oo ou u
+b d g k l ld m n nd ng nt p r rd rk rt s sh sk st t th
+"""
+
+_ONSETS, _VOWELS, _CODAS = (tuple(line.split()) for line in _SYLLABLES.strip().splitlines())
+
+
+@cache
+def word_list(category: str) -> tuple[str, ...]:
+    """Return the words of a category of wonderwords: `adjective`, `noun` or `verb`."""
+    from wonderwords import RandomWord
+
+    words = RandomWord().filter(include_categories=[category])
+    return tuple(sorted({word for word in words if word and " " not in word}))
+
+
+@cache
+def all_words() -> tuple[str, ...]:
+    """Return the words of all three categories."""
+    return tuple(sorted({w for c in ("adjective", "noun", "verb") for w in word_list(c)}))
+
+
+def draw_short_key(rng: random.Random) -> str:
+    """Return an adjective-noun key of the small lists, such as `misty-anvil`."""
     return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
+
+
+def draw_key(rng: random.Random) -> str:
+    """Return an adjective-noun key of RULER's lists."""
+    return f"{rng.choice(word_list('adjective'))}-{rng.choice(word_list('noun'))}"
+
+
+def draw_number(rng: random.Random) -> str:
+    """Return a number of seven digits."""
+    return str(rng.randint(1_000_000, 9_999_999))
+
+
+def draw_uuid(rng: random.Random) -> str:
+    """Return a random UUID (version 4)."""
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def coded_word(rng: random.Random, length: int, alphabet: str = string.ascii_lowercase) -> str:
+    """Return random letters."""
+    return "".join(rng.choices(alphabet, k=length))
+
+
+DRAWS: dict[str, Callable[[random.Random], str]] = {
+    "short_words": draw_short_key,
+    "words": draw_key,
+    "numbers": draw_number,
+    "uuids": draw_uuid,
+}
+"""Kind of key or value → what draws one."""
+
+
+def distinct(draw: Callable[[], str], taken: set[str] | None = None) -> Iterator[str]:
+    """Yield draws that differ from each other and from those taken before.
+
+    Raises:
+        ValueError: a thousand draws in a row brought nothing new.
+    """
+    seen = set() if taken is None else taken
+    num_repeats = 0
+    while num_repeats < 1000:
+        word = draw()
+        num_repeats += 1
+        if word not in seen:
+            seen.add(word)
+            num_repeats = 0
+            yield word
+    raise ValueError("there are no further distinct words to draw")
+
+
+def list_words(rng: random.Random, count: int) -> list[str]:
+    """Return distinct words for a list: RULER's in random order, then made-up ones."""
+    pool = all_words()
+    words = rng.sample(pool, min(count, len(pool)))
+    more = distinct(lambda: _made_up(rng), set(pool))
+    words += [next(more) for _ in range(count - len(words))]
+    return words
+
+
+def _made_up(rng: random.Random) -> str:
+    syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(2))
+    return "".join(syllables)
