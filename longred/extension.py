@@ -219,10 +219,12 @@ def _check_windows(config: PreTrainedConfig, original_window: Any, target_window
             f"original_window: {original_window} exceeds the model's own window of {limit} "
             "(max_position_embeddings)"
         )
-    if target_window <= limit:
+    # Qwen2.5 was trained at 32K and names 128K: a recipe that says so is believed.
+    is_plain = main_rope(config).get("rope_type", "default") == "default"
+    if target_window <= (original_window if is_plain else limit) or target_window < limit:
         raise ConfigError(
-            f"target_window: {target_window} must be larger than the model's own window of {limit} "
-            "(max_position_embeddings)"
+            f"target_window: {target_window} must be larger than original_window, "
+            f"{original_window}, and the model's own window of {limit} (max_position_embeddings)"
         )
 
 

@@ -134,7 +134,9 @@ def download(name: str, revision: str | None) -> Path:
             "model.revision must be the full commit hash (40 hexadecimal digits), since a branch "
             "can move"
         )
-    wanted = ["config.json", "*.safetensors", WEIGHTS_INDEX_NAME, *COMPANIONS]
+    # Some hold the weights twice, once more in the maker's own layout.
+    weights = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME]
+    wanted = ["config.json", *weights, *COMPANIONS]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, HFValidationError, httpx.HTTPError) as error:

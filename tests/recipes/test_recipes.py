@@ -1,0 +1,154 @@
+"""The packaged recipes on models of the true dimensions, on the meta device.
+
+No weights and no memory: four decoder layers run, and all are counted.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from longred.attention import guard, register
+from longred.config import RunConfig, load_recipe
+from longred.extension import extend_config, frequencies
+from longred.models import hidden_states
+from longred.objectives import short_distill_loss, short_to_long_loss
+from longred.recipes import RECIPES
+
+LLAMA3 = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+)
+MISTRAL = MistralConfig(
+    vocab_size=32768,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=32768,
+    sliding_window=None,
+    rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+)
+QWEN25 = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    max_position_embeddings=131072,
+    max_window_layers=28,
+    sliding_window=131072,
+    use_sliding_window=False,
+    rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+)
+"""Public facts of each model's config.json."""
+
+MODELS = {
+    "llama3-8b-32k": (LLAMA3, 8_030_261_248),
+    "llama3-8b-128k": (LLAMA3, 8_030_261_248),
+    "mistral-7b-128k": (MISTRAL, 7_248_023_552),
+    "qwen2.5-7b-128k": (QWEN25, 7_615_616_512),
+}
+
+
+def extended(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedConfig:
+    return extend_config(
+        config,
+        method=recipe.extension.method,
+        original_window=recipe.original_window,
+        target_window=recipe.target_window,
+        **recipe.extension.settings(),
+    )
+
+
+def test_every_recipe_of_a_public_model_is_here() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} - {"demo"} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_and_corpora_are_pinned(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    for revision in [recipe.model.revision, *(source.revision for source in recipe.data.sources)]:
+        assert len(str(revision)) == 40
+    text = (RECIPES / f"{name}.yaml").read_text()
+    assert text.count("Apache-2.0") + text.count("Community License") >= 3, "licences are said"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_has_the_papers_tokens(name: str) -> None:
+    training = load_recipe(name).training
+    rows, lengths = training.rows(training.method), training.block_lengths()
+    tokens = {bucket: count * lengths[bucket] for bucket, count in rows.items()}
+    assert tokens == {"long": 1048576, "short": 786432, "original": 262144}
+    assert (training.num_steps, training.learning_rate) == (512, 2e-5)
+    assert training.betas == (0.9, 0.95)
+    assert training.micro_batch_tokens >= lengths["long"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_slowest_pair_turns_as_far_as_in_the_authors_setting(name: str) -> None:
+    recipe = load_recipe(name)
+    config = extended(recipe, MODELS[name][0])
+    angle = float(frequencies(config).inv_freq[-1]) * recipe.target_window
+    authors = 32768 * 2e7 ** (-126 / 128)
+    assert angle == pytest.approx(authors, rel=0.03)
+    assert angle < 2 * math.pi
+
+
+@pytest.mark.parametrize("config", [LLAMA3, MISTRAL, QWEN25])
+def test_dimensions_are_the_true_ones(config: PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    (expected,) = {count for each, count in MODELS.values() if each is config}
+    assert sum(weight.numel() for weight in model.parameters()) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_run_on_the_meta_device(name: str) -> None:
+    recipe, config = load_recipe(name), copy.deepcopy(MODELS[name][0])
+    config.num_hidden_layers = 4
+    register()
+    models = []
+    with torch.device("meta"):
+        for each in (config, extended(recipe, config)):
+            models.append(
+                AutoModelForCausalLM.from_config(
+                    each, attn_implementation="longred", dtype=torch.bfloat16
+                )
+            )
+            guard(models[-1])
+    teacher, student = models
+    last = config.num_hidden_layers
+    layers = [1, 3, last]
+
+    def rows(length: int) -> torch.Tensor:
+        return torch.zeros(1, length, dtype=torch.long, device="meta")
+
+    target = hidden_states(student, rows(recipe.target_window), layers=[last])[last]
+    assert target.shape == (1, recipe.target_window, config.hidden_size)
+    short, original = rows(recipe.data.short_length), rows(recipe.original_window)
+    skipped = torch.zeros(1, recipe.original_window, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        from_short = hidden_states(teacher, short, layers=layers)
+        from_original = hidden_states(teacher, original, layers=[last])
+    loss = short_distill_loss(hidden_states(student, short, layers=layers), from_short)
+    far = hidden_states(student, original, layers=[last], position_ids_BT=skipped)
+    loss = loss + short_to_long_loss(far[last], from_original[last])
+    loss.backward()
+    assert student.base_model.embed_tokens.weight.grad.shape == (
+        config.vocab_size,
+        config.hidden_size,
+    )
