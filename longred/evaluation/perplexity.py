@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from longred.architectures import logit_softcap
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.models import hidden_states
 from longred.objectives import long_loss
@@ -49,7 +50,7 @@ def held_out_loss(
         )
     count = min(len(rows), max(1, num_tokens // window))
     chosen = [rows[i * len(rows) // count] for i in range(count)]
-    weight = model.get_output_embeddings().weight
+    weight, cap = model.get_output_embeddings().weight, logit_softcap(model.config)
     last = model.config.num_hidden_layers
     nats = 0.0
     with torch.no_grad():
@@ -57,7 +58,7 @@ def held_out_loss(
             batch = [ids for ids, _ in chosen[start : start + batch_rows]]
             input_ids_BT = torch.tensor(batch, device=model.device)
             hidden_BTD = hidden_states(model, input_ids_BT, layers=[last])[last]
-            mean = long_loss(hidden_BTD, weight, input_ids_BT)
+            mean = long_loss(hidden_BTD, weight, input_ids_BT, logit_softcap=cap)
             nats += float(mean) * len(batch) * (window - 1)
     if not math.isfinite(nats):
         raise NonFiniteLossError(

@@ -19,6 +19,7 @@ def long_loss(
     input_ids_BT: Tensor,
     *,
     document_ids_BT: Tensor | None = None,
+    logit_softcap: float | None = None,
     chunk_tokens: int = 1024,
 ) -> Tensor:
     """Return the mean next-token cross-entropy, in nats, over all tokens that have a target.
@@ -32,6 +33,7 @@ def long_loss(
         lm_head_weight_VD: the output embedding.
         input_ids_BT: the tokens of the rows.
         document_ids_BT: ids whose runs are documents.
+        logit_softcap: logits x become cap * tanh(x / cap), as in Gemma-2.
         chunk_tokens: tokens whose logits are held at once.
 
     Returns:
@@ -41,7 +43,12 @@ def long_loss(
     hidden_MD = hidden_BTD[:, :-1][has_target_BT]
     target_M = input_ids_BT[:, 1:][has_target_BT]
     total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_MD, lm_head_weight_VD, target_M, chunk_tokens, _compute_dtype(hidden_MD)
+        hidden_MD,
+        lm_head_weight_VD,
+        target_M,
+        chunk_tokens,
+        _compute_dtype(hidden_MD),
+        logit_softcap,
     )
     return total / max(1, target_M.numel())
 
@@ -76,6 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         target_M: Tensor,
         chunk_tokens: int,
         dtype: torch.dtype,
+        softcap: float | None,
     ) -> Tensor:
         """Return the sum over tokens, keeping the gradients for backward."""
         precise = at_least_fp32(hidden_MD.dtype)
@@ -91,13 +99,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, target_M.numel(), chunk_tokens):
                 part = slice(start, start + chunk_tokens)
                 hidden_CD = hidden_MD[part].to(dtype)
-                log_probs_CV = F.linear(hidden_CD, weight_VD).to(precise).log_softmax(dim=-1)
+                logits_CV = F.linear(hidden_CD, weight_VD).to(precise)
+                slope_CV = None
+                if softcap is not None:
+                    logits_CV = torch.tanh(logits_CV / softcap)
+                    slope_CV = 1.0 - logits_CV.square()
+                    logits_CV = softcap * logits_CV
+                log_probs_CV = logits_CV.log_softmax(dim=-1)
                 total += F.nll_loss(log_probs_CV, target_M[part], reduction="sum")
                 if hidden_grad_MD is None and weight_grad_VD is None:
                     continue
                 logits_grad_CV = log_probs_CV.exp_()
                 rows_C = torch.arange(logits_grad_CV.shape[0], device=target_M.device)
                 logits_grad_CV[rows_C, target_M[part]] -= 1.0
+                if slope_CV is not None:
+                    logits_grad_CV *= slope_CV
                 logits_grad_CV = logits_grad_CV.to(dtype)
                 if hidden_grad_MD is not None:
                     hidden_grad_MD[part] = logits_grad_CV @ weight_VD
@@ -109,14 +125,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         """Scale the kept gradients by the gradient of the sum."""
         (grad_output,) = grad_outputs
         hidden_grad_MD, weight_grad_VD = (
             None if kept is None else kept * grad_output.to(kept.dtype)
             for kept in ctx.saved_tensors
         )
-        return hidden_grad_MD, weight_grad_VD, None, None, None
+        return hidden_grad_MD, weight_grad_VD, None, None, None, None
 
 
 def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:

@@ -40,6 +40,7 @@ class Passes:
         document_ids_BT: ids whose runs are documents, or None.
         shown_BT: which tokens the teacher was shown; None for all.
         lm_head_weight_VD: the student's output embedding.
+        logit_softcap: of the student's logits, or None.
         distill_layers: `hidden_states` indices of the distilled layers.
         last_layer: N.
     """
@@ -50,6 +51,7 @@ class Passes:
     document_ids_BT: Tensor | None
     shown_BT: Tensor | None
     lm_head_weight_VD: Tensor
+    logit_softcap: float | None
     distill_layers: tuple[int, ...]
     last_layer: int
 
@@ -119,6 +121,7 @@ def _cross_entropy(passes: Passes) -> Tensor:
         passes.lm_head_weight_VD,
         passes.input_ids_BT,
         document_ids_BT=passes.document_ids_BT,
+        logit_softcap=passes.logit_softcap,
     )
 
 

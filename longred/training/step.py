@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred import models, objectives, positions
+from longred.architectures import logit_softcap
 from longred.attention import Captured
 from longred.data.loader import Rows
 from longred.methods import Term
@@ -198,6 +199,7 @@ class Objectives:
             document_ids_BT=batch.document_ids_BT,
             shown_BT=shown_BT,
             lm_head_weight_VD=self.student.get_output_embeddings().weight,  # type: ignore[no-untyped-call]
+            logit_softcap=logit_softcap(self.student.config),
             distill_layers=self.job.distill_layers,
             last_layer=self.last_layer,
         )

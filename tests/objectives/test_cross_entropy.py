@@ -7,7 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from longred.objectives import long_loss
 
 
-def dense_loss(hidden: Tensor, weight: Tensor, tokens: Tensor, documents: Tensor | None) -> Tensor:
+def dense_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    documents: Tensor | None,
+    cap: float | None = None,
+) -> Tensor:
     """Token by token, in float64."""
     losses = []
     for row in range(tokens.shape[0]):
@@ -15,6 +21,8 @@ def dense_loss(hidden: Tensor, weight: Tensor, tokens: Tensor, documents: Tensor
             if documents is not None and documents[row, place] != documents[row, place + 1]:
                 continue
             logits = weight @ hidden[row, place]
+            if cap is not None:
+                logits = cap * torch.tanh(logits / cap)
             losses.append(logits.logsumexp(0) - logits[tokens[row, place + 1]])
     return torch.stack(losses).mean()
 
@@ -33,16 +41,20 @@ def case(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Te
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 1000])
-def test_long_loss_and_gradients_equal_the_dense_reference(masked: bool, chunk_tokens: int) -> None:
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_long_loss_and_gradients_equal_the_dense_reference(
+    masked: bool, chunk_tokens: int, cap: float | None
+) -> None:
     hidden, weight, tokens, documents = case()
     mask = documents if masked else None
     pairs = []
     for function in (long_loss, dense_loss):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if function is long_loss:
-            loss = long_loss(h, w, tokens, document_ids_BT=mask, chunk_tokens=chunk_tokens)
+            options = {"document_ids_BT": mask, "logit_softcap": cap, "chunk_tokens": chunk_tokens}
+            loss = long_loss(h, w, tokens, **options)
         else:
-            loss = dense_loss(h, w, tokens, mask)
+            loss = dense_loss(h, w, tokens, mask, cap)
         (loss * 0.37).backward()
         pairs.append((loss.detach(), h.grad, w.grad))
     for got, expected in zip(*pairs, strict=True):

@@ -23,9 +23,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from longred.architectures import logit_softcap
 from longred.extension import write_extension
 from longred.model_folder import COMPANIONS
 from longred.models import hidden_states, load_model, resolve_model
+from longred.objectives import long_loss
 from longred.profiling.drift import profile_drift
 from longred.selection import select_layers
 from longred.training.loop import train
@@ -148,8 +150,11 @@ def assert_it_reads_back(result: Path, student: Path) -> None:
     with torch.no_grad():
         states = hidden_states(ours, prompt, layers=[last])[last]
         assert not torch.allclose(states, hidden_states(before, prompt, layers=[last])[last])
-        expected = theirs(prompt, output_hidden_states=True).hidden_states[last]
-        torch.testing.assert_close(states, expected, atol=2e-5, rtol=1e-4)
+        expected = theirs(prompt, labels=prompt, output_hidden_states=True)
+        torch.testing.assert_close(states, expected.hidden_states[last], atol=2e-5, rtol=1e-4)
+        weight, cap = ours.get_output_embeddings().weight, logit_softcap(ours.config)
+        loss = long_loss(states, weight, prompt, logit_softcap=cap)
+        torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
         generated = theirs.generate(prompt, max_new_tokens=4, do_sample=False, eos_token_id=None)
         assert torch.equal(
             ours.generate(prompt, max_new_tokens=4, do_sample=False, eos_token_id=None), generated
