@@ -83,14 +83,14 @@ def text_haystack(words: Sequence[str]) -> Haystack:
     return Haystack(lambda num_units: "".join(words[:num_units]).rstrip(), splits_lines=True)
 
 
-def flat_words(documents: Sequence[str], count: int) -> tuple[list[str], int]:
-    """Return the first `count` words of all documents on one line, and how often they are used.
+def flat_words(documents: Sequence[str], count: int) -> list[str]:
+    """Return the first `count` words of all documents on one line.
 
     As in RULER, runs of white space are one space, and text that is too short is repeated.
     """
     words = [f"{word} " for document in documents for word in document.split()]
     num_uses = -(-count // len(words))
-    return (words * num_uses)[:count], num_uses
+    return (words * num_uses)[:count]
 
 
 def passage_words(documents: Sequence[str], rng: random.Random, count: int) -> list[str]:

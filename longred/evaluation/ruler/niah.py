@@ -180,7 +180,7 @@ def _text(request: Request) -> _Stack:
             build=lambda rng, taken: text_haystack(passage_words(documents, rng, request.length)),
             tokens=linear(1.0),
         )
-    words, _ = flat_words(documents, request.length)
+    words = flat_words(documents, request.length)
     return _Stack(
         build=lambda rng, taken: text_haystack(words),
         tokens=cumulative(words, request.count),

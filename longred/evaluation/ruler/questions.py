@@ -178,7 +178,8 @@ def _hotpot(file: _File, name: str) -> Questions:
         file.get(row, place, dict, "an object")
         titles: dict[str, int] = {}
         for where, pair in file.list(row, place, "context"):
-            titles[_title(file, where, pair)] = documents.number(_paragraph(file, where, pair))
+            title = _title(file, where, pair)
+            titles[title] = documents.number(_paragraph(file, where, pair))
         facts = [_title(file, where, fact) for where, fact in _facts(file, row, place)]
         supporting = tuple(dict.fromkeys(titles[title] for title in facts if title in titles))
         questions.append(

@@ -16,7 +16,7 @@ from longred.evaluation.ruler.niah import NEEDLE
 from longred.evaluation.ruler.questions import own_hotpot, own_squad
 from longred.evaluation.ruler.texts import library_text
 
-CELLS = [(512, 3), (1024, 3), (4096, 3), (8192, 2), (32768, 1)]
+CELLS = [(512, 2), (1024, 2), (4096, 2), (32768, 1)]
 
 
 def prompt(sample: dict[str, Any]) -> str:
@@ -81,7 +81,7 @@ def test_prompts_are_full_never_too_long_and_answerable(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["niah_multikey_1", "niah_multikey_3", "vt", "cwe", "fwe", "qa_1"])
+@pytest.mark.parametrize("task", ["niah_multikey_1", "niah_multikey_3", "cwe", "qa_1"])
 def test_prompts_of_the_longest_windows(tokenizers: dict[str, Any], task: str) -> None:
     test_prompts_are_full_never_too_long_and_answerable(tokenizers["bpe"], task, 131072, 1)
 
@@ -94,7 +94,7 @@ def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None
         return ruler.generate(
             task,
             length=length,
-            num_samples=12,
+            num_samples=8,
             tokenizer=any_tokenizer,
             seed=3,
             parameters="compact",
@@ -127,8 +127,8 @@ def test_answers_fit_the_budget(tokenizers: dict[str, Any], task: str, parameter
     tokenizer = tokenizers["unigram" if task == "vt" else "bpe"]
     samples = ruler.generate(
         task,
-        length=4096,
-        num_samples=8,
+        length=4096 if parameters == "full" else 1024,
+        num_samples=4,
         tokenizer=tokenizer,
         seed=0,
         parameters=parameters,
