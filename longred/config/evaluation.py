@@ -52,10 +52,20 @@ class RulerConfig(Section):
 
 
 class ShortConfig(Section):
-    """Which short-text tasks are asked, `num_samples` each."""
+    """Which short-text tasks are asked: a packaged suite, or a suite's YAML file by path.
+
+    `num_samples` is for local tasks; `limit` holds back the tasks of lm-eval, beside what the suite
+    says. `capacities` and `tasks` keep a part of the suite. A task whose data cannot be had ends
+    the stage (`on_missing: error`) or reads n/a (`skip`).
+    """
 
     suite: str = "demo"
     num_samples: Count = 200
+    limit: Count | None = None
+    capacities: list[str] = []
+    tasks: list[str] = []
+    on_missing: Literal["error", "skip"] = "error"
+    allow_code_execution: bool = False
 
 
 class EvaluationConfig(Section):
@@ -66,9 +76,12 @@ class EvaluationConfig(Section):
     short: ShortConfig = ShortConfig()
     similarity_tokens: Count = 16384
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    chat_template: Literal["auto", "true", "false"] = "auto"
+    backend: Literal["hf", "vllm"] = "hf"
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
     batch_size: Count = runtime(8, ge=1)
     device: Device = runtime("auto")
     attention_backend: str = runtime("auto")
+    num_processes: Count = runtime(1, ge=1)

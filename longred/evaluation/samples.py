@@ -1,97 +1,234 @@
 """Freezes every question once, so that all models of a run answer exactly the same ones."""
 
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import sha256_file, write_json
+from longred.artifacts import Store, read_json, sha256_file, write_json
 from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
-from longred.errors import MismatchError
+from longred.errors import MismatchError, PreflightError
 from longred.evaluation import ruler, short
 from longred.evaluation.prompts import count_tokens
-from longred.evaluation.ruler.freeze import freeze_task, read_materials
+from longred.evaluation.ruler.freeze import Materials, freeze_task, identity, read_materials
 from longred.evaluation.short.passages import Passages
-from longred.evaluation.suites import load_suite
+from longred.evaluation.suites import SuiteTask, load_suite
 from longred.evaluation.units import FORMAT_VERSION, read_lines, write_lines
 from longred.models import load_tokenizer
 
+logger = logging.getLogger(__name__)
+
+DOCUMENTS = "held_out/documents.jsonl"
+QUESTIONS_VERSION = 1
+
+Entry = dict[str, Any]
+Row = dict[str, Any]
+
+
+def suite_of(config: EvaluationConfig) -> list[SuiteTask]:
+    """Return the short tasks that are asked.
+
+    Raises:
+        ConfigError: suite, capacity or task are unknown.
+    """
+    short_ = config.short
+    return load_suite(short_.suite, capacities=short_.capacities, tasks=short_.tasks)
+
 
 def freeze(
-    config: EvaluationConfig, tokenizer_folder: Path, data_folder: Path, folder: Path
+    config: EvaluationConfig,
+    tokenizer_folder: Path,
+    data_folder: Path,
+    folder: Path,
+    *,
+    store: Store,
 ) -> None:
-    """Write the samples of every RULER task and length and of every short task.
+    """Write the samples of every task, and of every length where it has several.
 
     The bytes of a file depend on the tokenizer, the task, its length, the seed and the held-out
-    documents only; asking for another task or length changes no other file.
+    documents only; asking for another task or length changes no other file, and makes none again
+    that the store has.
 
     Args:
         config: what is asked.
         tokenizer_folder: a model folder.
         data_folder: folder of a data artifact made with the same tokenizer.
         folder: existing folder that receives `ruler/`, `short/` and `index.json`.
+        store: where the files made so far are kept.
 
     Raises:
         ConfigError: a task, suite or length cannot be used, or there is too little held-out text.
-        MismatchError: the data were made with another tokenizer.
+        MismatchError: the data were made with another tokenizer, or a data file is malformed.
+        PreflightError: data of the harness cannot be had; names every such task.
     """
     for task in config.ruler.tasks:
         ruler.check_task(task)
-    suite = load_suite(config.short.suite)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    suite = suite_of(config)
     sha256 = tokenizer_sha256(tokenizer_folder)
     if read_data_index(data_folder)["tokenizer"]["sha256"] != sha256:
         raise MismatchError(
             f"{data_folder}: was made with another tokenizer than that of {tokenizer_folder}"
         )
-    documents = read_documents(data_folder)
+    maker = _Maker(config, tokenizer_folder, data_folder, folder, Store(store.root))
     index: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "tokenizer_sha256": sha256,
         "seed": config.seed,
         "original_window": config.original_window,
-        "num_documents": len(documents),
+        "num_documents": len(maker.documents),
         "suite": config.short.suite,
-        "short": {},
-        "ruler": {task: {} for task in config.ruler.tasks},
+        "short": maker.short_entries(suite),
+        "ruler": {
+            task: {str(n): maker.ruler_entry(task, n) for n in sorted(set(config.ruler.lengths))}
+            for task in config.ruler.tasks
+        },
+        "retrieval": {},
     }
-    passages = Passages(documents, tokenizer, window=config.original_window)
-    for entry in suite:
-        samples = short.make(entry.name, passages, config.short.num_samples, config.seed)
-        index["short"][entry.name] = {
-            **entry.to_json(),
-            **_write(folder, f"short/{entry.name}.jsonl", samples, tokenizer),
-            "generator_version": short.GENERATOR_VERSION,
-        }
-    materials = read_materials(config.ruler, [text for _, text in documents])
-    for task in config.ruler.tasks:
-        for length in sorted(set(config.ruler.lengths)):
-            rows, found = freeze_task(
-                config.ruler,
-                task,
-                length,
-                tokenizer=tokenizer,
-                seed=config.seed,
-                materials=materials,
-            )
-            name = f"ruler/{task}-{length}.jsonl"
-            index["ruler"][task][str(length)] = found | _write(folder, name, rows, tokenizer)
     write_json(folder / "index.json", index)
 
 
-def _write(
-    folder: Path, name: str, samples: Sequence[dict[str, Any]], tokenizer: Any
-) -> dict[str, Any]:
-    write_lines(folder / name, samples)
-    return {
-        "file": name,
-        "sha256": sha256_file(folder / name),
-        "num_samples": len(samples),
-        "max_tokens": max(_num_tokens(sample, tokenizer) for sample in samples),
-    }
+@dataclass
+class _Maker:
+    """Makes files of questions, or finds them in the store."""
+
+    config: EvaluationConfig
+    tokenizer_folder: Path
+    data_folder: Path
+    folder: Path
+    store: Store
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer_folder)
+
+    @cached_property
+    def documents(self) -> list[tuple[str, str]]:
+        return read_documents(self.data_folder)
+
+    @cached_property
+    def passages(self) -> Passages:
+        return Passages(self.documents, self.tokenizer, window=self.config.original_window)
+
+    def keep(
+        self,
+        name: str,
+        values: Row,
+        make: Callable[[], tuple[list[Row], Entry]],
+        inputs: Mapping[str, str] | None = None,
+    ) -> Entry:
+        """Return the entry of a file of questions, making it where the store does not have it.
+
+        Args:
+            name: the file's name among the samples.
+            values: everything that the questions depend on, but for the tokenizer and `inputs`.
+            make: returns the questions and what the index says of them.
+            inputs: further inputs and their identity.
+        """
+
+        def write(folder: Path, work: Path) -> None:
+            rows, entry = make()
+            write_lines(folder / "samples.jsonl", rows)
+            write_json(folder / "entry.json", {**entry, "num_samples": len(rows)})
+
+        known = {"tokenizer": tokenizer_sha256(self.tokenizer_folder), **(inputs or {})}
+        named = {"part": "questions", **values}
+        made = self.store.build("evaluation", named, known, write, QUESTIONS_VERSION).folder
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made / "samples.jsonl", path)
+        entry: Entry = read_json(made / "entry.json")
+        return {**entry, "file": name, "sha256": sha256_file(path)}
+
+    def short_entries(self, suite: Sequence[SuiteTask]) -> dict[str, Entry]:
+        """Return the entries of the short tasks; those that cannot be had say why."""
+        entries: dict[str, Entry] = {}
+        missing: list[str] = []
+        for task in suite:
+            common = {"capacity": task.capacity, "metric": task.metric, "chance": task.chance}
+            try:
+                made = self._local(task) if task.source == "local" else self._harness(task)
+            except PreflightError as error:
+                missing.append(str(error))
+                made = {"unavailable": str(error)}
+                logger.warning("%s", error)
+            entries[task.name] = {**common, **made}
+        if missing and self.config.short.on_missing == "error":
+            raise PreflightError(
+                f"{len(missing)} of {len(suite)} short tasks cannot be asked:\n"
+                + "\n".join(missing)
+                + "\nor leave them out as n/a with evaluation.short.on_missing: skip"
+            )
+        return entries
+
+    def _local(self, task: SuiteTask) -> Entry:
+        count, seed = self.config.short.num_samples, self.config.seed
+        values = {
+            "task": task.task,
+            "num_samples": count,
+            "seed": seed,
+            "window": self.config.original_window,
+            "generator": short.GENERATOR_VERSION,
+        }
+
+        def make() -> tuple[list[Row], Entry]:
+            rows = short.make(task.task, self.passages, count, seed)
+            return rows, {"max_tokens": self._longest(rows)}
+
+        texts = {"documents": sha256_file(self.data_folder / DOCUMENTS)}
+        return self.keep(f"short/{task.name}.jsonl", values, make, texts)
+
+    def _harness(self, task: SuiteTask) -> Entry:
+        from longred.evaluation import harness
+
+        chosen = self.config.short
+        leaves = harness.leaf_settings(
+            task, limit=chosen.limit, allow_code=chosen.allow_code_execution
+        )
+        cap = max(self.config.original_window, self.config.target_window)
+        parts: dict[str, Entry] = {}
+        for leaf, settings in leaves.items():
+            values = {k: v for k, v in settings.items() if k != "data_files"}
+
+            def make(settings: Row = settings) -> tuple[list[Row], Entry]:
+                rows, longest = harness.freeze_leaf(settings, self.tokenizer)
+                return rows, {"max_tokens": longest}
+
+            name = f"short/{task.name}/{leaf}.jsonl"
+            entry = self.keep(name, {"source": "lm-eval", **values}, make)
+            # What does not fit the windows is cut on the left, and counted.
+            parts[leaf] = {**entry, "max_tokens": min(entry["max_tokens"], cap)}
+            parts[leaf]["settings"] = {**settings, "max_tokens": parts[leaf]["max_tokens"]}
+        return {"source": "lm-eval", "task": task.task, "parts": parts}
+
+    @cached_property
+    def materials(self) -> Materials:
+        return read_materials(self.config.ruler, [text for _, text in self.documents])
+
+    def ruler_entry(self, task: str, length: int) -> Entry:
+        config, seed = self.config.ruler, self.config.seed
+        values = identity(config, task, length, seed=seed, materials=self.materials)
+
+        def make() -> tuple[list[Row], Entry]:
+            return freeze_task(
+                config,
+                task,
+                length,
+                tokenizer=self.tokenizer,
+                seed=seed,
+                materials=self.materials,
+            )
+
+        return self.keep(f"ruler/{task}-{length}.jsonl", values, make)
+
+    def _longest(self, rows: Sequence[Row]) -> int:
+        return max(_num_tokens(row, self.tokenizer) for row in rows)
 
 
-def _num_tokens(sample: dict[str, Any], tokenizer: Any) -> int:
+def _num_tokens(sample: Mapping[str, Any], tokenizer: Any) -> int:
     if "choices" in sample:
         texts = [sample["input"] + choice for choice in sample["choices"]]
         return max(count_tokens(tokenizer, text) for text in texts)
@@ -117,5 +254,5 @@ def read_documents(data_folder: Path) -> list[tuple[str, str]]:
     Raises:
         MismatchError: the file is missing or damaged.
     """
-    rows = read_lines(data_folder / "held_out" / "documents.jsonl")
+    rows = read_lines(data_folder / DOCUMENTS)
     return [(str(row["path"]), str(row["text"])) for row in rows]

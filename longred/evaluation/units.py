@@ -1,15 +1,16 @@
-"""What is asked of a model in one go: a short task, or a RULER task at one length."""
+"""What is asked of a model in one go: a short task or a part of it, or a task at one length."""
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longred.artifacts import read_json, sha256_file, storage_errors
 from longred.errors import MismatchError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+LENGTH_KINDS = ("ruler", "retrieval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,31 +18,55 @@ class Unit:
     """Frozen samples that are asked together, and how their answers are scored.
 
     Attributes:
-        kind: `short` or `ruler`.
-        task: the task's name.
-        capacity: what a short task stands for; None for RULER.
+        kind: `short`, `ruler` or `retrieval`.
+        task: the task's name in tables.
+        part: the task of a group of lm-eval that this is; None where a task is one unit.
+        source: `local` for our own samples, `lm-eval` for a task of the harness.
+        capacity: what a short task stands for; None for the others.
         length: tokens of prompt and answer together; None for short tasks.
-        metric: `choice`, `exact_match`, `recall` or `any_match`.
+        metric: how an answer is scored, see `benchmarks.score`, or a metric of the harness.
         chance: percent that guessing scores.
+        num_samples: how many.
         max_tokens: tokens of the longest prompt with its answer.
         path: file of samples.
         sha256: hash of that file.
+        settings: what the harness is told, for tasks of lm-eval.
+        fill: mean share of the length that prompts and their answers take.
     """
 
     kind: str
     task: str
+    part: str | None = None
+    source: str = "local"
     capacity: str | None
     length: int | None
     metric: str
     chance: float
+    num_samples: int
     max_tokens: int
     path: Path
     sha256: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fill: float | None = None
+
+    @property
+    def table(self) -> str:
+        """The name of the file that holds a model's answers to the whole task."""
+        return f"{self.kind}-{self.task}" + (f"-{self.length}" if self.length else "")
 
     @property
     def key(self) -> str:
-        """The unit's name in files."""
-        return f"{self.kind}-{self.task}" + (f"-{self.length}" if self.length else "")
+        """The unit's own name."""
+        return self.table if self.part is None else f"{self.table}-{self.part}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of the unit decides an answer or its score, beside the samples' bytes."""
+        found: dict[str, Any] = {"task": self.task, "length": self.length, "metric": self.metric}
+        if self.source == "lm-eval":
+            # Where a data file lies is no difference; its bytes are.
+            settings = {key: v for key, v in self.settings.items() if key != "data_files"}
+            found |= {"source": self.source, "part": self.part, "settings": settings}
+        return found
 
     def read_samples(self) -> list[dict[str, Any]]:
         """Return the samples.
@@ -61,11 +86,19 @@ def read_units(samples_folder: Path) -> list[Unit]:
         MismatchError: the folder has no index, or one of another format.
     """
     index = read_index(samples_folder)
-    units = [_unit(samples_folder, "short", task, None, e) for task, e in index["short"].items()]
-    for task, lengths in index["ruler"].items():
-        for length, entry in lengths.items():
-            units.append(_unit(samples_folder, "ruler", task, int(length), entry))
-    return sorted(units, key=lambda unit: unit.length or 0)
+    units = []
+    for task, entry in index["short"].items():
+        if "parts" in entry:
+            for part, found in entry["parts"].items():
+                name = None if part == entry["task"] else part
+                units.append(_unit(samples_folder, "short", task, None, {**entry, **found}, name))
+        elif "unavailable" not in entry:
+            units.append(_unit(samples_folder, "short", task, None, entry))
+    for kind in LENGTH_KINDS:
+        for task, lengths in index[kind].items():
+            for length, entry in lengths.items():
+                units.append(_unit(samples_folder, kind, task, int(length), entry))
+    return sorted(units, key=lambda unit: (unit.length or 0, unit.kind != "ruler"))
 
 
 def read_index(samples_folder: Path) -> dict[str, Any]:
@@ -84,17 +117,29 @@ def read_index(samples_folder: Path) -> dict[str, Any]:
     return index
 
 
-def _unit(folder: Path, kind: str, task: str, length: int | None, entry: Mapping[str, Any]) -> Unit:
+def _unit(
+    folder: Path,
+    kind: str,
+    task: str,
+    length: int | None,
+    entry: Mapping[str, Any],
+    part: str | None = None,
+) -> Unit:
     return Unit(
         kind=kind,
         task=task,
+        part=part,
+        source=entry.get("source", "local"),
         capacity=entry["capacity"] if kind == "short" else None,
         length=length,
         metric=entry["metric"],
         chance=float(entry["chance"]),
+        num_samples=int(entry["num_samples"]),
         max_tokens=int(entry["max_tokens"]),
         path=folder / entry["file"],
         sha256=entry["sha256"],
+        settings=entry.get("settings", {}),
+        fill=entry.get("fill"),
     )
 
 

@@ -43,7 +43,10 @@ def frozen_prompts(folder: Path, unit: Unit) -> dict[str, str]:
     group, name = (
         ("short", unit.task) if unit.length is None else ("ruler", f"{unit.task}-{unit.length}")
     )
-    samples = read_lines(folder / group / f"{name}.jsonl")
+    # A task of lm-eval has a folder of its own, with a file for each task of a group.
+    parts = sorted((folder / group / name).glob("*.jsonl"))
+    samples = [row for path in parts for row in read_lines(path)]
+    samples = samples or read_lines(folder / group / f"{name}.jsonl")
     return {str(sample["id"]): " ".join(_parts(sample)) for sample in samples}
 
 

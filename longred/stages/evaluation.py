@@ -1,11 +1,15 @@
 """The stages that freeze questions and ask them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longred.artifacts import Artifact, Store
+from longred.artifacts import Artifact, Store, sha256_file
 from longred.config import EvaluationConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
+
+if TYPE_CHECKING:
+    from longred.evaluation.evaluate import Scored
 
 
 def freeze_samples(
@@ -14,15 +18,26 @@ def freeze_samples(
     """Write every question once, so that all models answer the same ones."""
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
+    from longred.evaluation.samples import suite_of
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.samples import freeze
 
-        freeze(config, base.folder, data.folder, folder)
+        freeze(config, base.folder, data.folder, folder, store=store)
 
+    suite = suite_of(config)
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
-    del values["references"], values["similarity_tokens"]
+    # What a suite says counts, and not what its file is called; so do the bytes of its data.
+    values["suite"] = [task.to_json() for task in suite]
+    values["data_sha256"] = {
+        path: sha256_file(Path(path).expanduser())
+        for task in suite
+        for path in task.data_files.values()
+        if Path(path).expanduser().is_file()
+    }
+    for key in ("references", "similarity_tokens", "dtype", "backend", "chat_template"):
+        del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}
     return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 
@@ -37,23 +52,25 @@ def evaluate_model(
     *,
     store: Store,
     on_progress: Progress | None = None,
+    on_unit: "Scored | None" = None,
 ) -> Artifact:
     """Ask one model every frozen question and measure its similarity to the original."""
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.evaluate import evaluate
+        from longred.evaluation.subject import Request
 
-        evaluate(
-            config,
-            name,
-            model.folder,
-            base.folder,
-            samples.folder,
-            data.folder,
-            folder,
-            work,
-            on_progress=on_progress,
+        request = Request(
+            config=config,
+            name=name,
+            model=model.folder,
+            checkpoint=model.digest,
+            original=base.folder,
+            original_digest=base.digest,
+            samples=samples.folder,
+            data=data.folder,
         )
+        evaluate(request, folder, work, store=store, on_progress=on_progress, on_unit=on_unit)
 
     values = {**config.digest_values(), "part": "scores", "name": name}
     del values["references"]

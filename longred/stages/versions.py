@@ -6,7 +6,7 @@ VERSIONS = {
     "profiling": 1,
     "selection": 1,
     "training": 2,
-    "evaluation": 1,
+    "evaluation": 2,
     "report": 1,
 }
 """Raised when a stage's code makes something else of the same settings and inputs."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longred.artifacts import sha256_file
+from longred.artifacts import Store, sha256_file
 from longred.config import EvaluationConfig
 
 WINDOW = 224
@@ -95,5 +95,6 @@ def samples_folder(
     from longred.evaluation.samples import freeze
 
     folder = tmp_path_factory.mktemp("samples")
-    freeze(config, tiny_model_folder, data_folder, folder)
+    store = Store(tmp_path_factory.mktemp("samples-store"))
+    freeze(config, tiny_model_folder, data_folder, folder, store=store)
     return folder

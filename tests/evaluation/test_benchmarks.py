@@ -1,5 +1,6 @@
 """lm-eval's answers against direct computations, and what it must not do to a prompt."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from longred.artifacts import sha256_file
-from longred.errors import MismatchError
-from longred.evaluation.benchmarks import ask, examinee, first_number, score
+from longred.errors import MismatchError, NonFiniteLossError
+from longred.evaluation.benchmarks import ask, first_number, score
+from longred.evaluation.examinee import examinee
 from longred.evaluation.prompts import encode
 from longred.evaluation.units import Unit, read_units, write_lines
 from longred.models import load_model
@@ -82,9 +84,11 @@ def test_long_prompts_are_asked_whole_or_refused(
 ) -> None:
     unit = units["ruler-niah_single_1-512"]
     assert model.config.max_position_embeddings < unit.max_tokens
-    ask(examinee(model, tokenizer, max_tokens=unit.max_tokens, batch_size=2), unit)
+    lm = examinee(model, tokenizer, max_tokens=64, batch_size=2)
+    ask(lm, unit)
+    assert not any(ending.is_truncated for ending in lm.endings.values())
     with pytest.raises(MismatchError, match=r"sample .* tokens"):
-        ask(examinee(model, tokenizer, max_tokens=unit.max_tokens - 1, batch_size=2), unit)
+        ask(lm, replace(unit, max_tokens=unit.max_tokens - 1))
 
 
 def test_model_that_knows_scores_everything(
@@ -110,3 +114,46 @@ def test_scores_of_single_samples() -> None:
     assert score("choice", sample, [(-2.0, False), (-1.0, False)]) == 100.0
     assert score("choice", sample, [(-1.0, True), (-1.0, True)]) == 0.0
     assert first_number("none") is None
+
+
+def test_likelihoods_hold_no_logits_of_whole_prompts(
+    model: Any, tokenizer: Any, units: dict[str, Unit]
+) -> None:
+    """Of a prompt's tokens only the continuation's are scored; the others have no logits."""
+    unit = units["short-continuation"]
+    lm = examinee(model, tokenizer, max_tokens=512, batch_size=4)
+    sizes: list[int] = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    ask(lm, unit)
+    hook.remove()
+    samples = unit.read_samples()
+    scored = [
+        len(encode(tokenizer, s["input"] + c)) - len(encode(tokenizer, s["input"]))
+        for s in samples
+        for c in s["choices"]
+    ]
+    assert sum(sizes) == sum(scored)
+
+
+def test_nan_is_one_error(tiny_model_folder: Path, tokenizer: Any, units: dict[str, Unit]) -> None:
+    broken = load_model(tiny_model_folder, attention="sdpa")
+    with torch.no_grad():
+        broken.lm_head.weight[:, 0] = float("nan")
+    lm = examinee(broken, tokenizer, max_tokens=512, batch_size=2)
+    for key in ("short-cloze", "short-key_recall"):
+        with pytest.raises(NonFiniteLossError, match=r"not finite; .* evaluation\.dtype"):
+            ask(lm, units[key])
+
+
+def test_tokenizer_without_bos_or_eos_is_asked(
+    model: Any, tokenizer: Any, units: dict[str, Unit]
+) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = bare.eos_token = bare.pad_token = None
+    assert (bare.bos_token_id, bare.eos_token_id, bare.pad_token_id) == (None, None, None)
+    lm = examinee(model, bare, max_tokens=512, batch_size=2)
+    for key in ("short-cloze", "short-key_recall"):
+        assert len(ask(lm, units[key])) == 4
+    tokens, mask = lm.tok_batch_encode(["a b c d e f", "a"])
+    assert tokens[1][mask[1] == 1].tolist() == encode(bare, "a")

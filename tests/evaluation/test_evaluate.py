@@ -1,7 +1,11 @@
 """One model through everything: results, interruption, and what can differ between batch sizes."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,48 +14,71 @@ import numpy as np
 import pytest
 import torch
 
+from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.errors import MismatchError
-from longred.evaluation import evaluate as room
-from longred.evaluation.evaluate import evaluate, summary
+from longred.evaluation import steps as room
+from longred.evaluation.evaluate import evaluate
+from longred.evaluation.samples import freeze
+from longred.evaluation.subject import Request
 
 Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def run(
-    config: EvaluationConfig,
-    tiny_model_folder: Path,
-    samples_folder: Path,
-    data_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    def call(work: Path | None = None, used: EvaluationConfig = config, **more: Any) -> Path:
-        folder = tmp_path_factory.mktemp("scores")
-        work = work or tmp_path_factory.mktemp("work")
-        evaluate(
-            used,
-            "original",
-            tiny_model_folder,
-            tiny_model_folder,
-            samples_folder,
-            data_folder,
-            folder,
-            work,
-            **more,
-        )
+def request_of(tiny_model_folder: Path, samples_folder: Path, data_folder: Path) -> Any:
+    def make(config: EvaluationConfig, **changes: Any) -> Request:
+        values = {
+            "config": config,
+            "name": "original",
+            "model": tiny_model_folder,
+            "checkpoint": "c0ffee",
+            "original": tiny_model_folder,
+            "original_digest": "c0ffee",
+            "samples": samples_folder,
+            "data": data_folder,
+        }
+        return Request(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(config: EvaluationConfig, request_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    def call(
+        store: Path | None = None, used: EvaluationConfig = config, on: Any = None, **changes: Any
+    ) -> Path:
+        folder, work = tmp_path_factory.mktemp("scores"), tmp_path_factory.mktemp("work")
+        place = Store(store or tmp_path_factory.mktemp("store"))
+        evaluate(request_of(used, **changes), folder, work, store=place, on_progress=on)
         return folder
 
     return call
 
 
 @pytest.fixture(scope="session")
-def finished(run: Run) -> Path:
-    return run()
+def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished-store")
+
+
+@pytest.fixture(scope="session")
+def finished(run: Run, finished_store: Path) -> Path:
+    return run(finished_store)
 
 
 def read(folder: Path) -> Any:
     return json.loads((folder / "scores.json").read_text())
+
+
+def units(store: Path) -> dict[str, int]:
+    """Return the units that a store keeps, and when each was committed."""
+    found = {}
+    for path in (store / "artifacts").glob("evaluation-*/MANIFEST.json"):
+        values = json.loads(path.read_text())["values"]
+        if values["part"] == "unit":
+            key = values.get("measure") or f"{values['task']}-{values['length']}"
+            found[f"{key}-{path.parent.name}"] = path.stat().st_mtime_ns
+    return found
 
 
 def test_scores_hold_every_task(finished: Path) -> None:
@@ -61,7 +88,11 @@ def test_scores_hold_every_task(finished: Path) -> None:
     assert scores["short"]["key_recall"]["capacity"] == "reading"
     assert scores["short"]["continuation"]["capacity"] == "general"
     entry = scores["ruler"]["384"]["niah_single_1"]
-    assert entry == {"score": 0.0, "stderr": 0.0, "num_samples": 3, "chance": 0.0}
+    assert (entry["score"], entry["stderr"], entry["num_samples"]) == (0.0, 0.0, 3)
+    assert entry["truncated"] == 0
+    assert 0.8 < entry["fill"] <= 1
+    assert 0 <= entry["eos_rate"] <= 100
+    assert 0 < entry["output_tokens"] <= 16
     assert scores["similarity"]["per_layer"] == pytest.approx([1.0] * 3, abs=1e-6)
     assert scores["nats_per_token"] == pytest.approx(np.log(512), rel=0.2)
 
@@ -74,9 +105,11 @@ def test_answers_and_metrics_are_written(finished: Path) -> None:
     assert [row["id"] for row in rows] == [f"cloze-{i}" for i in range(4)]
     assert all({"id", "expected", "got", "score"} <= set(row) for row in rows)
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
-    assert {("ruler/niah_single_1", 384), ("ruler/niah_single_1", 512), ("short/cloze", 0)} <= {
-        (line["key"], line["step"]) for line in metrics
-    }
+    points = [(line["key"], line["step"]) for line in metrics]
+    assert {("ruler/niah_single_1", 384), ("ruler/niah_single_1", 512), ("short/cloze", 0)} <= set(
+        points
+    )
+    assert len(points) == len(set(points))
 
 
 def test_batch_size_changes_nothing(finished: Path, run: Run, config: EvaluationConfig) -> None:
@@ -100,18 +133,98 @@ def test_killed_run_repeats_one_unit(
 
     monkeypatch.setattr(room, "_similarity", die)
     with pytest.raises(KeyboardInterrupt):
-        run(work=tmp_path)
-    units = tmp_path / "units"
-    before = {path.name: path.stat().st_mtime_ns for path in units.iterdir()}
+        run(tmp_path)
+    before = units(tmp_path)
     assert len(before) == 9
     monkeypatch.setattr(room, "_similarity", last)
     seen: list[tuple[int, int, str]] = []
-    folder = run(work=tmp_path, on_progress=lambda *step: seen.append(step))
-    after = {path.name: path.stat().st_mtime_ns for path in units.iterdir()}
+    folder = run(tmp_path, on=lambda *step: seen.append(step))
+    after = units(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"similarity.json"}
+    assert [name.partition("-")[0] for name in set(after) - set(before)] == ["similarity"]
     assert read(folder) == read(finished)
     assert [step[0] for step in seen] == list(range(1, 11))
+
+
+def test_other_lengths_and_models_redo_nothing(
+    run: Run,
+    finished: Path,
+    finished_store: Path,
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Neither a length more nor another checkpoint in the same store touches what is there."""
+    before = units(finished_store)
+    ruler = config.ruler.model_copy(update={"lengths": [384, 448, 512]})
+    more = config.model_copy(update={"ruler": ruler})
+    freeze(more, tiny_model_folder, data_folder, tmp_path, store=Store(finished_store))
+    folder = run(finished_store, used=more, samples=tmp_path)
+    after = units(finished_store)
+    assert {name: after[name] for name in before} == before
+    new = {name.rpartition("-evaluation")[0] for name in set(after) - set(before)}
+    assert new == {"niah_single_1-448", "niah_single_2-448"}
+    assert read(folder)["ruler"]["384"] == read(finished)["ruler"]["384"]
+
+    run(finished_store, name="other", checkpoint="beef")
+    other = units(finished_store)
+    assert len(other) == len(after) + 10
+    assert {name: other[name] for name in after} == after
+
+
+PROGRAM = """
+import json, os, signal, sys
+from pathlib import Path
+from longred.artifacts import Store
+from longred.config import EvaluationConfig
+from longred.evaluation.evaluate import evaluate
+from longred.evaluation.subject import Request
+
+values = json.loads(sys.argv[1])
+paths = {key: Path(value) for key, value in values["paths"].items()}
+config = EvaluationConfig.model_validate(values["config"])
+request = Request(config=config, name="original", checkpoint="c", original_digest="c", **paths)
+folder, work = Path(sys.argv[2]) / "folder", Path(sys.argv[2]) / "work"
+folder.mkdir(); work.mkdir(exist_ok=True)
+
+def stop(done, total, text):
+    if done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+evaluate(request, folder, work, store=Store(sys.argv[2]), on_progress=stop)
+"""
+
+
+def test_kill_minus_nine_loses_nothing_that_was_finished(
+    run: Run,
+    finished: Path,
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    samples_folder: Path,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    folders = {"model": tiny_model_folder, "original": tiny_model_folder}
+    folders |= {"samples": samples_folder, "data": data_folder}
+    values = {
+        "config": config.model_dump(mode="json"),
+        "paths": {key: str(value) for key, value in folders.items()},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(values), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    before = units(tmp_path)
+    assert len(before) == 5
+    folder = run(tmp_path, checkpoint="c", original_digest="c")
+    after = units(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 10
+    assert read(folder)["short"] == read(finished)["short"]
 
 
 def test_global_generators_are_left_alone(run: Run) -> None:
@@ -126,17 +239,8 @@ def test_global_generators_are_left_alone(run: Run) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_other_tokenizer_is_refused(
-    config: EvaluationConfig, samples_folder: Path, tmp_path: Path
-) -> None:
+def test_other_tokenizer_is_refused(run: Run, samples_folder: Path, tmp_path: Path) -> None:
     index = json.loads((samples_folder / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "tokenizer_sha256": "0"}))
-    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(MismatchError, match="another tokenizer"):
-        evaluate(config, "x", tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
-
-
-def test_summary_has_binomial_error() -> None:
-    found = summary([100.0] * 30 + [0.0] * 70, 25.0)
-    assert found["score"] == pytest.approx(30.0)
-    assert found["stderr"] == pytest.approx(100 * np.sqrt(0.3 * 0.7 / 100))
+        run(samples=tmp_path)

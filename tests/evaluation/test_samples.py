@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError
 from longred.evaluation.samples import freeze
@@ -27,8 +28,10 @@ def test_bytes_are_the_same_each_time(
     samples_folder: Path,
     tmp_path: Path,
 ) -> None:
-    freeze(config, tiny_model_folder, data_folder, tmp_path)
-    assert files(tmp_path) == files(samples_folder)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    freeze(config, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    assert files(folder) == files(samples_folder)
 
 
 def test_another_length_changes_no_other_file(
@@ -39,8 +42,10 @@ def test_another_length_changes_no_other_file(
     tmp_path: Path,
 ) -> None:
     more = changed(config, lengths=[448, 512, 384])
-    freeze(more, tiny_model_folder, data_folder, tmp_path)
-    old, new = files(samples_folder), files(tmp_path)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    freeze(more, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    old, new = files(samples_folder), files(folder)
     assert set(new) - set(old) == {"ruler/niah_single_1-448.jsonl", "ruler/niah_single_2-448.jsonl"}
     assert {name for name in old if old[name] != new[name]} == {"index.json"}
 
@@ -81,8 +86,11 @@ def test_changed_samples_are_refused(samples_folder: Path, tmp_path: Path) -> No
 def test_bad_requests_are_refused(
     config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, tmp_path: Path
 ) -> None:
+    store = Store(tmp_path / "store")
     with pytest.raises(ConfigError, match=r"evaluation\.ruler\.tasks: vtt is unknown"):
-        freeze(changed(config, tasks=["vtt"]), tiny_model_folder, data_folder, tmp_path)
+        freeze(
+            changed(config, tasks=["vtt"]), tiny_model_folder, data_folder, tmp_path, store=store
+        )
     (tmp_path / "tokenizer.json").write_text((tiny_model_folder / "tokenizer.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(
         (tiny_model_folder / "tokenizer_config.json").read_text()
@@ -90,7 +98,7 @@ def test_bad_requests_are_refused(
     with (tmp_path / "tokenizer.json").open("a") as file:
         file.write("\n")
     with pytest.raises(MismatchError, match="another tokenizer"):
-        freeze(config, tmp_path, data_folder, tmp_path)
+        freeze(config, tmp_path, data_folder, tmp_path, store=store)
 
 
 def test_damaged_lines_name_their_place(tmp_path: Path) -> None:

@@ -1,24 +1,79 @@
-"""Suites are data: every task named in one has a generator and a possible chance."""
+"""Suites are data: every task named in one exists, with its metric, its filter and a chance."""
+
+from pathlib import Path
 
 import pytest
 
 from longred.errors import ConfigError
 from longred.evaluation import short
-from longred.evaluation.suites import FOLDER, load_suite
+from longred.evaluation.harness_index import NAMES, find_leaves
+from longred.evaluation.suites import RESERVED, load_suite, suite_names
+
+# Class-based or by code: their metrics are not in their YAML.
+OWN_METRICS = {"squadv2", "humaneval", "mbpp"}
 
 
-@pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
+@pytest.mark.parametrize("name", suite_names())
 def test_packaged_suites_are_whole(name: str) -> None:
-    tasks = load_suite(name)
-    assert {task.name for task in tasks} <= set(short.TASKS)
-    for task in tasks:
-        assert task.metric in ("choice", "exact_match")
-        assert 0 <= task.chance < 100
-        # These stand beside tasks and capacities in metric keys and score tables.
-        assert task.capacity not in ("short", "ruler")
-        assert task.name != "average"
+    for task in load_suite(name):
+        assert task.capacity not in RESERVED
+        if task.source == "local":
+            assert task.task in short.TASKS
+            assert task.metric in ("choice", "exact_match")
+            continue
+        for leaf, values in find_leaves(task.task).items():
+            filters = [f["name"] for f in values.get("filter_list") or []] or ["none"]
+            assert (task.filter or filters[0]) in filters
+            assert task.filter is not None or len(filters) == 1, leaf
+            if task.task not in OWN_METRICS:
+                assert task.metric in [m["metric"] for m in values["metric_list"]], leaf
 
 
-def test_unknown_suite_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.short\.suite: none .* demo"):
-        load_suite("none")
+def test_the_paper_has_seventeen_data_sets_in_five_capacities() -> None:
+    suite = load_suite("paper")
+    assert len(suite) == 17
+    capacities = list(dict.fromkeys(task.capacity for task in suite))
+    assert capacities == ["general", "coding", "math", "reading", "common"]
+
+
+def test_groups_stand_for_their_tasks() -> None:
+    sizes = {name: len(find_leaves(name)) for name in ("mmlu", "bbh", "minerva_math", "gsm8k")}
+    assert sizes == {"mmlu": 57, "bbh": 27, "minerva_math": 7, "gsm8k": 1}
+    assert NAMES.folder("social_iqa").name == "siqa"
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"short\.suite: papr is unknown; did you mean paper"):
+        load_suite("papr")
+    with pytest.raises(ConfigError, match=r"capacities: maths is not in .*did you mean math"):
+        load_suite("paper", capacities=["maths"])
+    with pytest.raises(ConfigError, match=r"tasks: gsm8 is not in .*did you mean gsm8k"):
+        load_suite("paper", tasks=["gsm8"])
+    with pytest.raises(
+        ConfigError, match=r"lm-eval has no task helaswag; did you mean .*hellaswag"
+    ):
+        find_leaves("helaswag")
+
+
+def test_a_part_of_a_suite_can_be_asked() -> None:
+    assert [t.name for t in load_suite("demo", capacities=["reading"])] == ["cloze", "key_recall"]
+    assert [t.name for t in load_suite("demo", tasks=["brackets"])] == ["brackets"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("tasks: {}", "holds `capacities:`"),
+        ("capacities: {math: {}}", r"capacities\.math: holds no task"),
+        ("capacities: {math: {a: {}}}", r"capacities\.math\.a\.metric: Field required"),
+        ("capacities: {math: {a: {metric: x, shots: 3}}}", r"math\.a\.shots: Extra"),
+        ("capacities: {short: {a: {metric: x}}}", "short is the name of an average"),
+        ("capacities: {x: {a: {metric: m}}, y: {a: {metric: m}}}", "a is there twice"),
+    ],
+)
+def test_a_suite_of_ones_own_is_read_strictly(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_suite(str(path))

@@ -1,0 +1,41 @@
+"""The hub, asked once whether it is there: an unreachable one is not tried again task by task."""
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 5.0
+
+
+class Hub:
+    """Whether data sets may be fetched in this process; what was fetched before is always used."""
+
+    def __init__(self) -> None:
+        self._is_known = False
+
+    def probe(self) -> None:
+        """Ask the hub once for a sign of life, and go offline if there is none."""
+        import httpx
+        from huggingface_hub import constants
+
+        if self._is_known or constants.HF_HUB_OFFLINE:
+            return
+        self._is_known = True
+        try:
+            httpx.head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+        except httpx.HTTPError as error:
+            self.give_up(f"{constants.ENDPOINT}: {error}")
+
+    def give_up(self, reason: str) -> None:
+        """Go offline: each request would be retried for half a minute otherwise."""
+        import datasets.config
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE:
+            logger.warning("the hub cannot be reached (%s); only local data are used", reason)
+        self._is_known = True
+        constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+HUB = Hub()

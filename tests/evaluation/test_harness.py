@@ -1,0 +1,218 @@
+"""Tasks of lm-eval on local files: the same prompts and scores as its own command gives."""
+
+import json
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longred.artifacts import Store
+from longred.config import EvaluationConfig
+from longred.errors import ConfigError, MismatchError, PreflightError
+from longred.evaluation import harness
+from longred.evaluation.examinee import examinee
+from longred.evaluation.hub import HUB
+from longred.evaluation.samples import freeze
+from longred.evaluation.suites import SuiteTask
+from longred.evaluation.units import read_index, read_units
+from longred.models import load_model
+
+NUM_QUESTIONS = 6
+
+
+def write_questions(path: Path, count: int, first: int = 0) -> Path:
+    """Write arithmetic questions in the form of GSM8K."""
+    lines = []
+    for i in range(first, first + count):
+        a, b = i + 3, 2 * i + 1
+        answer = f"{a} and {b} are <<{a}+{b}={a + b}>>{a + b}.\n#### {a + b}"
+        lines.append({"question": f"Ann has {a} pens and buys {b}. How many?", "answer": answer})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    return {
+        "test": str(write_questions(tmp_path / "test.jsonl", NUM_QUESTIONS)),
+        "train": str(write_questions(tmp_path / "train.jsonl", 8, first=100)),
+    }
+
+
+def gsm8k(files: dict[str, str], **changes: Any) -> SuiteTask:
+    values = {
+        "name": "gsm8k",
+        "capacity": "math",
+        "source": "lm-eval",
+        "task": "gsm8k",
+        "metric": "exact_match",
+        "filter": "flexible-extract",
+        "num_fewshot": 2,
+        "data_files": files,
+    }
+    return SuiteTask.model_validate({**values, **changes})
+
+
+def settings(entry: SuiteTask, limit: int | None = None) -> dict[str, Any]:
+    (found,) = harness.leaf_settings(entry, limit=limit, allow_code=False).values()
+    return found
+
+
+def write_suite(path: Path, files: dict[str, str], **changes: Any) -> Path:
+    entry = gsm8k(files, **changes).model_dump(exclude={"name", "capacity"})
+    path.write_text(json.dumps({"capacities": {"math": {"gsm8k": entry}}}))
+    return path
+
+
+def test_scores_are_those_of_the_harness(
+    files: dict[str, str],
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    tokenizer: Any,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    short = config.short.model_copy(update={"suite": str(write_suite(tmp_path / "s.yaml", files))})
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    used = config.model_copy(update={"short": short})
+    freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    unit = next(unit for unit in read_units(folder) if unit.task == "gsm8k")
+    assert (unit.num_samples, unit.capacity, unit.part) == (NUM_QUESTIONS, "math", None)
+
+    torch.manual_seed(3)
+    random.seed(3)
+    state, wanted = torch.get_rng_state(), random.Random(3).random()
+    model = load_model(tiny_model_folder, attention="sdpa")
+    lm = examinee(model, tokenizer, max_tokens=512, batch_size=2)
+    result, answers = harness.ask_harness(lm, unit)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert random.random() == wanted
+
+    task = {
+        "include": str(harness.NAMES.path("gsm8k")),
+        "task": "gsm8k_local",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        "num_fewshot": 2,
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local.yaml").write_text(json.dumps(task))
+    manager = TaskManager(include_defaults=False, include_path=str(tmp_path / "tasks"))
+    lm.limit(unit.max_tokens)
+    theirs = simple_evaluate(lm, tasks=["gsm8k_local"], task_manager=manager, bootstrap_iters=0)
+    rows = [r for r in theirs["samples"]["gsm8k_local"] if r["filter"] == "flexible-extract"]
+    prompts = [row["arguments"][0][0] for row in rows]
+    assert [sample["input"] for sample in unit.read_samples()] == prompts
+    assert [answer["got"] for answer in answers] == [row["resps"][0][0][:2000] for row in rows]
+    assert [answer["score"] for answer in answers] == [100.0 * r["exact_match"] for r in rows]
+    value = theirs["results"]["gsm8k_local"]["exact_match,flexible-extract"]
+    assert result["score"] == 100.0 * value
+    assert {"eos_rate", "output_tokens", "truncated"} <= set(result)
+    assert "Ann has 1" in prompts[0]
+    assert prompts[0].count("Question:") == 3
+
+
+def test_changed_data_are_refused(
+    files: dict[str, str],
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    tokenizer: Any,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    suite = write_suite(tmp_path / "s.yaml", files, num_fewshot=0)
+    short = config.short.model_copy(update={"suite": str(suite)})
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    used = config.model_copy(update={"short": short})
+    freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    unit = next(unit for unit in read_units(folder) if unit.task == "gsm8k")
+    write_questions(Path(files["test"]), NUM_QUESTIONS, first=50)
+    model = load_model(tiny_model_folder, attention="sdpa")
+    lm = examinee(model, tokenizer, max_tokens=512, batch_size=2)
+    with pytest.raises(MismatchError, match="now give other questions"):
+        harness.ask_harness(lm, unit)
+
+
+def test_bad_files_and_settings_are_one_message(files: dict[str, str], tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"lacks the split train, which its 2 examples come from"):
+        settings(gsm8k({"test": files["test"]}))
+    with pytest.raises(MismatchError, match=r"no\.jsonl: is missing"):
+        settings(gsm8k({**files, "test": "/nowhere/no.jsonl"}))
+    with pytest.raises(ConfigError, match="gsm8k: has the filters strict-match, flexible-extract"):
+        harness.freeze_leaf(settings(gsm8k(files, filter=None)), tokenizer)
+    with pytest.raises(ConfigError, match="has no filter strict; did you mean strict-match"):
+        harness.freeze_leaf(settings(gsm8k(files, filter="strict")), tokenizer)
+    with pytest.raises(ConfigError, match="has no metric exact_mach; did you mean exact_match"):
+        harness.freeze_leaf(settings(gsm8k(files, metric="exact_mach")), tokenizer)
+    path = Path(files["test"])
+    path.write_text(path.read_text() + '{"question": "cut\n')
+    with pytest.raises(MismatchError, match=rf"test\.jsonl:{NUM_QUESTIONS + 1}: is not valid JSON"):
+        settings(gsm8k(files))
+    path.write_text('{"query": "What?", "answer": "#### 1"}\n')
+    with pytest.raises(MismatchError, match=r"cannot make its prompts.*question.*test\.jsonl"):
+        harness.freeze_leaf(settings(gsm8k({"test": files["test"]}, num_fewshot=0)), tokenizer)
+    path.write_text('{"question": "What?", "answer": "#### 1"}\n{"question": [1], "answer": 2}\n')
+    with pytest.raises(MismatchError, match=r"its data files .*test\.jsonl cannot be used"):
+        harness.freeze_leaf(settings(gsm8k({"test": files["test"]}, num_fewshot=0)), tokenizer)
+
+
+def test_code_is_run_only_where_it_is_allowed() -> None:
+    entry = gsm8k({}, task="humaneval", metric="pass@1", filter="create_test")
+    with pytest.raises(PreflightError, match="allow_code_execution: true"):
+        settings(entry)
+
+
+def test_limit_is_the_smaller_one(files: dict[str, str], tokenizer: Any) -> None:
+    assert settings(gsm8k(files, limit=3), limit=5)["limit"] == 3
+    rows, _ = harness.freeze_leaf(settings(gsm8k(files), limit=2), tokenizer)
+    assert [row["id"] for row in rows] == ["gsm8k-0", "gsm8k-1"]
+
+
+def test_unreachable_hub_is_asked_once(
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import datasets.config
+    from huggingface_hub import constants
+
+    for module in (constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    # Nothing listens on port 9: refused at once, as without a network.
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(HUB, "_is_known", False)
+    changes = {"suite": "short-core", "on_missing": "error", "tasks": ["piqa", "gsm8k"]}
+    used = config.model_copy(update={"short": config.short.model_copy(update=changes)})
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    began = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(PreflightError, match="2 of 2 short tasks cannot be asked") as caught,
+    ):
+        freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    # A storm of retries takes 23 seconds for a single task.
+    assert time.monotonic() - began < 20
+    assert "data_files: {test: /path/to/file.jsonl}" in str(caught.value)
+    assert sum("cannot be reached" in record.message for record in caplog.records) == 1
+
+    skipping = used.short.model_copy(update={"on_missing": "skip"})
+    used = used.model_copy(update={"short": skipping})
+    freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    entries = read_index(folder)["short"]
+    assert all("its data cannot be had" in entry["unavailable"] for entry in entries.values())
+    assert {unit.kind for unit in read_units(folder)} == {"ruler"}
