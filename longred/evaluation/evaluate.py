@@ -49,7 +49,7 @@ def evaluate(
     if request.config.num_processes > 1:
         from longred.evaluation.parallel import finish_in_parallel
 
-        finish_in_parallel(request, steps, store=store, on_progress=on_progress)
+        finish_in_parallel(request, steps, work, store=store, on_progress=on_progress)
     subject = Subject(request)
     journal = _LiveJournal(work / JOURNAL_NAME)
     done: list[Done] = []

@@ -131,7 +131,6 @@ def build(settings: Mapping[str, Any]) -> Any:
         raise PreflightError(_unavailable(leaf, error)) from error
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(FEWSHOT_SEED)
     return task
 
 
@@ -178,6 +177,8 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
     leaf = settings["task"]
     try:
         with _own_generators():
+            # Examples are drawn while prompts are made: every making begins anew.
+            task.set_fewshot_seed(FEWSHOT_SEED)
             task.build_all_requests(limit=settings["limit"])
     except _PROMPT_ERRORS as error:
         raise _no_prompts(settings, error) from error
@@ -258,6 +259,7 @@ def ask_harness(lm: Examinee, unit: Unit) -> tuple[Row, list[Row]]:
             "freeze the samples again"
         )
     lm.limit(unit.max_tokens, in_chat=lm.is_chat)
+    task.set_fewshot_seed(FEWSHOT_SEED)
     with _own_generators():
         results = evaluate(
             lm,

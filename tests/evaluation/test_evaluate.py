@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,25 @@ def test_other_lengths_and_models_redo_nothing(
     other = units(finished_store)
     assert len(other) == len(after) + 10
     assert {name: other[name] for name in after} == after
+
+
+def test_several_processes_give_the_same(
+    run: Run, finished: Path, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    folder = run(tmp_path, used=config.model_copy(update={"num_processes": 2}))
+    assert read(folder) == read(finished)
+    assert len(units(tmp_path)) == 10
+
+
+def test_a_process_that_fails_keeps_what_the_others_finished(
+    run: Run, samples_folder: Path, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    samples = tmp_path / "samples"
+    shutil.copytree(samples_folder, samples)
+    (samples / "short" / "cloze.jsonl").write_text("{}\n")
+    with pytest.raises(MismatchError, match=r"process-\d of the evaluation .*cloze.* was changed"):
+        run(tmp_path, used=config.model_copy(update={"num_processes": 2}), samples=samples)
+    assert len(units(tmp_path)) >= 4
 
 
 PROGRAM = """

@@ -161,9 +161,6 @@ def test_bad_files_and_settings_are_one_message(files: dict[str, str], tokenizer
     path.write_text('{"query": "What?", "answer": "#### 1"}\n')
     with pytest.raises(MismatchError, match=r"cannot make its prompts.*question.*test\.jsonl"):
         harness.freeze_leaf(settings(gsm8k({"test": files["test"]}, num_fewshot=0)), tokenizer)
-    path.write_text('{"question": "What?", "answer": "#### 1"}\n{"question": [1], "answer": 2}\n')
-    with pytest.raises(MismatchError, match=r"its data files .*test\.jsonl cannot be used"):
-        harness.freeze_leaf(settings(gsm8k({"test": files["test"]}, num_fewshot=0)), tokenizer)
 
 
 def test_code_is_run_only_where_it_is_allowed() -> None:
