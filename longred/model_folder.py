@@ -159,7 +159,8 @@ def write_config(config: PreTrainedConfig, folder: Path) -> None:
     """
     values = json.loads(config.to_json_string(use_diff=False))
     values.update(legacy_rope(config))
-    values["rope_parameters"] = dict(config.rope_parameters)
+    # `type` is what version 5 keeps of Phi-3's older form, beside the rope_type that it means.
+    values["rope_parameters"] = {k: v for k, v in config.rope_parameters.items() if k != "type"}
     for key in ("max_position_embeddings", "original_max_position_embeddings", "sliding_window"):
         if values.get(key) is not None:
             values[key] = int(values[key])
@@ -175,6 +176,7 @@ def legacy_rope(config: PreTrainedConfig) -> dict[str, Any]:
         ConfigError: it has none for the RoPE of the sliding layers.
     """
     rope = main_rope(config)
+    rope.pop("type", None)
     values: dict[str, Any] = {"rope_theta": rope.pop("rope_theta")}
     partial = rope.pop("partial_rotary_factor", None)
     if partial is not None:

@@ -326,6 +326,10 @@ def test_phi3_turns_a_part_of_the_head(method: str, tmp_path: Path) -> None:
     assert values["original_max_position_embeddings"] == 256
     if method == "longrope":
         assert set(values["rope_scaling"]) == {"type", "short_factor", "long_factor"}
+    write_config(loaded, tmp_path)
+    again = json.loads((tmp_path / "config.json").read_text())
+    assert "type" not in again["rope_parameters"]
+    assert again["rope_scaling"] == values["rope_scaling"]
 
 
 def test_phi3_longrope_goes_further_with_factors_that_are_given() -> None:

@@ -115,7 +115,7 @@ def _prepare(
     document_ids_BT, cu_seqlens = (kwargs.pop(k, None) for k in ("document_ids_BT", "cu_seqlens"))
     if document_ids_BT is None and cu_seqlens is None:
         return args, kwargs
-    tokens = kwargs.get("input_ids", args[0] if args else None)
+    tokens: Any = kwargs.get("input_ids", args[0] if args else None)
     if document_ids_BT is None:
         document_ids_BT = ids_from_cu_seqlens(cu_seqlens, *tokens.shape)
     if tokens is not None and tokens.shape != document_ids_BT.shape:

@@ -73,7 +73,7 @@ def _introduction(run: RunRecord, method: str, model: PreTrainedModel) -> str:
     return (
         f"# {recipe}, {method}\n\n"
         f"`{config['model']['path']}`{at} with its window extended from {original:,} to "
-        f"{target:,} tokens: {size / 1e6:,.1f} M parameters, {model.config.architectures[0]}, "
+        f"{target:,} tokens: {size / 1e6:,.1f} M parameters, {type(model).__name__}, "
         f"weights in {str(model.dtype).removeprefix('torch.')}. Made by longred, run `{run.id}`. "
         "The licence of the original model applies."
     )
@@ -104,10 +104,10 @@ def _training_table(run: RunRecord, training: Mapping[str, Any]) -> str:
 
 
 def _measurements(run: RunRecord, method: str, report: Path | None) -> str:
-    table = None if report is None else report / "table.md"
-    if table is None or not table.is_file():
+    if report is None or not (report / "table.md").is_file():
         return "## Measured\n\nNothing was measured in this run."
-    text = re.sub(r"^#", "###", table.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
+    table = (report / "table.md").read_text(encoding="utf-8").strip()
+    text = re.sub(r"^#", "###", table, flags=re.MULTILINE)
     reach = usable_length(read_json(report / "scores.json"), method, run.config)
     return (
         f"## Measured\n\nAll models of this run answered the same frozen samples under one "

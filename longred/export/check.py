@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from longred.architectures import FULL, SLIDING, rope_is_nested
@@ -77,6 +78,7 @@ def check_export(exported: Exported, *, say: Say = lambda finding: None) -> list
     with tempfile.TemporaryDirectory(prefix="longred-check-") as name:
         work = Path(name)
         expected = _trainers_model(exported, work / "request.json")
+        note(_compare_own(expected))
         note(_compare(expected, _probe(exported.folder, work)))
         problem = _fetch_version_4(work / "transformers4")
         if problem is None:
@@ -97,8 +99,8 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
     """Write the probe's request and return what the trainer's own model answers to it."""
     is_small = exported.size_bytes <= FLOAT32_BYTES
     dtype = torch.float32 if is_small else exported.dtype
-    model = load_model(exported.trained.folder, dtype=exported.dtype, backend="sdpa").to(dtype)
-    config = model.config
+    model: Any = load_model(exported.trained.folder, dtype=exported.dtype, backend="sdpa")
+    model, config = model.to(dtype), model.config
     window = int(config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
@@ -162,6 +164,16 @@ def _probe(folder: Path, work: Path, packages: Path | None = None) -> Mapping[st
     return values
 
 
+def _compare_own(expected: Mapping[str, Any]) -> list[Finding]:
+    """Compare the frequencies in the trainer's loaded model with those that others are held to."""
+    if expected["own_rope"] is None:
+        return []
+    inv_freq = expected["rope"][FULL].inv_freq
+    same = torch.allclose(expected["own_rope"].cpu(), inv_freq, rtol=FREQUENCY_TOLERANCE, atol=0)
+    text = "as the configuration says" if same else "not what the configuration says"
+    return [Finding(transformers.__version__, "trainer's inv_freq", text, same)]
+
+
 def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> list[Finding]:
     version = str(seen["transformers"])
     windows = (seen["window"], seen["tokenizer_window"])
@@ -172,11 +184,6 @@ def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> list[Findi
     ]
     for kind, ours in expected["rope"].items():
         findings.append(_compare_rope(version, kind, ours, seen["rope"].get(kind)))
-    if expected["own_rope"] is not None:
-        same = torch.allclose(
-            expected["own_rope"].cpu(), expected["rope"][FULL].inv_freq, rtol=1e-6, atol=0
-        )
-        findings.append(Finding("5", "trainer's inv_freq", "as its configuration says", same))
     logits = torch.tensor(seen["logits"])
     spread = float(expected["logits"].std())
     difference = float((logits - expected["logits"]).abs().max()) / spread

@@ -6,9 +6,10 @@ imports nothing of longred, so that what it sees is what any other program sees.
 
 import json
 import sys
+from typing import Any
 
 
-def frequencies(model, last_position):
+def frequencies(model: Any, last_position: int) -> dict[str, Any]:
     """Return each rotary embedding's frequencies and factor, as the model uses them far out."""
     import torch
 
@@ -29,7 +30,7 @@ def frequencies(model, last_position):
     return found
 
 
-def main(folder, request_path, result_path):
+def main(folder: str, request_path: str, result_path: str) -> None:
     """Answer the request: tokens whose last logits are asked, and the computing type."""
     import torch
     import transformers
@@ -37,7 +38,8 @@ def main(folder, request_path, result_path):
 
     with open(request_path, encoding="utf-8") as file:
         request = json.load(file)
-    model = AutoModelForCausalLM.from_pretrained(
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(
         folder,
         dtype=getattr(torch, request["dtype"]),
         attn_implementation=request["attention"],

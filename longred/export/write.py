@@ -68,6 +68,9 @@ def export_student(
         save_model(own, trained.folder, temporary, shard_size=SHARD_SIZE)
         text = model_card(run, name, trained, own)
         (temporary / "README.md").write_text(text, encoding="utf-8")
+        for path in temporary.iterdir():
+            # safetensors writes for the owner alone; a model is there to be served by others.
+            path.chmod(0o644)
     size = sum(path.stat().st_size for path in folder.iterdir())
     return Exported(folder, name, trained, own.dtype, size)
 
