@@ -16,6 +16,7 @@ from longred.config import (
     SelectionConfig,
     TrainingConfig,
 )
+from tasks.shards import map_groups
 from tasks.stage import make, stage_task
 
 Made = State[Artifact] | Artifact
@@ -33,7 +34,7 @@ def prepare_data(config: DataConfig, base: Artifact) -> Made:
     return make(
         "data",
         lambda store, progress: stages.prepare_data(
-            config, base, store=store, on_progress=progress
+            config, base, store=store, on_progress=progress, map_groups=map_groups
         ),
         shows_progress=True,
     )

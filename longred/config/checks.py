@@ -63,6 +63,12 @@ def _source_problems(config: "RunConfig") -> Iterator[str]:
             )
 
 
+def _executor_problems(config: "RunConfig") -> Iterator[str]:
+    executor = config.data.executor
+    if executor.kind == "slurm" and not executor.partition:
+        yield "data.executor.partition: a Slurm job needs the name of a partition"
+
+
 def _extension_problems(config: "RunConfig") -> Iterator[str]:
     extension = config.extension
     if extension.method == "abf" and extension.rope_theta is None:
@@ -128,6 +134,7 @@ CHECKS = (
     _window_problems,
     _data_problems,
     _source_problems,
+    _executor_problems,
     _extension_problems,
     _selection_problems,
     _training_problems,

@@ -19,6 +19,7 @@ from longred.data.shards import Shard
 from longred.data.tokenise import Job, tokenise_shard
 
 TICK_SECONDS = 0.5
+BYTES_PER_GROUP = 2**26
 # Less text than this for each process is done sooner without one.
 BYTES_PER_WORKER = 2**24
 
@@ -97,8 +98,9 @@ def _run_in_pool(job: Job, shards: Sequence[Shard], tick: Tick, map_groups: MapG
 
 
 def grouped(shards: Sequence[Shard], max_groups: int) -> list[Group]:
-    """Return shards in at most `max_groups` runs of about the same length."""
-    count = min(max_groups, len(shards))
+    """Return shards in runs of about the same length: few, and none for little text alone."""
+    total = sum(shard.num_bytes for shard in shards)
+    count = min(max_groups, len(shards), max(1, total // BYTES_PER_GROUP))
     bounds = [len(shards) * number // count for number in range(count + 1)]
     return [list(shards[a:b]) for a, b in itertools.pairwise(bounds)]
 

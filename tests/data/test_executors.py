@@ -241,8 +241,12 @@ def test_a_record_counts_only_for_its_own_work(
     assert read_record(shard, job.folder, "identity") is None
 
 
-def test_groups_are_bounded_and_complete(many_shards: Callable[..., DataConfig]) -> None:
+def test_groups_are_bounded_and_complete(
+    many_shards: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = list(shards_of(many_shards(), 0))
+    assert grouped(shards, 1000) == [shards]
+    monkeypatch.setattr(executors, "BYTES_PER_GROUP", 1)
     for count in (1, 3, 1000):
         groups = grouped(shards, count)
         assert [shard for group in groups for shard in group] == shards
