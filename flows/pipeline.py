@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.current import current_flow_run
 from flows.forms import Overrides, StartFrom
+from flows.notify import HOOKS
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
 from longred.runs import load_config
@@ -22,7 +23,7 @@ from tasks.stages import (
 )
 
 
-@flow(name="longred", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
+@flow(name="longred", flow_run_name="{recipe}", persist_result=False, **HOOKS)
 def full_pipeline(
     recipe: str = "demo",
     overrides: Overrides = [],  # noqa: B006 - Prefect shows the default

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import Flow, flow
 
 from flows.forms import EarlierRun, changes_to
+from flows.notify import HOOKS
 from flows.pipeline import full_pipeline
 from longred.scope import Scope
 from longred.session import scoped
@@ -28,9 +29,8 @@ def stage_flow(function: Callable[..., str]) -> Flow[Any, str]:
     """Make a flow of a stage's function; all are one flow to Prefect, so that it shows one list."""
     stage = function.__name__
     function.__doc__ = f"{function.__doc__}{ARGUMENTS}"
-    return flow(name=full_pipeline.name, flow_run_name=f"{stage} of {{run}}", persist_result=False)(
-        function
-    )
+    name, run_name = full_pipeline.name, f"{stage} of {{run}}"
+    return flow(name=name, flow_run_name=run_name, persist_result=False, **HOOKS)(function)
 
 
 def make_alone(stage: str, run: str, overrides: list[str]) -> str:
