@@ -7,7 +7,7 @@ from flows.forms import Overrides, StartFrom
 from flows.notify import HOOKS
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
-from longred.runs import load_config
+from longred.runs import load_config, pin_run
 from longred.scope import WHAT_CHANGED
 from longred.session import open_run
 from tasks.stages import (
@@ -40,9 +40,10 @@ def full_pipeline(
     Returns:
         The id of the run, as `longred show` takes it.
     """
+    flow_run = current_flow_run()
+    recipe = pin_run(recipe, overrides, flow_run["prefect_flow_run_id"])
     config = load_config(recipe, overrides)
-    asked = (config, recipe, overrides)
-    with open_run(*asked, start_from=start_from, **current_flow_run()) as run:
+    with open_run(config, recipe, overrides, start_from=start_from, **flow_run) as run:
         base = find_model(config.model)
         extended = extend_model(config.extension, base)
         data = prepare_data(config.data, base)

@@ -200,19 +200,25 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
     return record
 
 
-def find_origin(store: Store, recipe: str, prefect_flow_run_id: str | None) -> RunRecord | None:
-    """Return the run that a new one starts from, or None where it starts from a recipe.
+def pin_run(
+    recipe: str, overrides: Sequence[str] = (), prefect_flow_run_id: str | None = None
+) -> str:
+    """Return the id of the run that `latest` stands for; anything else is returned as it is.
 
-    The retry of a flow run is another run, but starts from where its first attempt did.
+    To the retry of a flow run it stands for what it stood for at the first attempt.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there are no runs.
     """
-    if not is_run_name(recipe):
-        return None
-    found = load_run(store, recipe)
-    is_attempt = prefect_flow_run_id and found.prefect_flow_run_id == prefect_flow_run_id
-    return load_run(store, found.origin) if is_attempt and found.origin else found
+    if recipe != "latest":
+        return recipe
+    store = find_store(overrides)
+    if prefect_flow_run_id:
+        for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
+            record = read_run(store, run_id)
+            if record.prefect_flow_run_id == prefect_flow_run_id and record.origin:
+                return record.origin
+    return load_run(store).id
 
 
 def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:

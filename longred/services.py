@@ -98,7 +98,7 @@ def up(
     with storage_errors(root), locked(folder(root) / "lock", "the set of services"):
         services = load(root)
         missing = [name for name in ("prefect", "mlflow") if name not in services]
-        chosen = {name: _choose_port(name, ports[name]) for name in missing}
+        chosen = {name: choose_port(name, ports[name]) for name in missing}
         if missing:
             _prepare_mlflow(root)
         for name, port in chosen.items():
@@ -214,7 +214,7 @@ def port_problem(port: int) -> str | None:
         return os.strerror(error.errno or 0)
 
 
-def _choose_port(name: str, wanted: int | None) -> int:
+def choose_port(name: str, wanted: int | None) -> int:
     """Return the wanted port, else the usual one, else a free one.
 
     Raises:

@@ -22,7 +22,8 @@ from longred.runs import (
     RunRecord,
     StageRecord,
     earlier_runs,
-    find_origin,
+    is_run_name,
+    load_run,
     merge_overrides,
     process_identity,
 )
@@ -255,7 +256,7 @@ def open_run(
     store = Store(config.store.path)
     root = store.root
     scope = _scope.get().starting(start_from)
-    origin = find_origin(store, recipe, prefect_flow_run_id)
+    origin = load_run(store, recipe) if is_run_name(recipe) else None
     record = RunRecord(
         id="dry-run" if scope.is_dry else _new_id(root / "runs", config.name),
         recipe=origin.recipe if origin else recipe,

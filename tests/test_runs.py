@@ -20,6 +20,7 @@ from longred.runs import (
     list_runs,
     load_config,
     load_run,
+    pin_run,
     process_identity,
 )
 from longred.session import current_run, listening, open_run
@@ -207,10 +208,13 @@ def test_a_run_can_start_from_what_an_earlier_one_was_made_with(
     with open_run(again, "latest", ["training.num_steps=7"], prefect_flow_run_id="second") as run:
         assert (run.record.recipe, run.record.origin) == ("demo", first.record.id)
         assert run.record.overrides == ["seed=3", "training.num_steps=7"]
-    # A retry of the same flow run is another run from the same origin.
-    with open_run(again, "latest", ["training.num_steps=7"], prefect_flow_run_id="second") as retry:
-        assert retry.record.origin == first.record.id
-        assert retry.record.overrides == run.record.overrides
+    # The retry of a flow run starts from where its first attempt did, whatever is newest by then.
+    with open_run(config, "demo", prefect_flow_run_id="third") as newest:
+        pass
+    assert pin_run("latest", prefect_flow_run_id="second") == first.record.id
+    assert pin_run("latest", prefect_flow_run_id="fourth") == newest.record.id
+    assert pin_run("latest") == newest.record.id
+    assert pin_run("demo") == "demo"
     with pytest.raises(ConfigError, match="no such run"):
         load_config("20200101-000000-demo-0000")
     with pytest.raises(ConfigError, match=r"training\.num_stepz: unknown key; did you"):

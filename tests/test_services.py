@@ -15,7 +15,9 @@ import pytest
 from longred import services
 from longred.errors import PreflightError
 from longred.flow_host import repository
+from longred.prefect_api import deployed
 from longred.runs import is_alive, process_identity
+from longred.scope import STAGES
 from longred.temporary_server import temporary_server
 
 
@@ -39,6 +41,23 @@ def test_a_taken_port_is_named_with_the_way_out_and_nothing_is_started(tmp_path:
     assert f"port {ports['mlflow']} for MLflow is taken" in str(caught.value)
     assert f"--mlflow-port {ports['mlflow'] + 1}" in str(caught.value)
     assert services.load(tmp_path) == {}
+
+
+def test_without_a_wish_a_taken_port_is_left_for_a_free_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setitem(services.DEFAULT_PORTS, "prefect", port)
+        assert services.port_problem(port)
+        assert services.choose_port("prefect", None) != port
+    assert services.choose_port("prefect", None) == port
+    assert services.choose_port("prefect", free_ports()["prefect"]) != port
+
+
+def test_deployments_are_not_applied_where_no_server_answers(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="no Prefect server answers"):
+        services.deploy(tmp_path, repository(), "http://127.0.0.1:9/api")
 
 
 def test_without_services_there_is_nothing_to_stop(tmp_path: Path) -> None:
@@ -107,8 +126,11 @@ def test_a_server_that_cannot_start_is_reported_with_its_log(
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[dict[str, services.Service]]:
-    """All services of a new store, on free ports."""
+def started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, services.Service]]:
+    """All services of a new store, on free ports, started from a folder that knows nothing."""
+    monkeypatch.chdir(tmp_path)
     yield services.up(tmp_path, repository(), ports=free_ports(), say=print)
     services.down(tmp_path)
 
@@ -118,12 +140,14 @@ def test_up_serves_the_deployment_and_down_leaves_no_process(
     tmp_path: Path, started: dict[str, services.Service]
 ) -> None:
     assert set(started) == {"prefect", "mlflow", "worker"}
-    again = services.up(tmp_path, repository(), ports=free_ports(), say=print)
-    assert again == started
+    words: list[str] = []
+    again = services.up(tmp_path, repository(), ports=free_ports(), say=words.append)
+    assert (again, words) == (started, [])
     url = services.prefect_url(tmp_path)
     answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=20)
     deployment = answer.json()
     assert deployment["work_pool_name"] == services.WORK_POOL
+    assert deployed(str(url)) == {"full-pipeline", *STAGES[1:]}
     properties = deployment["parameter_openapi_schema"]["properties"]
     assert list(properties) == ["recipe", "overrides", "start_from"]
     assert services.describe(started, repository()).count("http://127.0.0.1") >= 2

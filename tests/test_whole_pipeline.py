@@ -86,7 +86,10 @@ def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Pat
     ran = {name for name, status in statuses(sigma).items() if status == "ran"}
     assert ran == {"training/longred-c", "evaluation/longred-c", "report"}
 
-    asked = run(tmp_path, "evaluation.short.num_samples=4", "--only", "evaluation")
+    longred(tmp_path, "run", "latest", "evaluation.short.num_samples=4", "--only", "evaluation")
+    asked = json.loads(longred(tmp_path, "show", "latest", "--json"))
+    assert (asked["origin"], asked["part"]) == (sigma["run"], "only evaluation")
+    assert "training.sigma=3" in asked["overrides"]
     ran = {name for name, status in statuses(asked).items() if status == "ran"}
     assert ran == {name for name in made if name.startswith("evaluation/")}
     assert statuses(asked)["report"] == "stale"
