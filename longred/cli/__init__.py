@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from longred.cli import compare, export, runs, services
+from longred.cli import compare, evaluation, export, runs, services
 from longred.errors import LongredError, Stopped
 
 VERBS = (
@@ -19,6 +19,7 @@ VERBS = (
     runs.show,
     compare.compare,
     export.export,
+    evaluation.evaluate,
     services.up,
     services.down,
     services.status,

@@ -77,7 +77,6 @@ class EvaluationConfig(Section):
     similarity_tokens: Count = 16384
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     chat_template: Literal["auto", "true", "false"] = "auto"
-    backend: Literal["hf", "vllm"] = "hf"
     original_window: int = 0
     target_window: int = 0
     seed: int = 0

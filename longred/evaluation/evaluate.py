@@ -117,7 +117,6 @@ def _scores(
         "checkpoint": request.checkpoint,
         "short": _unavailable(request.samples),
         "ruler": {},
-        "retrieval": {},
         "similarity": found["similarity"],
         "nats_per_token": found["held_out"]["nats_per_token"],
         "bits_per_byte": found["held_out"]["bits_per_byte"],

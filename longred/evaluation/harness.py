@@ -157,8 +157,11 @@ def _unavailable(leaf: str, error: Exception) -> str:
     )
 
 
-def freeze_leaf(settings: Mapping[str, Any], tokenizer: Any) -> tuple[list[Row], int]:
-    """Return a task's questions as they are asked without a chat, and the longest one's tokens.
+def freeze_leaf(settings: Mapping[str, Any], tokenizer: Any) -> tuple[list[Row], Row]:
+    """Return a task's questions as they are asked without a chat, and what an index says of them.
+
+    The index says `max_tokens`, of the longest question with its answer, and `budget_tokens`, the
+    most that is generated.
 
     Raises:
         ConfigError: metric or filter do not exist, or examples lack their data.
@@ -169,7 +172,13 @@ def freeze_leaf(settings: Mapping[str, Any], tokenizer: Any) -> tuple[list[Row],
     _check_score(task, settings)
     rows = _rows(task, settings)
     longest = max(_request_tokens(i, tokenizer) for i in task.instances)
-    return rows, longest
+    budget = max(_budget(i.args[1] if len(i.args) > 1 else "") for i in task.instances)
+    return rows, {"max_tokens": longest, "budget_tokens": budget}
+
+
+def _budget(second: Any) -> int:
+    """Return the tokens that a request may generate; none where it is a likelihood."""
+    return int(second.get("max_gen_toks", DEFAULT_NEW_TOKENS)) if isinstance(second, dict) else 0
 
 
 def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
@@ -217,8 +226,7 @@ def _request_tokens(instance: Any, tokenizer: Any) -> int:
     context = str(instance.args[0])
     second = instance.args[1] if len(instance.args) > 1 else ""
     if isinstance(second, Mapping):
-        room = int(second.get("max_gen_toks", DEFAULT_NEW_TOKENS))
-        return count_tokens(tokenizer, context) + room
+        return count_tokens(tokenizer, context) + _budget(second)
     return count_tokens(tokenizer, context + str(second))
 
 

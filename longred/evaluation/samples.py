@@ -86,7 +86,6 @@ def freeze(
             task: {str(n): maker.ruler_entry(task, n) for n in sorted(set(config.ruler.lengths))}
             for task in config.ruler.tasks
         },
-        "retrieval": {},
     }
     write_json(folder / "index.json", index)
 
@@ -194,11 +193,15 @@ class _Maker:
             values = {k: v for k, v in settings.items() if k != "data_files"}
 
             def make(settings: Row = settings) -> tuple[list[Row], Entry]:
-                rows, longest = harness.freeze_leaf(settings, self.tokenizer)
-                return rows, {"max_tokens": longest}
+                return harness.freeze_leaf(settings, self.tokenizer)
 
             name = f"short/{task.name}/{leaf}.jsonl"
             entry = self.keep(name, {"source": "lm-eval", **values}, make)
+            if entry["budget_tokens"] >= cap:
+                raise PreflightError(
+                    f"{leaf}: answers take {entry['budget_tokens']} tokens, which leaves no room "
+                    f"for a question in {cap}, the largest window"
+                )
             # What does not fit the windows is cut on the left, and counted.
             parts[leaf] = {**entry, "max_tokens": min(entry["max_tokens"], cap)}
             parts[leaf]["settings"] = {**settings, "max_tokens": parts[leaf]["max_tokens"]}

@@ -96,7 +96,6 @@ def _question(request: Request, unit: Unit) -> Step:
         values={
             **unit.identity(),
             "dtype": config.dtype,
-            "backend": config.backend,
             "chat_template": chat and unit.metric != "choice",
         },
         inputs={"checkpoint": request.checkpoint, "samples": unit.sha256},

@@ -10,7 +10,6 @@ from longred.artifacts import read_json, sha256_file, storage_errors
 from longred.errors import MismatchError
 
 FORMAT_VERSION = 2
-LENGTH_KINDS = ("ruler", "retrieval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +17,7 @@ class Unit:
     """Frozen samples that are asked together, and how their answers are scored.
 
     Attributes:
-        kind: `short`, `ruler` or `retrieval`.
+        kind: `short` or `ruler`.
         task: the task's name in tables.
         part: the task of a group of lm-eval that this is; None where a task is one unit.
         source: `local` for our own samples, `lm-eval` for a task of the harness.
@@ -94,11 +93,10 @@ def read_units(samples_folder: Path) -> list[Unit]:
                 units.append(_unit(samples_folder, "short", task, None, {**entry, **found}, name))
         elif "unavailable" not in entry:
             units.append(_unit(samples_folder, "short", task, None, entry))
-    for kind in LENGTH_KINDS:
-        for task, lengths in index[kind].items():
-            for length, entry in lengths.items():
-                units.append(_unit(samples_folder, kind, task, int(length), entry))
-    return sorted(units, key=lambda unit: (unit.length or 0, unit.kind != "ruler"))
+    for task, lengths in index["ruler"].items():
+        for length, entry in lengths.items():
+            units.append(_unit(samples_folder, "ruler", task, int(length), entry))
+    return sorted(units, key=lambda unit: unit.length or 0)
 
 
 def read_index(samples_folder: Path) -> dict[str, Any]:

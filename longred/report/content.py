@@ -32,7 +32,7 @@ def page_content(title: str, inputs: Inputs, comparison: Comparison) -> dict[str
         "reasons": [
             entry["text"][:1].upper() + entry["text"][1:] for entry in inputs.selection["reasons"]
         ],
-        "samples": _samples(comparison, inputs.scores, inputs.samples),
+        "samples": sample_sections(comparison, inputs.scores, inputs.samples),
         "provenance": [
             {"title": "Models", "table": provenance.model_table(inputs.scores, comparison.raw)},
             {"title": "Stages", "table": provenance.artifact_table(inputs.stages)},
@@ -96,7 +96,7 @@ def _percent(value: float | None) -> str:
     return tables.NOT_AVAILABLE if value is None else f"{value:.1f} %"
 
 
-def _samples(
+def sample_sections(
     comparison: Comparison, scores: Mapping[str, Path], samples: Path
 ) -> list[dict[str, Any]]:
     """Return a few samples of every unit; dropped ones too, since they show why."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
+from longred.report.heat_maps import depth_heat_map, ruler_heat_map
 from longred.report.plots import Plot, draw, draw_bars, draw_lines, legend_above, look
 from longred.report.samples import Unit
 from longred.report.scores import ORIGINAL, Comparison, score_of
@@ -28,18 +30,37 @@ def all_plots(
     drift: Mapping[str, Any],
     selection: Mapping[str, Any],
     journals: Journals,
+    folders: Mapping[str, Path],
     *,
     original_window: int,
 ) -> list[Plot]:
     """Draw every plot for which there are numbers, what the models can do first."""
     candidates = [
-        retention_plot(comparison),
-        short_plot(comparison),
-        ruler_plot(comparison, original_window),
-        similarity_plot(comparison),
         attention_plot(drift, selection),
         loss_plot(journals),
         grad_norm_plot(journals),
+    ]
+    first = evaluation_plots(comparison, folders, original_window=original_window)
+    return first + [plot for plot in candidates if plot is not None]
+
+
+def evaluation_plots(
+    comparison: Comparison, folders: Mapping[str, Path], *, original_window: int
+) -> list[Plot]:
+    """Draw what the models can do.
+
+    Args:
+        comparison: their scores.
+        folders: model name → folder of its answers.
+        original_window: the original's window, in tokens.
+    """
+    candidates = [
+        retention_plot(comparison),
+        short_plot(comparison),
+        ruler_plot(comparison, original_window),
+        ruler_heat_map(comparison),
+        depth_heat_map(comparison, folders),
+        similarity_plot(comparison),
     ]
     return [plot for plot in candidates if plot is not None]
 

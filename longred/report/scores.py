@@ -39,8 +39,9 @@ class Comparison:
     Attributes:
         models: name → {"short": {task: score, "average"}, "capacities": {capacity: score},
             "ruler": {length: {task: score, "average"}}, "retention": {"short", "capacities":
-            {capacity}, "ruler": {length}}, "retention_interval": the same with [low, high],
-            "similarity", "similarity_per_layer", "nats_per_token", "bits_per_byte", "dropped",
+            {capacity}, "ruler": {length}}, "overall": the mean over capacities and the RULER
+            average at the longest length, as published, "retention_interval": the same with
+            [low, high], "similarity", "similarity_per_layer", "nats_per_token", "bits_per_byte", "dropped",
             "dropped_capacities"}; scores and retention in percent, None where a value cannot be
             told. The short average is the mean over capacities of the mean over the tasks of each.
         raw: name → the model's scores.json, with dropped tasks, standard errors and chance.
@@ -249,14 +250,16 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         capacity: average(short[task] for task in tasks)
         for capacity, tasks in comparison.capacities.items()
     }
+    ruler = {str(length): scored(tasks, length) for length, tasks in comparison.ruler_tasks.items()}
+    # As published: the capacities and RULER, each once; of RULER the longest length.
+    longest = [ruler[str(max(comparison.lengths))]["average"]] if ruler else [None]
     similarity = raw.get("similarity") or {}
     left_out = [(entry, score_of(raw, entry.unit)) for entry in comparison.dropped]
     return {
         "short": {**short, "average": average(capacities.values())},
         "capacities": capacities,
-        "ruler": {
-            str(length): scored(tasks, length) for length, tasks in comparison.ruler_tasks.items()
-        },
+        "ruler": ruler,
+        "overall": average([*capacities.values(), *longest]) if capacities else None,
         "similarity": similarity.get("last"),
         "similarity_per_layer": similarity.get("per_layer"),
         "nats_per_token": raw.get("nats_per_token"),

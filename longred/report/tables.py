@@ -48,6 +48,7 @@ def result_table(comparison: Comparison) -> Table:
         "short average",
         "short retention",
         *(f"RULER {length:,}" for length in comparison.lengths),
+        "average",
         "similarity",
         "nats/token",
     ]
@@ -61,6 +62,7 @@ def result_table(comparison: Comparison) -> Table:
                 number(model["short"]["average"]),
                 with_interval(model["retention"]["short"], interval),
                 *(number(model["ruler"][str(length)]["average"]) for length in comparison.lengths),
+                number(model["overall"]),
                 number(model["similarity"], 4),
                 number(model["nats_per_token"], 3),
             ]
@@ -196,7 +198,8 @@ def markdown_page(comparison: Comparison) -> str:
         "samples, with "
         "the 95 % interval of a paired bootstrap. Similarity: mean cosine of the last hidden "
         "state to the "
-        "original's. Nats per token: loss on held-out text.\n"
+        "original's. Nats per token: loss on held-out text. Average: mean over capacities and "
+        "RULER at its longest length.\n"
     )
     if comparison.capacities:
         text += f"\n{short_average_words(comparison)}\n"

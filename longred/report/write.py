@@ -68,6 +68,7 @@ def write(
         inputs.drift,
         inputs.selection,
         inputs.journals,
+        inputs.scores,
         original_window=inputs.original_window,
     )
     html = page.render(page_content(config.title, inputs, comparison), drawn)

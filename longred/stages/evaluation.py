@@ -36,7 +36,7 @@ def freeze_samples(
         for path in task.data_files.values()
         if Path(path).expanduser().is_file()
     }
-    for key in ("references", "similarity_tokens", "dtype", "backend", "chat_template"):
+    for key in ("references", "similarity_tokens", "dtype", "chat_template"):
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}
     return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])

@@ -7,6 +7,6 @@ VERSIONS = {
     "selection": 1,
     "training": 2,
     "evaluation": 2,
-    "report": 1,
+    "report": 2,
 }
 """Raised when a stage's code makes something else of the same settings and inputs."""

@@ -212,6 +212,7 @@ def _write_scores(folder: Path, model: str, study: Study, num_samples: int) -> N
                 "expected": ["x"],
                 "got": "x" if score else "<y> & z",
                 "score": score,
+                **({"depth": (i % 20) / 20} if path.startswith("ruler") else {}),
             }
             for i, score in enumerate(scores)
         ]

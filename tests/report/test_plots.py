@@ -27,13 +27,14 @@ def inputs(study: Study) -> tuple[Any, Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def plots(comparison: Comparison, inputs: tuple[Any, Any, Any]) -> dict[str, Plot]:
-    drawn = figures.all_plots(comparison, *inputs, original_window=256)
+def plots(study: Study, comparison: Comparison, inputs: tuple[Any, Any, Any]) -> dict[str, Plot]:
+    drawn = figures.all_plots(comparison, *inputs, study.scores, original_window=256)
     return {plot.name: plot for plot in drawn}
 
 
 def test_every_plot_is_drawn_as_svg_and_png(plots: dict[str, Plot]) -> None:
-    names = ["retention", "short-tasks", "ruler", "similarity", "attention-kl", "loss", "grad-norm"]
+    names = ["retention", "short-tasks", "ruler", "ruler-heat-map", "depth-heat-map"]
+    names += ["similarity", "attention-kl", "loss", "grad-norm"]
     assert list(plots) == names
     for plot in plots.values():
         ElementTree.fromstring(plot.svg)  # noqa: S314
@@ -101,3 +102,20 @@ def test_every_model_looks_different_in_colour_and_in_grey_print() -> None:
     colours = [look(model, models)[0] for model in models]
     lines = [look(model, models)[1] for model in models]
     assert len(set(colours)) == len(set(lines)) == len(models)
+
+
+def test_heat_maps_hold_the_scores_of_every_field(
+    study: Study, comparison: Comparison, plots: dict[str, Plot]
+) -> None:
+    table = plots["ruler-heat-map"].table
+    row = next(row for row in table.rows if row[0] == "niah_single_1")
+    place = table.header.index("longred-c 512")
+    scores = study.answers["longred-c", "niah_single_1@512"]
+    assert row[place] == f"{scores.mean():.1f}"
+    # The needle tasks that are compared at this length, a fifth of the depths.
+    depths = plots["depth-heat-map"].table
+    assert [r[0] for r in depths.rows] == [f"{20 * i}-{20 * i + 20} %" for i in range(5)]
+    tasks = comparison.ruler_tasks[512]
+    found = [study.answers["longred-c", f"{task}@512"] for task in tasks]
+    first = [s for scores in found for i, s in enumerate(scores) if i % 20 < 4]
+    assert depths.rows[0][depths.header.index("longred-c 512")] == f"{sum(first) / len(first):.1f}"

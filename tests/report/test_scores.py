@@ -290,3 +290,30 @@ def test_an_average_is_never_one_of_fewer() -> None:
     assert average([1.0, 3.0]) == 2.0
     assert average([1.0, None]) is None
     assert average([]) is None
+
+
+def test_the_overall_average_takes_capacities_and_the_longest_ruler(study: Study) -> None:
+    comparison = collect(study.scores, original_window=256, min_points_above_chance=10.0)
+    for name, model in comparison.models.items():
+        longest = max(comparison.lengths)
+        ruler = study.average(
+            name, [f"{task}@{longest}" for task in comparison.ruler_tasks[longest]]
+        )
+        parts = [*model["capacities"].values(), ruler]
+        assert model["overall"] == pytest.approx(sum(parts) / len(parts))
+
+
+def test_a_task_without_a_score_leaves_no_average(study: Study, tmp_path: Path) -> None:
+    """Nobody could be asked: the capacity, the short and the overall average are n/a."""
+    folders = dict(study.scores)
+    for name in study.scores:
+        scores = json.loads((study.scores[name] / "scores.json").read_text())
+        entry = {"score": None, "reason": "its data cannot be had", "capacity": "reading"}
+        change = {"short": {**scores["short"], "drop": entry}}
+        folders[name] = edited(study, tmp_path / name, name, change)[name]
+    model = compare(folders).models["longred-c"]
+    assert model["capacities"]["reading"] is None
+    assert model["capacities"]["general"] is not None
+    assert model["short"]["average"] is None
+    assert model["overall"] is None
+    assert model["retention"]["short"] is None

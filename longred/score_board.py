@@ -1,0 +1,63 @@
+"""Shows scores while models are asked: a table that fills where someone looks, lines where not."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from longred.evaluation.units import Unit
+
+
+class ScoreBoard:
+    """A table of tasks by models, in percent.
+
+    Args:
+        models: names of all models, in the order of columns.
+        console: where to write; standard error by default: standard output holds results only.
+    """
+
+    def __init__(self, models: Sequence[str], console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._models = list(models)
+        self._scores: dict[str, dict[str, str]] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> "ScoreBoard":
+        """Begin to show."""
+        if self.console.is_terminal:
+            self._live = Live(self._table(), console=self.console, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the table away; the result is printed by whoever asked for it."""
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, model: str, unit: "Unit", result: Mapping[str, Any]) -> None:
+        """Show a unit's score."""
+        name = unit.part or unit.task
+        name = name if unit.length is None else f"{name} at {unit.length:,}"
+        text = f"{result['score']:.1f}"
+        if result.get("stderr") is not None:
+            text += f" ± {result['stderr']:.1f}"
+        self._scores.setdefault(name, {})[model] = text
+        if self._live is not None:
+            self._live.update(self._table())
+        else:
+            self.console.print(f"  {model:<16} {name:<32} {text}", soft_wrap=True, markup=False)
+
+    def _table(self) -> Table:
+        table = Table("task", *self._models)
+        for name, scores in self._scores.items():
+            table.add_row(name, *(scores.get(model, "…") for model in self._models))
+        return table

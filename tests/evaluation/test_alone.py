@@ -1,0 +1,50 @@
+"""The verb on its own: one command evaluates a checkpoint, a second asks nothing again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from longred.cli import app
+from longred.errors import ConfigError
+
+COMMON = ["--tasks", "brackets", "--ruler-tasks", "niah_single_1", "--num-samples", "2"]
+COMMON += ["--dtype", "float32", "--device", "cpu"]
+
+
+def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    command = ["evaluate", "demo", "--ruler", "256", "--store", str(tmp_path), *COMMON]
+    result = CliRunner().invoke(app, [*command, "--report", str(page), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["demo"]
+    assert set(found["scores"]["short"]) == {"brackets", "average"}
+    assert set(found["scores"]["ruler"]) == {"256"}
+    assert 0 <= found["scores"]["overall"] <= 100
+    assert "ruler-heat-map" in (page / "index.html").read_text()
+    assert (page / "plots" / "depth-heat-map.png").is_file()
+
+    artifacts = tmp_path / "artifacts"
+    before = {path.name: path.stat().st_mtime_ns for path in artifacts.iterdir()}
+    again = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(again.stdout)["demo"]["scores"] == found["scores"]
+    assert {path.name: path.stat().st_mtime_ns for path in artifacts.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ruler", "512"], "512 tokens exceed the window of demo .*--beyond-window"),
+        (["--ruler", "many"], "--ruler: many is not a list of lengths"),
+        (["--ruler", "256", "--ruler-tasks", "niah_1"], r"ruler\.tasks: niah_1 is unknown"),
+        (["--suite", "demmo"], "did you mean demo"),
+        (["--suite", "paper", "--capacities", "maths"], "did you mean math"),
+        (["--dtype", "float8"], "--dtype: Input should be"),
+    ],
+)
+def test_mistakes_are_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "demo", *arguments, "--store", str(tmp_path)])
+    assert isinstance(result.exception, ConfigError)
+    with pytest.raises(ConfigError, match=message):
+        raise result.exception
