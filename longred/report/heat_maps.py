@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,7 +15,8 @@ from longred.report.scores import Comparison, score_of
 from longred.report.tables import Table, number
 
 NUM_DEPTHS = 5
-_COLOURS = "viridis"
+# Steps of 5 %: a scale of more colours than 50 would be embedded as a picture.
+_COLOURS = colormaps["viridis"].resampled(20)
 
 
 def ruler_heat_map(comparison: Comparison) -> Plot | None:

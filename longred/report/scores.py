@@ -41,9 +41,10 @@ class Comparison:
             "ruler": {length: {task: score, "average"}}, "retention": {"short", "capacities":
             {capacity}, "ruler": {length}}, "overall": the mean over capacities and the RULER
             average at the longest length, as published, "retention_interval": the same with
-            [low, high], "similarity", "similarity_per_layer", "nats_per_token", "bits_per_byte", "dropped",
-            "dropped_capacities"}; scores and retention in percent, None where a value cannot be
-            told. The short average is the mean over capacities of the mean over the tasks of each.
+            [low, high], "similarity", "similarity_per_layer", "nats_per_token", "bits_per_byte",
+            "dropped", "dropped_capacities"}; scores and retention in percent, None where a value
+            cannot be told. The short average is the mean over capacities of the mean over the tasks
+            of each.
         raw: name → the model's scores.json, with dropped tasks, standard errors and chance.
         dropped: tasks that the original barely solves.
         dropped_capacities: those that no task is left of.
