@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longred.evaluation.ruler.fitting import Steps, fit, linear
+from longred.evaluation.ruler.fitting import Steps, fit, linear, per_unit
 from longred.evaluation.ruler.request import Request, Revision, Start
 from longred.evaluation.ruler.words import coded_word, distinct, list_words
 
@@ -71,6 +71,10 @@ def prepare_list(request: Request) -> Start:
     settings: ListSettings = request.settings
     rare = settings.repeats[1]
     prefix = LIST_PREFIX.format(count=settings.num_common)
+    some = list_words(random.Random(0), 256)  # noqa: S311
+    word_tokens = per_unit(
+        lambda num_words: _numbered(some[:num_words], 0, (0, rare), 0), request.count, 128
+    )
 
     def start(rng: random.Random, index: int) -> Steps:
         del index
@@ -89,7 +93,7 @@ def prepare_list(request: Request) -> Start:
             request.room,
             smallest=settings.num_common + 1,
             largest=largest,
-            tokens=linear(5.0 * rare),
+            tokens=linear(word_tokens),
             slack=request.slack,
         )
         return {
@@ -126,6 +130,10 @@ def prepare_text(request: Request) -> Start:
     """
     settings: TextSettings = request.settings
     num_coded = max(request.length // settings.tokens_per_word, 8)
+    coded = distinct(lambda: coded_word(letters, settings.word_length))
+    letters = random.Random(0)  # noqa: S311
+    some = [DOTS, *(next(coded) for _ in range(num_coded - 1))]
+    unit_tokens = per_unit(lambda num_units: _coded_text(some, num_units, 0), request.count, 512)
 
     def start(rng: random.Random, index: int) -> Steps:
         del index
@@ -141,7 +149,7 @@ def prepare_text(request: Request) -> Start:
             request.room,
             smallest=_SMALLEST_TEXT,
             largest=2 * request.length,
-            tokens=linear(2.0),
+            tokens=linear(unit_tokens),
             slack=request.slack,
         )
         return {

@@ -106,10 +106,13 @@ def per_unit(text: Callable[[int], str], count: Counter, num_units: int = 16) ->
 
 def cumulative(pieces: Sequence[str], count: Counter, step: int = 64) -> Callable[[int], float]:
     """Return the estimate for units of running text, from sizes of chunks of `step` units."""
-    chunks = ["".join(pieces[first : first + step]) for first in range(0, len(pieces), step)]
+    starts = range(0, len(pieces), step)
+    # A space at the end would be a token of its own there.
+    chunks = ["".join(pieces[first : first + step]).rstrip() for first in starts]
     sums = [0.0]
-    for size in count(chunks):
-        sums.append(sums[-1] + size)
+    empty, *sizes = count(["", *chunks])
+    for size in sizes:
+        sums.append(sums[-1] + size - empty)
 
     def tokens(num_units: int) -> float:
         whole, rest = divmod(min(num_units, len(chunks) * step), step)

@@ -44,8 +44,8 @@ class Request:
 
     @property
     def slack(self) -> int:
-        """Tokens of a prompt that may be left unused: 0.2 %, none in short windows."""
-        return self.length // 512 if self.parameters == "full" else 0
+        """Tokens of a prompt that may be left unused: 0.4 %, none in short windows."""
+        return self.length // 256 if self.parameters == "full" else 0
 
 
 Start = Callable[[random.Random, int], Steps]

@@ -111,8 +111,9 @@ def list_words(rng: random.Random, count: int) -> list[str]:
     """Return distinct words for a list: RULER's in random order, then made-up ones."""
     pool = all_words()
     words = rng.sample(pool, min(count, len(pool)))
-    more = distinct(lambda: _made_up(rng), set(pool))
-    words += [next(more) for _ in range(count - len(words))]
+    if count > len(pool):
+        more = distinct(lambda: _made_up(rng), set(pool))
+        words += [next(more) for _ in range(count - len(pool))]
     return words
 
 

@@ -98,7 +98,7 @@ def test_samples_are_measured_together_and_returned_in_order() -> None:
 
 
 def test_estimates() -> None:
-    words = ["one ", "three ", "seven "] * 100
+    words = ["one-", "three-", "seven-"] * 100
     tokens = cumulative(words, count, step=10)
     for number in (0, 10, 150, 300):
         assert tokens(number) == len("".join(words[:number]))
