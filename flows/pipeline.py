@@ -5,6 +5,7 @@ from prefect import flow
 from flows.current import current_flow_run
 from flows.forms import Overrides, StartFrom
 from flows.notify import HOOKS
+from flows.windows import Start, starting_points
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
 from longred.runs import load_config, pin_run
@@ -50,7 +51,8 @@ def full_pipeline(
         samples = freeze_samples(config.evaluation, base, data)
         profile = profile_attention(config.profiling, base, extended, data)
         layers = select_layers(config.selection, profile)
-        students = train_students(config.training, base, extended, data, layers)
+        starts = starting_points(config, base, (extended, data, layers))
+        students = train_students(config.training, base, starts)
         references = {"original": base, "rescaled": extended}
         scores = evaluate_models(config.evaluation, references, students, samples, data)
         made = (data, extended, profile, layers, students, samples, scores)
@@ -59,13 +61,10 @@ def full_pipeline(
 
 
 def train_students(
-    config: TrainingConfig, base: Artifact, extended: Artifact, data: Artifact, layers: Artifact
+    config: TrainingConfig, base: Artifact, starts: dict[str, Start]
 ) -> dict[str, Artifact]:
     """Train the method's student and its baselines', one after the other."""
-    return {
-        method: train_student(config, method, base, extended, data, layers)
-        for method in config.methods()
-    }
+    return {method: train_student(config, method, base, *start) for method, start in starts.items()}
 
 
 def evaluate_models(

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,14 +133,16 @@ def write_extension(
     method: str,
     original_window: int,
     target_window: int,
+    start: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Write the extended model: configuration and tokenizer here, weights where the original is.
+    """Write the extended model: configuration and tokenizer here, weights where they are.
 
     Args:
-        original: the original model's folder.
+        original: the original model's folder; its RoPE is the one that is rescaled.
         folder: an existing or new folder.
-        digest: of the original model.
+        digest: of the model whose weights are taken.
+        start: a student of a smaller window whose weights are taken; the original's if None.
         method: a key of `METHODS`.
         original_window: tokens.
         target_window: tokens.
@@ -166,7 +169,9 @@ def write_extension(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(after, folder)
         copy_companions(original, folder, max_length=target_window)
-        reference = {"folder": str(original.resolve()), "digest": digest}
+        # A student lies beside this folder and moves with it, the original may lie anywhere.
+        place = original.resolve() if start is None else os.path.relpath(start, folder)
+        reference = {"folder": str(place), "digest": digest}
         write_json(folder / REFERENCE_NAME, reference)
         facts = {
             "method": method,

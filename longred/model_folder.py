@@ -273,7 +273,15 @@ def _weights_folder(folder: Path, original: Path | None) -> Path:
     reference = folder / REFERENCE_NAME
     if not reference.is_file():
         return folder
-    target = Path(str(read_object(reference).get("folder")))
+    named = Path(str(read_object(reference).get("folder")))
+    target = folder / named
+    if not named.is_absolute():
+        if not target.is_dir():
+            raise PreflightError(
+                f"{reference}: the student {target} that training goes on from is gone; run the "
+                "recipe again"
+            )
+        return target
     if not target.is_dir() and original is not None:
         return original
     if not target.is_dir():

@@ -1,4 +1,7 @@
-"""One task a stage; each calls the stage of the same name and nothing else."""
+"""One task a stage; each calls the stage of the same name and nothing else.
+
+`at` is added to a stage's name where a run makes it more than once.
+"""
 
 from typing import Any
 
@@ -28,11 +31,11 @@ def find_model(config: ModelConfig) -> Made:
     return make("model", lambda store, progress: stages.find_model(config, store=store))
 
 
-@stage_task("data", "data")
-def prepare_data(config: DataConfig, base: Artifact) -> Made:
+@stage_task("data{at}", "data")
+def prepare_data(config: DataConfig, base: Artifact, at: str = "") -> Made:
     """Fill the long, short and original buckets."""
     return make(
-        "data",
+        f"data{at}",
         lambda store, progress: stages.prepare_data(
             config, base, store=store, on_progress=progress, map_groups=map_groups
         ),
@@ -40,19 +43,24 @@ def prepare_data(config: DataConfig, base: Artifact) -> Made:
     )
 
 
-@stage_task("extension", "extension")
-def extend_model(config: ExtensionConfig, base: Artifact) -> Made:
+@stage_task("extension{at}", "extension")
+def extend_model(
+    config: ExtensionConfig, base: Artifact, start: Artifact | None = None, at: str = ""
+) -> Made:
     """Rescale RoPE."""
-    return make("extension", lambda store, progress: stages.extend_model(config, base, store=store))
+    return make(
+        f"extension{at}",
+        lambda store, progress: stages.extend_model(config, base, start, store=store),
+    )
 
 
-@stage_task("profiling", "profiling")
+@stage_task("profiling{at}", "profiling")
 def profile_attention(
-    config: ProfilingConfig, base: Artifact, extended: Artifact, data: Artifact
+    config: ProfilingConfig, base: Artifact, extended: Artifact, data: Artifact, at: str = ""
 ) -> Made:
     """Measure the drift of every layer."""
     return make(
-        "profiling",
+        f"profiling{at}",
         lambda store, progress: stages.profile_attention(
             config, base, extended, data, store=store, on_progress=progress
         ),
@@ -60,15 +68,15 @@ def profile_attention(
     )
 
 
-@stage_task("selection", "selection")
-def select_layers(config: SelectionConfig, profile: Artifact) -> Made:
+@stage_task("selection{at}", "selection")
+def select_layers(config: SelectionConfig, profile: Artifact, at: str = "") -> Made:
     """Choose the layers to distil."""
     return make(
-        "selection", lambda store, progress: stages.select_layers(config, profile, store=store)
+        f"selection{at}", lambda store, progress: stages.select_layers(config, profile, store=store)
     )
 
 
-@stage_task("training {method}", "training")
+@stage_task("training {method}{at}", "training")
 def train_student(
     config: TrainingConfig,
     method: str,
@@ -76,10 +84,11 @@ def train_student(
     extended: Artifact,
     data: Artifact,
     layers: Artifact,
+    at: str = "",
 ) -> Made:
     """Train one student by one method."""
     return make(
-        f"training/{method}",
+        f"training/{method}{at}",
         lambda store, progress: stages.train_student(
             config, method, base, extended, data, layers, store=store, on_progress=progress
         ),

@@ -96,6 +96,47 @@ def test_bad_override_names_the_dotted_key(override, parts):
     assert caught.value.exit_code == 2
 
 
+def test_windows_on_the_way_are_runs_of_their_own():
+    nearest = "{target_window: 384, rope_theta: 2e4, num_steps: 5}"
+    way = f"extension.windows=[{nearest}, {{target_window: 512, rope_theta: 4e4}}]"
+    config = load_recipe("demo", [way, "training.step_tokens=24576"])
+    first, second = config.windows()
+    for run, window in ((first, 384), (second, 512), (config, 1024)):
+        sections = (run, run.extension, run.data, run.training)
+        assert {section.target_window for section in sections} == {window}
+    assert [run.extension.rope_theta for run in (first, second, config)] == [2e4, 4e4, 1.6e5]
+    assert [run.training.num_steps for run in (first, second, config)] == [5, 60, 60]
+    assert first.training.rows("longred-c") == {"long": 32, "short": 72, "original": 12}
+    assert first.windows() == load_recipe("demo").windows() == []
+
+
+@pytest.mark.parametrize(
+    ("windows", "overrides", "parts"),
+    [
+        ("{target_window: 256, rope_theta: 2e4}", [], ["windows.0.target_window: 256", "between"]),
+        ("{target_window: 1024, rope_theta: 2e4}", [], ["windows.0.target_window: 1024"]),
+        ("{target_window: 512}", [], ["windows.0.rope_theta: method abf needs"]),
+        ("{target_window: 512, rope_theta: 2e4, steps: 1}", [], ["windows.0.steps: unknown key"]),
+        ("{target_window: 500, rope_theta: 2e4}", [], ["windows.0: at", "training.step_tokens"]),
+        (
+            "{target_window: 512, rope_theta: 2e4}",
+            ["extension.method=pi", "extension.rope_theta=null"],
+            ["windows.0.rope_theta: only method abf reads it"],
+        ),
+        (
+            "{target_window: 512, rope_theta: 2e4}",
+            ["training.baselines=[lora]"],
+            ["extension.windows: method lora", "merged model"],
+        ),
+    ],
+)
+def test_windows_that_cannot_work_are_refused(windows, overrides, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("demo", [f"extension.windows=[{windows}]", *overrides])
+    for part in parts:
+        assert part in str(caught.value)
+
+
 @pytest.mark.parametrize("objectives", ["merge", "lora"])
 def test_adapters_on_a_merged_model_are_refused(objectives):
     overrides = ["training.method=lora", f"training.lora.objectives={objectives}"]

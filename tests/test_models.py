@@ -116,6 +116,37 @@ def test_extension_loads_the_original_weights(tiny_model_folder: Path, tmp_path:
         load_model(tmp_path / "extended")
 
 
+def test_an_extension_may_start_from_a_student_and_moves_with_it(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    student = load_model(tiny_model_folder)
+    with torch.no_grad():
+        student.get_output_embeddings().weight.mul_(2)
+    save_model(student, tiny_model_folder, artifacts / "training-1")
+    write_extension(
+        tiny_model_folder,
+        artifacts / ".tmp-extension-2",
+        digest="1",
+        method="abf",
+        original_window=64,
+        target_window=256,
+        start=artifacts / "training-1",
+        rope_theta=80000.0,
+    )
+    (artifacts / ".tmp-extension-2").rename(artifacts / "extension-2")
+    artifacts.rename(tmp_path / "moved")
+    folder = tmp_path / "moved/extension-2"
+    loaded = load_model(folder, original=tiny_model_folder)
+    assert torch.equal(
+        loaded.get_output_embeddings().weight, student.get_output_embeddings().weight
+    )
+    assert loaded.config.rope_parameters["rope_theta"] == 80000.0
+    shutil.rmtree(tmp_path / "moved/training-1")
+    with pytest.raises(PreflightError, match=r"the student .* is gone"):
+        load_model(folder, original=tiny_model_folder)
+
+
 def test_loading_and_saving_show_no_bars(
     tiny_model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +252,10 @@ def quantized(folder: Path) -> None:
     edit(folder / "config.json", lambda v: v.update(quantization_config={"quant_method": "x"}))
 
 
+def adapters(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
 def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -274,6 +309,7 @@ def no_tokenizer(folder: Path) -> None:
         (tokenizer_code, ConfigError, "auto_map"),
         (gpt, ConfigError, "GPT2LMHeadModel is not supported"),
         (quantized, ConfigError, "quantized"),
+        (adapters, ConfigError, r"adapter_config\.json: transformers would add these adapters"),
         (no_config, PreflightError, "is missing"),
         (broken_config, PreflightError, "cannot be read as JSON"),
         (list_config, PreflightError, "must hold a JSON object"),

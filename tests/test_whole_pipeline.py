@@ -93,3 +93,30 @@ def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Pat
     ran = {name for name, status in statuses(asked).items() if status == "ran"}
     assert ran == {name for name in made if name.startswith("evaluation/")}
     assert statuses(asked)["report"] == "stale"
+
+
+@pytest.mark.slow
+def test_the_window_is_raised_in_steps_and_each_student_starts_the_next(tmp_path: Path) -> None:
+    way = "[{target_window: 512, rope_theta: 40000}]"
+    small = ["training.baselines=[merge]", "evaluation.short.num_samples=4"]
+    first = run(tmp_path, f"extension.windows={way}", *small)
+    stages = first["stages"]
+    for stage in ("extension", "data", "profiling", "selection"):
+        assert {f"{stage}/512/longred-c", f"{stage}/1024/longred-c"} <= set(stages)
+    middle = Path(stages["training/longred-c/512"]["path"])
+    assert json.loads((middle / "config.json").read_text())["max_position_embeddings"] == 512
+    start = Path(stages["extension/1024/longred-c"]["path"])
+    reference = json.loads((start / "weights.json").read_text())
+    assert reference["folder"] == f"../{middle.name}"
+    last = json.loads((Path(stages["training/longred-c"]["path"]) / "training.json").read_text())
+    assert last["job"]["student_folder"] == str(start)
+    assert last["job"]["teacher_folder"] == stages["model"]["path"]
+    assert last["job"]["target_window"] == 1024
+    merged = json.loads((Path(stages["training/merge"]["path"]) / "training.json").read_text())
+    assert (merged["method"], merged["merged_method"]) == ("merge", "cpt")
+
+    # The first window is as it was; what follows a change at the second runs again.
+    again = run(tmp_path, f"extension.windows={way}", *small, "extension.rope_theta=200000")
+    ran = {name for name, status in statuses(again).items() if status == "ran"}
+    assert not [name for name in ran if "512" in name]
+    assert {"extension", "extension/1024/longred-c", "training/longred-c"} <= ran

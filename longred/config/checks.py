@@ -18,7 +18,7 @@ def problems(config: "RunConfig") -> list[str]:
     """Return what cannot work across sections, each naming its dotted key."""
     found = [problem for check in CHECKS for problem in check(config)]
     # A step cannot be divided as long as windows and ratio are wrong.
-    return found or list(_step_problems(config))
+    return found or [*_step_problems(config), *_way_problems(config)]
 
 
 def _window_problems(config: "RunConfig") -> Iterator[str]:
@@ -78,6 +78,35 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
             f"extension.{name}: method {extension.method} does not use it; remove it or set it to "
             "null"
         )
+
+
+def _way_problems(config: "RunConfig") -> Iterator[str]:
+    """Check the windows on the way to the target, each as if it were one."""
+    windows = config.extension.windows
+    reached = config.original_window
+    for number, window in enumerate(windows):
+        if not reached < window.target_window < config.target_window:
+            yield (
+                f"extension.windows.{number}.target_window: {window.target_window} must lie "
+                f"between {reached} and target_window ({config.target_window}); give windows in "
+                "rising order"
+            )
+            return
+        reached = window.target_window
+        if config.extension.method == "abf" and window.rope_theta is None:
+            yield f"extension.windows.{number}.rope_theta: method abf needs a raised theta for each"
+        if config.extension.method != "abf" and window.rope_theta is not None:
+            yield f"extension.windows.{number}.rope_theta: only method abf reads it; remove it"
+    if windows and "lora" in config.training.methods():
+        yield (
+            "extension.windows: method lora needs the original's own weights under its adapters, "
+            "since they are its teacher; from the second window on they would lie on a merged "
+            "model. Train lora in a run without windows"
+        )
+    for number, at_window in enumerate(config.windows()):
+        for check in (_extension_problems, _training_problems, _step_problems):
+            for problem in check(at_window):
+                yield f"extension.windows.{number}: at this window, {problem}"
 
 
 def _selection_problems(config: "RunConfig") -> Iterator[str]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from longred.config.section import AttentionBackend, Positive, Section, runtime
+from longred.config.section import AttentionBackend, Count, Positive, Section, runtime
 from longred.rope_methods import DYNAMIC_REFUSED
 
 
@@ -15,12 +15,24 @@ class ModelConfig(Section):
     revision: str | None = None
 
 
+class WindowConfig(Section):
+    """A window on the way to the target, and what changes there.
+
+    Without `rope_theta` or `num_steps` those of the target are taken; abf needs a theta for each.
+    """
+
+    target_window: Count
+    rope_theta: Positive | None = None
+    num_steps: Count | None = None
+
+
 class ExtensionConfig(Section):
     """How RoPE is rescaled (`longred.rope_methods.METHODS`), and what the method reads.
 
     `abf` raises rope_theta to the given one, `ntk` by rule; `pi` divides all frequencies, `yarn`
     (beta_fast, beta_slow) and `llama3` (low_freq_factor, high_freq_factor) the slow ones, and
-    `longrope` each by its long_factor, by the NTK-aware rule where none are given.
+    `longrope` each by its long_factor, by the NTK-aware rule where none are given. With `windows`
+    the window is raised in steps: the student of each is where the next one starts.
     """
 
     method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = "abf"
@@ -30,6 +42,7 @@ class ExtensionConfig(Section):
     low_freq_factor: Positive | None = None
     high_freq_factor: Positive | None = None
     long_factor: list[Positive] | None = None
+    windows: list[WindowConfig] = []
     original_window: int = 0
     target_window: int = 0
 
@@ -42,7 +55,7 @@ class ExtensionConfig(Section):
 
     def settings(self) -> dict[str, Any]:
         """Return what is set of the methods' own settings."""
-        values = self.model_dump(exclude={"method", "original_window", "target_window"})
+        values = self.model_dump(exclude={"method", "windows", "original_window", "target_window"})
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from longred.config.checks import problems
 from longred.config.data import DataConfig
 from longred.config.evaluation import EvaluationConfig
-from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig
+from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig, WindowConfig
 from longred.config.outputs import ReportConfig, StoreConfig, TrackingConfig
 from longred.config.profiling import ProfilingConfig, SelectionConfig
 from longred.config.section import Count, Section
@@ -76,6 +76,25 @@ class RunConfig(Section):
                     raise ValueError(f"{name}.{key}: is a copy of {owner}; set {owner} instead")
             result[name] = {**section, **copies}
         return result
+
+    def windows(self) -> "list[RunConfig]":
+        """Return this run at each window on the way to its target, smallest first."""
+        return [self._at(window) for window in self.extension.windows]
+
+    def _at(self, window: WindowConfig) -> "RunConfig":
+        reach = {"target_window": window.target_window}
+        theta = window.rope_theta or self.extension.rope_theta
+        steps = window.num_steps or self.training.num_steps
+        changed = {
+            "extension": {"rope_theta": theta, "windows": []},
+            "data": {},
+            "training": {"num_steps": steps},
+        }
+        sections = {
+            name: getattr(self, name).model_copy(update={**reach, **values})
+            for name, values in changed.items()
+        }
+        return self.model_copy(update={**reach, **sections})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

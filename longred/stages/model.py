@@ -25,20 +25,29 @@ def find_model(config: ModelConfig, *, store: Store) -> Artifact:
     return Artifact("model", digest, str(folder), reused=True)
 
 
-def extend_model(config: ExtensionConfig, base: Artifact, *, store: Store) -> Artifact:
-    """Rescale RoPE: the student's config, with the original weights by reference."""
+def extend_model(
+    config: ExtensionConfig, base: Artifact, start: Artifact | None = None, *, store: Store
+) -> Artifact:
+    """Rescale RoPE: the student's config, with weights by reference.
+
+    The weights are the original's, or those of `start`, a student of a smaller window. RoPE is
+    always the original's, rescaled.
+    """
     from longred.extension import write_extension
 
     def make(folder: Path, work: Path) -> None:
         write_extension(
             base.folder,
             folder,
-            digest=base.digest,
+            digest=(start or base).digest,
+            start=start.folder if start else None,
             method=config.method,
             original_window=config.original_window,
             target_window=config.target_window,
             **config.settings(),
         )
 
-    inputs = {"model": base.digest}
-    return store.build("extension", config.digest_values(), inputs, make, VERSIONS["extension"])
+    # On which windows a run goes there cannot change what is made at this one.
+    values = {key: value for key, value in config.digest_values().items() if key != "windows"}
+    inputs = {"model": base.digest, **({"training": start.digest} if start else {})}
+    return store.build("extension", values, inputs, make, VERSIONS["extension"])

@@ -1,0 +1,48 @@
+"""Progressive extension: the window is raised in steps, each student where the next one starts."""
+
+from longred.artifacts import Artifact
+from longred.config import RunConfig
+from tasks.stages import (
+    extend_model,
+    prepare_data,
+    profile_attention,
+    select_layers,
+    train_student,
+)
+
+Start = tuple[Artifact, Artifact, Artifact]
+"""What a student is trained from: the extended model, the data, the distilled layers."""
+
+
+def starting_points(config: RunConfig, base: Artifact, direct: Start) -> dict[str, Start]:
+    """Return what each method's last training starts from.
+
+    Args:
+        config: the run; without windows on the way every method starts from `direct`.
+        base: the original model, which is the teacher at every window.
+        direct: the original model extended to the target window at once.
+    """
+    methods = config.training.methods()
+    if not config.extension.windows:
+        return dict.fromkeys(methods, direct)
+    return {method: raise_window(config, base, method) for method in methods}
+
+
+def raise_window(config: RunConfig, base: Artifact, method: str) -> Start:
+    """Train a student at every window on the way; the last one is where the target starts."""
+    student: Artifact | None = None
+    trained = config.training.recipe(method).merges or method
+    for window in config.windows():
+        start = start_at(window, base, method, student)
+        at = f"/{window.target_window}"
+        student = train_student(window.training, trained, base, *start, at=at)
+    return start_at(config, base, method, student)
+
+
+def start_at(config: RunConfig, base: Artifact, method: str, student: Artifact | None) -> Start:
+    """Extend, profile and select at one window, from the student that is already there."""
+    at = f"/{config.target_window}/{method}"
+    extended = extend_model(config.extension, base, student, at=at)
+    data = prepare_data(config.data, base, at=at)
+    profile = profile_attention(config.profiling, base, extended, data, at=at)
+    return extended, data, select_layers(config.selection, profile, at=at)
