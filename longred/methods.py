@@ -101,7 +101,10 @@ METHODS = {
     "lora": Method(LONGRED, positions="cream", trains_adapters=True),
     "attention-distill": Method((Term("original", "attention_distill"),)),
 }
-"""Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
+"""cream and pose read original-window text only, at skipped positions; attention-distill reads the
+same text at positions 0 to T - 1, where its teacher is at home.
+
+Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
 2309.10400; lora 2106.09685; attention-distill 2604.00004."""
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longred.errors import ConfigError
-from longred.positions import SKIPPERS, skip_positions
+from longred.positions import SKIPPERS, _reach, skip_positions
 
 
 def draw(
@@ -128,6 +128,25 @@ def test_cream_follows_the_published_law(truncation: str, sigma: float, third: b
     freedom = len(law) - 1
     # Chi-square within five standard deviations of its mean.
     assert deviation < freedom + 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("truncation", ["clipped", "renormalised"])
+@pytest.mark.parametrize(("factor", "sigma"), [(4, 5.0), (4, 3.0), (16, 5.0), (2.75, 3.0)])
+def test_every_reach_has_its_probability(truncation: str, factor: float, sigma: float) -> None:
+    """r = floor of the normal around 1 + s, clipped to [2, 2s] or truncated to [2, 2s + 1)."""
+    num_rows, normal = 100_000, NormalDist(1 + factor, sigma)
+    last = math.floor(2 * factor)
+    shares = {r: normal.cdf(r + 1) - normal.cdf(r) for r in range(2, last + 1)}
+    if truncation == "clipped":
+        shares[2], shares[last] = normal.cdf(3), 1 - normal.cdf(last)
+    total = sum(shares.values())
+    assert truncation == "renormalised" or abs(total - 1) < 1e-12
+    drawn = Counter(_reach(factor, num_rows, np.random.default_rng(0), sigma, truncation).tolist())
+    assert set(drawn) <= set(shares)
+    for reach, share in shares.items():
+        expected = share / total
+        spread = math.sqrt(expected * (1 - expected) / num_rows)
+        assert abs(drawn[reach] / num_rows - expected) < 5 * spread, reach
 
 
 def test_published_shares_of_the_clipped_ends() -> None:
