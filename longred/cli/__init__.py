@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from longred.cli import compare, evaluation, export, runs, services
+from longred.cli import compare, data, evaluation, export, runs, services
 from longred.errors import LongredError, Stopped
 
 VERBS = (
@@ -20,6 +20,8 @@ VERBS = (
     compare.compare,
     export.export,
     evaluation.evaluate,
+    data.inspect,
+    data.plan,
     services.up,
     services.down,
     services.status,

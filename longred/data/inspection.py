@@ -1,0 +1,140 @@
+"""Shows what is in a data folder: what went in, what came out, and how it reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from longred.data.layout import DTYPES, SPLITS
+from longred.data.loader import BlockFile, read_index
+from longred.errors import MismatchError
+
+SHOWN_CHARACTERS = 300
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return the index of a data folder without its long lists.
+
+    Raises:
+        MismatchError: the folder is no data folder.
+    """
+    index = read_index(folder)
+    sources = {
+        name: {key: value for key, value in source.items() if key != "lengths"}
+        for name, source in index.get("sources", {}).items()
+    }
+    return {**index, "sources": sources}
+
+
+def bucket_rows(index: Mapping[str, Any]) -> list[list[str]]:
+    """Return split, bucket, block length, blocks and tokens of every bucket."""
+    return [
+        [
+            split.replace("_", "-"),
+            bucket,
+            f"{entry['block_length']:,}",
+            f"{entry['num_blocks']:,}",
+            f"{entry['num_blocks'] * entry['block_length']:,}",
+        ]
+        for split in SPLITS
+        for bucket, entry in index[split].items()
+    ]
+
+
+def source_rows(index: Mapping[str, Any]) -> list[list[str]]:
+    """Return what each source gave: shards, rows, documents, tokens, and what was left out."""
+    counts = ("shards", "rows", "documents", "held_out_documents", "tokens", "read_tokens")
+    left_out = ("duplicates", "contaminated")
+    return [
+        [name, source["kind"], *(f"{source[key]:,}" for key in (*counts, *left_out))]
+        for name, source in index["sources"].items()
+    ]
+
+
+def reason_rows(index: Mapping[str, Any]) -> list[list[str]]:
+    """Return rejected rows and dropped tokens of each source, by reason."""
+    return [
+        [name, what, reason, f"{count:,}"]
+        for name, source in index["sources"].items()
+        for what, counts in (
+            ("rejected rows", source["rejected"]),
+            ("dropped tokens", source["dropped_tokens"]),
+        )
+        for reason, count in counts.items()
+    ]
+
+
+def sample_blocks(folder: Path, count: int = 3) -> dict[str, list[str]]:
+    """Return the first training blocks of each bucket as text, their ends cut out of the middle.
+
+    Raises:
+        MismatchError: the folder has no tokenizer of its own.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise MismatchError(f"{path}: is missing; prepare the data again")
+    tokenizer = Tokenizer.from_file(str(path))
+    samples: dict[str, list[str]] = {}
+    for bucket in read_index(folder)["train"]:
+        file = BlockFile(folder, bucket)
+        blocks = [file[block].tolist() for block in range(min(count, len(file)))]
+        samples[bucket] = [
+            _shortened(tokenizer.decode(block, skip_special_tokens=False)) for block in blocks
+        ]
+    return samples
+
+
+def draw_lengths(folder: Path, path: Path) -> None:
+    """Draw how long the documents of each source are, with the buckets' block lengths, as PNG.
+
+    Raises:
+        MismatchError: the folder's index has no lengths.
+    """
+    from matplotlib.figure import Figure
+
+    index = read_index(folder)
+    sources = index.get("sources", {})
+    if not sources or any("lengths" not in source for source in sources.values()):
+        raise MismatchError(f"{folder}: its index has no lengths; prepare the data again")
+    figure = Figure(figsize=(8, 1.2 + 1.9 * len(sources)), layout="constrained")
+    axes = figure.subplots(len(sources), 1, sharex=True, squeeze=False)[:, 0]
+    longest = [index["train"]["long"]["block_length"]]
+    for axis, (name, source) in zip(axes, sources.items(), strict=True):
+        edges, counts = source["lengths"]["edges"], source["lengths"]["documents"]
+        axis.stairs(counts, [max(1, edge) for edge in edges], fill=True, color="#4c78a8")
+        axis.set_ylabel("documents")
+        axis.set_title(name, loc="left", fontsize=10)
+        longest += [edge for edge, count in zip(edges[1:], counts, strict=True) if count]
+        for bucket, entry in index["train"].items():
+            axis.axvline(entry["block_length"], color="#e45756", linewidth=1)
+            axis.annotate(
+                bucket,
+                (entry["block_length"], 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, -9),
+                textcoords="offset points",
+                fontsize=8,
+                color="#e45756",
+            )
+        axis.set_ylim(top=1.25 * max(1, *counts))
+        axis.set_xscale("log", base=2)
+    axes[-1].set_xlim(1, 2 * max(longest))
+    axes[-1].set_xlabel("document length in tokens")
+    figure.savefig(path, dpi=120)
+
+
+def size_bytes(index: Mapping[str, Any]) -> int:
+    """Return the size of all blocks."""
+    return sum(
+        entry["num_blocks"] * entry["block_length"] * DTYPES[entry["dtype"]].itemsize
+        for split in SPLITS
+        for entry in index[split].values()
+    )
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]} … {text[-half:]}"
