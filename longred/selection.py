@@ -3,12 +3,46 @@
 Scores are of decoder layers 0 to N - 1, the choice is of `hidden_states` indices 1 to N: the score
 of decoder layer l selects hidden state l + 1. Hidden state N, after the final norm, is always
 chosen and counted.
+
+`attention_kl` takes the layers whose attention moved most, and the last (arXiv 2502.07365, section
+4.2); `hidden` the same by hidden states; `auto` as many by attention KL as hold a share of all of
+it; `uniform` evenly spaced ones; `manual` those it is told.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from longred.errors import ConfigError
+
+AUTO_SHARE = 0.5
+"""What the layers of `auto` hold of the total attention KL."""
+
+
+class Measure(NamedTuple):
+    """What the layers are scored by.
+
+    Attributes:
+        name: `attention_kl` or `hidden_distance`.
+        words: how a sentence calls it.
+        unit: as it follows a number.
+    """
+
+    name: str
+    words: str
+    unit: str
+
+
+_ATTENTION = Measure("attention_kl", "attention KL", " nats")
+_HIDDEN = Measure("hidden_distance", "hidden-state distance (1 - cosine)", "")
+MEASURES = {
+    "attention_kl": _ATTENTION,
+    "hidden": _HIDDEN,
+    "auto": _ATTENTION,
+    "uniform": _ATTENTION,
+    "manual": _ATTENTION,
+}
+"""By which measure a strategy scores, or speaks of, the layers."""
 
 
 def select_layers(
@@ -17,14 +51,18 @@ def select_layers(
     strategy: str,
     num_distill_layers: int,
     layers: Sequence[int] | None = None,
+    share: float = AUTO_SHARE,
 ) -> list[int]:
     """Return the hidden states to distil, in ascending order, the last one included.
 
     Args:
-        layer_scores: one per decoder layer; larger means further from the teacher.
+        layer_scores: one per decoder layer, by what `MEASURES` names for the strategy; larger means
+            further from the teacher.
         strategy: a key of `STRATEGIES`, or `manual`.
-        num_distill_layers: how many are chosen, the last one counted; `manual` does not read it.
+        num_distill_layers: how many are chosen, the last one counted; `manual` and `auto` do not
+            read it.
         layers: the choice itself, for `manual` only.
+        share: of the sum of all scores, that the layers chosen by `auto` hold together.
 
     Raises:
         ConfigError: the strategy is unknown, or the layers do not exist or are not that many.
@@ -41,6 +79,8 @@ def select_layers(
     if strategy not in STRATEGIES:
         known = ", ".join([*STRATEGIES, "manual"])
         raise ConfigError(f"selection.strategy: {strategy!r} is not one of {known}")
+    if strategy == "auto":
+        num_distill_layers = layers_for_share(layer_scores, share)
     if not 1 <= num_distill_layers <= num_layers:
         raise ConfigError(
             f"selection.num_distill_layers: {num_distill_layers} is not in 1 to {num_layers}, the "
@@ -49,22 +89,73 @@ def select_layers(
     return sorted(STRATEGIES[strategy](layer_scores, num_distill_layers))
 
 
-def explain(layer_scores: Sequence[float], layers: Sequence[int]) -> list[str]:
+def layers_for_share(layer_scores: Sequence[float], share: float) -> int:
+    """Return the fewest layers, the last one counted, that hold a share of the sum of all scores.
+
+    Args:
+        layer_scores: one per decoder layer.
+        share: above 0, at most 1.
+
+    Raises:
+        ConfigError: the share is not in that range.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"selection.share: must be above 0 and at most 1, got {share}")
+    wanted, held = share * sum(layer_scores), layer_scores[-1]
+    others = sorted(layer_scores[:-1], reverse=True)
+    for count, score in enumerate(others, start=1):
+        if held >= wanted:
+            return count
+        held += score
+    return len(layer_scores)
+
+
+def explain(layer_scores: Sequence[float], layers: Sequence[int], *, strategy: str) -> list[str]:
     """Return one sentence per distilled layer that says why it is there."""
-    num_layers = len(layer_scores)
-    order = _by_score(layer_scores)
+    num_layers, order = len(layer_scores), _by_score(layer_scores)
+    measure = MEASURES[strategy]
     sentences = []
     for layer in layers:
         score, rank = layer_scores[layer - 1], order.index(layer - 1) + 1
-        fact = f"attention KL {score:.4g} nats, rank {rank} of {num_layers}"
+        fact = (
+            f"{_percent(score, layer_scores)} of the total {measure.words} "
+            f"({score:.4g}{measure.unit}, rank {rank} of {num_layers})"
+        )
         if layer == num_layers:
-            fact = f"the last hidden state, after the final norm, is always distilled ({fact})"
+            fact = f"the last hidden state, after the final norm, is always distilled; {fact}"
         sentences.append(f"hidden state {layer}, output of decoder layer {layer - 1}: {fact}")
     return sentences
 
 
-def _attention_kl(layer_scores: Sequence[float], count: int) -> list[int]:
-    """The highest scores among all layers but the last, and the last (section 4.2)."""
+def explain_number(
+    layer_scores: Sequence[float],
+    layers: Sequence[int],
+    *,
+    strategy: str,
+    share: float = AUTO_SHARE,
+) -> str:
+    """Return one sentence that says how the number of layers came about, and what they hold."""
+    held = _percent(sum(layer_scores[layer - 1] for layer in layers), layer_scores)
+    words = MEASURES[strategy].words
+    reason = {
+        "auto": f"the fewest layers, the last one counted, that hold {100 * share:.0f} % of the "
+        f"total {words}",
+        "manual": "the layers that the recipe names",
+        "uniform": "evenly spaced layers up to the last, as many as the recipe says",
+    }.get(strategy, f"the highest by {words} and the last, as many as the recipe says")
+    return (
+        f"{strategy}: {reason}; {len(layers)} of {len(layer_scores)} layers hold {held} of the "
+        f"total {words}"
+    )
+
+
+def _percent(score: float, layer_scores: Sequence[float]) -> str:
+    total = sum(layer_scores)
+    return f"{100 * score / total:.0f} %" if total > 0 else "nothing"
+
+
+def _highest(layer_scores: Sequence[float], count: int) -> list[int]:
+    """The highest scores among all layers but the last, and the last; equal scores in order."""
     last = len(layer_scores)
     return [*(layer + 1 for layer in _by_score(layer_scores[:-1])[: count - 1]), last]
 
@@ -75,7 +166,9 @@ def _uniform(layer_scores: Sequence[float], count: int) -> list[int]:
 
 
 STRATEGIES: dict[str, Callable[[Sequence[float], int], list[int]]] = {
-    "attention_kl": _attention_kl,
+    "attention_kl": _highest,
+    "hidden": _highest,
+    "auto": _highest,
     "uniform": _uniform,
 }
 

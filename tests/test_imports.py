@@ -20,6 +20,7 @@ CORE = [
     "profiling",
     "profiling.attention_kl",
     "profiling.drift",
+    "profiling.table",
     "selection",
     "training",
     "training.__main__",

@@ -1,7 +1,16 @@
 import pytest
 
+from longred.config import SelectionConfig
 from longred.errors import ConfigError
-from longred.selection import explain, select_layers
+from longred.selection import (
+    AUTO_SHARE,
+    MEASURES,
+    STRATEGIES,
+    explain,
+    explain_number,
+    layers_for_share,
+    select_layers,
+)
 
 SCORES = [0.9, 0.1, 0.5, 0.7, 0.2]
 
@@ -66,9 +75,61 @@ def test_impossible_choices_are_named(
 
 
 def test_explanations_name_both_numbers_and_the_rank() -> None:
-    first, last = explain(SCORES, [4, 5])
+    first, last = explain(SCORES, [4, 5], strategy="attention_kl")
     assert "hidden state 4" in first
     assert "decoder layer 3" in first
-    assert "0.7" in first
+    assert "29 % of the total attention KL" in first
+    assert "0.7 nats" in first
     assert "rank 2 of 5" in first
     assert "always distilled" in last
+
+
+def test_hidden_distance_is_explained_without_nats() -> None:
+    text = explain([0.01, 0.03], [2], strategy="hidden")[0]
+    assert "75 % of the total hidden-state distance (1 - cosine) (0.03, rank 1 of 2)" in text
+    assert select_layers([0.2, 0.1, 0.3, 0.1], strategy="hidden", num_distill_layers=2) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("scores", "share", "expected"),
+    [
+        (SCORES, 0.05, [5]),
+        (SCORES, 0.45, [1, 5]),
+        (SCORES, 0.5, [1, 4, 5]),
+        (SCORES, 0.9, [1, 3, 4, 5]),
+        (SCORES, 1.0, [1, 2, 3, 4, 5]),
+        ([0.0, 0.0, 0.0], 0.5, [3]),
+        ([0.25, 0.25, 0.25, 0.25], 0.5, [1, 4]),
+        ([0.1, 0.1, 0.9], 0.5, [3]),
+        ([2.0], 1.0, [1]),
+    ],
+)
+def test_auto_takes_the_fewest_layers_that_hold_the_share(
+    scores: list[float], share: float, expected: list[int]
+) -> None:
+    chosen = select_layers(scores, strategy="auto", num_distill_layers=99, share=share)
+    assert chosen == expected
+    held = sum(scores[layer - 1] for layer in chosen)
+    assert held >= share * sum(scores) - 1e-12
+    assert layers_for_share(scores, share) == len(chosen)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_an_impossible_share_is_named(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"^selection\.share"):
+        select_layers(SCORES, strategy="auto", num_distill_layers=1, share=share)
+
+
+def test_the_number_of_layers_is_explained() -> None:
+    text = explain_number(SCORES, [1, 4, 5], strategy="auto", share=0.5)
+    assert text == (
+        "auto: the fewest layers, the last one counted, that hold 50 % of the total attention KL; "
+        "3 of 5 layers hold 75 % of the total attention KL"
+    )
+    assert "as many as the recipe says" in explain_number(SCORES, [5], strategy="uniform")
+
+
+def test_the_config_offers_every_strategy_and_the_same_share() -> None:
+    offered = SelectionConfig.model_fields["strategy"].annotation
+    assert set(offered.__args__) == set(MEASURES) == {*STRATEGIES, "manual"}  # type: ignore[union-attr]
+    assert SelectionConfig().share == AUTO_SHARE

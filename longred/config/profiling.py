@@ -1,6 +1,8 @@
 """How drift is measured, and which layers are chosen by it."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from longred.config.section import Count, Device, Section, runtime
 
@@ -15,8 +17,12 @@ class ProfilingConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which layers are distilled; `num_distill_layers` counts the last one."""
+    """Which layers are distilled; `num_distill_layers` counts the last one.
 
-    strategy: Literal["attention_kl", "uniform", "manual"] = "attention_kl"
+    Strategy `auto` takes the fewest layers that hold `share` of the total attention KL instead.
+    """
+
+    strategy: Literal["attention_kl", "hidden", "auto", "uniform", "manual"] = "attention_kl"
     num_distill_layers: Count = 6
     layers: list[Count] | None = None
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5

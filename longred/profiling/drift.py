@@ -2,11 +2,12 @@
 
 Both models run side by side, one decoder layer of each at a time, so that no more than two layers'
 states exist at once. Shapes: N blocks or decoder layers, B rows, T tokens, H heads, D hidden
-dimension.
+dimension, P bins of positions.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import itertools
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,39 +15,110 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred.attention import ATTENTION_NAME, Captured
-from longred.errors import NonFiniteLossError
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models import run_layers
 from longred.profiling.attention_kl import attention_kl
 from longred.progress import Progress
 
-"""Told the number of rows done, the number of all rows, and a word."""
+FORMAT_VERSION = 2
+
+SAME = (
+    "model_type",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_size",
+    "vocab_size",
+)
+"""What the configurations of two models must agree in to be compared layer by layer."""
 
 
-@dataclass(frozen=True, slots=True)
+class Cells(NamedTuple):
+    """Sums over tokens in float64, by decoder layer, head and bin of positions."""
+
+    kl_NHP: Tensor
+    kl_square_NHP: Tensor
+    cosine_NP: Tensor
+    cosine_square_NP: Tensor
+    num_tokens_P: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
     """Distances of the student from the teacher on the same text; lists run over layers.
 
     Attributes:
+        format_version: of the JSON form.
         num_layers: N, the number of decoder layers.
         num_heads: H, the number of query heads of a layer.
         num_tokens: tokens measured.
         attention_kl: mean KL(teacher || student) per query, nats; decoder layers 0 to N - 1.
-        attention_kl_per_head: the same for every head.
+        attention_kl_std: standard deviation over queries and heads.
+        attention_kl_per_head: the mean of every head.
+        attention_kl_per_head_std: its standard deviation over queries.
         hidden_similarity: mean cosine per token; hidden states 1 to N, the last after the norm.
         hidden_similarity_std: standard deviation of the cosine over tokens.
+        position_starts: first position of every bin; a bin ends where the next one starts.
+        position_tokens: tokens measured in every bin.
+        attention_kl_by_position: a layer's mean KL in every bin.
+        hidden_similarity_by_position: a layer's mean cosine in every bin.
+        cells: the sums behind all this, by head and bin; not part of the JSON form.
     """
 
+    format_version: int = FORMAT_VERSION
     num_layers: int
     num_heads: int
     num_tokens: int
     attention_kl: list[float]
+    attention_kl_std: list[float]
     attention_kl_per_head: list[list[float]]
+    attention_kl_per_head_std: list[list[float]]
     hidden_similarity: list[float]
     hidden_similarity_std: list[float]
+    position_starts: list[int]
+    position_tokens: list[int]
+    attention_kl_by_position: list[list[float]]
+    hidden_similarity_by_position: list[list[float]]
+    cells: Cells | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the measurements as plain JSON values."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cells"}
+
+    def layer_scores(self, measure: str) -> list[float]:
+        """Return how far each decoder layer is from the teacher's, larger for farther.
+
+        Args:
+            measure: `attention_kl`, or `hidden_distance` (1 - mean cosine).
+        """
+        if measure == "hidden_distance":
+            return [1.0 - similarity for similarity in self.hidden_similarity]
+        return self.attention_kl
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Drift":
+        """Return what `to_json` wrote.
+
+        Raises:
+            MismatchError: it was written by another version.
+        """
+        if values.get("format_version") != FORMAT_VERSION:
+            raise MismatchError(
+                f"drift: format_version is {values.get('format_version')}, this program reads "
+                f"{FORMAT_VERSION}; measure the drift again"
+            )
+        return cls(**values)
+
+
+def position_starts(length: int) -> list[int]:
+    """Return where bins of positions start: at 0 and at 2^k and 3/2 2^k, two an octave.
+
+    Rescaled RoPE acts by distance, so what changes does so over powers of the position.
+    """
+    octaves = itertools.takewhile(lambda start: start < length, (2**k for k in itertools.count()))
+    starts = {start for octave in octaves for start in (octave, octave * 3 // 2)}
+    return [0, *sorted(start for start in starts if start < length)]
 
 
 def profile_drift(
@@ -67,7 +139,9 @@ def profile_drift(
         on_progress: told after every batch.
 
     Raises:
-        ValueError: the models differ in more than weights and RoPE, or there is no text.
+        ConfigError: the models differ in more than weights and RoPE.
+        ValueError: there is no text.
+        NonFiniteLossError: a layer's drift is NaN or infinite.
     """
     return _measure(teacher, student, input_ids_NT, batch_rows, True, on_progress)
 
@@ -84,24 +158,38 @@ def hidden_similarity(
         batch_rows: rows run at once.
 
     Raises:
-        ValueError: the models differ in more than weights and RoPE, or there is no text.
+        ConfigError: the models differ in more than weights and RoPE.
+        ValueError: there is no text.
     """
     return _measure(teacher, student, input_ids_NT, batch_rows, False, None).hidden_similarity
 
 
 class _Sums:
-    """Sums over tokens, in float64, of one layer's KL by head and of its cosine and its square."""
+    """Adds up one layer's KL by head and its cosine, and their squares, by bin of positions."""
 
-    def __init__(self, num_layers: int, num_heads: int) -> None:
-        self.kl_NH = torch.zeros(num_layers, num_heads, dtype=torch.float64)
-        self.cosine_N = torch.zeros(num_layers, dtype=torch.float64)
-        self.square_N = torch.zeros(num_layers, dtype=torch.float64)
+    def __init__(self, num_layers: int, num_heads: int, length: int) -> None:
+        self.starts = position_starts(length)
+        self.sizes = torch.tensor([*self.starts, length]).diff().tolist()
+        bins, float64 = len(self.starts), torch.float64
+        self.cells = Cells(
+            torch.zeros(num_layers, num_heads, bins, dtype=float64),
+            torch.zeros(num_layers, num_heads, bins, dtype=float64),
+            torch.zeros(num_layers, bins, dtype=float64),
+            torch.zeros(num_layers, bins, dtype=float64),
+            torch.zeros(bins, dtype=float64),
+        )
+
+    def _by_bin(self, value_XT: Tensor) -> Tensor:
+        return torch.stack([x.sum(dim=-1) for x in value_XT.split(self.sizes, dim=-1)], dim=-1)
+
+    def add_rows(self, num_rows: int) -> None:
+        self.cells.num_tokens_P.add_(torch.tensor(self.sizes), alpha=num_rows)
 
     def add_hidden(self, layer: int, teacher_BTD: Tensor, student_BTD: Tensor) -> None:
         student_BTD = student_BTD.to(teacher_BTD.device).float()
         cosine_BT = F.cosine_similarity(teacher_BTD.float(), student_BTD, dim=-1).double()
-        self.cosine_N[layer] += cosine_BT.sum().cpu()
-        self.square_N[layer] += cosine_BT.square().sum().cpu()
+        self.cells.cosine_NP[layer] += self._by_bin(cosine_BT.sum(dim=0)).cpu()
+        self.cells.cosine_square_NP[layer] += self._by_bin(cosine_BT.square().sum(dim=0)).cpu()
 
     def add_attention(self, layer: int, teacher: Captured, student: Captured) -> None:
         kl_BHT = attention_kl(
@@ -112,8 +200,9 @@ class _Sums:
             scale=teacher.scale,
             sliding_window=teacher.sliding_window,
             softcap=teacher.softcap,
-        )
-        self.kl_NH[layer] += kl_BHT.sum(dim=(0, 2), dtype=torch.float64).cpu()
+        ).double()
+        self.cells.kl_NHP[layer] += self._by_bin(kl_BHT.sum(dim=0)).cpu()
+        self.cells.kl_square_NHP[layer] += self._by_bin(kl_BHT.square().sum(dim=0)).cpu()
 
 
 @torch.no_grad()
@@ -127,10 +216,11 @@ def _measure(
 ) -> Drift:
     _check(teacher, student, input_ids_NT)
     num_layers, num_heads = teacher.config.num_hidden_layers, teacher.config.num_attention_heads
-    num_rows, num_tokens = input_ids_NT.shape[0], input_ids_NT.numel()
-    sums = _Sums(num_layers, num_heads)
+    num_rows, length = input_ids_NT.shape
+    sums = _Sums(num_layers, num_heads, length)
     for start in range(0, num_rows, batch_rows):
         rows_BT = input_ids_NT[start : start + batch_rows]
+        sums.add_rows(rows_BT.shape[0])
         pairs = zip(run_layers(teacher, rows_BT), run_layers(student, rows_BT), strict=True)
         for layer, (original, extended) in enumerate(pairs):
             sums.add_hidden(layer, original.hidden_BTD, extended.hidden_BTD)
@@ -138,23 +228,49 @@ def _measure(
                 sums.add_attention(layer, original.captured, extended.captured)
         if on_progress is not None:
             on_progress(min(start + batch_rows, num_rows), num_rows, "rows")
-    kl_NH = sums.kl_NH / num_tokens
-    mean_N = sums.cosine_N / num_tokens
-    _check_finite(kl_NH, mean_N)
-    variance_N = (sums.square_N / num_tokens - mean_N.square()).clamp_min(0.0)
+    _check_finite(sums.cells)
+    return _summary(sums.cells, sums.starts)
+
+
+def _summary(cells: Cells, starts: list[int]) -> Drift:
+    num_layers, num_heads, _ = cells.kl_NHP.shape
+    tokens = cells.num_tokens_P.sum()
+    head_mean_NH, head_std_NH = _moments(
+        cells.kl_NHP.sum(dim=2), cells.kl_square_NHP.sum(dim=2), tokens
+    )
+    _, layer_std_N = _moments(
+        cells.kl_NHP.sum(dim=(1, 2)), cells.kl_square_NHP.sum(dim=(1, 2)), tokens * num_heads
+    )
+    cosine_N, cosine_std_N = _moments(
+        cells.cosine_NP.sum(dim=1), cells.cosine_square_NP.sum(dim=1), tokens
+    )
     return Drift(
         num_layers=num_layers,
         num_heads=num_heads,
-        num_tokens=num_tokens,
-        attention_kl=kl_NH.mean(dim=1).tolist(),
-        attention_kl_per_head=kl_NH.tolist(),
-        hidden_similarity=mean_N.tolist(),
-        hidden_similarity_std=variance_N.sqrt().tolist(),
+        num_tokens=int(tokens),
+        attention_kl=head_mean_NH.mean(dim=1).tolist(),
+        attention_kl_std=layer_std_N.tolist(),
+        attention_kl_per_head=head_mean_NH.tolist(),
+        attention_kl_per_head_std=head_std_NH.tolist(),
+        hidden_similarity=cosine_N.tolist(),
+        hidden_similarity_std=cosine_std_N.tolist(),
+        position_starts=starts,
+        position_tokens=[int(count) for count in cells.num_tokens_P],
+        attention_kl_by_position=(cells.kl_NHP.mean(dim=1) / cells.num_tokens_P).tolist(),
+        hidden_similarity_by_position=(cells.cosine_NP / cells.num_tokens_P).tolist(),
+        cells=cells,
     )
 
 
-def _check_finite(kl_NH: Tensor, similarity_N: Tensor) -> None:
-    finite_N = torch.isfinite(kl_NH).all(dim=1) & torch.isfinite(similarity_N)
+def _moments(total: Tensor, total_of_squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation."""
+    mean = total / count
+    return mean, (total_of_squares / count - mean.square()).clamp_min(0.0).sqrt()
+
+
+def _check_finite(cells: Cells) -> None:
+    finite_N = torch.isfinite(cells.kl_NHP).all(dim=2).all(dim=1)
+    finite_N &= torch.isfinite(cells.cosine_NP).all(dim=1)
     if not bool(finite_N.all()):
         layer = int((~finite_N).nonzero()[0])
         raise NonFiniteLossError(
@@ -166,10 +282,13 @@ def _check_finite(kl_NH: Tensor, similarity_N: Tensor) -> None:
 def _check(teacher: PreTrainedModel, student: PreTrainedModel, input_ids_NT: Tensor) -> None:
     if input_ids_NT.ndim != 2 or not input_ids_NT.numel():
         raise ValueError(f"input_ids_NT must hold rows of tokens, got {tuple(input_ids_NT.shape)}")
-    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
-        values = [getattr(model.config, name) for model in (teacher, student)]
+    for name in SAME:
+        values = [getattr(model.config, name, None) for model in (teacher, student)]
         if values[0] != values[1]:
-            raise ValueError(f"teacher and student differ in {name}: {values[0]} and {values[1]}")
+            raise ConfigError(
+                f"the two models differ in {name} ({values[0]} and {values[1]}); drift compares "
+                "models of one architecture and size"
+            )
     for model in (teacher, student):
         if model.config._attn_implementation != ATTENTION_NAME:
             raise ValueError("drift needs models loaded with attention='longred'")

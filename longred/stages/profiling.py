@@ -24,6 +24,7 @@ def profile_attention(
         from longred.data.loader import read_rows
         from longred.models import choose_device, load_model
         from longred.profiling.drift import profile_drift
+        from longred.profiling.table import write_parquet
 
         device, backend = choose_device(config.device), config.attention_backend
         drift = profile_drift(
@@ -34,6 +35,7 @@ def profile_attention(
             on_progress=on_progress,
         )
         write_json(folder / "drift.json", drift.to_json())
+        write_parquet(drift, folder / "drift.parquet")
         journal = Journal(folder / "metrics.jsonl")
         for layer, (kl, similarity) in enumerate(
             zip(drift.attention_kl, drift.hidden_similarity, strict=True)
@@ -53,22 +55,32 @@ def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -
 
     def make(folder: Path, work: Path) -> None:
         from longred import selection
+        from longred.profiling.drift import Drift
 
-        scores = profile.read_json("drift.json")["attention_kl"]
+        drift = Drift.from_json(profile.read_json("drift.json"))
+        measure = selection.MEASURES[config.strategy]
+        scores = drift.layer_scores(measure.name)
         layers = selection.select_layers(
             scores,
             strategy=config.strategy,
             num_distill_layers=config.num_distill_layers,
             layers=config.layers,
+            share=config.share,
         )
+        sentences = selection.explain(scores, layers, strategy=config.strategy)
         reasons = [
             {"distill_layer": layer, "decoder_layer": layer - 1, "text": text}
-            for layer, text in zip(layers, selection.explain(scores, layers), strict=True)
+            for layer, text in zip(layers, sentences, strict=True)
         ]
+        number = selection.explain_number(
+            scores, layers, strategy=config.strategy, share=config.share
+        )
         chosen = {
             "strategy": config.strategy,
+            "measure": measure.name,
             "layer_scores": scores,
             "distill_layers": layers,
+            "number_text": number,
             "reasons": reasons,
         }
         write_json(folder / "selection.json", chosen)

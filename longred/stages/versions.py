@@ -3,8 +3,8 @@
 VERSIONS = {
     "data": 2,
     "extension": 2,
-    "profiling": 1,
-    "selection": 1,
+    "profiling": 2,
+    "selection": 2,
     "training": 2,
     "evaluation": 2,
     "report": 2,

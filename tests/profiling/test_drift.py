@@ -1,16 +1,19 @@
+import itertools
 import json
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred import attention
-from longred.errors import NonFiniteLossError
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.extension import write_extension
 from longred.models import hidden_states, load_model
-from longred.profiling.drift import hidden_similarity, profile_drift
+from longred.profiling.drift import Drift, hidden_similarity, position_starts, profile_drift
+from longred.profiling.table import write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,9 @@ def tokens() -> Tensor:
     return torch.randint(0, 400, (5, 33))
 
 
+BINS = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 33]
+
+
 def eager_attention(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, ...]:
     model.set_attn_implementation("eager")
     try:
@@ -62,6 +68,8 @@ def test_drift_equals_dense_measurements_of_whole_forwards(
     )
     assert [item[:2] for item in seen] == [(2, 5), (4, 5), (5, 5)]
     assert (drift.num_layers, drift.num_heads, drift.num_tokens) == (3, 4, 165)
+    assert drift.position_starts == BINS[:-1]
+    assert drift.position_tokens == [5 * (b - a) for a, b in itertools.pairwise(BINS)]
     for model in models:
         hooks = model.base_model._forward_pre_hooks
         monkeypatch.setattr(model.base_model, "_forward_pre_hooks", type(hooks)())
@@ -70,6 +78,15 @@ def test_drift_equals_dense_measurements_of_whole_forwards(
         p, q = p.double(), q.double()
         kl = torch.where(p > 0, p * (p.log() - q.log()), 0.0).sum(-1)
         expected = kl.mean(dim=(0, 2))
+        assert drift.attention_kl_std[layer] == pytest.approx(
+            kl.std(unbiased=False).item(), rel=1e-4
+        )
+        spread = torch.tensor(drift.attention_kl_per_head_std[layer], dtype=torch.float64)
+        torch.testing.assert_close(spread, kl.std(dim=(0, 2), unbiased=False), atol=2e-6, rtol=1e-4)
+        by_position = [kl[:, :, a:b].mean().item() for a, b in itertools.pairwise(BINS)]
+        assert drift.attention_kl_by_position[layer] == pytest.approx(
+            by_position, rel=1e-4, abs=2e-6
+        )
         got = torch.tensor(drift.attention_kl_per_head[layer], dtype=torch.float64)
         torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-4)
         assert drift.attention_kl[layer] == pytest.approx(got.mean().item(), rel=1e-9)
@@ -80,6 +97,10 @@ def test_drift_equals_dense_measurements_of_whole_forwards(
         ours, theirs = (states[index].double() for states in pairs)
         cosine = (ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))
         assert drift.hidden_similarity[index - 1] == pytest.approx(cosine.mean().item(), abs=1e-6)
+        by_position = [cosine[:, a:b].mean().item() for a, b in itertools.pairwise(BINS)]
+        assert drift.hidden_similarity_by_position[index - 1] == pytest.approx(
+            by_position, abs=1e-6
+        )
         spread = cosine.std(unbiased=False).item()
         assert drift.hidden_similarity_std[index - 1] == pytest.approx(spread, abs=1e-5)
 
@@ -109,6 +130,39 @@ def test_drift_is_plain_json(
     values = json.loads(json.dumps(drift.to_json(), allow_nan=False))
     assert len(values["attention_kl_per_head"]) == 3
     assert len(values["attention_kl_per_head"][0]) == 4
+    assert Drift.from_json(values) == drift
+    with pytest.raises(MismatchError, match="format_version is 1"):
+        Drift.from_json({**values, "format_version": 1})
+
+
+def test_the_table_holds_every_cell(
+    models: tuple[PreTrainedModel, PreTrainedModel], tokens: Tensor, tmp_path: Path
+) -> None:
+    drift = profile_drift(*models, tokens, batch_rows=5)
+    write_parquet(drift, tmp_path / "drift.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "drift.parquet")
+    assert table.schema.metadata[b"format_version"] == b"2"
+    rows = table.to_pylist()
+    assert len(rows) == 3 * (4 + 1) * 11
+    for head in range(4):
+        cells = [r for r in rows if r["layer"] == 1 and r["head"] == head]
+        assert [(r["position_start"], r["position_end"]) for r in cells] == list(
+            itertools.pairwise(BINS)
+        )
+        mean = sum(r["mean"] * r["num_tokens"] for r in cells) / 165
+        assert mean == pytest.approx(drift.attention_kl_per_head[1][head], rel=1e-12)
+    hidden = [r for r in rows if r["measure"] == "hidden_similarity" and r["layer"] == 2]
+    assert [r["mean"] for r in hidden] == drift.hidden_similarity_by_position[2]
+    assert {r["head"] for r in hidden} == {None}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 128, 1000])
+def test_bins_cover_all_positions_once(length: int) -> None:
+    starts = position_starts(length)
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    assert starts[-1] < length
+    assert all(b <= max(1.5 * a, a + 1) for a, b in itertools.pairwise([*starts, length]))
 
 
 def test_models_that_cannot_be_compared(
@@ -117,6 +171,10 @@ def test_models_that_cannot_be_compared(
     sdpa = load_model(tiny_model_folder, attention="sdpa")
     with pytest.raises(ValueError, match="attention='longred'"):
         profile_drift(models[0], sdpa, tokens, batch_rows=1)
+    other = load_model(tiny_model_folder)
+    other.config.num_key_value_heads = 1
+    with pytest.raises(ConfigError, match="differ in num_key_value_heads"):
+        profile_drift(models[0], other, tokens, batch_rows=1)
     with pytest.raises(ValueError, match="rows of tokens"):
         profile_drift(*models, tokens[:0], batch_rows=1)
 
