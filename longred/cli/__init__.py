@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from longred.cli import compare, data, evaluation, export, runs, services
+from longred.cli import compare, data, drift, evaluation, export, runs, services
 from longred.errors import LongredError, Stopped
 
 VERBS = (
@@ -18,6 +18,7 @@ VERBS = (
     runs.run,
     runs.show,
     compare.compare,
+    drift.drift,
     export.export,
     evaluation.evaluate,
     data.inspect,

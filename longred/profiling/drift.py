@@ -180,7 +180,9 @@ class _Sums:
         )
 
     def _by_bin(self, value_XT: Tensor) -> Tensor:
-        return torch.stack([x.sum(dim=-1) for x in value_XT.split(self.sizes, dim=-1)], dim=-1)
+        return torch.stack(
+            [x.sum(dim=-1) for x in torch.split(value_XT, self.sizes, dim=-1)], dim=-1
+        )
 
     def add_rows(self, num_rows: int) -> None:
         self.cells.num_tokens_P.add_(torch.tensor(self.sizes), alpha=num_rows)

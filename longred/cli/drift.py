@@ -1,0 +1,256 @@
+"""The verb that measures how far one model is from another."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longred.errors import ConfigError, MismatchError
+from longred.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from longred.profiling.drift import Drift
+    from longred.profiling.sweep import Setting, SweepPoint
+    from longred.report.plots import Plot
+
+
+def drift(
+    model_a: Annotated[str, typer.Argument(help="the original: demo, a folder, or NAME@COMMIT")],
+    model_b: Annotated[
+        str | None, typer.Argument(help="the model that is compared with it")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="text file, folder, jsonl, parquet, or a data artifact's folder")
+    ] = "library",
+    length: Annotated[int, typer.Option(help="tokens of a row; 0: half the window, to 1,024")] = 0,
+    tokens: Annotated[int, typer.Option(help="tokens measured")] = 16384,
+    batch_rows: Annotated[int, typer.Option(help="rows run at once")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    theta: Annotated[str, typer.Option(help="sweep: rope_theta of abf, comma-separated")] = "",
+    factor: Annotated[str, typer.Option(help="sweep: window factors, comma-separated")] = "",
+    methods: Annotated[str, typer.Option(help="sweep: rescaled by the factors")] = "pi",
+    out: Annotated[Path | None, typer.Option(help="folder for JSON, parquet and PNGs")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Measure how far MODEL_B's attention and hidden states are from MODEL_A's, layer by layer.
+
+    Without MODEL_B: how far MODEL_A drifts from itself by --theta and --factor.
+    """
+    from longred.profiling.text import read_text_rows
+
+    settings = _settings(theta, factor, methods)
+    if (model_b is None) != bool(settings):
+        raise ConfigError(
+            "drift: give MODEL_B, or --theta or --factor to try on MODEL_A alone, and not both"
+        )
+    _check_positive({"--tokens": tokens, "--batch-rows": batch_rows, "--length": length or 1})
+    folder_a = _resolve(model_a)
+    folder_b = None if model_b is None else _resolve(model_b)
+    if folder_b is not None:
+        _check_tokenizers(folder_a, folder_b)
+    teacher = _load(folder_a, device, dtype)
+    rows_NT = read_text_rows(
+        data, _tokenizer(folder_a), length=length or _half_window(teacher), num_tokens=tokens
+    )
+    facts = {
+        "model_a": model_a,
+        "data": data,
+        "length": int(rows_NT.shape[1]),
+        "num_tokens": int(rows_NT.numel()),
+    }
+    if folder_b is None:
+        _sweep(teacher, settings, rows_NT, batch_rows, facts, out, as_json)
+        return
+    student = _load(folder_b, device, dtype, original=folder_a)
+    _compare(teacher, student, rows_NT, batch_rows, facts | {"model_b": model_b}, out, as_json)
+
+
+def _compare(
+    teacher: "PreTrainedModel",
+    student: "PreTrainedModel",
+    rows_NT: "Tensor",
+    batch_rows: int,
+    facts: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from longred.profiling.drift import profile_drift
+
+    with _shown() as progress:
+        found = profile_drift(
+            teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress
+        )
+    values = facts | found.to_json()
+    if out is not None:
+        from longred.profiling.table import write_parquet
+        from longred.report.drift_figures import heads_plot, layers_plot, positions_plot
+
+        name = Path(str(facts["model_b"])).name
+        plots = [
+            layers_plot({name: values}),
+            heads_plot(values, name),
+            positions_plot(values, name),
+        ]
+        _write(out, "drift.json", values, [plot for plot in plots if plot is not None])
+        write_parquet(found, out / "drift.parquet")
+    typer.echo(json.dumps(values, indent=2) if as_json else _table(found, facts))
+
+
+def _sweep(
+    teacher: "PreTrainedModel",
+    settings: "list[Setting]",
+    rows_NT: "Tensor",
+    batch_rows: int,
+    facts: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from longred.profiling.sweep import original_theta, sweep_drift
+    from longred.report.drift_figures import sweep_plot
+
+    with _shown() as progress:
+        points = sweep_drift(
+            teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress
+        )
+    before = original_theta(teacher)
+    values = facts | {"rope_theta_before": before, "points": [p.to_json() for p in points]}
+    if out is not None:
+        _write(out, "sweep.json", values, [sweep_plot(values["points"], theta_before=before)])
+    typer.echo(json.dumps(values, indent=2) if as_json else _sweep_table(points, facts))
+
+
+def _settings(theta: str, factor: str, methods: str) -> "list[Setting]":
+    from longred.profiling.sweep import Setting
+
+    found = [Setting("abf", value) for value in _numbers("--theta", theta)]
+    for method in methods.split(","):
+        found += [Setting(method.strip(), value) for value in _numbers("--factor", factor)]
+    return found
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"{option}: {text!r} is not a list of numbers like 2e4,4e4") from None
+
+
+def _check_positive(options: dict[str, int]) -> None:
+    for option, value in options.items():
+        if value < 1:
+            raise ConfigError(f"{option}: must be 1 or more, got {value}")
+
+
+def _resolve(model: str) -> Path:
+    from longred.models import resolve_model
+
+    if Path(model).expanduser().exists() or "@" not in model:
+        return resolve_model(model)
+    name, _, commit = model.rpartition("@")
+    return resolve_model(name, commit)
+
+
+def _load(
+    folder: Path, device: str, dtype: str, *, original: Path | None = None
+) -> "PreTrainedModel":
+    import torch
+
+    from longred.models import choose_device, load_model
+
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"--dtype: {dtype!r} is not one of float32, bfloat16")
+    return load_model(
+        folder, dtype=getattr(torch, dtype), device=choose_device(device), original=original
+    )
+
+
+def _tokenizer(folder: Path) -> Any:
+    from longred.data.tokens import TextTokenizer
+
+    return TextTokenizer(folder, add_bos=False)
+
+
+def _check_tokenizers(folder_a: Path, folder_b: Path) -> None:
+    from longred.artifacts import read_json
+
+    models = [read_json(folder / "tokenizer.json").get("model") for folder in (folder_a, folder_b)]
+    if models[0] != models[1]:
+        raise MismatchError(
+            f"{folder_b / 'tokenizer.json'}: is another tokenizer than that of {folder_a}; drift "
+            "compares models that read the same tokens"
+        )
+
+
+def _half_window(model: "PreTrainedModel") -> int:
+    return max(1, min(1024, int(model.config.max_position_embeddings) // 2))
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Progress]:
+    """Show a bar on standard error where someone looks."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("drift", total=None)
+        yield lambda done, total, text: bar.update(
+            task, completed=done, total=total, description=f"drift, {text}"
+        )
+
+
+def _write(out: Path, name: str, values: dict[str, Any], plots: "list[Plot]") -> None:
+    from longred.artifacts import storage_errors, write_json
+
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            (out / f"{plot.name}.png").write_bytes(plot.png)
+    write_json(out / name, values)
+
+
+def _table(found: "Drift", facts: dict[str, Any]) -> str:
+    lines = [
+        f"{facts['model_b']} from {facts['model_a']}: {found.num_tokens:,} tokens of "
+        f"{facts['data']}, rows of {facts['length']:,}",
+        "",
+        f"{'layer':>5}  {'attention KL':>12}  {'± std':>8}  {'share':>6}  {'similarity':>10}  "
+        f"{'± std':>8}",
+    ]
+    total = sum(found.attention_kl)
+    for layer, kl in enumerate(found.attention_kl):
+        share = f"{100 * kl / total:.0f} %" if total > 0 else "-"
+        lines.append(
+            f"{layer:>5}  {kl:>12.5f}  {found.attention_kl_std[layer]:>8.4f}  {share:>6}  "
+            f"{found.hidden_similarity[layer]:>10.5f}  {found.hidden_similarity_std[layer]:>8.4f}"
+        )
+    mean = sum(found.hidden_similarity) / found.num_layers
+    lines.append(f"{'mean':>5}  {total / found.num_layers:>12.5f}  {'':>8}  {'':>6}  {mean:>10.5f}")
+    lines += [
+        "",
+        "attention KL in nats per query; similarity of the layer's output, the last one's",
+    ]
+    lines[-1] += " after the final norm"
+    return "\n".join(lines)
+
+
+def _sweep_table(points: "list[SweepPoint]", facts: dict[str, Any]) -> str:
+    lines = [
+        f"{facts['model_a']} with RoPE rescaled: {facts['num_tokens']:,} tokens of "
+        f"{facts['data']}, rows of {facts['length']:,}",
+        "",
+        f"{'RoPE':<18}  {'attention KL':>12}  {'similarity':>10}  {'last layer':>10}",
+    ]
+    lines += [
+        f"{p.method:<6} {p.value:<11g}  {p.attention_kl:>12.5f}  {p.hidden_similarity:>10.5f}  "
+        f"{p.last_similarity:>10.5f}"
+        for p in points
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""How far a model drifts by how much its RoPE is rescaled; no weights are copied or saved."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from longred.architectures import main_rope
+from longred.errors import ConfigError
+from longred.extension import extend_config
+from longred.profiling.drift import profile_drift
+from longred.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One rescaling to try.
+
+    Attributes:
+        method: a key of `longred.extension.METHODS`.
+        value: rope_theta for `abf`, the factor target / original window for all others.
+    """
+
+    method: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """The drift under one setting.
+
+    Attributes:
+        method: of the rescaling.
+        value: rope_theta for `abf`, the factor for all others.
+        attention_kl: mean KL per query over all layers, nats.
+        hidden_similarity: mean cosine over all layers.
+        last_similarity: mean cosine of the last hidden state.
+        attention_kl_per_layer: decoder layers 0 to N - 1.
+        hidden_similarity_per_layer: hidden states 1 to N.
+    """
+
+    method: str
+    value: float
+    attention_kl: float
+    hidden_similarity: float
+    last_similarity: float
+    attention_kl_per_layer: list[float]
+    hidden_similarity_per_layer: list[float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as plain JSON."""
+        return asdict(self)
+
+
+def sweep_drift(
+    teacher: PreTrainedModel,
+    settings: Sequence[Setting],
+    input_ids_NT: Tensor,
+    *,
+    batch_rows: int,
+    on_progress: Progress | None = None,
+) -> list[SweepPoint]:
+    """Measure the drift of the model with its RoPE rescaled in every way that is asked.
+
+    Args:
+        teacher: the original model, with attention `longred`.
+        settings: what to try.
+        input_ids_NT: the text, rows of one document each.
+        batch_rows: rows run at once.
+        on_progress: told after every setting.
+
+    Raises:
+        ConfigError: a setting cannot be, all of them checked before the first is measured.
+    """
+    configs = [rescaled_config(teacher.config, setting) for setting in settings]
+    points = []
+    for number, (setting, config) in enumerate(zip(settings, configs, strict=True), start=1):
+        student = with_rope(teacher, config)
+        drift = profile_drift(teacher, student, input_ids_NT, batch_rows=batch_rows)
+        similarity = drift.hidden_similarity
+        points.append(
+            SweepPoint(
+                method=setting.method,
+                value=setting.value,
+                attention_kl=sum(drift.attention_kl) / drift.num_layers,
+                hidden_similarity=sum(similarity) / drift.num_layers,
+                last_similarity=similarity[-1],
+                attention_kl_per_layer=drift.attention_kl,
+                hidden_similarity_per_layer=similarity,
+            )
+        )
+        if on_progress is not None:
+            on_progress(number, len(settings), f"{setting.method} {setting.value:g}")
+    return points
+
+
+def rescaled_config(config: PreTrainedConfig, setting: Setting) -> PreTrainedConfig:
+    """Return the configuration under a setting.
+
+    Raises:
+        ConfigError: the setting cannot be.
+    """
+    window = int(config.max_position_embeddings)
+    if setting.method == "abf":
+        # The window does not enter into the frequencies.
+        return extend_config(
+            config, method="abf", target_window=2 * window, rope_theta=setting.value
+        )
+    target_window = round(window * setting.value)
+    if target_window <= window:
+        raise ConfigError(
+            f"{setting.method}: a factor must be above 1, got {setting.value:g}; it is the target "
+            "window divided by the original one"
+        )
+    return extend_config(config, method=setting.method, target_window=target_window)
+
+
+def with_rope(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model that shares its parameters with another and turns by its own RoPE.
+
+    Args:
+        model: whose parameters are shared.
+        config: differs from the model's in RoPE and window only.
+    """
+    shared: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
+    student = copy.deepcopy(model, shared)
+    base: Any = student.base_model
+    rotary: Any = type(base.rotary_emb)
+    own_config = copy.deepcopy(config)
+    own_config._attn_implementation = model.config._attn_implementation
+    base.rotary_emb = rotary(config=own_config).to(model.device)
+    student.config = base.config = own_config
+    return student
+
+
+def original_theta(model: PreTrainedModel) -> float:
+    """Return the rope_theta that a sweep starts from."""
+    return float(main_rope(model.config)["rope_theta"])

@@ -1,0 +1,87 @@
+"""Rows of tokens to measure drift on, from whatever text there is."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from longred.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longred.data.tokens import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS_OF_A_DOCUMENT = 4
+"""A few long documents must not stand for all text."""
+
+LIBRARY = "library"
+INDEX = "index.json"
+
+
+def read_text_rows(
+    data: str, tokenizer: "TextTokenizer", *, length: int, num_tokens: int
+) -> Tensor:
+    """Return int64[N, T] rows of T tokens, each of one document, the start of a text or a cut.
+
+    Args:
+        data: `library` (modules of the standard library that the demo model never saw); a file,
+            folder or glob of txt, md, py, jsonl(.gz) or parquet; or the folder of a data artifact,
+            whose held-out short blocks are read as they are.
+        tokenizer: of the models, without BOS of its own.
+        length: T, tokens of a row; a data artifact's own is kept.
+        num_tokens: at most this many tokens, at least one row.
+
+    Raises:
+        ConfigError: there is no such text, or no document is long enough.
+        MismatchError: the folder is a data artifact without such blocks.
+    """
+    if (Path(data) / INDEX).is_file():
+        from longred.data.loader import read_rows
+
+        return read_rows(Path(data), "short", split="held_out", num_tokens=num_tokens)
+    wanted = max(1, num_tokens // length)
+    rows: list[list[int]] = []
+    for text in _texts(data):
+        rows += _rows(text, tokenizer, length)
+        if len(rows) >= wanted:
+            break
+    if not rows:
+        raise ConfigError(
+            f"--data: no document in {data} has {length} tokens; give longer texts or a smaller "
+            "--length"
+        )
+    if len(rows) < wanted:
+        log.warning("%s: %d rows wanted, going on with %d", data, wanted, len(rows))
+    return torch.tensor(rows[:wanted], dtype=torch.int64)
+
+
+def _texts(data: str) -> Iterator[str]:
+    if data == LIBRARY:
+        from longred.demo.corpus import held_out_documents
+
+        documents = sorted(
+            held_out_documents(), key=lambda found: hashlib.sha256(found[0].encode()).digest()
+        )
+        yield from (text for _, text in documents)
+        return
+    from longred.data.files import find_files, read_files
+    from longred.data.intake import Intake
+
+    root, paths = find_files(data, "data")
+    for document in read_files("data", root, paths, "text", Intake("data", 0.001)):
+        yield document.text
+
+
+def _rows(text: str, tokenizer: "TextTokenizer", length: int) -> list[list[int]]:
+    """Cut a text into whole rows; each starts with BOS where the tokenizer has one."""
+    start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    size = length - len(start)
+    # No token is longer than a few dozen characters; longer texts are not encoded whole.
+    (ids,) = tokenizer.encode([text[: MAX_ROWS_OF_A_DOCUMENT * length * 32]])
+    tokens = ids[: MAX_ROWS_OF_A_DOCUMENT * size].tolist()
+    return [start + tokens[i : i + size] for i in range(0, len(tokens) - size + 1, size)]
