@@ -69,12 +69,19 @@ def _texts(data: str) -> Iterator[str]:
         )
         yield from (text for _, text in documents)
         return
-    from longred.data.files import find_files, read_files
+    from longred.config import DataConfig
+    from longred.config.data import SourceConfig
+    from longred.data.files import parts, read
     from longred.data.intake import Intake
 
-    root, paths = find_files(data, "data")
-    for document in read_files("data", root, paths, "text", Intake("data", 0.001)):
-        yield document.text
+    source = SourceConfig(name="data", kind="files", path=data)
+    config = DataConfig(sources=[source], num_tokens=1)
+    intake = Intake(source.name, config.max_rejected_fraction, config.max_document_characters)
+    for part in parts(config, source, "--data"):
+        for document in read(config, source, (part,), intake):
+            yield document.text
+    if intake.rejected:
+        log.warning("%s: documents that cannot be used are left out: %s", data, intake.rejected)
 
 
 def _rows(text: str, tokenizer: "TextTokenizer", length: int) -> list[list[int]]:

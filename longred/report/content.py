@@ -29,9 +29,7 @@ def page_content(title: str, inputs: Inputs, comparison: Comparison) -> dict[str
         "dropped": [
             {"task": label, "reason": reason} for label, reason in tables.dropped_lines(comparison)
         ],
-        "reasons": [
-            entry["text"][:1].upper() + entry["text"][1:] for entry in inputs.selection["reasons"]
-        ],
+        "reasons": _reasons(inputs.selection),
         "samples": sample_sections(comparison, inputs.scores, inputs.samples),
         "provenance": [
             {"title": "Models", "table": provenance.model_table(inputs.scores, comparison.raw)},
@@ -43,6 +41,12 @@ def page_content(title: str, inputs: Inputs, comparison: Comparison) -> dict[str
             dict(inputs.recipe), sort_keys=False, allow_unicode=True, width=100
         ),
     }
+
+
+def _reasons(selection: Mapping[str, Any]) -> list[str]:
+    """Return why so many layers are distilled, and why each of them."""
+    texts = [selection["number_text"], *(entry["text"] for entry in selection["reasons"])]
+    return [text[:1].upper() + text[1:] for text in texts]
 
 
 def _facts(recipe: Mapping[str, Any], trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

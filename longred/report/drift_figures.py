@@ -177,7 +177,7 @@ def sweep_plot(points: Sequence[Mapping[str, Any]], *, theta_before: float) -> P
     groups = [group for group in ({"abf": by_method.get("abf", [])}, others) if any(group.values())]
 
     def paint(figure: Figure) -> None:
-        columns = figure.subplots(2, len(groups), squeeze=False, sharey="row")
+        columns = figure.subplots(2, len(groups), squeeze=False)
         for column, group in enumerate(groups):
             start = theta_before if "abf" in group else 1.0
             label = "rope_theta" if "abf" in group else "factor (target / original window)"
@@ -186,14 +186,13 @@ def sweep_plot(points: Sequence[Mapping[str, Any]], *, theta_before: float) -> P
             ):
                 axes = columns[row][column]
                 _draw_sweep(axes, group, key, start)
-                if column == 0:
-                    axes.set_ylabel(unit)
+                axes.set_ylabel(unit)
+                axes.ticklabel_format(axis="y", useOffset=False)
                 if row == 1:
                     axes.set_xlabel(f"{label}, logarithmic")
             columns[0][column].set_title(", ".join(group))
             if len(group) > 1:
                 columns[0][column].legend()
-        columns[1][0].ticklabel_format(axis="y", useOffset=False)
 
     rows = [
         [
@@ -240,7 +239,8 @@ def _draw_sweep(
     axes.xaxis.set_major_locator(FixedLocator(values))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(axis="x", labelrotation=45)
+    if len(values) > 5:
+        axes.tick_params(axis="x", labelrotation=45)
 
 
 def _short(value: float) -> str:

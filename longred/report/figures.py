@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
+from longred.report.drift_figures import heads_plot, positions_plot
+from longred.report.findings import RESCALED
 from longred.report.heat_maps import depth_heat_map, ruler_heat_map
 from longred.report.plots import Plot, draw, draw_bars, draw_lines, legend_above, look
 from longred.report.samples import Unit
@@ -37,6 +39,8 @@ def all_plots(
     """Draw every plot for which there are numbers, what the models can do first."""
     candidates = [
         attention_plot(drift, selection),
+        heads_plot(drift, RESCALED),
+        positions_plot(drift, RESCALED),
         loss_plot(journals),
         grad_norm_plot(journals),
     ]

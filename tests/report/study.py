@@ -122,10 +122,15 @@ def _write_data(folder: Path, work: Path) -> None:
 
 
 def _write_profile(folder: Path, work: Path) -> None:
+    kl, similarity = [0.021, 0.064, 0.113, 0.087], list(SIMILARITY["rescaled"])
     drift = {
         "num_layers": NUM_LAYERS,
-        "attention_kl": [0.021, 0.064, 0.113, 0.087],
-        "hidden_similarity": list(SIMILARITY["rescaled"]),
+        "attention_kl": kl,
+        "attention_kl_per_head": [[0.5 * value, 1.5 * value] for value in kl],
+        "hidden_similarity": similarity,
+        "position_starts": [0, 1, 2],
+        "attention_kl_by_position": [[0.0, value, 2 * value] for value in kl],
+        "hidden_similarity_by_position": [[1.0, value, value] for value in similarity],
     }
     write_json(folder / "drift.json", drift)
 
@@ -135,6 +140,7 @@ def _write_selection(folder: Path, work: Path) -> None:
         "strategy": "attention_kl",
         "distill_layers": [2, 3, 4],
         "layer_scores": [0.021, 0.064, 0.113, 0.087],
+        "number_text": "attention_kl: 3 of 4 layers hold 93 % of the total attention KL",
         "reasons": [
             {"distill_layer": 2, "decoder_layer": 1, "text": "hidden state 2: rank 3 of 4"},
             {"distill_layer": 3, "decoder_layer": 2, "text": "hidden state 3: rank 1 of 4"},

@@ -34,7 +34,7 @@ def plots(study: Study, comparison: Comparison, inputs: tuple[Any, Any, Any]) ->
 
 def test_every_plot_is_drawn_as_svg_and_png(plots: dict[str, Plot]) -> None:
     names = ["retention", "short-tasks", "ruler", "ruler-heat-map", "depth-heat-map"]
-    names += ["similarity", "attention-kl", "loss", "grad-norm"]
+    names += ["similarity", "attention-kl", "drift-heads", "drift-positions", "loss", "grad-norm"]
     assert list(plots) == names
     for plot in plots.values():
         ElementTree.fromstring(plot.svg)  # noqa: S314
