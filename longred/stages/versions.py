@@ -7,6 +7,6 @@ VERSIONS = {
     "selection": 2,
     "training": 2,
     "evaluation": 2,
-    "report": 2,
+    "report": 3,
 }
 """Raised when a stage's code makes something else of the same settings and inputs."""
