@@ -6,9 +6,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from longred.report.plots import Plot, draw, draw_lines, legend_above, look
 from longred.report.tables import Table, number, series_table
@@ -64,17 +65,18 @@ def heads_plot(drift: Mapping[str, Any], model: str) -> Plot:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        image = axes.imshow(
-            kl_NH, cmap=COLOURS, vmin=0.0, aspect="auto", interpolation="nearest", origin="lower"
-        )
+        # Cells as shapes, not as a picture in the picture: they print sharply.
+        image = axes.pcolormesh(kl_NH, cmap=COLOURS, vmin=0.0)
         axes.grid(visible=False)
         axes.set_xlabel("query head")
         axes.set_ylabel("decoder layer")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+        for axis, count in ((axes.xaxis, num_heads), (axes.yaxis, num_layers)):
+            shown = range(0, count, -(-count // 16))
+            axis.set_major_locator(FixedLocator([place + 0.5 for place in shown]))
+            axis.set_major_formatter(FixedFormatter([str(place) for place in shown]))
         if kl_NH.size <= 64:
             _write_cells(axes, kl_NH)
-        figure.colorbar(image, ax=axes, label=KL_LABEL)
+        _as_shapes(figure.colorbar(image, ax=axes, label=KL_LABEL))
 
     rows = [
         [str(layer), *(number(value, 4) for value in heads)] for layer, heads in enumerate(kl_NH)
@@ -92,11 +94,24 @@ def heads_plot(drift: Mapping[str, Any], model: str) -> Plot:
     )
 
 
+def _as_shapes(bar: Colorbar) -> None:
+    """Keep matplotlib from putting a colour bar into an SVG as a picture."""
+    bar.solids.set_rasterized(False)
+
+
 def _write_cells(axes: Axes, kl_NH: np.ndarray[Any, Any]) -> None:
     limit = kl_NH.max() * 0.55
     for (layer, head), value in np.ndenumerate(kl_NH):
         colour = "white" if value < limit else "black"
-        axes.text(head, layer, f"{value:.2g}", ha="center", va="center", color=colour, fontsize=8)
+        axes.text(
+            head + 0.5,
+            layer + 0.5,
+            f"{value:.2g}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
 
 
 def positions_plot(drift: Mapping[str, Any], model: str) -> Plot | None:
@@ -125,6 +140,7 @@ def positions_plot(drift: Mapping[str, Any], model: str) -> Plot | None:
         bar = figure.colorbar(scalar, ax=list(both), label="decoder layer", pad=0.02)
         bar.locator = MaxNLocator(integer=True, nbins=8)
         bar.update_ticks()
+        _as_shapes(bar)
         legend_above(figure, both[0])
 
     columns = {
