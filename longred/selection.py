@@ -16,7 +16,9 @@ from typing import NamedTuple
 from longred.errors import ConfigError
 
 AUTO_SHARE = 0.5
-"""What the layers of `auto` hold of the total attention KL."""
+"""What the layers of `auto` hold of the total attention KL: on the demo model that is where
+similarity to the teacher stops rising much (tests/benchmarks/results/selection-auto.md); a share
+changes smoothly with the scores, where the knee of a nearly straight curve is chance."""
 
 
 class Measure(NamedTuple):
