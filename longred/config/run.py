@@ -85,7 +85,7 @@ class RunConfig(Section):
         reach = {"target_window": window.target_window}
         theta = window.rope_theta or self.extension.rope_theta
         steps = window.num_steps or self.training.num_steps
-        changed = {
+        changed: dict[str, dict[str, Any]] = {
             "extension": {"rope_theta": theta, "windows": []},
             "data": {},
             "training": {"num_steps": steps},
