@@ -45,8 +45,8 @@ def inspect(
         f"{tokens['dropped']:,} dropped\n"
     )
     _table(("split", "bucket", "block", "blocks", "tokens"), inspection.bucket_rows(index))
-    head = ("source", "kind", "shards", "rows", "train docs", "held-out docs", "train tokens")
-    head += ("read tokens", "duplicates", "contaminated")
+    counts = ("shards", "rows", "train docs", "held-out docs", "train tokens", "read tokens")
+    head = ("source", "kind", *counts, "duplicates", "contaminated")
     _table(head, inspection.source_rows(index))
     _table(("source", "what", "reason", "count"), inspection.reason_rows(index))
     for bucket, blocks in inspection.sample_blocks(folder).items():
