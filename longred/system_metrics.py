@@ -2,10 +2,7 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +25,12 @@ class SystemMetrics:
 
         self._seconds = seconds
         self._last = float("-inf")
-        self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        # MLflow leaves them untyped.
+        kinds: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor)
+        gpu: Any = GPUMonitor
+        self._monitors: list[Any] = [kind() for kind in kinds]
         try:
-            self._monitors.append(GPUMonitor())
+            self._monitors.append(gpu())
         except (ImportError, RuntimeError) as error:
             log.debug("no GPU is measured: %s", error)
 
