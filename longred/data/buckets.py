@@ -12,6 +12,7 @@ from typing import Any
 from longred.artifacts import canonical_digest, storage_errors, write_json
 from longred.config import DataConfig
 from longred.data.copying import write_bucket
+from longred.data.estimate import refuse_hopeless
 from longred.data.executors import Counts, MapGroups, run_shards
 from longred.data.layout import DTYPES, FOLDERS, FORMAT_VERSION, SPLITS
 from longred.data.quotas import block_lengths, shortage, source_quotas
@@ -51,7 +52,8 @@ def prepare(
         map_groups: see `executors.run_shards`.
 
     Raises:
-        ConfigError: a bucket cannot be filled, a source is wrong, or too many rows are bad.
+        ConfigError: a bucket cannot be filled, which a sample says where it is plain before
+            anything is tokenised; a source is wrong, or too many rows are bad.
         PreflightError: a source or the tokenizer cannot be read, or the disk is too small.
         MismatchError: a finished shard in `work` has been damaged.
         StorageError: the disk is full.
@@ -73,6 +75,8 @@ def prepare(
         progress.end()
 
     first = [shard for reading in readings for shard in reading.first_shards()]
+    if not any(read_record(shard, job.folder, identity) for shard in first):
+        refuse_hopeless(config, tokenizer)
     _check_disk(first, readings, tokenizer, work)
     run(first)
     count = 0

@@ -10,16 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.config import DataConfig
+from longred.data.files import COMPRESSED_SUFFIXES
 from longred.data.intake import Intake
 from longred.data.kinds import kind_of
 from longred.data.quotas import Quota, source_quotas
-from longred.data.shards import Shard
+from longred.data.shards import Part, Shard
 from longred.data.sources import check_sources, shards_of
 from longred.data.tokens import TextTokenizer
+from longred.errors import ConfigError
 
-SAMPLED_SHARDS = 8
-SAMPLED_CHARACTERS = 2**20
-BATCH_DOCUMENTS = 64
+SAMPLED_SHARDS = 32
+SAMPLED_CHARACTERS = 2**18
+# A sample of so few shards would be most of the work that it is to save.
+MIN_SHARDS = 3
+# Upper bounds: standard deviations, documents that chance may have hidden, and -log(1 %).
+DEVIATIONS = 3.0
+HIDDEN_DOCUMENTS = 7
+UNSEEN = 4.6
+# Compressed text may be so many times what `files.EXPANSION` or a parquet file's size says.
+MAX_EXPANSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +39,14 @@ class BucketEstimate:
         bucket: which one.
         needed_tokens: the source's share of it.
         available_tokens: in documents that are long enough; None where texts are made as needed.
+        at_most_tokens: the same with all that the sample may have missed; None where the source's
+            size is not known.
     """
 
     bucket: str
     needed_tokens: int
     available_tokens: int | None
+    at_most_tokens: int | None
 
     @property
     def verdict(self) -> str:
@@ -52,17 +64,52 @@ class SourceEstimate:
         source: its name.
         shards: units of work it has; None where it never ends.
         num_bytes: about how much text it has; None likewise.
-        sampled_documents, sampled_tokens, rejected: of the sample.
+        sampled_shards, sampled_documents, sampled_tokens, rejected: of the sample.
         buckets: what it can give.
     """
 
     source: str
     shards: int | None
     num_bytes: int | None
+    sampled_shards: int
     sampled_documents: int
     sampled_tokens: int
     rejected: int
     buckets: list[BucketEstimate]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What was read of a source.
+
+    Attributes:
+        lengths: tokens of each document, one array a shard.
+        num_bytes: how much text they are.
+        intake: how rows were taken.
+    """
+
+    lengths: list[npt.NDArray[np.int64]]
+    num_bytes: int
+    intake: Intake
+
+    def tokens(self, minimum: int = 0) -> int:
+        """Return the tokens of documents of so many or more."""
+        return sum(int(lengths[lengths >= minimum].sum()) for lengths in self.lengths)
+
+    def at_most(self, minimum: int, total: int) -> float:
+        """Return how many such tokens `total` bytes of text may have, where luck was bad.
+
+        Three things are allowed for: spread over documents and over shards, rare documents of
+        which the sample has none by chance, and places unlike all sampled ones, with only such
+        documents in them.
+        """
+        found = [lengths[lengths >= minimum] for lengths in self.lengths]
+        per_shard = np.array([lengths.sum() for lengths in found], dtype=np.float64)
+        squares = sum(float((lengths.astype(np.float64) ** 2).sum()) for lengths in found)
+        spread = np.sqrt(squares + float(((per_shard - per_shard.mean()) ** 2).sum()))
+        sampled = float(per_shard.sum() + DEVIATIONS * spread + HIDDEN_DOCUMENTS * minimum)
+        unlike = max(0, total - self.num_bytes) * min(1.0, UNSEEN / len(found))
+        return sampled * total / self.num_bytes + self.tokens() * unlike / self.num_bytes
 
 
 def estimate(config: DataConfig, tokenizer_folder: Path) -> list[SourceEstimate]:
@@ -83,27 +130,69 @@ def estimate(config: DataConfig, tokenizer_folder: Path) -> list[SourceEstimate]
     ]
 
 
+def refuse_hopeless(config: DataConfig, tokenizer: TextTokenizer) -> None:
+    """Refuse a corpus that cannot fill a bucket, whatever a small sample of it may have missed.
+
+    A corpus that may be enough passes: only tokenising it says more. So does a source of fewer
+    than MIN_SHARDS shards, and one whose size nobody knows.
+
+    Raises:
+        ConfigError: a source is too small; names every such bucket.
+        PreflightError: a source cannot be reached.
+    """
+    missing: list[str] = []
+    quotas = source_quotas(config)
+    for number, source in enumerate(config.sources):
+        kind = kind_of(source)
+        if not (kind.is_natural and kind.knows_sizes):
+            continue
+        if len(list(itertools.islice(shards_of(config, number), MIN_SHARDS))) < MIN_SHARDS:
+            continue
+        found = _estimate(config, number, quotas[source.name], tokenizer)
+        missing += [
+            f"the {bucket.bucket} bucket needs {bucket.needed_tokens:,} tokens from source "
+            f"{source.name}, about {bucket.available_tokens:,} and at most "
+            f"{bucket.at_most_tokens:,} are in training documents that are long enough (by a "
+            f"sample of {found.sampled_documents:,} documents, {found.sampled_shards} of "
+            f"{found.shards} shards)"
+            for bucket in found.buckets
+            if bucket.at_most_tokens is not None and bucket.at_most_tokens < bucket.needed_tokens
+        ]
+    if missing:
+        raise ConfigError(
+            "data.num_tokens: not enough text: " + "; ".join(missing) + ". Nothing has been "
+            "tokenised. Lower data.num_tokens, change data.ratio or the shares in data.sources, or "
+            "add text"
+        )
+
+
 def _estimate(
     config: DataConfig, number: int, quotas: Sequence[Quota], tokenizer: TextTokenizer
 ) -> SourceEstimate:
     source = config.sources[number]
-    is_endless = not kind_of(source).is_natural
+    kind = kind_of(source)
+    is_endless = not kind.is_natural
     shards = list(itertools.islice(shards_of(config, number), 1 if is_endless else None))
     total = sum(shard.num_bytes for shard in shards)
-    lengths, num_bytes, intake = _sample(config, shards, tokenizer)
-    scale = total / max(1, num_bytes) * (1 - config.validation_fraction)
+    sample = _sample(config, shards, tokenizer)
+    scale = total / max(1, sample.num_bytes) * (1 - config.validation_fraction)
+    largest = sum(part.num_bytes * _slack(part) for shard in shards for part in shard.parts)
     return SourceEstimate(
         source=source.name,
         shards=None if is_endless else len(shards),
         num_bytes=None if is_endless else total,
-        sampled_documents=len(lengths),
-        sampled_tokens=int(lengths.sum()),
-        rejected=intake.rejected.total(),
+        sampled_shards=len(sample.lengths),
+        sampled_documents=sum(map(len, sample.lengths)),
+        sampled_tokens=sample.tokens(),
+        rejected=sample.intake.rejected.total(),
         buckets=[
             BucketEstimate(
                 quota.bucket,
                 quota.needed * quota.block_length,
-                None if is_endless else int(lengths[lengths >= quota.minimum].sum() * scale),
+                None if is_endless else int(sample.tokens(quota.minimum) * scale),
+                int(sample.at_most(quota.minimum, largest))
+                if kind.is_natural and kind.knows_sizes and sample.num_bytes
+                else None,
             )
             for quota in quotas
             if quota.split == "train" and quota.needed
@@ -111,27 +200,30 @@ def _estimate(
     )
 
 
-def _sample(
-    config: DataConfig, shards: Sequence[Shard], tokenizer: TextTokenizer
-) -> tuple[npt.NDArray[np.int64], int, Intake]:
-    """Return lengths of some documents, how much text they are, and how rows were taken."""
+def _slack(part: Part) -> int:
+    """Return how many times the size it is said to have a part's text may be."""
+    return MAX_EXPANSION if part.path.endswith((*COMPRESSED_SUFFIXES, ".parquet")) else 1
+
+
+def _sample(config: DataConfig, shards: Sequence[Shard], tokenizer: TextTokenizer) -> _Sample:
+    """Return the first documents of some shards."""
     count = min(SAMPLED_SHARDS, len(shards))
-    chosen = [shards[len(shards) * place // count] for place in range(count)]
-    found: list[int] = []
-    num_bytes = 0
     source = config.sources[shards[0].source] if shards else config.sources[0]
     intake = Intake(source.name, 1.0, config.max_document_characters)
-    for shard in chosen:
-        documents = kind_of(source).read(config, source, shard.parts, intake)
+    lengths: list[npt.NDArray[np.int64]] = []
+    num_bytes = 0
+    for place in range(count):
+        shard = shards[len(shards) * place // count]
+        texts: list[str] = []
         num_characters = 0
-        while num_characters < SAMPLED_CHARACTERS:
-            batch = [document.text for document in itertools.islice(documents, BATCH_DOCUMENTS)]
-            if not batch:
+        for document in kind_of(source).read(config, source, shard.parts, intake):
+            texts.append(document.text)
+            num_characters += len(document.text)
+            if num_characters >= SAMPLED_CHARACTERS:
                 break
-            found += [len(ids) for ids in tokenizer.encode(batch)]
-            num_characters += sum(map(len, batch))
-            num_bytes += sum(len(text.encode()) for text in batch)
-    return np.array(found, dtype=np.int64), num_bytes, intake
+        lengths.append(np.array([len(ids) for ids in tokenizer.encode(texts)], dtype=np.int64))
+        num_bytes += sum(len(text.encode()) for text in texts)
+    return _Sample(lengths, num_bytes, intake)
 
 
 def to_json(estimates: Sequence[SourceEstimate]) -> list[dict[str, Any]]:

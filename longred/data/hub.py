@@ -97,4 +97,4 @@ def _unreachable(source: SourceConfig, error: Exception) -> PreflightError:
     )
 
 
-HUB = Kind(parts=parts, read=read, fingerprint=fingerprint)
+HUB = Kind(parts=parts, read=read, fingerprint=fingerprint, knows_sizes=False)

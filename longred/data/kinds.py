@@ -20,6 +20,7 @@ class Kind:
         read: the documents of some parts; rows that cannot be used are counted.
         fingerprint: digest of the content, or of the pin, that `parts` and `read` would read.
         is_natural: whether its texts were found and not made.
+        knows_sizes: whether `Part.num_bytes` says how much text there is.
         max_shard_bytes: made texts never end, so their shards are small.
     """
 
@@ -27,6 +28,7 @@ class Kind:
     read: Callable[[DataConfig, SourceConfig, tuple[Part, ...], Intake], Iterator[Document]]
     fingerprint: Callable[[DataConfig, SourceConfig, str], str]
     is_natural: bool = True
+    knows_sizes: bool = True
     max_shard_bytes: int = 2**62
 
 

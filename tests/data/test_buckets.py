@@ -216,6 +216,44 @@ def test_a_bucket_that_cannot_be_filled(
     assert "Lower data.num_tokens" in message
 
 
+def test_a_bucket_that_a_sample_shows_cannot_be_filled(
+    make_config: Callable[..., DataConfig], run: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Enough text for every bucket but the long one: few documents have 2048 tokens.
+    work, changes = tmp_path / "work", {"num_tokens": 131072, "target_window": 4096}
+    ratio = {"long": 14, "short": 1, "original": 1}
+    with pytest.raises(ConfigError) as caught:
+        run(make_config(**changes, ratio=ratio, shard_bytes=4096), work)
+    message = str(caught.value)
+    assert "the long bucket needs 114,688 tokens from source words, about " in message
+    assert "the short bucket" not in message
+    assert "the original bucket" not in message
+    assert not list(work.rglob("*.json"))
+
+
+def test_a_corpus_that_may_be_enough_is_tokenised(
+    make_config: Callable[..., DataConfig], run: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = run(make_config(shard_bytes=4096))
+    assert index_of(folder)["train"]["long"]["num_blocks"] == 64
+    # A little too much for the text: the sample lets it pass, and the exact count refuses it.
+    work = tmp_path / "work"
+    with pytest.raises(ConfigError, match="could be filled"):
+        run(make_config(shard_bytes=4096, num_tokens=131072), work)
+    assert list(work.rglob("*.json"))
+
+
+def test_rare_long_documents_are_not_taken_for_none(
+    make_config: Callable[..., DataConfig], run: Callable[..., Path], corpus: Path
+) -> None:
+    # All text of the long bucket is in the last shards, which a sample does not have to hit.
+    lines = corpus.read_text().splitlines()
+    rows = [json.dumps({"text": f"{n} " + "long words " * 1500}) for n in range(12)]
+    corpus.write_text("\n".join([*lines, *rows]) + "\n")
+    config = make_config(target_window=4096, shard_bytes=16384, validation_fraction=0.01)
+    assert index_of(run(config))["train"]["long"]["num_blocks"] == 4
+
+
 def test_documents_held_out_are_whole_and_unseen(
     make_config: Callable[..., DataConfig], run: Callable[..., Path], texts: dict[str, str]
 ) -> None:
