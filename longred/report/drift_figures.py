@@ -96,7 +96,8 @@ def heads_plot(drift: Mapping[str, Any], model: str) -> Plot:
 
 def _as_shapes(bar: Colorbar) -> None:
     """Keep matplotlib from putting a colour bar into an SVG as a picture."""
-    bar.solids.set_rasterized(False)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(False)
 
 
 def _write_cells(axes: Axes, kl_NH: np.ndarray[Any, Any]) -> None:
