@@ -34,7 +34,7 @@ def raise_window(config: RunConfig, base: Artifact, method: str) -> Start:
     trained = config.training.recipe(method).merges or method
     for window in config.windows():
         start = start_at(window, base, method, student)
-        at = f"/{window.target_window}"
+        at = f"-{window.target_window}"
         student = train_student(window.training, trained, base, *start, at=at)
     return start_at(config, base, method, student)
 

@@ -103,7 +103,7 @@ def test_the_window_is_raised_in_steps_and_each_student_starts_the_next(tmp_path
     stages = first["stages"]
     for stage in ("extension", "data", "profiling", "selection"):
         assert {f"{stage}/512/longred-c", f"{stage}/1024/longred-c"} <= set(stages)
-    middle = Path(stages["training/longred-c/512"]["path"])
+    middle = Path(stages["training/longred-c-512"]["path"])
     assert json.loads((middle / "config.json").read_text())["max_position_embeddings"] == 512
     start = Path(stages["extension/1024/longred-c"]["path"])
     reference = json.loads((start / "weights.json").read_text())
