@@ -1,7 +1,6 @@
 """The training loop: load, step, save."""
 
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
 from longred.training.checkpoint import Checkpoint, Checkpoints
+from longred.training.environment import environment_of
 from longred.training.job import TrainingJob
 from longred.training.optimizer import (
     build_optimizer,
@@ -329,7 +329,7 @@ class Trainer:
                 f"({name}: {saved.get(name)!r}, now {wanted.get(name)!r}); train in another work "
                 f"folder, or delete {self.checkpoints.folder} to start from step 0"
             )
-        environment = _environment(self.device)
+        environment = environment_of(self.device)
         for name, value in state["environment"].items():
             if environment.get(name) != value:
                 log.warning(
@@ -347,7 +347,7 @@ class Trainer:
             "loader": self.loader.state(),
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
-            "environment": _environment(self.device),
+            "environment": environment_of(self.device),
         }
 
     def _random_state(self) -> dict[str, Tensor]:
@@ -396,16 +396,6 @@ class Trainer:
             "distill_layers": list(self.job.distill_layers),
             "loss_weights": {term.metric: weight for term, weight in self.weights.items()},
             "num_threads": torch.get_num_threads(),
-            "environment": _environment(self.device),
+            "environment": environment_of(self.device),
             "job": self.job.to_json(),
         }
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": device.type,
-        "hardware": name,
-        "num_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
