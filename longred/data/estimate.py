@@ -20,8 +20,9 @@ from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError
 
 SAMPLED_SHARDS = 32
-SAMPLED_CHARACTERS = 2**18
-# A sample of so few shards would be most of the work that it is to save.
+SAMPLED_CHARACTERS = 2**22
+# Before tokenising, so much of the text at most is sampled, and nothing of fewer shards.
+SAMPLED_FRACTION = 1 / 16
 MIN_SHARDS = 3
 # Upper bounds: standard deviations, documents that chance may have hidden, and -log(1 %).
 DEVIATIONS = 3.0
@@ -85,12 +86,20 @@ class _Sample:
     Attributes:
         lengths: tokens of each document, one array a shard.
         num_bytes: how much text they are.
+        whole_bytes, said_bytes: how much text the shards have that were read to their end, and how
+            much they are said to have.
         intake: how rows were taken.
     """
 
     lengths: list[npt.NDArray[np.int64]]
     num_bytes: int
+    whole_bytes: int
+    said_bytes: int
     intake: Intake
+
+    def corrected(self, said: int) -> int:
+        """Return how much text there is where `said` bytes are said to be."""
+        return said * self.whole_bytes // self.said_bytes if self.said_bytes else said
 
     def tokens(self, minimum: int = 0) -> int:
         """Return the tokens of documents of so many or more."""
@@ -116,7 +125,7 @@ def estimate(config: DataConfig, tokenizer_folder: Path) -> list[SourceEstimate]
     """Return what each source should be able to give, from a few places of it.
 
     Lengths are those of whole documents in up to SAMPLED_SHARDS shards that lie evenly over the
-    source; nothing is written.
+    source, about SAMPLED_CHARACTERS in all; nothing is written.
 
     Raises:
         ConfigError, PreflightError: as preparing the data would.
@@ -148,7 +157,7 @@ def refuse_hopeless(config: DataConfig, tokenizer: TextTokenizer) -> None:
             continue
         if len(list(itertools.islice(shards_of(config, number), MIN_SHARDS))) < MIN_SHARDS:
             continue
-        found = _estimate(config, number, quotas[source.name], tokenizer)
+        found = _estimate(config, number, quotas[source.name], tokenizer, SAMPLED_FRACTION)
         missing += [
             f"the {bucket.bucket} bucket needs {bucket.needed_tokens:,} tokens from source "
             f"{source.name}, about {bucket.available_tokens:,} and at most "
@@ -167,16 +176,24 @@ def refuse_hopeless(config: DataConfig, tokenizer: TextTokenizer) -> None:
 
 
 def _estimate(
-    config: DataConfig, number: int, quotas: Sequence[Quota], tokenizer: TextTokenizer
+    config: DataConfig,
+    number: int,
+    quotas: Sequence[Quota],
+    tokenizer: TextTokenizer,
+    fraction: float | None = None,
 ) -> SourceEstimate:
     source = config.sources[number]
     kind = kind_of(source)
     is_endless = not kind.is_natural
     shards = list(itertools.islice(shards_of(config, number), 1 if is_endless else None))
-    total = sum(shard.num_bytes for shard in shards)
-    sample = _sample(config, shards, tokenizer)
+    said = sum(shard.num_bytes for shard in shards)
+    most = SAMPLED_CHARACTERS if fraction is None else int(said * fraction)
+    sample = _sample(config, shards, tokenizer, min(SAMPLED_CHARACTERS, most))
+    total = max(sample.num_bytes, sample.corrected(said))
     scale = total / max(1, sample.num_bytes) * (1 - config.validation_fraction)
-    largest = sum(part.num_bytes * _slack(part) for shard in shards for part in shard.parts)
+    largest = max(
+        total, sum(part.num_bytes * _slack(part) for shard in shards for part in shard.parts)
+    )
     return SourceEstimate(
         source=source.name,
         shards=None if is_endless else len(shards),
@@ -205,25 +222,33 @@ def _slack(part: Part) -> int:
     return MAX_EXPANSION if part.path.endswith((*COMPRESSED_SUFFIXES, ".parquet")) else 1
 
 
-def _sample(config: DataConfig, shards: Sequence[Shard], tokenizer: TextTokenizer) -> _Sample:
-    """Return the first documents of some shards."""
+def _sample(
+    config: DataConfig, shards: Sequence[Shard], tokenizer: TextTokenizer, characters: int
+) -> _Sample:
+    """Return the first documents of some shards, about so many characters in all."""
     count = min(SAMPLED_SHARDS, len(shards))
     source = config.sources[shards[0].source] if shards else config.sources[0]
     intake = Intake(source.name, 1.0, config.max_document_characters)
     lengths: list[npt.NDArray[np.int64]] = []
-    num_bytes = 0
+    num_bytes = whole_bytes = said_bytes = 0
     for place in range(count):
         shard = shards[len(shards) * place // count]
         texts: list[str] = []
-        num_characters = 0
+        num_characters, is_whole = 0, False
         for document in kind_of(source).read(config, source, shard.parts, intake):
             texts.append(document.text)
             num_characters += len(document.text)
-            if num_characters >= SAMPLED_CHARACTERS:
+            if num_characters >= characters // count:
                 break
+        else:
+            is_whole = True
         lengths.append(np.array([len(ids) for ids in tokenizer.encode(texts)], dtype=np.int64))
-        num_bytes += sum(len(text.encode()) for text in texts)
-    return _Sample(lengths, num_bytes, intake)
+        text_bytes = sum(len(text.encode()) for text in texts)
+        num_bytes += text_bytes
+        if is_whole:
+            whole_bytes += text_bytes
+            said_bytes += shard.num_bytes
+    return _Sample(lengths, num_bytes, whole_bytes, said_bytes, intake)
 
 
 def to_json(estimates: Sequence[SourceEstimate]) -> list[dict[str, Any]]:

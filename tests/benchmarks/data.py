@@ -1,10 +1,12 @@
-"""Measures data preparation: `python tests/benchmarks/data.py RESULT.json`.
+"""Measures data preparation: `python tests/benchmarks/data.py RESULT.json`; also writes RESULT.md.
 
 Every measurement runs in a process of its own, so that its peak memory is its own. Ratios come from
-one run on one machine; text is the standard library's, written as JSON lines.
+one run on one machine; text is the standard library's, written as JSON lines. `--parts` measures
+some of them again and keeps the others in the file. `large` needs 8 GB in the temporary folder.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,12 +15,16 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
+SAMPLE_SECONDS = 0.2
 TOKENIZER = Path(__file__).parents[2] / "longred" / "demo" / "model"
 
 
@@ -26,12 +32,11 @@ def write_corpus(path: Path, num_bytes: int) -> int:
     """Write about so many bytes of JSON lines, no two documents alike; return their number."""
     from longred.demo.corpus import library_documents
 
-    texts = [text for _, text in library_documents()]
+    texts = [json.dumps(text)[1:] for _, text in library_documents()]
     written = count = 0
     with path.open("w", encoding="utf-8") as file:
         while written < num_bytes:
-            text = f"# {count}\n{texts[count % len(texts)]}"
-            written += file.write(json.dumps({"text": text}) + "\n")
+            written += file.write(f'{{"text": "# {count}\\n{texts[count % len(texts)]}}}\n')
             count += 1
     return count
 
@@ -99,9 +104,10 @@ def pool(path: Path, work: Path, num_workers: int) -> dict[str, float]:
 
 
 def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
-    """Draw, pack and copy: 32K, 1K and 8K blocks from twice as many tokens of made-up documents."""
+    """Duplicates, draw, pack, copy: 32K, 1K and 8K blocks from twice the tokens, made up."""
     from longred.config import DataConfig
     from longred.data.copying import write_bucket
+    from longred.data.duplicates import duplicate_masks
     from longred.data.filling import Filler
     from longred.data.quotas import source_quotas
     from longred.data.shards import TABLE
@@ -116,10 +122,11 @@ def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
     quotas = source_quotas(config)["made"]
     generator = np.random.default_rng(0)
     tables, paths = [], []
-    for number in range(10):
+    num_shards = num_tokens // 10_000_000
+    for number in range(num_shards):
         lengths = np.minimum(generator.lognormal(7.6, 1.5, 400_000), 2_000_000).astype(np.uint32)
         ends = np.cumsum(lengths, dtype=np.uint64)
-        count = int(np.searchsorted(ends, num_tokens // 5))
+        count = int(np.searchsorted(ends, 2 * num_tokens // num_shards))
         table = np.zeros(count, dtype=TABLE)
         for key in ("split", "draw", "text"):
             table[key] = generator.integers(0, 2**64, count, dtype=np.uint64)
@@ -129,8 +136,9 @@ def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
         generator.integers(0, 2**16, int(ends[count - 1]), dtype=np.uint16).tofile(paths[-1])
     begun = time.perf_counter()
     filler = Filler(quotas, config.validation_fraction)
-    for number, table in enumerate(tables):
-        filler.add(number, table, np.zeros(len(table), dtype=bool))
+    masks = duplicate_masks([len(table) for table in tables], lambda n: tables[n]["text"])
+    for number, (table, mask) in enumerate(zip(tables, masks, strict=True)):
+        filler.add(number, table, mask)
     settled = filler.settle()
     drawn = time.perf_counter() - begun
     written = 0
@@ -177,55 +185,231 @@ def load(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "tokens_a_second": num_blocks * 32768 / seconds}
 
 
-def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Return what a function measures in a process of its own, with that process's peak memory."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as process:
-        return process.apply(_measured, (function, arguments))
+def prepare_all(path: Path, folder: Path, num_tokens: int, **changes: Any) -> dict[str, float]:
+    """Everything from a recipe's data section to the finished folder, two processes."""
+    from longred.data.buckets import prepare
+
+    changes["executor"] = {"num_workers": 2}
+    config = make_job(path, folder, num_tokens=num_tokens, **changes).config
+    (folder / "data").mkdir(parents=True)
+    begun = time.perf_counter()
+    prepare(config, TOKENIZER, folder / "data", folder / "work")
+    seconds = time.perf_counter() - begun
+    tokens = json.loads((folder / "data" / "index.json").read_text())["tokens"]
+    return {"seconds": seconds, "tokens_read": tokens["read"], "tokens_out": tokens["written"]}
 
 
-def _measured(function: Callable[..., dict[str, float]], arguments: Any) -> dict[str, float]:
-    found = function(*arguments)
+def datasets_map(path: Path, folder: Path, block_length: int) -> dict[str, float]:
+    """The usual way: `map` to tokenise and `map` to pack whole batches, two processes each."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+
+    def tokenise(rows: dict[str, list[str]]) -> Any:
+        return tokenizer(rows["text"])
+
+    def pack(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: list(itertools.chain.from_iterable(rows[name])) for name in rows}
+        end = len(joined["input_ids"]) // block_length * block_length
+        starts = range(0, end, block_length)
+        cut = {name: [ids[i : i + block_length] for i in starts] for name, ids in joined.items()}
+        return {**cut, "labels": cut["input_ids"].copy()}
+
+    begun = time.perf_counter()
+    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(folder))
+    ids = rows.map(tokenise, batched=True, num_proc=2, remove_columns=["text"])
+    blocks = ids.map(pack, batched=True, num_proc=2)
+    return {"seconds": time.perf_counter() - begun, "tokens_out": len(blocks) * block_length}
+
+
+def alone(function: Callable[..., dict[str, float]], *arguments: Any, **named: Any) -> Any:
+    """Return what a function measures in a process of its own, with peaks of memory in MB.
+
+    `peak_mb` is that process's largest resident set; of its tree, every SAMPLE_SECONDS,
+    `process_mb` is the largest resident set of any process, `tree_mb` the sum of proportional
+    shares and `tree_anonymous_mb` the same without pages of files, which can be given back.
+    """
+    peaks: Counter[str] = Counter()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        pid = process.submit(os.getpid).result()
+        pending = process.submit(_measured, function, arguments, named)
+        while wait([pending], SAMPLE_SECONDS).not_done:
+            peaks |= _memory(pid)
+        return {**pending.result(), **{f"{key}_mb": n / 1e3 for key, n in peaks.items()}}
+
+
+def _measured(function: Callable[..., dict[str, float]], arguments: Any, named: Any) -> Any:
+    found = function(*arguments, **named)
     return {**found, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
 
-def measure(num_bytes: int, num_tokens: int, repeats: int) -> dict[str, Any]:
-    """Return every measurement."""
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    found: dict[str, Any] = {
+def _memory(pid: int) -> Counter[str]:
+    """Return kB that a process and its descendants hold."""
+    found: Counter[str] = Counter()
+    root = psutil.Process(pid)
+    for process in (root, *root.children(recursive=True)):
+        try:
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        held = {key: int(rest.split()[0]) for key, _, rest in (x.partition(":") for x in lines)}
+        found += Counter(tree=held["Pss"], tree_anonymous=held["Pss_Anon"])
+        found |= Counter(process=held["Rss"])
+    return found
+
+
+def to_disk_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Tokenise to disk against the tokenizer alone."""
+    corpus = folder / "corpus.jsonl"
+    write_corpus(corpus, options.bytes)
+    pairs = [
+        (alone(raw_encoding, corpus), alone(to_disk, corpus, folder / f"work-{n}"))
+        for n in range(options.repeats)
+    ]
+    ratios = [raw["cpu_seconds"] / disk["cpu_seconds"] for raw, disk in pairs]
+    return {"raw_over_to_disk_median": statistics.median(ratios), "runs": pairs}
+
+
+def two_processes_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Tokenise with two processes against one."""
+    corpus = folder / "corpus.jsonl"
+    write_corpus(corpus, options.bytes)
+    one, two = (pool(corpus, folder / f"pool-{n}", n) for n in (1, 2))
+    return {"speedup": one["seconds"] / two["seconds"]}
+
+
+def blocks_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Bucket and pack, then read what was written."""
+    return {
+        "divide_and_copy": alone(divide_and_copy, folder, options.tokens),
+        "loader": alone(load, folder),
+    }
+
+
+def map_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The same text through `prepare`, which throws some away, and through `datasets.map`."""
+    corpus = folder / "corpus.jsonl"
+    write_corpus(corpus, 2 * options.bytes)
+    theirs = alone(datasets_map, corpus, folder / "cache", 1024)
+    # Some text is held out, and a short row is one document's: not every token can be written.
+    wanted = int(0.75 * theirs["tokens_out"])
+    ours = alone(prepare_all, corpus, folder / "ours", wanted, validation_fraction=0.01)
+    keys = ("tree_mb", "tree_anonymous_mb", "process_mb")
+    return {
+        "bytes": corpus.stat().st_size,
+        "ours": ours,
+        "datasets_map": theirs,
+        "speedup": theirs["seconds"] / ours["seconds"],
+        "speedup_per_token_out": theirs["seconds"]
+        / theirs["tokens_out"]
+        * ours["tokens_out"]
+        / ours["seconds"],
+        "memory_ratio": {key: ours[key] / theirs[key] for key in keys},
+    }
+
+
+def large_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A corpus of 3 GB: what a recipe needs of it, and dividing as many tokens as all of it has.
+
+    Tokenising all of it would repeat the same work on 47 shards; tables and tokens of that many are
+    made up instead.
+    """
+    corpus = folder / "corpus.jsonl"
+    windows = {"original_window": 8192, "target_window": 32768, "short_length": 1024}
+    num_documents = write_corpus(corpus, options.large_bytes)
+    prepared = alone(prepare_all, corpus, folder / "ours", 16_000_000, shard_bytes=2**26, **windows)
+    size = corpus.stat().st_size
+    corpus.unlink()
+    divided = alone(divide_and_copy, folder, size // 8)
+    return {
+        "bytes": size,
+        "documents": num_documents,
+        "prepare_16M_tokens": prepared,
+        "divide_all": divided,
+    }
+
+
+PARTS = {
+    "to_disk": to_disk_part,
+    "two_processes": two_processes_part,
+    "blocks": blocks_part,
+    "map": map_part,
+    "large": large_part,
+}
+
+
+def machine() -> dict[str, Any]:
+    """Return where and when a part was measured."""
+    return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "load_average": os.getloadavg()[0],
-        "corpus_bytes": num_bytes,
     }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        corpus = folder / "corpus.jsonl"
-        write_corpus(corpus, num_bytes)
-        pairs = [
-            (alone(raw_encoding, corpus), alone(to_disk, corpus, folder / f"work-{n}"))
-            for n in range(repeats)
-        ]
-        ratios = [raw["cpu_seconds"] / disk["cpu_seconds"] for raw, disk in pairs]
-        found["to_disk"] = {"raw_over_to_disk_median": statistics.median(ratios), "runs": pairs}
-        one, two = (pool(corpus, folder / f"pool-{n}", n) for n in (1, 2))
-        found["two_processes"] = {"speedup": one["seconds"] / two["seconds"]}
-        found["divide_and_copy"] = alone(divide_and_copy, folder, num_tokens)
-        found["loader"] = alone(load, folder)
-    return found
+
+
+def to_markdown(found: dict[str, Any]) -> str:
+    """Return the figures that matter as a table."""
+    rows: list[tuple[str, str, str]] = []
+    if part := found.get("to_disk"):
+        median = part["raw_over_to_disk_median"]
+        rows.append(("tokenise to disk / tokenizer alone, CPU", f"{median:.2f}", "≥ 0.9"))
+    if part := found.get("two_processes"):
+        rows.append(("two processes / one", f"{part['speedup']:.2f}", "≥ 1.7, idle machine"))
+    if part := found.get("blocks"):
+        divided, rate = part["divide_and_copy"], part["loader"]["tokens_a_second"] / 1e6
+        what = f"bucket and pack {divided['tokens_written'] / 1e6:.0f} M tokens"
+        rows.append((what, f"{divided['seconds']:.1f} s", "≤ 20 s"))
+        rows.append(("loader, one process", f"{rate:.0f} M tokens/s", "≥ 100"))
+    if part := found.get("map"):
+        ours, theirs = part["ours"], part["datasets_map"]
+        each = part["speedup_per_token_out"]
+        rows.append(("`datasets.map` / ours, same text: time", f"{part['speedup']:.2f}", "> 1"))
+        rows.append(("`datasets.map` / ours: time per token written", f"{each:.2f}", "> 1"))
+        for key, what in (("seconds", "s"), ("tokens_out", "tokens out"), *MEMORY):
+            both = f"{ours[key]:,.0f} and {theirs[key]:,.0f}"
+            rows.append((f"ours and `datasets.map`: {what}", both, ""))
+    if part := found.get("large"):
+        size = f"{part['bytes'] / 1e9:.1f} GB"
+        prepared, divided = part["prepare_16M_tokens"], part["divide_all"]
+        done = f"{prepared['tokens_read'] / 1e6:.0f} M tokens read, {prepared['seconds']:.0f} s"
+        for key, what in MEMORY:
+            rows.append((f"16 M tokens of {size} ({done}): {what}", f"{prepared[key]:,.0f}", ""))
+        what = f"bucket and pack the tokens of {size}, one process: peak resident MB"
+        rows.append((what, f"{divided['peak_mb']:,.0f}", "≤ 700"))
+    lines = [f"| {' | '.join(row)} |" for row in (("what", "measured", "goal"), *rows)]
+    lines.insert(1, "|---|---:|---|")
+    places = [f"- {name}: {part['date']}, {part['machine']}" for name, part in found.items()]
+    return "\n".join(["# Data preparation", "", *lines, "", *places, ""])
+
+
+MEMORY = (
+    ("process_mb", "peak resident MB of the largest process"),
+    ("tree_mb", "peak MB of all processes (proportional shares)"),
+    ("tree_anonymous_mb", "the same without pages of files"),
+)
 
 
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--bytes", type=int, default=32 * 10**6)
+    parser.add_argument("--large-bytes", type=int, default=3 * 10**9)
     parser.add_argument("--tokens", type=int, default=200_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    found = measure(arguments.bytes, arguments.tokens, arguments.repeats)
-    arguments.result.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    options = parser.parse_args()
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    path = options.result
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = {**machine(), **PARTS[name](Path(folder), options)}
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    path.with_suffix(".md").write_text(to_markdown(found))
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

@@ -219,13 +219,12 @@ def test_a_bucket_that_cannot_be_filled(
 def test_a_bucket_that_a_sample_shows_cannot_be_filled(
     make_config: Callable[..., DataConfig], run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    # Enough text for every bucket but the long one: few documents have 2048 tokens.
-    work, changes = tmp_path / "work", {"num_tokens": 131072, "target_window": 4096}
-    ratio = {"long": 14, "short": 1, "original": 1}
+    # Enough text for every bucket but the long one.
+    work, ratio = tmp_path / "work", {"long": 998, "short": 1, "original": 1}
     with pytest.raises(ConfigError) as caught:
-        run(make_config(**changes, ratio=ratio, shard_bytes=4096), work)
+        run(make_config(num_tokens=4_096_000, ratio=ratio, shard_bytes=4096), work)
     message = str(caught.value)
-    assert "the long bucket needs 114,688 tokens from source words, about " in message
+    assert "the long bucket needs 4,087,808 tokens from source words, about " in message
     assert "the short bucket" not in message
     assert "the original bucket" not in message
     assert not list(work.rglob("*.json"))

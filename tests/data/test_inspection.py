@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 from typer.testing import CliRunner
 
 from longred.cli import app
@@ -59,14 +60,25 @@ def test_an_estimate_from_a_whole_small_corpus_is_close(
     lengths = [len(ids) for ids in tokenizer.encode(texts)]
     assert found.sampled_documents == 300
     assert found.sampled_tokens == sum(lengths)
-    assert found.num_bytes == corpus.stat().st_size
+    assert found.num_bytes == sum(len(text.encode()) for text in texts)
     expected = 0.8 * sum(length for length in lengths if length >= 128)
     (long,) = [bucket for bucket in found.buckets if bucket.bucket == "long"]
-    # The file's bytes are the texts' and a little JSON around them.
-    assert expected <= long.available_tokens <= 1.15 * expected
+    assert long.available_tokens == pytest.approx(expected, abs=1)
     assert {bucket.bucket: bucket.verdict for bucket in found.buckets}["original"] == "fits"
     (huge,) = estimate(make_config(num_tokens=8_000_000), tiny_model_folder)
     assert {bucket.verdict for bucket in huge.buckets} == {"short"}
+
+
+def test_an_estimate_knows_how_far_compressed_text_expands(
+    make_config: Callable[..., DataConfig], corpus: Path, tiny_model_folder: Path
+) -> None:
+    packed = corpus.with_suffix(".jsonl.zst")
+    packed.write_bytes(zstandard.ZstdCompressor().compress(corpus.read_bytes()))
+    sources = [{"name": "words", "kind": "files", "path": str(packed)}]
+    (plain,) = estimate(make_config(), tiny_model_folder)
+    (found,) = estimate(make_config(sources=sources), tiny_model_folder)
+    assert found.num_bytes == plain.num_bytes
+    assert found.buckets[0].available_tokens == plain.buckets[0].available_tokens
 
 
 def test_plan_reads_a_recipe_and_writes_nothing(tmp_path: Path) -> None:
