@@ -370,7 +370,7 @@ def to_markdown(found: dict[str, Any]) -> str:
         rows.append(("`datasets.map` / ours, same text: time", f"{part['speedup']:.2f}", "> 1"))
         rows.append(("`datasets.map` / ours: time per token written", f"{each:.2f}", "> 1"))
         parts = (("seconds", "s"), ("tree_cpu_seconds", "CPU s"), ("tokens_out", "tokens out"))
-        for key, what in (*parts, *MEMORY):
+        for key, what in (x for x in (*parts, *MEMORY) if x[0] in ours):
             both = f"{ours[key]:,.0f} and {theirs[key]:,.0f}"
             rows.append((f"ours and `datasets.map`: {what}", both, ""))
     if part := found.get("large"):
