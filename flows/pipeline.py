@@ -45,7 +45,7 @@ def full_pipeline(
     recipe = pin_run(recipe, overrides, flow_run["prefect_flow_run_id"])
     config = load_config(recipe, overrides)
     with open_run(config, recipe, overrides, start_from=start_from, **flow_run) as run:
-        base = find_model(config.model)
+        base = find_model(config.model, config.selection)
         extended = extend_model(config.extension, base)
         data = prepare_data(config.data, base)
         samples = freeze_samples(config.evaluation, base, data)

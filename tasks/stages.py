@@ -26,9 +26,9 @@ Made = State[Artifact] | Artifact
 
 
 @stage_task("model", "model")
-def find_model(config: ModelConfig) -> Made:
-    """Find the original model."""
-    return make("model", lambda store, progress: stages.find_model(config, store=store))
+def find_model(config: ModelConfig, selection: SelectionConfig) -> Made:
+    """Find the original model, which must have the layers that are asked for."""
+    return make("model", lambda store, progress: stages.find_model(config, selection, store=store))
 
 
 @stage_task("data{at}", "data")

@@ -2,24 +2,36 @@
 
 from pathlib import Path
 
-from longred.artifacts import MODEL_FILES, Artifact, Store, folder_digest
-from longred.config import ExtensionConfig, ModelConfig
+from longred.artifacts import MODEL_FILES, Artifact, Store, folder_digest, read_json
+from longred.config import ExtensionConfig, ModelConfig, SelectionConfig
 from longred.hashes import FileHashes
+from longred.selection import select_layers
 from longred.stages.versions import VERSIONS
 
 
-def find_model(config: ModelConfig, *, store: Store) -> Artifact:
+def find_model(
+    config: ModelConfig, selection: SelectionConfig | None = None, *, store: Store
+) -> Artifact:
     """Return the original model's folder, named by the hash of its files.
 
     The store remembers the hashes of files that have not changed.
 
+    Args:
+        config: which model.
+        selection: layers that will be asked of it, refused here where it does not have them.
+        store: where hashes are remembered.
+
     Raises:
         PreflightError: the model is missing, unreadable or cannot be reached.
-        ConfigError: its architecture or file format is not supported.
+        ConfigError: its architecture or file format is not supported, or it lacks a layer.
     """
     from longred.models import resolve_model
 
     folder = resolve_model(config.path, config.revision)
+    if selection is not None:
+        # Any scores will do: what cannot be chosen among equal layers cannot be chosen at all.
+        num_layers = read_json(folder / "config.json")["num_hidden_layers"]
+        select_layers([1.0] * num_layers, **selection.model_dump())
     hashes = FileHashes(store.root / "hashes.json", saves=store.writes)
     digest = folder_digest(folder, MODEL_FILES, sha256=hashes.sha256)
     return Artifact("model", digest, str(folder), reused=True)

@@ -12,7 +12,8 @@ import flows.stages
 from flows.pipeline import full_pipeline
 from longred import services, stages
 from longred.errors import ConfigError
-from longred.scope import STAGES
+from longred.scope import STAGES, Scope
+from longred.session import scoped
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +23,21 @@ def test_bad_settings_are_refused_with_their_key_before_any_work(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"training\.learning_rat: unknown key"):
         full_pipeline.fn("demo", [store, "training.learning_rat=1"])
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["selection.num_distill_layers=9"], "selection.num_distill_layers: 9 is not in 1 to 6"),
+        (["selection.strategy=manual", "selection.layers=[9]"], "selection.layers: must be"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused_before_any_work(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    store = f"store.path={tmp_path / 'store'}"
+    with scoped(Scope(is_dry=True)), pytest.raises(ConfigError, match=message):
+        full_pipeline.fn("demo", [store, *overrides])
 
 
 def test_the_flow_composes_and_decides_nothing() -> None:
