@@ -75,8 +75,8 @@ class TextTokenizer:
         """
         result = []
         for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-            ids = np.array(encoding.ids, dtype=self.dtype)
-            control = self._is_control[ids]
+            ids = np.fromiter(encoding.ids, dtype=self.dtype, count=len(encoding))
+            control = self._is_control.take(ids)
             if control.any():
                 token = self._tokenizer.id_to_token(int(ids[control][0]))
                 raise MismatchError(

@@ -25,6 +25,8 @@ import numpy as np
 import psutil
 
 SAMPLE_SECONDS = 0.2
+# What `prepare` can write of this corpus at most is a little more.
+WRITTEN_TOKENS_PER_BYTE = 0.28
 TOKENIZER = Path(__file__).parents[2] / "longred" / "demo" / "model"
 
 
@@ -291,23 +293,22 @@ def blocks_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def map_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The same text through `prepare`, which throws some away, and through `datasets.map`."""
-    corpus = folder / "corpus.jsonl"
+    """As many tokens through `prepare` as through `datasets.map`, which throws nothing away.
+
+    `prepare` holds text out and a short row is one document's, so it reads more for the same output.
+    """
+    corpus, less = folder / "corpus.jsonl", folder / "less.jsonl"
     write_corpus(corpus, 2 * options.bytes)
-    theirs = alone(datasets_map, corpus, folder / "cache", 1024)
-    # Some text is held out, and a short row is one document's: not every token can be written.
-    wanted = int(0.75 * theirs["tokens_out"])
+    wanted = int(WRITTEN_TOKENS_PER_BYTE * corpus.stat().st_size)
     ours = alone(prepare_all, corpus, folder / "ours", wanted, validation_fraction=0.01)
+    write_corpus(less, int(corpus.stat().st_size * ours["tokens_out"] / ours["tokens_read"]))
+    theirs = alone(datasets_map, less, folder / "cache", 1024)
     keys = ("tree_mb", "tree_anonymous_mb", "process_mb")
     return {
-        "bytes": corpus.stat().st_size,
+        "bytes": [corpus.stat().st_size, less.stat().st_size],
         "ours": ours,
         "datasets_map": theirs,
         "speedup": theirs["seconds"] / ours["seconds"],
-        "speedup_per_token_out": theirs["seconds"]
-        / theirs["tokens_out"]
-        * ours["tokens_out"]
-        / ours["seconds"],
         "memory_ratio": {key: ours[key] / theirs[key] for key in keys},
     }
 
@@ -366,9 +367,8 @@ def to_markdown(found: dict[str, Any]) -> str:
         rows.append(("loader, one process", f"{rate:.0f} M tokens/s", "≥ 100"))
     if part := found.get("map"):
         ours, theirs = part["ours"], part["datasets_map"]
-        each = part["speedup_per_token_out"]
-        rows.append(("`datasets.map` / ours, same text: time", f"{part['speedup']:.2f}", "> 1"))
-        rows.append(("`datasets.map` / ours: time per token written", f"{each:.2f}", "> 1"))
+        same = "`datasets.map` / ours, as many tokens written: time"
+        rows.append((same, f"{part['speedup']:.2f}", "> 1"))
         parts = (("seconds", "s"), ("tree_cpu_seconds", "CPU s"), ("tokens_out", "tokens out"))
         for key, what in (x for x in (*parts, *MEMORY) if x[0] in ours):
             both = f"{ours[key]:,.0f} and {theirs[key]:,.0f}"
