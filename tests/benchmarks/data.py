@@ -295,7 +295,7 @@ def blocks_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def map_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """As many tokens through `prepare` as through `datasets.map`, which throws nothing away.
 
-    `prepare` holds text out and a short row is one document's, so it reads more for the same output.
+    `prepare` holds text out and a short row is one document's, so it reads more for as much output.
     """
     corpus, less = folder / "corpus.jsonl", folder / "less.jsonl"
     write_corpus(corpus, 2 * options.bytes)
