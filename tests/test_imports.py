@@ -31,6 +31,7 @@ CORE = [
     "training.launch",
     "training.loop",
     "training.optimizer",
+    "training.schedules",
 ]
 HEAVY = [
     "pydantic",

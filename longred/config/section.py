@@ -30,13 +30,21 @@ class Section(BaseModel):
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result, as plain JSON values."""
         values: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("runtime"):
+        for name in type(self).model_fields:
+            if name in self._runtime_names():
                 continue
             value = getattr(self, name)
             values[name] = value.digest_values() if isinstance(value, Section) else _plain(value)
         return values
+
+    def runtime_values(self) -> dict[str, Any]:
+        """Return the section's own settings that cannot change a result, as plain JSON values."""
+        return {name: _plain(getattr(self, name)) for name in self._runtime_names()}
+
+    @classmethod
+    def _runtime_names(cls) -> list[str]:
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return [n for n, e in extras.items() if isinstance(e, dict) and e.get("runtime")]
 
 
 def _plain(value: Any) -> Any:

@@ -49,7 +49,10 @@ class TrainingConfig(Section):
     """How students are trained: the method, its baselines, and what they share.
 
     `step_tokens` is divided over the buckets by `data.ratio`; methods that use only one bucket
-    spend all of it there. `learning_rate` is constant after `warmup_steps`. `sigma` is the
+    spend all of it there. After `warmup_steps` of linear warm-up `learning_rate` stays (constant),
+    falls over all the rest (cosine), or over the last `decay_steps` (wsd), to `min_learning_rate`.
+    adamw8bit keeps the moments in 8 bits, a quarter of the memory; `optimizer_offload` keeps them
+    in host memory, at the cost of one crossing a step and without changing a bit. `sigma` is the
     method's own where it is null: 5 in LongReD, 3 in CREAM. `attention_distill_weight` and
     `long_distill_weight` add terms to LongReD's three: the relations of every layer on short
     blocks, and the last hidden state on the first original window of every long document.
@@ -63,6 +66,10 @@ class TrainingConfig(Section):
     micro_batch_tokens: Count = 32768
     learning_rate: Positive = 2e-5
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    decay_steps: Annotated[int, Field(ge=0)] = 0
+    min_learning_rate: NonNegative = 0.0
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     betas: tuple[Share, Share] = (0.9, 0.95)
     epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.1
@@ -89,6 +96,7 @@ class TrainingConfig(Section):
     num_threads: Annotated[int, Field(ge=0)] = runtime(0, ge=0)
     device: Device = runtime("auto")
     attention_backend: str = runtime("auto")
+    optimizer_offload: bool = runtime(False)
 
     def methods(self) -> list[str]:
         """Return the method and its baselines, each once, in the order of training."""

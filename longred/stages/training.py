@@ -56,11 +56,7 @@ def train_student(
             data_digest=data.digest,
             distill_layers=tuple(chosen),
             rows=config.rows(method),
-            save_every_steps=config.save_every_steps,
-            num_checkpoints=config.num_checkpoints,
-            num_threads=config.num_threads,
-            device=config.device,
-            attention_backend=config.attention_backend,
+            **config.runtime_values(),
         )
         result = launch.run(job, work, on_progress=on_progress)
         for path in result.iterdir():

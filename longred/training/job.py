@@ -7,8 +7,10 @@ from typing import Any
 
 from longred.errors import ConfigError
 from longred.methods import METHODS, Method, Term, method_terms
+from longred.training.schedules import schedule_problem
 
 DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "adamw8bit")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -29,7 +31,12 @@ class TrainingJob:
         target_window: block length of the long bucket, tokens.
         num_steps: optimizer steps.
         micro_batch_tokens: most tokens of one forward and backward; a row is never cut.
-        learning_rate: constant after `warmup_steps` of linear warm-up.
+        learning_rate: the highest, reached after `warmup_steps` of linear warm-up.
+        schedule: a key of `longred.training.schedules.SCHEDULES`: what follows the warm-up.
+        decay_steps: last steps in which schedule `wsd` falls.
+        min_learning_rate: of the last step, where the schedule falls.
+        optimizer: a key of `longred.training.optimizer.OPTIMIZERS`.
+        optimizer_offload: whether the optimizer's state is kept in host memory; same bits.
         max_grad_norm: gradients are scaled down to this global norm.
         short_distill_weight: alpha 1 of the paper.
         short_to_long_weight: alpha 2 of the paper.
@@ -41,7 +48,7 @@ class TrainingJob:
         sigma: spread of the skipped positions of kind `cream`.
         truncation: `clipped` or `renormalised`, see `longred.positions.skip_positions`.
         mask_documents: whether attention and targets stop at document boundaries inside a block.
-        dtype: compute type; weights, gradients and optimizer state are float32 always.
+        dtype: compute type; weights and gradients are float32 always.
         seed: draws the order of blocks and the skipped positions.
         save_every_steps: steps between checkpoints.
         num_checkpoints: newest checkpoints that are kept.
@@ -67,6 +74,10 @@ class TrainingJob:
     micro_batch_tokens: int = 32768
     learning_rate: float = 2e-5
     warmup_steps: int = 0
+    schedule: str = "constant"
+    decay_steps: int = 0
+    min_learning_rate: float = 0.0
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.1
@@ -87,6 +98,7 @@ class TrainingJob:
     num_checkpoints: int = field(default=2, metadata={"runtime": True})
     num_threads: int = field(default=0, metadata={"runtime": True})
     device: str = field(default="auto", metadata={"runtime": True})
+    optimizer_offload: bool = field(default=False, metadata={"runtime": True})
     attention_backend: str = field(default="auto", metadata={"runtime": True})
 
     def __post_init__(self) -> None:
@@ -104,6 +116,9 @@ class TrainingJob:
         if METHODS[self.method].trains_adapters and self.lora.get("objectives") not in METHODS:
             raise ConfigError(f"training.lora: {self.method} needs adapters, got {self.lora}")
         self._check_numbers()
+        problem = schedule_problem(self)
+        if problem:
+            raise ConfigError(problem)
         buckets = self.recipe.buckets()
         if set(self.rows) != set(buckets) or min(self.rows.values()) < 1:
             raise ConfigError(
@@ -125,7 +140,8 @@ class TrainingJob:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: must be 1 or more, got {getattr(self, name)}")
-        for name, allowed in (("dtype", DTYPES), ("device", DEVICES)):
+        choices = (("dtype", DTYPES), ("device", DEVICES), ("optimizer", OPTIMIZERS))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"training.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"

@@ -1,14 +1,19 @@
-"""The update: AdamW on float32 weights, its schedule, and its state as named tensors."""
+"""The update: the optimizers of the table, on float32 weights, and their state as named tensors."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longred.errors import MismatchError
+from longred.errors import MismatchError, PreflightError
+from longred.training.host_state import HostState, part_device
 from longred.training.job import TrainingJob
+from longred.training.schedules import learning_rate
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+Optimizer = torch.optim.Optimizer | HostState
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -16,79 +21,140 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def build_optimizer(model: nn.Module, job: TrainingJob) -> torch.optim.AdamW:
-    """Return AdamW over the trained weights; vectors (norms, biases) are not decayed."""
+def build_optimizer(model: nn.Module, job: TrainingJob) -> Optimizer:
+    """Return the job's optimizer over the trained weights; vectors (norms, biases) do not decay.
+
+    Raises:
+        PreflightError: its package is not installed.
+    """
     weights = list(named_weights(model).values())
     groups = [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": job.weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=job.learning_rate,
-        betas=job.betas,
-        eps=job.epsilon,
-        fused=True,
+    optimizer = OPTIMIZERS[job.optimizer]([group for group in groups if group["params"]], job)
+    return HostState(optimizer) if job.optimizer_offload else optimizer
+
+
+def _adamw(groups: list[dict[str, Any]], job: TrainingJob) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": job.learning_rate, "betas": job.betas, "eps": job.epsilon}
+    return torch.optim.AdamW(groups, **settings, fused=True)
+
+
+def _adamw8bit(groups: list[dict[str, Any]], job: TrainingJob) -> torch.optim.Optimizer:
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise PreflightError(
+            f"training.optimizer: adamw8bit needs torchao ({error}); pip install torchao, or use "
+            "adamw, with training.optimizer_offload where its state does not fit the GPU"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(
+        groups, lr=job.learning_rate, betas=job.betas, eps=job.epsilon
     )
+    return optimizer
 
 
-def learning_rate(step: int, job: TrainingJob) -> float:
-    """Return the learning rate of a step, counted from 1: linear warm-up, then constant."""
-    if step > job.warmup_steps:
-        return job.learning_rate
-    return job.learning_rate * step / job.warmup_steps
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainingJob], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+}
+"""Every optimizer that `training.optimizer` can name.
+
+Both are AdamW (arXiv 1711.05101); adamw8bit keeps the moments of large weights in 8 bits with one
+scale for every 256 values (2110.02861), a quarter of the memory.
+"""
 
 
-def update(optimizer: torch.optim.AdamW, step: int, job: TrainingJob) -> float:
+def update(optimizer: Optimizer, step: int, job: TrainingJob) -> float:
     """Take one optimizer step and forget the gradients; return the learning rate that was used."""
     rate = learning_rate(step, job)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    with _compiler(optimizer):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return rate
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's state as `<moment>.<weight name>` tensors, and its step count.
+def _compiler(optimizer: Optimizer) -> contextlib.AbstractContextManager[Any]:
+    """On a CPU, run as written what torchao compiles: it would ask for a C++ compiler."""
+    if part_device(optimizer.param_groups).type == "cpu":
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return contextlib.nullcontext()
 
-    A weight that no loss has reached (the output embedding, where no token is predicted) has none.
+
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's state as plain `<kind>.<weight name>` tensors.
+
+    The kinds are `step` and, of each moment, the moment itself or, in 8 bits, `<moment>_codes` of
+    the weight's shape and `<moment>_scale` of each 256 codes. A weight that no loss has reached
+    (the output embedding, where no token is predicted) has none.
     """
     tensors: dict[str, Tensor] = {}
     for name, weight in named_weights(model).items():
-        if weight not in optimizer.state:
-            continue
-        state = optimizer.state[weight]
-        for moment in _MOMENTS:
-            tensors[f"{moment}.{name}"] = state[moment]
-        tensors[f"step.{name}"] = state["step"]
+        state = optimizer.state.get(weight, {})
+        for kind, value in state.items():
+            tensors |= {f"{part}.{name}": plain for part, plain in plain_parts(kind, value).items()}
     return tensors
 
 
+def plain_parts(kind: str, value: Tensor) -> dict[str, Tensor]:
+    """Return the plain tensors that an entry of the state is made of, by kind."""
+    if hasattr(value, "codes"):
+        return {f"{kind}_codes": value.codes, f"{kind}_scale": value.scale}
+    return {kind: value}
+
+
 def load_optimizer_tensors(
-    optimizer: torch.optim.AdamW, model: nn.Module, tensors: Mapping[str, Tensor]
+    optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` returned.
 
     Raises:
-        MismatchError: the names or shapes are those of another model.
+        MismatchError: the names or shapes are those of another model or optimizer.
     """
-    names = {name.removeprefix("step.") for name in tensors if name.startswith("step.")}
-    weights = {name: weight for name, weight in named_weights(model).items() if name in names}
-    expected = {f"{kind}.{name}" for name in weights for kind in (*_MOMENTS, "step")}
-    if set(tensors) != expected or not tensors:
-        wrong = sorted(set(tensors) ^ expected) or ["it is empty"]
-        raise MismatchError(
-            f"the checkpoint's optimizer state is of another model (first difference: {wrong[0]})"
-        )
-    for name, weight in weights.items():
-        state = optimizer.state[weight]
-        for moment in _MOMENTS:
-            value = tensors[f"{moment}.{name}"]
-            if value.shape != weight.shape:
-                raise MismatchError(
-                    f"the checkpoint's {moment}.{name} has shape {tuple(value.shape)}"
-                )
-            state[moment] = value.to(weight.device, copy=True)
-        # The fused kernel wants its counter on the weights' device.
-        state["step"] = tensors[f"step.{name}"].to(weight.device, copy=True)
+    unused = set(tensors)
+    for name, weight in named_weights(model).items():
+        if f"step.{name}" not in tensors:
+            continue
+        state = _empty_state(optimizer, weight)
+        for kind, value in state.items():
+            for part, plain in plain_parts(kind, value).items():
+                plain.copy_(_checked(tensors, f"{part}.{name}", plain))
+                unused.discard(f"{part}.{name}")
+        if isinstance(optimizer, HostState):
+            optimizer.put(weight, state)
+        else:
+            optimizer.state[weight] = state
+    if unused or not tensors:
+        raise MismatchError(_OTHER_STATE.format(min(unused, default="it is empty")))
+
+
+_OTHER_STATE = (
+    "the checkpoint's optimizer state is of another model or optimizer (first difference: {})"
+)
+
+
+def _checked(tensors: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
+    if key not in tensors:
+        raise MismatchError(_OTHER_STATE.format(key))
+    if tensors[key].shape != like.shape:
+        raise MismatchError(f"the checkpoint's {key} has shape {tuple(tensors[key].shape)}")
+    return tensors[key]
+
+
+def _empty_state(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """Return the state that the optimizer gives a weight in its first step, still of zeros."""
+    inner: Any = optimizer.inner if isinstance(optimizer, HostState) else optimizer
+    if hasattr(inner, "_new_buffer"):
+        # torchao's own choice of what is kept in 8 bits; its counter is on the host.
+        moments = {kind: inner._new_buffer(weight, kind == "exp_avg") for kind in MOMENTS}
+        return {"step": torch.tensor(0.0), **moments}
+    moments = {kind: torch.zeros_like(weight, requires_grad=False) for kind in MOMENTS}
+    # The fused kernel wants its counter on the weights' device.
+    return {"step": torch.zeros((), device=weight.device), **moments}

@@ -44,7 +44,8 @@ def test_disturbed_run_is_finished_bit_identically(
     [
         {"method": "lora", "activation_checkpointing": True},
         {"method": "attention-distill", "dtype": "bfloat16"},
-        {"method": "cream"},
+        {"method": "cream", "schedule": "cosine", "optimizer_offload": True},
+        {"method": "cpt", "optimizer": "adamw8bit"},
     ],
 )
 def test_every_kind_of_method_is_resumed_bit_identically(

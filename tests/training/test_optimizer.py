@@ -1,26 +1,32 @@
-"""AdamW, its schedule and its state, against the update rule written out in float64."""
+"""The optimizers and their state, against the update rule written out in float64."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_training import MakeJob
 from torch import nn
 
-from longred.errors import MismatchError
+from longred.errors import MismatchError, PreflightError
+from longred.training import host_state
 from longred.training.optimizer import (
     build_optimizer,
-    learning_rate,
     load_optimizer_tensors,
     named_weights,
     optimizer_tensors,
     update,
 )
 
+LARGE = 64
+"""Side of a weight that is kept in 8 bits."""
 
-def small_model() -> nn.Module:
+
+def small_model(size: int = 4) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    return nn.Sequential(nn.Linear(5, size), nn.LayerNorm(size), nn.Linear(size, size))
 
 
 def gradients(step: int, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -58,23 +64,105 @@ def test_updates_against_float64(make_job: MakeJob):
         torch.testing.assert_close(weight.detach().double(), expected[name], rtol=0, atol=2e-7)
 
 
-def test_schedule(make_job: MakeJob):
-    job = make_job(learning_rate=0.5, warmup_steps=2)
-    assert [learning_rate(step, job) for step in (1, 2, 3, 9)] == [0.25, 0.5, 0.5, 0.5]
-    assert learning_rate(1, dataclasses.replace(job, warmup_steps=0)) == 0.5
+def test_eight_bit_updates_against_float64(make_job: MakeJob):
+    """The same rule on moments that were rounded to the nearest of 255 values, block by block."""
+    job = make_job(optimizer="adamw8bit", learning_rate=1e-2, warmup_steps=0, weight_decay=0.3)
+    model = small_model(LARGE)
+    optimizer = build_optimizer(model, job)
+    steps = range(1, 5)
+    take_steps(model, optimizer, job, steps)
+    maps = {
+        kind: optimizer.state[model[2].weight][kind].qmap.double()
+        for kind in ("exp_avg", "exp_avg_sq")
+    }
+    fresh = named_weights(small_model(LARGE))
+    for name, weight in named_weights(model).items():
+        expected = fresh[name].detach().double()
+        kept = {kind: torch.zeros_like(expected) for kind in maps}
+        for step in steps:
+            grad = gradients(step, model)[name].double()
+            first = 0.9 * kept["exp_avg"] + 0.1 * grad
+            second = 0.95 * kept["exp_avg_sq"] + 0.05 * grad**2
+            mean, square = first / (1 - 0.9**step), second / (1 - 0.95**step)
+            decay = 0.3 if expected.ndim > 1 else 0.0
+            expected -= 1e-2 * (mean / (square.sqrt() + job.epsilon) + decay * expected)
+            kept = {"exp_avg": first, "exp_avg_sq": second}
+            if name == "2.weight":
+                kept = {kind: rounded(value, maps[kind]) for kind, value in kept.items()}
+        error = (weight.detach().double() - expected).norm() / expected.norm()
+        # A value halfway between two codes may be rounded either way in float32.
+        assert error < 1e-5, name
 
 
-def test_restored_state_goes_on_bit_identically(make_job: MakeJob):
-    job = make_job(learning_rate=1e-2)
-    whole, parts = small_model(), small_model()
+def rounded(value: torch.Tensor, qmap: torch.Tensor) -> torch.Tensor:
+    blocks = value.reshape(-1, 256)
+    scale = blocks.abs().amax(1, keepdim=True)
+    nearest = (blocks / scale)[..., None].sub(qmap).abs().argmin(-1)
+    return (qmap[nearest] * scale).reshape(value.shape)
+
+
+def test_eight_bits_take_a_quarter_of_the_memory(make_job: MakeJob):
+    sizes = {}
+    for name in ("adamw", "adamw8bit"):
+        job = make_job(optimizer=name)
+        model = nn.Linear(512, 512, bias=False)
+        optimizer = build_optimizer(model, job)
+        take_steps(model, optimizer, job, [1])
+        tensors = optimizer_tensors(optimizer, model)
+        sizes[name] = sum(t.numel() * t.element_size() for t in tensors.values())
+    assert sizes["adamw8bit"] < 0.26 * sizes["adamw"]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_state_in_host_memory_changes_no_bit(kind, make_job: MakeJob, monkeypatch):
+    monkeypatch.setattr(host_state, "PART_BYTES", 1000)
+    job = make_job(optimizer=kind, learning_rate=1e-2)
+    weights, states = [], []
+    for offload in (False, True):
+        model = small_model(LARGE)
+        chosen = dataclasses.replace(job, optimizer_offload=offload)
+        optimizer = build_optimizer(model, chosen)
+        take_steps(model, optimizer, chosen, range(1, 5))
+        weights.append(named_weights(model))
+        states.append(optimizer_tensors(optimizer, model))
+    assert not optimizer.inner.state, "nothing stays on the weights' device"
+    assert len(list(optimizer._parts())) == 0, "the gradients are forgotten"
+    for here, there in (weights, states):
+        assert here.keys() == there.keys()
+        assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_restored_state_goes_on_bit_identically(kind, offload, make_job: MakeJob, tmp_path: Path):
+    job = make_job(optimizer=kind, optimizer_offload=offload, learning_rate=1e-2)
+    whole, parts = small_model(LARGE), small_model(LARGE)
     take_steps(whole, build_optimizer(whole, job), job, range(1, 7))
     before = build_optimizer(parts, job)
     take_steps(parts, before, job, range(1, 4))
-    after = build_optimizer(parts, job)
-    load_optimizer_tensors(after, parts, optimizer_tensors(before, parts))
+    save_file(optimizer_tensors(before, parts), tmp_path / "state.safetensors")
+    # Where the state is kept is free to change at a resume.
+    after = build_optimizer(parts, dataclasses.replace(job, optimizer_offload=not offload))
+    load_optimizer_tensors(after, parts, load_file(tmp_path / "state.safetensors"))
     take_steps(parts, after, job, range(4, 7))
     for name, weight in named_weights(parts).items():
         assert torch.equal(weight, named_weights(whole)[name])
+
+
+def test_state_of_another_optimizer_is_refused(make_job: MakeJob):
+    model = small_model(LARGE)
+    optimizer = build_optimizer(model, make_job())
+    take_steps(model, optimizer, make_job(), [1])
+    tensors = optimizer_tensors(optimizer, model)
+    other = build_optimizer(model, make_job(optimizer="adamw8bit"))
+    with pytest.raises(MismatchError, match=r"model or optimizer .*: exp_avg_codes\.2\.weight"):
+        load_optimizer_tensors(other, model, tensors)
+
+
+def test_a_missing_package_is_named(make_job: MakeJob, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(PreflightError, match=r"training\.optimizer: adamw8bit needs torchao"):
+        build_optimizer(small_model(), make_job(optimizer="adamw8bit"))
 
 
 def test_state_of_another_model_is_refused(make_job: MakeJob):
