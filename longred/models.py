@@ -305,15 +305,6 @@ def run_layers(
         )
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute each decoder layer in the backward pass instead of holding its activations."""
-    enable: Any = getattr(model, "activation_checkpointing_enable", None)
-    if enable is None:
-        # Its name in the first versions of transformers 5.
-        enable = model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
 def save_model(
     model: PreTrainedModel, source_folder: Path, folder: Path, *, shard_size: str = "50GB"
 ) -> None:

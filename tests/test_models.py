@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longred.activations import checkpoint_activations
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError
 from longred.extension import write_extension
 from longred.models import (
-    checkpoint_activations,
     choose_device,
     hidden_states,
     load_model,
@@ -52,10 +52,9 @@ def test_hidden_states_are_those_of_transformers(tiny_model_folder: Path) -> Non
 
 def test_hidden_states_gradients_with_and_without_checkpointing(tiny_model_folder: Path) -> None:
     gradients = []
-    for checkpointing in (False, True):
+    for kind in ("none", "full"):
         model = load_model(tiny_model_folder).train()
-        if checkpointing:
-            checkpoint_activations(model)
+        checkpoint_activations(model, kind)
         states = hidden_states(model, tokens(), layers=[1, 3])
         (states[1].square().sum() + states[3].abs().sum()).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})

@@ -57,6 +57,11 @@ class TrainingConfig(Section):
     `long_distill_weight` add terms to LongReD's three: the relations of every layer on short
     blocks, and the last hidden state on the first original window of every long document.
     `merge_weight` is the student's share in method merge.
+
+    `activation_checkpointing` computes decoder layers again in the backward pass, but for their
+    attention outputs (selective) or whole (full), in micro-batches of more than
+    `uncheckpointed_tokens`; `short_micro_batch_tokens` cuts short and original rows into smaller
+    ones than `micro_batch_tokens`, so that they need none.
     """
 
     method: MethodName = "longred-c"
@@ -64,6 +69,7 @@ class TrainingConfig(Section):
     num_steps: Count = 512
     step_tokens: Count = 2097152
     micro_batch_tokens: Count = 32768
+    short_micro_batch_tokens: Annotated[int, Field(ge=0)] = 0
     learning_rate: Positive = 2e-5
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
@@ -85,7 +91,6 @@ class TrainingConfig(Section):
     truncation: Literal["clipped", "renormalised"] = "clipped"
     mask_documents: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    activation_checkpointing: bool = False
     original_window: int = 0
     target_window: int = 0
     short_length: int = 0
@@ -97,6 +102,8 @@ class TrainingConfig(Section):
     device: Device = runtime("auto")
     attention_backend: str = runtime("auto")
     optimizer_offload: bool = runtime(False)
+    activation_checkpointing: Literal["none", "selective", "full"] = runtime("none")
+    uncheckpointed_tokens: Annotated[int, Field(ge=0)] = runtime(8192)
 
     def methods(self) -> list[str]:
         """Return the method and its baselines, each once, in the order of training."""

@@ -4,6 +4,7 @@ Weights and gradients stay where they are: they are used in every micro-batch, t
 step. The numbers are those of the optimizer alone, to the last bit.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,17 +63,15 @@ class HostState:
         for kind, value in state.items():
             self._homes[kind] = value.device
             if kind not in kept:
-                kept[kind] = _each(value, lambda plain: _host_like(plain, pinned=weight.is_cuda))
+                kept[kind] = _each(value, functools.partial(_host_like, pinned=weight.is_cuda))
             for target, plain in zip(_plain(kept[kind]), _plain(value), strict=True):
                 target.copy_(plain, non_blocking=True)
 
     def _step_of(self, part: list[Tensor]) -> None:
         for weight in part:
             for kind, value in self.state.get(weight, {}).items():
-                home = self._homes[kind]
-                self.inner.state[weight][kind] = _each(
-                    value, lambda plain, home=home: plain.to(home, non_blocking=True, copy=True)
-                )
+                send = functools.partial(_sent, device=self._homes[kind])
+                self.inner.state[weight][kind] = _each(value, send)
         self.inner.step()
         for weight in part:
             self.put(weight, self.inner.state.pop(weight))
@@ -97,6 +96,10 @@ def part_device(groups: list[dict[str, Any]]) -> torch.device:
     """Return the device of the weights that an optimizer updates."""
     device: torch.device = groups[0]["params"][0].device
     return device
+
+
+def _sent(plain: Tensor, device: torch.device) -> Tensor:
+    return plain.to(device, non_blocking=True, copy=True)
 
 
 def _host_like(plain: Tensor, *, pinned: bool) -> Tensor:

@@ -11,6 +11,7 @@ from longred.training.schedules import schedule_problem
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adamw8bit")
+CHECKPOINTING = ("none", "selective", "full")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -31,12 +32,15 @@ class TrainingJob:
         target_window: block length of the long bucket, tokens.
         num_steps: optimizer steps.
         micro_batch_tokens: most tokens of one forward and backward; a row is never cut.
+        short_micro_batch_tokens: the same for short and original rows; 0 for no other number.
         learning_rate: the highest, reached after `warmup_steps` of linear warm-up.
         schedule: a key of `longred.training.schedules.SCHEDULES`: what follows the warm-up.
         decay_steps: last steps in which schedule `wsd` falls.
         min_learning_rate: of the last step, where the schedule falls.
         optimizer: a key of `longred.training.optimizer.OPTIMIZERS`.
         optimizer_offload: whether the optimizer's state is kept in host memory; same bits.
+        activation_checkpointing: one of `longred.activations.CHECKPOINTING`; same bits.
+        uncheckpointed_tokens: micro-batches of at most so many tokens hold all activations.
         max_grad_norm: gradients are scaled down to this global norm.
         short_distill_weight: alpha 1 of the paper.
         short_to_long_weight: alpha 2 of the paper.
@@ -72,6 +76,7 @@ class TrainingJob:
     distill_layers: tuple[int, ...] = ()
     ratio: Mapping[str, int] = field(default_factory=lambda: {"long": 4, "short": 3, "original": 1})
     micro_batch_tokens: int = 32768
+    short_micro_batch_tokens: int = 0
     learning_rate: float = 2e-5
     warmup_steps: int = 0
     schedule: str = "constant"
@@ -92,13 +97,14 @@ class TrainingJob:
     truncation: str = "clipped"
     mask_documents: bool = True
     dtype: str = "bfloat16"
-    activation_checkpointing: bool = False
     seed: int = 0
     save_every_steps: int = field(default=20, metadata={"runtime": True})
     num_checkpoints: int = field(default=2, metadata={"runtime": True})
     num_threads: int = field(default=0, metadata={"runtime": True})
     device: str = field(default="auto", metadata={"runtime": True})
     optimizer_offload: bool = field(default=False, metadata={"runtime": True})
+    activation_checkpointing: str = field(default="none", metadata={"runtime": True})
+    uncheckpointed_tokens: int = field(default=8192, metadata={"runtime": True})
     attention_backend: str = field(default="auto", metadata={"runtime": True})
 
     def __post_init__(self) -> None:
@@ -140,7 +146,15 @@ class TrainingJob:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: must be 1 or more, got {getattr(self, name)}")
-        choices = (("dtype", DTYPES), ("device", DEVICES), ("optimizer", OPTIMIZERS))
+        for name in ("short_micro_batch_tokens", "uncheckpointed_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name}: must be 0 or more, got {getattr(self, name)}")
+        choices = (
+            ("dtype", DTYPES),
+            ("device", DEVICES),
+            ("optimizer", OPTIMIZERS),
+            ("activation_checkpointing", CHECKPOINTING),
+        )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ConfigError(

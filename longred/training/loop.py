@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longred import models
+from longred.activations import checkpoint_activations
 from longred.artifacts import storage_errors, write_json
 from longred.data.loader import StepLoader
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError, Stopped
@@ -111,8 +112,7 @@ class Trainer:
         if job.recipe.trains_adapters:
             adapters.add_adapters(self.student, job.lora, dtype=job.dtype)
         self.student.train()
-        if job.activation_checkpointing:
-            models.checkpoint_activations(self.student)
+        checkpoint_activations(self.student, job.activation_checkpointing)
         self.objectives = Objectives(job, self.student, self._load_teacher(), self.device)
         self.weights = fixed_weights(job)
         self.optimizer = build_optimizer(self.student, job)

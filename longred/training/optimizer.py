@@ -105,8 +105,9 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 def plain_parts(kind: str, value: Tensor) -> dict[str, Tensor]:
     """Return the plain tensors that an entry of the state is made of, by kind."""
-    if hasattr(value, "codes"):
-        return {f"{kind}_codes": value.codes, f"{kind}_scale": value.scale}
+    quantised: Any = value
+    if hasattr(quantised, "codes"):
+        return {f"{kind}_codes": quantised.codes, f"{kind}_scale": quantised.scale}
     return {kind: value}
 
 

@@ -3,8 +3,10 @@
 Shapes: B rows, T tokens of a row, M tokens that the teacher is shown, D hidden size.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred import models, objectives, positions
+from longred.activations import holding_activations
 from longred.architectures import logit_softcap
 from longred.attention import Captured
 from longred.data.loader import Rows
@@ -107,7 +110,7 @@ def micro_batches(
     counts: Counts,
     totals: Mapping[Term, float],
 ) -> Iterator[MicroBatch]:
-    """Cut a step's rows into micro-batches of at most `micro_batch_tokens`, as equal as can be.
+    """Cut a step's rows into micro-batches of at most the job's tokens, as equal as can be.
 
     Args:
         job: the training.
@@ -121,7 +124,10 @@ def micro_batches(
         documents = rows.document_ids_BT if job.mask_documents else None
         skipped = skipped_positions(job, rows.row_numbers) if bucket == "original" else None
         terms = [term for term in job.terms if term.bucket == bucket]
-        for part in _parts(num_rows, max(1, job.micro_batch_tokens // length)):
+        most = job.micro_batch_tokens
+        if bucket != "long":
+            most = min(most, job.short_micro_batch_tokens or most)
+        for part in _parts(num_rows, max(1, most // length)):
             yield MicroBatch(
                 bucket=bucket,
                 input_ids_BT=rows.input_ids_BT[part],
@@ -212,7 +218,7 @@ class Objectives:
     def _run_student(
         self, batch: MicroBatch, layers: Sequence[int], needs_attention: bool
     ) -> Outputs:
-        with self._compute_type():
+        with self._compute_type(), self._held(batch):
             return _run(
                 self.student,
                 batch.input_ids_BT,
@@ -254,6 +260,12 @@ class Objectives:
                 for row, shown_T in enumerate(shown_BT)
             ]
         return Outputs({layer: torch.cat([r[layer][0] for r in rows]) for layer in layers})
+
+    def _held(self, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Hold the activations of small micro-batches, whatever is done with those of others."""
+        if batch.input_ids_BT.numel() <= self.job.uncheckpointed_tokens:
+            return holding_activations(self.student)
+        return contextlib.nullcontext()
 
     def _compute_type(self) -> torch.autocast:
         enabled = self.job.dtype == "bfloat16"

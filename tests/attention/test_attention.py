@@ -22,7 +22,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from longred import attention
-from longred.models import checkpoint_activations, hidden_states, load_model, run_layers
+from longred.activations import checkpoint_activations
+from longred.models import hidden_states, load_model, run_layers
 from longred.positions import skip_positions
 
 SHAPE = {
@@ -134,14 +135,13 @@ def skipped(length: int, rows: int) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_skipped_positions_equal_an_explicit_causal_mask(
-    family: str, rows: int, checkpointing: bool
+    family: str, rows: int, checkpointing: str
 ) -> None:
     config = FAMILIES[family]()
     student, eager = build(config, "longred"), build(config, "eager")
-    if checkpointing:
-        checkpoint_activations(student)
+    checkpoint_activations(student, checkpointing)
     student.train()
     tokens = torch.randint(0, 50, (rows, 96))
     positions = skipped(96, rows)
@@ -174,13 +174,12 @@ def test_no_mask_function_is_registered() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_documents_equal_documents_alone(family: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+def test_packed_documents_equal_documents_alone(family: str, checkpointing: str) -> None:
     config = FAMILIES[family]()
     student, eager = build(config, "longred"), build(config, "eager")
-    if checkpointing:
-        checkpoint_activations(student)
-        student.train()
+    checkpoint_activations(student, checkpointing)
+    student.train()
     tokens = torch.randint(0, 50, (3, 90))
     documents = torch.zeros(3, 90, dtype=torch.int32)
     documents[0, 7:] = 1

@@ -60,6 +60,7 @@ def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
             "seed": 3,
             "save_every_steps": 5,
             "num_threads": 1,
+            "uncheckpointed_tokens": 0,
             "device": "cpu",
         }
         return TrainingJob.from_json({**defaults, **values})

@@ -132,7 +132,7 @@ def test_the_whole_path(
         distill_layers=layers,
         num_steps=2,
         save_every_steps=2,
-        activation_checkpointing=True,
+        activation_checkpointing="selective",
     )
     result = train(job, tmp_path / "work")
     summary = json.loads((result / "training.json").read_text())

@@ -42,7 +42,7 @@ def test_disturbed_run_is_finished_bit_identically(
 @pytest.mark.parametrize(
     "values",
     [
-        {"method": "lora", "activation_checkpointing": True},
+        {"method": "lora", "activation_checkpointing": "full"},
         {"method": "attention-distill", "dtype": "bfloat16"},
         {"method": "cream", "schedule": "cosine", "optimizer_offload": True},
         {"method": "cpt", "optimizer": "adamw8bit"},

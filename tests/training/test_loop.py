@@ -49,20 +49,20 @@ def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
     "values",
     [
         {},
-        {"mask_documents": False, "activation_checkpointing": True, "micro_batch_tokens": 1},
+        {"mask_documents": False, "activation_checkpointing": "full", "micro_batch_tokens": 1},
         {"method": "longred-u", "weighting": "formula", "micro_batch_tokens": 4096},
         {"method": "mix-cpt"},
         {"method": "cream"},
         {"method": "pose"},
         {"method": "attention-distill"},
-        {"method": "attention-distill", "activation_checkpointing": True},
+        {"method": "attention-distill", "activation_checkpointing": "selective"},
         {"attention_distill_weight": 2.0, "long_distill_weight": 3.0},
         {
             "attention_distill_weight": 2.0,
             "long_distill_weight": 3.0,
             "mask_documents": False,
             "micro_batch_tokens": 4096,
-            "activation_checkpointing": True,
+            "activation_checkpointing": "full",
         },
     ],
 )
@@ -129,7 +129,7 @@ def test_teacher_is_no_part_of_what_is_trained(make_job: MakeJob, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", ["none", "selective", "full"])
 def test_an_unchanged_student_has_no_distillation_loss_and_no_gradient(
     dtype, activation_checkpointing, make_job: MakeJob, tmp_path: Path, monkeypatch
 ):
