@@ -1,33 +1,27 @@
 """The training loop: load, step, save."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from longred import models
 from longred.activations import checkpoint_activations
-from longred.artifacts import storage_errors, write_json
+from longred.artifacts import storage_errors
 from longred.data.loader import StepLoader
-from longred.errors import ConfigError, MismatchError, NonFiniteLossError, Stopped
+from longred.errors import ConfigError, NonFiniteLossError, Stopped
 from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
-from longred.training.checkpoint import Checkpoint, Checkpoints
-from longred.training.environment import environment_of
+from longred.training.checkpoint import Checkpoints
 from longred.training.job import TrainingJob
-from longred.training.optimizer import (
-    build_optimizer,
-    load_optimizer_tensors,
-    named_weights,
-    optimizer_tensors,
-    update,
-)
+from longred.training.not_finite import explain
+from longred.training.optimizer import build_optimizer, named_weights, update
+from longred.training.persistence import checkpoint_of, restore
+from longred.training.result import write_result
 from longred.training.step import (
     MicroBatch,
     Objectives,
@@ -78,7 +72,7 @@ def train(
             trainer.save()
     trainer.leave_if(stop_requested())
     trainer.save()
-    return trainer.write_result()
+    return write_result(trainer)
 
 
 class Trainer:
@@ -186,7 +180,7 @@ class Trainer:
         total = sum(weights[term] * loss for term, loss in by_term.items())
         # A finite total means finite losses: an infinite or NaN term cannot be cancelled.
         if not bool(torch.isfinite(grad_norm + total)):
-            raise NonFiniteLossError(self._explain(step, batches, losses))
+            raise NonFiniteLossError(explain(self, batches, losses))
         rate = update(self.optimizer, step, self.job)
         self.step = step
         seconds = time.perf_counter() - started
@@ -212,35 +206,6 @@ class Trainer:
         torch.autograd.backward(torch.stack(weighted).sum())
         return {term: loss.detach() for term, loss in losses.items()}
 
-    def _explain(
-        self, step: int, batches: list[MicroBatch], losses: list[dict[Term, Tensor]]
-    ) -> str:
-        """Name the first micro-batch whose loss, or whose gradient taken alone, is not finite."""
-        for batch, by_term in zip(batches, losses, strict=True):
-            for term, loss in by_term.items():
-                what = self._what_is_not_finite(batch, term, loss)
-                if what:
-                    return (
-                        f"step {step}: the {batch.bucket} bucket's {what} on blocks "
-                        f"{batch.block_ids} ({self.objectives.where_not_finite(batch)}). No weight "
-                        "was changed by this step; lower training.learning_rate, raise "
-                        "training.warmup_steps, or look at these blocks"
-                    )
-        return (
-            f"step {step}: the gradient norm overflowed though every micro-batch's gradient is "
-            "finite; lower training.learning_rate"
-        )
-
-    def _what_is_not_finite(self, batch: MicroBatch, term: Term, loss: Tensor) -> str | None:
-        if not bool(torch.isfinite(loss)):
-            return f"{term.objective} loss is {float(loss)}"
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.objectives.losses(batch)[term] * batch.shares[term])
-        grads = [w.grad for w in named_weights(self.student).values() if w.grad is not None]
-        if all(bool(torch.isfinite(grad).all()) for grad in grads):
-            return None
-        return f"{term.objective} gradient is not finite (its loss is {float(loss)})"
-
     def leave_if(self, signal_number: int | None) -> None:
         """Save and end where a signal asked for it.
 
@@ -262,12 +227,7 @@ class Trainer:
         # The journal first: a checkpoint must never know steps that the journal lost.
         with storage_errors(self.journal.path):
             self.journal.flush()
-        tensors = {
-            "model": {name: w.detach() for name, w in named_weights(self.student).items()},
-            "optimizer": optimizer_tensors(self.optimizer, self.student),
-            "random": self._random_state(),
-        }
-        self.checkpoints.save(Checkpoint(self.step, tensors, self._state()))
+        self.checkpoints.save(checkpoint_of(self))
         self.saved_step = self.step
         log.info("saved step %d of %d", self.step, self.job.num_steps)
 
@@ -280,8 +240,7 @@ class Trainer:
         """
         checkpoint = self.checkpoints.newest()
         if checkpoint is not None:
-            self._check_identity(checkpoint.state)
-            self._restore(checkpoint)
+            restore(self, checkpoint)
         self.journal.truncate_after(self.step)
         weight_bytes = sum(
             w.numel() * w.element_size() for w in named_weights(self.student).values()
@@ -295,107 +254,3 @@ class Trainer:
         if repeated:
             log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)
         log.info("%s: starting after step %d of %d", self.job.method, self.step, self.job.num_steps)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        weights = named_weights(self.student)
-        saved = checkpoint.tensors["model"]
-        shapes = {name: tuple(w.shape) for name, w in weights.items()}
-        if shapes != {name: tuple(w.shape) for name, w in saved.items()}:
-            raise MismatchError(
-                f"{self.checkpoints.folder}: the checkpoint's weights are of another model"
-            )
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(saved[name])
-        load_optimizer_tensors(self.optimizer, self.student, checkpoint.tensors["optimizer"])
-        torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
-            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"])
-        state = checkpoint.state
-        self.loader.load_state(state["loader"])
-        self.step = self.saved_step = checkpoint.step
-        self.seconds = state["seconds"]
-        self.metrics = state["metrics"]
-
-    def _check_identity(self, state: Mapping[str, Any]) -> None:
-        wanted, saved = self.job.identity(), state["job"]
-        different = sorted(
-            name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)
-        )
-        if different:
-            name = different[0]
-            raise MismatchError(
-                f"{self.checkpoints.folder}: was made with another {', '.join(different)} "
-                f"({name}: {saved.get(name)!r}, now {wanted.get(name)!r}); train in another work "
-                f"folder, or delete {self.checkpoints.folder} to start from step 0"
-            )
-        environment = environment_of(self.device)
-        for name, value in state["environment"].items():
-            if environment.get(name) != value:
-                log.warning(
-                    "resuming with %s %s where the checkpoint had %s: the last bits of the result "
-                    "may differ from an uninterrupted run",
-                    name,
-                    environment.get(name),
-                    value,
-                )
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "job": self.job.identity(),
-            "loader": self.loader.state(),
-            "seconds": self.seconds,
-            "metrics": dict(self.metrics),
-            "environment": environment_of(self.device),
-        }
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state()
-        return state
-
-    def write_result(self) -> Path:
-        """Write the trained student as a Hugging Face folder, with its summary and journal.
-
-        Raises:
-            StorageError: the disk is full; the last checkpoint is intact.
-        """
-        result, temporary = self.work / "result", self.work / ".tmp-result"
-        self.journal.close()
-        with storage_errors(result):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            self._write_model(temporary)
-            shutil.copyfile(self.journal.path, temporary / JOURNAL_NAME)
-            write_json(temporary / "training.json", self._summary())
-            shutil.rmtree(result, ignore_errors=True)
-            temporary.rename(result)
-        return result
-
-    def _write_model(self, folder: Path) -> None:
-        student, original = Path(self.job.student_folder), Path(self.job.teacher_folder)
-        model = self.student
-        if self.job.recipe.trains_adapters:
-            model = adapters.merged(self.student, student, original)
-            adapters.save_adapters(self.student, folder / adapters.ADAPTERS_NAME)
-        models.save_model(model, student, folder)
-
-    def _summary(self) -> dict[str, Any]:
-        tokens = self.step * self.step_tokens
-        return {
-            "method": self.job.method,
-            "rows": dict(self.job.rows),
-            "num_steps": self.step,
-            "tokens": tokens,
-            "epochs": self.epochs,
-            "seconds": self.seconds,
-            "tokens_per_second": tokens / self.seconds,
-            "final": dict(self.metrics),
-            "distill_layers": list(self.job.distill_layers),
-            "loss_weights": {term.metric: weight for term, weight in self.weights.items()},
-            "num_threads": torch.get_num_threads(),
-            "environment": environment_of(self.device),
-            "job": self.job.to_json(),
-        }

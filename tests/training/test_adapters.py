@@ -17,6 +17,7 @@ from longred.errors import ConfigError
 from longred.models import hidden_states, load_model
 from longred.training.loop import Trainer, train
 from longred.training.optimizer import named_weights
+from longred.training.result import write_result
 from longred.training.teacher import load_teacher
 
 LAYERS = (1, 2, 3)
@@ -87,7 +88,7 @@ def test_the_result_is_a_whole_model_and_its_adapters(make_job: MakeJob, tmp_pat
     trainer = Trainer(job, tmp_path)
     while trainer.step < 4:
         trainer.train_step()
-    result = trainer.write_result()
+    result = write_result(trainer)
     tokens = torch.randint(2, 500, (1, 100))
     student = load_model(Path(job.student_folder))
     whole = load_model(result)
