@@ -1,0 +1,172 @@
+"""The image, the compose file and the Kubernetes manifests, by the published schemas.
+
+No container engine and no cluster runs here: what is checked is what they will read.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+KUBERNETES = ROOT / "deployments" / "kubernetes"
+VERSION = "1.32"
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+
+
+def variables(text: str) -> set[str]:
+    return set(re.findall(r"\$\{(\w+)", text))
+
+
+def test_compose_file_follows_the_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    file = str(ROOT / "docker" / "compose.yaml")
+    result = subprocess.run([*command, file], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_our_containers_can_do_little(compose: dict[str, Any]) -> None:
+    ours = [s for s in compose["services"].values() if s["image"].startswith("longred:")]
+    assert len(ours) == 6
+    for service in ours:
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001:10001"]
+
+
+def test_no_password_is_written_down() -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    example = (ROOT / "docker" / "example.env").read_text()
+    asked = set(re.findall(r"^(\w+)=$", example, re.MULTILINE))
+    assert variables(text) == asked
+    # An empty value stops compose before anything starts.
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == asked
+    assert not re.search(r"(?i)(password|secret)\w*[=:] *['\"]?[a-z0-9]{8}", text)
+
+
+def test_the_image_copies_files_that_exist() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    lines = re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE)
+    copied = [name for line in lines for name in line.split()]
+    kept = (ROOT / "docker" / "Dockerfile.dockerignore").read_text()
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}\n" in kept
+
+
+def test_the_image_installs_tested_versions() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    extras = {e for line in re.findall(r"EXTRAS=(\S+)", text) for e in line.split(",")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    pinned = {Requirement(line).name.lower() for line in _constraints()}
+    wanted = {Requirement(line).name.lower() for line in needed}
+    assert wanted
+    assert wanted <= pinned
+
+
+def _constraints() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_a_run_is_a_job() -> None:
+    job = yaml.safe_load((KUBERNETES / "run.yaml").read_text())
+    kubernetes_validate.validate(job, VERSION, strict=True)
+    _check_pod(job["spec"]["template"]["spec"])
+
+
+def test_a_run_stops_at_errors_that_come_again() -> None:
+    from longred import errors
+
+    rules = yaml.safe_load((KUBERNETES / "run.yaml").read_text())["spec"]["podFailurePolicy"]
+    stopped = set(rules["rules"][0]["onExitCodes"]["values"])
+    assert stopped == set(errors.BY_EXIT_CODE) - {errors.LockedError.exit_code}
+
+
+def test_training_over_nodes_is_a_job_for_each_node() -> None:
+    jobs = yaml.safe_load((KUBERNETES / "training-nodes.yaml").read_text())
+    assert jobs["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    (nodes,) = jobs["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **nodes["template"]}
+    kubernetes_validate.validate(job, VERSION, strict=True)
+    spec = job["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    name = jobs["metadata"]["name"]
+    assert f"--nnodes={spec['parallelism']}" in container["args"]
+    assert spec["parallelism"] == spec["completions"]
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert f"--nproc-per-node={gpus}" in container["args"]
+    meeting = f"--rdzv-endpoint={name}-{nodes['name']}-0-0.{name}:29500"
+    assert meeting in container["args"]
+    _check_pod(spec["template"]["spec"])
+
+
+def test_the_work_pool_makes_a_job() -> None:
+    template = json.loads((KUBERNETES / "work-pool.json").read_text())
+    properties = template["variables"]["properties"]
+    text = json.dumps(template["job_configuration"])
+    # A variable that is named nowhere has no effect.
+    assert set(re.findall(r"\{\{ (\w+) \}\}", text)) == set(properties)
+    values = {name: each.get("default") for name, each in properties.items()}
+    values["command"] = ["prefect", "flow-run", "execute"]
+    values["env"] = [{"name": key, "value": value} for key, value in values["env"].items()]
+    job = _filled(template["job_configuration"]["job_manifest"], values)
+    pod = job["spec"]["template"]["spec"]
+    # Prefect wants these here, where Kubernetes does not know them.
+    assert [pod.pop(name) for name in ("completions", "parallelism")] == [1, 1]
+    kubernetes_validate.validate(job, VERSION, strict=True)
+    _check_pod(pod)
+
+
+def _filled(value: Any, values: dict[str, Any]) -> Any:
+    """Put values for `{{ name }}`, as they are where that is all of a string."""
+    if isinstance(value, dict):
+        return {key: _filled(each, values) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, values) for each in value]
+    if isinstance(value, str):
+        whole = re.fullmatch(r"\{\{ (\w+) \}\}", value)
+        if whole:
+            return values[whole[1]]
+        return re.sub(r"\{\{ (\w+) \}\}", lambda found: str(values[found[1]]), value)
+    return value
+
+
+def _check_pod(pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    (container,) = pod["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+@pytest.mark.parametrize("service", ["prefect", "mlflow"])
+def test_health_needs_an_answer(service: str) -> None:
+    command = [sys.executable, str(ROOT / "docker" / "health.py"), service, "http://127.0.0.1:9"]
+    result = subprocess.run(command, capture_output=True, env={**os.environ}, check=False)
+    assert result.returncode != 0
