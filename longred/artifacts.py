@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from longred.errors import LockedError, MismatchError, PreflightError, StorageError
+from longred.remote import MANIFEST as MANIFEST
+from longred.remote import Remote
 
-MANIFEST = "MANIFEST.json"
 DIGEST_LENGTH = 16
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -199,6 +200,7 @@ class Store:
 
     Args:
         root: folder that holds `artifacts/`, `work/` and `runs/`; made when first written to.
+        remote: where finished artifacts are kept too; what is there is fetched, not made.
 
     Attributes:
         writes: whether anything may be written under the root.
@@ -206,8 +208,9 @@ class Store:
 
     writes = True
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, remote: Remote | None = None) -> None:
         self.root = Path(root).expanduser().resolve()
+        self.remote = remote
         self.artifacts = self.root / "artifacts"
         self.runs = self.root / "runs"
 
@@ -244,6 +247,14 @@ class Store:
             return None
         return Artifact(stage, digest, str(folder), reused=True) if whole else None
 
+    def is_remote(self, stage: str, digest: str) -> bool:
+        """Return whether an artifact can be fetched.
+
+        Raises:
+            PreflightError: the remote place cannot be asked.
+        """
+        return self.remote is not None and self.remote.has(self._folder(stage, digest).name)
+
     def verify(self, artifact: Artifact) -> None:
         """Compare every file of an artifact with its manifest.
 
@@ -279,53 +290,84 @@ class Store:
 
         Raises:
             LockedError: another process makes the same artifact.
-            StorageError: the disk is full; progress in the work folder stays.
+            StorageError: the disk is full, or it could not be fetched or sent; progress in the work
+                folder stays.
+            MismatchError: what was fetched differs from its manifest.
         """
         digest = self.digest(stage, values, inputs, version)
         found = None if again else self.find(stage, digest)
         if found:
+            self._send(found)
             return found
         work = self.work(digest)
         make_folder(work)
         make_folder(self.artifacts)
         with locked(work / "lock", f"{stage}-{digest}"):
-            found = None if again else self.find(stage, digest)
-            if found:
-                return found
-            folder = self._folder(stage, digest)
-            temporary = self.artifacts / f".tmp-{folder.name}"
-            with storage_errors(folder):
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                make(temporary, work)
-                identity = {"values": dict(values), "inputs": dict(inputs), "version": version}
-                self._commit(temporary, folder, {"stage": stage, "digest": digest, **identity})
+            found = None if again else self.find(stage, digest) or self._fetch(stage, digest)
+            if found is None:
+                folder = self._folder(stage, digest)
+                with self._new_folder(folder) as temporary:
+                    make(temporary, work)
+                    identity = {"values": dict(values), "inputs": dict(inputs), "version": version}
+                    _write_manifest(temporary, {"stage": stage, "digest": digest, **identity})
             shutil.rmtree(work, ignore_errors=True)
-        return Artifact(stage, digest, str(folder))
+        made = found or Artifact(stage, digest, str(folder))
+        self._send(made)
+        return made
+
+    def _fetch(self, stage: str, digest: str) -> Artifact | None:
+        """Take an artifact over from the remote place, if it is there."""
+        if self.remote is None or not self.is_remote(stage, digest):
+            return None
+        folder = self._folder(stage, digest)
+        with self._new_folder(folder) as temporary:
+            self.remote.fetch(folder.name, temporary)
+            self.verify(Artifact(stage, digest, str(temporary)))
+        return Artifact(stage, digest, str(folder), reused=True)
+
+    def _send(self, artifact: Artifact) -> None:
+        """Send an artifact to the remote place, if there is one and it lacks it."""
+        if self.remote is None or not self.writes:
+            return
+        if not self.is_remote(artifact.stage, artifact.digest):
+            self.remote.send(artifact.folder, artifact.read_json(MANIFEST)["files"])
 
     def _folder(self, stage: str, digest: str) -> Path:
         if not _NAME.match(stage) or not re.fullmatch(r"[0-9a-f]+", digest):
             raise ValueError(f"{stage}-{digest}: is not the name of an artifact")
         return self.artifacts / f"{stage}-{digest}"
 
-    def _commit(self, temporary: Path, folder: Path, identity: Mapping[str, Any]) -> None:
-        files = {}
-        for path in sorted(temporary.rglob("*")):
-            if path.is_symlink():
-                raise ValueError(f"{path}: an artifact holds plain files only")
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                name = path.relative_to(temporary).as_posix()
-                files[name] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-            else:
-                sync_folder(path)
-        write_json(temporary / MANIFEST, {**identity, "files": files})
-        if folder.exists():
-            # os.replace cannot replace a folder that is not empty.
-            shutil.rmtree(folder)
-        temporary.replace(folder)
-        sync_folder(folder.parent)
+    @contextlib.contextmanager
+    def _new_folder(self, folder: Path) -> Iterator[Path]:
+        """Yield a temporary folder; what was put into it, flushed to disk, gets the final name."""
+        temporary = self.artifacts / f".tmp-{folder.name}"
+        with storage_errors(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                else:
+                    sync_folder(path)
+            sync_folder(temporary)
+            if folder.exists():
+                # os.replace cannot replace a folder that is not empty.
+                shutil.rmtree(folder)
+            temporary.replace(folder)
+            sync_folder(folder.parent)
+
+
+def _write_manifest(folder: Path, identity: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise ValueError(f"{path}: an artifact holds plain files only")
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+    write_json(folder / MANIFEST, {**identity, "files": files})
 
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json")

@@ -16,8 +16,13 @@ from longred.config import RunConfig, StoreConfig, load_recipe, load_recorded
 from longred.errors import ConfigError, MismatchError
 
 STORE_VARIABLE = "LONGRED_STORE"
+REMOTE_VARIABLE = "LONGRED_STORE_REMOTE"
 TRACKING_VARIABLE = "LONGRED_TRACKING_URI"
-_VARIABLES = {STORE_VARIABLE: "store.path", TRACKING_VARIABLE: "tracking.uri"}
+_VARIABLES = {
+    STORE_VARIABLE: "store.path",
+    REMOTE_VARIABLE: "store.remote",
+    TRACKING_VARIABLE: "tracking.uri",
+}
 MAX_EARLIER_RUNS = 100
 RUN_ID = r"[0-9]{8}-[0-9]{6}-[a-z0-9._-]+"
 _RUN_ID = re.compile(RUN_ID + r"\Z")
@@ -44,7 +49,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     if not is_run_name(recipe):
         return load_recipe(recipe, [*places, *overrides])
     store = find_store(overrides)
-    config = {**load_run(store, recipe).config, "store": {"path": str(store.root)}}
+    config = load_run(store, recipe).config
+    config["store"] = {**config.get("store", {}), "path": str(store.root)}
     tracking = dict(config.get("tracking") or {})
     if is_loopback(tracking.get("uri") or ""):
         # The address of a server that `longred up` had started, and may have stopped since.

@@ -9,6 +9,7 @@ from typing import Any
 
 from longred.artifacts import MANIFEST, Artifact, Store
 from longred.errors import ConfigError
+from longred.remote import Remote
 
 STAGES = (
     "model",
@@ -121,9 +122,10 @@ class ScopedStore(Store):
         scope: what is made.
         begun: told of each artifact before it is made.
         previous: returns the digest that the running stage had in an earlier run, if any.
+        remote: as `Store`.
 
     Attributes:
-        told: digests of artifacts that do not exist and were not made.
+        told: digests of artifacts that do not exist here and were not made.
     """
 
     def __init__(
@@ -132,8 +134,9 @@ class ScopedStore(Store):
         scope: Scope,
         begun: Callable[[Begun], None],
         previous: Callable[[], str | None],
+        remote: Remote | None = None,
     ) -> None:
-        super().__init__(root)
+        super().__init__(root, remote)
         self.scope = scope
         self.writes = not scope.is_dry
         self.told: set[str] = set()
@@ -159,19 +162,19 @@ class ScopedStore(Store):
         found = self.find(stage, digest)
         again = again or self.scope.is_forced(stage)
         reason = None
-        if found is None:
+        if found is None and not self.is_remote(stage, digest):
             identity = {"values": dict(values), "inputs": dict(inputs), "version": version}
             reason = why(self, stage, digest, identity, self._previous())
         elif again:
             reason = f"asked for (--from {self.scope.start})"
         self._begun(Begun(digest, self.work(digest), reason))
         mode = self.scope.mode(stage)
-        if mode is Mode.REQUIRE and found is None:
+        if mode is Mode.REQUIRE and reason is not None:
             raise ConfigError(
                 f"--only {self.scope.only}: {stage} is not made yet ({reason}); run it first, or "
                 "leave out --only"
             )
-        if mode is Mode.TELL and reason is not None:
+        if mode is Mode.TELL and (reason is not None or found is None):
             self.told.add(digest)
             return Artifact(stage, digest, str(self._folder(stage, digest)))
         return super().build(stage, values, inputs, make, version, again=again)

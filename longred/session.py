@@ -18,6 +18,7 @@ from longred.artifacts import Artifact, Store, canonical_digest, make_folder
 from longred.config import RunConfig
 from longred.errors import LongredError, Stopped
 from longred.progress import Progress
+from longred.remote import Remote
 from longred.runs import (
     RunRecord,
     StageRecord,
@@ -62,6 +63,7 @@ class Run:
         root: the store's root folder.
         scope: which stages are made.
         listeners: who shows the run.
+        remote: where artifacts are kept too, if anywhere.
 
     Attributes:
         record: written to disk at every change, unless the run is dry.
@@ -70,10 +72,15 @@ class Run:
     """
 
     def __init__(
-        self, record: RunRecord, root: Path, scope: Scope, listeners: Sequence[Listener]
+        self,
+        record: RunRecord,
+        root: Path,
+        scope: Scope,
+        listeners: Sequence[Listener],
+        remote: Remote | None = None,
     ) -> None:
         self.record = record
-        self.store = ScopedStore(root, scope, self._note, self._previous_digest)
+        self.store = ScopedStore(root, scope, self._note, self._previous_digest, remote)
         self.is_dry = scope.is_dry
         self._listeners = list(listeners)
         self._lock = threading.Lock()
@@ -255,6 +262,7 @@ def open_run(
 
     store = Store(config.store.path)
     root = store.root
+    remote = Remote(config.store.remote) if config.store.remote else None
     scope = _scope.get().starting(start_from)
     origin = load_run(store, recipe) if is_run_name(recipe) else None
     record = RunRecord(
@@ -270,7 +278,7 @@ def open_run(
         origin=origin.id if origin else None,
         part=scope.part,
     )
-    run = Run(record, root, scope, _listening.get())
+    run = Run(record, root, scope, _listening.get(), remote)
     run.save()
     follower = None if scope.is_dry else Follower(run, config.tracking)
     token = _current.set(run)

@@ -11,9 +11,13 @@ class ReportConfig(Section):
 
 
 class StoreConfig(Section):
-    """Where artifacts, work in progress and run records are kept."""
+    """Where artifacts, work in progress and run records are kept.
+
+    `remote` is an fsspec address (`s3://bucket/folder`) where finished artifacts are kept too.
+    """
 
     path: str = runtime("outputs")
+    remote: str | None = runtime(None)
 
 
 class TrackingConfig(Section):
