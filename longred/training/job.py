@@ -41,6 +41,9 @@ class TrainingJob:
         optimizer_offload: whether the optimizer's state is kept in host memory; same bits.
         activation_checkpointing: one of `longred.activations.CHECKPOINTING`; same bits.
         uncheckpointed_tokens: micro-batches of at most so many tokens hold all activations.
+        mlp_tile_tokens: tokens of an MLP's tile, see `longred.mlp_tiles`; 0 for no tiles.
+        spike_mads: see `longred.training.spikes`; a loss that leaps so far up is told of.
+        halt_after_spikes: so many in a row end the training; 0 for never.
         max_grad_norm: gradients are scaled down to this global norm.
         short_distill_weight: alpha 1 of the paper.
         short_to_long_weight: alpha 2 of the paper.
@@ -105,6 +108,9 @@ class TrainingJob:
     optimizer_offload: bool = field(default=False, metadata={"runtime": True})
     activation_checkpointing: str = field(default="none", metadata={"runtime": True})
     uncheckpointed_tokens: int = field(default=8192, metadata={"runtime": True})
+    mlp_tile_tokens: int = field(default=0, metadata={"runtime": True})
+    spike_mads: float = field(default=10.0, metadata={"runtime": True})
+    halt_after_spikes: int = field(default=3, metadata={"runtime": True})
     attention_backend: str = field(default="auto", metadata={"runtime": True})
 
     def __post_init__(self) -> None:
@@ -146,7 +152,13 @@ class TrainingJob:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: must be 1 or more, got {getattr(self, name)}")
-        for name in ("short_micro_batch_tokens", "uncheckpointed_tokens"):
+        at_least_zero = (
+            "short_micro_batch_tokens",
+            "uncheckpointed_tokens",
+            "mlp_tile_tokens",
+            "halt_after_spikes",
+        )
+        for name in at_least_zero:
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}: must be 0 or more, got {getattr(self, name)}")
         choices = (

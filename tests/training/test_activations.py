@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_bytes import LiveBytes
+from operator_counts import LiveBytes, OperatorCalls
 from tiny_training import MakeJob
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from longred.activations import CHECKPOINTING, checkpoint_activations, holding_activations
 from longred.attention import BACKENDS, flash
@@ -14,19 +13,6 @@ from longred.models import hidden_states, load_model
 from longred.training.loop import Trainer
 
 NUM_LAYERS = 3
-
-
-class Calls(TorchDispatchMode):
-    """Counts the calls of operators by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name
-        self.counts[name] = self.counts.get(name, 0) + 1
-        return func(*args, **(kwargs or {}))
 
 
 def model_of(folder: Path, kind: str):
@@ -49,7 +35,7 @@ def test_attention_runs_once_where_its_output_is_held(tiny_model_folder: Path):
     found = {}
     for kind in CHECKPOINTING:
         model = model_of(tiny_model_folder, kind)
-        with Calls() as calls:
+        with OperatorCalls() as calls:
             grads = backward(model)
         counts = calls.counts
         found[kind] = (
@@ -84,10 +70,10 @@ def test_more_checkpointing_holds_fewer_bytes(tiny_model_folder: Path):
 
 def test_activations_are_held_inside(tiny_model_folder: Path):
     model = model_of(tiny_model_folder, "full")
-    with Calls() as calls, holding_activations(model):
+    with OperatorCalls() as calls, holding_activations(model):
         backward(model)
     assert calls.counts["aten::silu"] == NUM_LAYERS
-    with Calls() as calls:
+    with OperatorCalls() as calls:
         backward(model)
     assert calls.counts["aten::silu"] == 2 * NUM_LAYERS
 
@@ -148,7 +134,7 @@ def test_only_large_micro_batches_are_computed_again(method, make_job: MakeJob, 
     for kind in ("none", "selective"):
         job = make_job(activation_checkpointing=kind, uncheckpointed_tokens=64, **values)
         trainer = Trainer(job, tmp_path / kind)
-        with Calls() as calls:
+        with OperatorCalls() as calls:
             metrics[kind] = dict(trainer.train_step())
         counts[kind] = calls.counts["aten::silu"]
         metrics[kind].pop("train/tokens_per_second")

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, counted operator by operator."""
+"""What a computation does, operator by operator: bytes of tensors alive, and calls."""
 
 import weakref
 
@@ -42,3 +42,16 @@ class LiveBytes(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+class OperatorCalls(TorchDispatchMode):
+    """Counts the calls of operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))

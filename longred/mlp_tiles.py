@@ -1,0 +1,120 @@
+"""MLPs computed some tokens at a time: their inner activations, the widest of a model, stay small.
+
+Shapes: M tokens (rows laid end to end), D hidden dimension.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def tile_mlps(model: PreTrainedModel, tile_tokens: int) -> None:
+    """Compute every decoder layer's MLP at most `tile_tokens` tokens at a time.
+
+    Each tile is computed again in the backward pass; only the MLP's input is held, or, in a
+    checkpointed layer, not even that, and then nothing is computed more often than without tiles.
+    Weight gradients are summed over tiles in the weights' own type.
+
+    Args:
+        model: changed in place.
+        tile_tokens: 0 leaves the model as it is.
+    """
+    if not tile_tokens:
+        return
+    base: Any = model.base_model
+    for layer in base.layers:
+        layer.mlp.forward = functools.partial(_tiled, layer.mlp, layer.mlp.forward, tile_tokens)
+
+
+def _tiled(mlp: nn.Module, forward: Forward, tile_tokens: int, hidden_BTD: Tensor) -> Tensor:
+    hidden_MD = hidden_BTD.flatten(0, -2)
+    if hidden_MD.shape[0] <= tile_tokens:
+        return forward(hidden_BTD)
+    weights = [weight for weight in mlp.parameters() if weight.requires_grad]
+    if not (torch.is_grad_enabled() and (weights or hidden_MD.requires_grad)):
+        return _by_tile(forward, hidden_MD, tile_tokens).view(hidden_BTD.shape)
+    kept = _Kept.apply(torch.empty((), requires_grad=True), hidden_MD)  # type: ignore[no-untyped-call]
+    output_MD: Tensor = _Tiled.apply(  # type: ignore[no-untyped-call]
+        forward, tile_tokens, kept.grad_fn, hidden_MD, *weights
+    )
+    return output_MD.view(hidden_BTD.shape)
+
+
+def _by_tile(forward: Forward, hidden_MD: Tensor, tile_tokens: int) -> Tensor:
+    first, *others = _parts(hidden_MD.shape[0], tile_tokens)
+    tile = forward(hidden_MD[first])
+    output_MD = tile.new_empty(hidden_MD.shape)
+    output_MD[first] = tile
+    for part in others:
+        output_MD[part] = forward(hidden_MD[part])
+    return output_MD
+
+
+def _parts(num_tokens: int, tile_tokens: int) -> Iterator[slice]:
+    for start in range(0, num_tokens, tile_tokens):
+        yield slice(start, start + tile_tokens)
+
+
+class _Kept(torch.autograd.Function):
+    """Saves a tensor before the work that is done with it.
+
+    A checkpointed layer is computed again only until everything that it saved is there. Saved by
+    `_Tiled` itself, which saves when it is done, its input would cost the whole MLP once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, hidden_MD: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_MD)
+        return torch.empty((), device=anchor.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("nothing is computed from what this returns")
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        forward: Forward,
+        tile_tokens: int,
+        kept: Any,
+        hidden_MD: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.forward, ctx.tile_tokens, ctx.kept, ctx.weights = forward, tile_tokens, kept, weights
+        device = hidden_MD.device.type
+        ctx.autocast = functools.partial(
+            torch.autocast,
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+        )
+        return _by_tile(forward, hidden_MD, tile_tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (output_grad_MD,) = grads
+        (hidden_MD,) = ctx.kept.saved_tensors
+        ctx.kept, hidden_MD = None, hidden_MD.detach()
+        needs_hidden = ctx.needs_input_grad[3]
+        hidden_grad_MD = torch.empty_like(hidden_MD) if needs_hidden else None
+        sums: list[Tensor | None] = [None] * len(ctx.weights)
+        for part in _parts(hidden_MD.shape[0], ctx.tile_tokens):
+            tile = hidden_MD[part].requires_grad_(needs_hidden)
+            with torch.enable_grad(), ctx.autocast():
+                output = ctx.forward(tile)
+            inputs = [*ctx.weights, *([tile] if needs_hidden else [])]
+            found = torch.autograd.grad(output, inputs, output_grad_MD[part])
+            if hidden_grad_MD is not None:
+                hidden_grad_MD[part] = found[-1]
+            for i, grad in enumerate(found[: len(sums)]):
+                total = sums[i]
+                sums[i] = grad if total is None else total.add_(grad)
+        return None, None, None, hidden_grad_MD, *sums

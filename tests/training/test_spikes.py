@@ -1,0 +1,85 @@
+"""Loss spikes: which losses are some, what is told, and when a training ends for them."""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from longred.training.spikes import SpikeGuard
+
+
+def guard(**values) -> SpikeGuard:
+    return SpikeGuard(**{"spike_mads": 10.0, "halt_after": 3, **values})
+
+
+def draw(count: int) -> list[float]:
+    generator = random.Random(0)
+    return [generator.gauss(3.0, 0.1) for _ in range(count)]
+
+
+def test_a_loss_is_judged_by_the_hundred_before_it():
+    losses = draw(250)
+    ours = guard(spike_mads=2.0)
+    found = [ours.observe(step, loss) for step, loss in enumerate(losses, start=1)]
+    for i, loss in enumerate(losses):
+        window = losses[max(0, i - 100) : i]
+        expected = -math.inf
+        if len(window) >= 20:
+            middle = statistics.median(window)
+            expected = (loss - middle) / statistics.median(abs(x - middle) for x in window)
+        assert found[i] == (pytest.approx(expected) if expected > 2.0 else None)
+    assert sum(value is not None for value in found) > 5
+
+
+@pytest.mark.parametrize(
+    ("losses", "loss", "is_spike"),
+    [
+        (draw(100), 300.0, True),
+        (draw(100), 3.5, False),
+        (draw(100), -300.0, False),
+        (draw(19), 300.0, False),
+        (draw(20), 300.0, True),
+        ([2.0] * 50, 2.001, False),
+        ([2.0] * 50, 2.1, True),
+        ([0.0] * 50, 0.0, False),
+    ],
+)
+def test_only_leaps_upwards_are_spikes(losses, loss, is_spike, caplog):
+    ours = guard()
+    for step, value in enumerate(losses, start=1):
+        ours.observe(step, value)
+    caplog.clear()
+    assert (ours.observe(len(losses) + 1, loss) is not None) == is_spike
+    assert ("median absolute deviations above" in caplog.text) == is_spike
+
+
+def test_the_training_ends_after_three_in_a_row_and_not_before():
+    ours = guard()
+    losses = [*draw(30), 300.0, 3.0, 300.0, 310.0, 320.0]
+    problems = []
+    for step, loss in enumerate(losses, start=1):
+        ours.observe(step, loss)
+        problems.append(ours.problem(step, 25))
+    assert problems[:-1] == [None] * 34
+    assert problems[-1].startswith("step 35: the loss has spiked in 3 steps in a row, from step 33")
+    assert "checkpoint is of step 25" in problems[-1]
+    assert "training.learning_rate" in problems[-1]
+    never = guard(halt_after=0)
+    for step, loss in enumerate(losses, start=1):
+        never.observe(step, loss)
+        assert never.problem(step, 25) is None
+
+
+def test_state_goes_on_exactly():
+    whole, cut = guard(), guard()
+    losses = [*draw(120), 300.0, 310.0]
+    for step, loss in enumerate(losses, start=1):
+        whole.observe(step, loss)
+        cut.observe(step, loss)
+        again = guard()
+        again.load_state(cut.state())
+        cut = again
+    assert cut.state() == whole.state()
+    assert cut.observe(123, 320.0) == whole.observe(123, 320.0)
+    assert cut.problem(123, 0) == whole.problem(123, 0) is not None
