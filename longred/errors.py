@@ -35,6 +35,12 @@ class NonFiniteLossError(LongredError):
     exit_code = 5
 
 
+class LossSpikeError(LongredError):
+    """A training's loss leapt up in several steps in a row, and going on would waste time."""
+
+    exit_code = 5
+
+
 class LockedError(LongredError):
     """Another process works on the same folder."""
 

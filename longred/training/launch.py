@@ -44,7 +44,7 @@ def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) ->
 
     Raises:
         NonFiniteLossError, StorageError, LockedError, MismatchError, PreflightError, ConfigError:
-            as the child said.
+            as the child said; the first also for spikes of the loss.
         Stopped: a signal ended it; progress is saved.
         LostProcessError: it was killed or crashed; the message has the end of its log.
     """
@@ -137,7 +137,8 @@ def _follow(progress: int, job: TrainingJob, on_progress: Progress | None) -> st
 
 def _text(method: str, metrics: dict[str, float]) -> str:
     speed = metrics["train/tokens_per_second"]
-    return f"{method}: loss {metrics['train/loss']:.4f}, {speed:,.0f} tokens/s"
+    spike = " (a spike)" if "train/loss_spike" in metrics else ""
+    return f"{method}: loss {metrics['train/loss']:.4f}{spike}, {speed:,.0f} tokens/s"
 
 
 def _error(code: int, message: str, log_path: Path) -> LongredError:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from longred import models
-from longred.activations import checkpoint_activations
 from longred.artifacts import storage_errors
 from longred.data.loader import StepLoader
-from longred.errors import ConfigError, NonFiniteLossError, Stopped
+from longred.errors import ConfigError, LossSpikeError, NonFiniteLossError, Stopped
 from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
@@ -22,6 +21,7 @@ from longred.training.not_finite import explain
 from longred.training.optimizer import build_optimizer, named_weights, update
 from longred.training.persistence import checkpoint_of, restore
 from longred.training.result import write_result
+from longred.training.spikes import SpikeGuard
 from longred.training.step import (
     MicroBatch,
     Objectives,
@@ -29,6 +29,7 @@ from longred.training.step import (
     micro_batches,
     term_counts,
 )
+from longred.training.student import load_student
 from longred.training.teacher import Teacher, load_teacher
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def train(
 
     Raises:
         NonFiniteLossError: a loss or gradient is NaN or infinite; no weight has been changed by it.
+        LossSpikeError: the loss spiked in several steps in a row; the last of them is not saved.
         Stopped: `stop_requested` returned a signal; progress is saved.
         MismatchError: the checkpoints are damaged or belong to another job or other data.
         PreflightError: the disk has no room for a checkpoint.
@@ -68,6 +70,7 @@ def train(
         trainer.leave_if(stop_requested())
         metrics = trainer.train_step()
         on_step(trainer.step, metrics)
+        trainer.leave_if_spiking()
         if trainer.step % job.save_every_steps == 0:
             trainer.save()
     trainer.leave_if(stop_requested())
@@ -88,25 +91,14 @@ class Trainer:
         self.work = work
         self.step = 0
         self.seconds = 0.0
-        self.metrics: Mapping[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.saved_step = 0
         if job.num_threads:
             torch.set_num_threads(job.num_threads)
         torch.manual_seed(job.seed)
         self.device = models.choose_device(job.device)
         self._check()
-        self.student = models.load_model(
-            Path(job.student_folder),
-            dtype=torch.float32,
-            device=self.device,
-            original=Path(job.teacher_folder),
-            backend=job.attention_backend,
-            compute_dtype=getattr(torch, job.dtype),
-        )
-        if job.recipe.trains_adapters:
-            adapters.add_adapters(self.student, job.lora, dtype=job.dtype)
-        self.student.train()
-        checkpoint_activations(self.student, job.activation_checkpointing)
+        self.student = load_student(job, self.device)
         self.objectives = Objectives(job, self.student, self._load_teacher(), self.device)
         self.weights = fixed_weights(job)
         self.optimizer = build_optimizer(self.student, job)
@@ -117,6 +109,7 @@ class Trainer:
             bucket: job.num_steps * job.rows[bucket] / len(file)
             for bucket, file in self.loader.files.items()
         }
+        self.spikes = SpikeGuard(spike_mads=job.spike_mads, halt_after=job.halt_after_spikes)
         self.journal = Journal(work / JOURNAL_NAME)
         self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints)
 
@@ -192,6 +185,9 @@ class Trainer:
             "train/learning_rate": rate,
             "train/tokens_per_second": self.step_tokens / seconds,
         }
+        spike = self.spikes.observe(step, total)
+        if spike is not None:
+            self.metrics["train/loss_spike"] = spike
         with storage_errors(self.journal.path):
             self.journal.append(self.metrics, step=step)
         return self.metrics
@@ -215,6 +211,16 @@ class Trainer:
         if signal_number is not None:
             self.save()
             raise Stopped(signal_number)
+
+    def leave_if_spiking(self) -> None:
+        """End a training whose loss spikes again and again; nothing is saved of these steps.
+
+        Raises:
+            LossSpikeError: it did.
+        """
+        problem = self.spikes.problem(self.step, self.saved_step)
+        if problem:
+            raise LossSpikeError(problem)
 
     def save(self) -> None:
         """Commit a checkpoint of the current step, unless there is one.

@@ -50,7 +50,12 @@ def _what_is_not_finite(
         return f"{term.objective} loss is {float(loss)}"
     trainer.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(trainer.objectives.losses(batch)[term] * batch.shares[term])
-    grads = [w.grad for w in named_weights(trainer.student).values() if w.grad is not None]
-    if all(bool(torch.isfinite(grad).all()) for grad in grads):
+    grads = {n: w.grad for n, w in named_weights(trainer.student).items() if w.grad is not None}
+    wrong = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+    if not wrong:
         return None
-    return f"{term.objective} gradient is not finite (its loss is {float(loss)})"
+    # The backward pass comes through the layers from the last to the first.
+    return (
+        f"{term.objective} gradient is not finite, in {len(wrong)} of {len(grads)} weights, the "
+        f"last of them {wrong[-1]} (its loss is {float(loss)})"
+    )

@@ -31,6 +31,7 @@ def checkpoint_of(trainer: "Trainer") -> Checkpoint:
         "loader": trainer.loader.state(),
         "seconds": trainer.seconds,
         "metrics": dict(trainer.metrics),
+        "spikes": trainer.spikes.state(),
         "environment": environment_of(trainer.device),
     }
     return Checkpoint(trainer.step, tensors, state)
@@ -62,6 +63,7 @@ def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     trainer.step = trainer.saved_step = checkpoint.step
     trainer.seconds = state["seconds"]
     trainer.metrics = state["metrics"]
+    trainer.spikes.load_state(state["spikes"])
 
 
 def _check_identity(trainer: "Trainer", state: Mapping[str, Any]) -> None:

@@ -269,7 +269,10 @@ class Objectives:
 
     def _compute_type(self) -> torch.autocast:
         enabled = self.job.dtype == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        # A cache would hold a copy of every weight; within one pass none is used twice.
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False
+        )
 
 
 def _run(

@@ -229,19 +229,37 @@ def test_nan_names_bucket_blocks_and_layer_and_changes_nothing(
         assert torch.equal(weight, before[name])
 
 
-def test_gradient_that_is_not_finite_is_found(make_job: MakeJob, tmp_path: Path, monkeypatch):
-    trainer = Trainer(make_job(), tmp_path)
+@pytest.mark.parametrize("method", ["longred-c", "lora"])
+def test_gradient_that_is_not_finite_names_the_last_layer_that_it_reached(
+    method, make_job: MakeJob, tmp_path: Path, monkeypatch
+):
+    trainer = Trainer(make_job(method=method), tmp_path)
     losses = trainer.objectives.losses
+    layer = trainer.student.base_model.layers[1]
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden):
+            return hidden.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad / 0
 
     def overflowing(batch):
-        # Finite here, but its gradient is 0/0.
-        values = losses(batch)
-        if batch.bucket == "original":
-            return {t: v + (v - v.detach()).abs().sqrt() for t, v in values.items()}
-        return values
+        # Finite on the way there; on the way back from the output of a layer it is not.
+        if batch.bucket != "original":
+            return losses(batch)
+        hook = layer.register_forward_hook(lambda module, args, output: Broken.apply(output))
+        try:
+            return losses(batch)
+        finally:
+            hook.remove()
 
     monkeypatch.setattr(trainer.objectives, "losses", overflowing)
-    with pytest.raises(
-        NonFiniteLossError, match="the original bucket's short_to_long gradient is not finite"
-    ):
+    message = (
+        r"the original bucket's short_to_long gradient is not finite, .*"
+        r"the last of them model\.layers\.1\..* on blocks \[\d+, \d+\]"
+    )
+    with pytest.raises(NonFiniteLossError, match=message):
         trainer.train_step()

@@ -1,11 +1,18 @@
 """Loss spikes: which losses are some, what is told, and when a training ends for them."""
 
+import dataclasses
+import json
 import math
 import random
 import statistics
+from pathlib import Path
 
 import pytest
+from tiny_training import MakeJob, assert_same_run, run
 
+from longred.errors import LossSpikeError
+from longred.tracking import Journal
+from longred.training.loop import Trainer, train
 from longred.training.spikes import SpikeGuard
 
 
@@ -83,3 +90,56 @@ def test_state_goes_on_exactly():
     assert cut.state() == whole.state()
     assert cut.observe(123, 320.0) == whole.observe(123, 320.0)
     assert cut.problem(123, 0) == whole.problem(123, 0) is not None
+
+
+@pytest.fixture(scope="module")
+def long_job(make_job: MakeJob):
+    return make_job(method="cpt", num_steps=28, save_every_steps=10, learning_rate=1e-4)
+
+
+def spikes(work: Path) -> dict[int, float]:
+    lines = Journal(work / "metrics.jsonl").read()
+    return {line["step"]: line["value"] for line in lines if line["key"] == "train/loss_spike"}
+
+
+def test_a_spike_is_told_of_and_the_training_goes_on(long_job, processes, tmp_path: Path):
+    assert run(processes, long_job, tmp_path, fault="spike@24") == 0
+    assert list(spikes(tmp_path)) == [24]
+    assert spikes(tmp_path)[24] > 10
+    summary = json.loads((tmp_path / "result/training.json").read_text())
+    assert summary["num_steps"] == 28
+
+
+def test_three_in_a_row_end_the_training_which_resumes_exactly(long_job, processes, tmp_path: Path):
+    whole = train(long_job, tmp_path / "whole")
+    work = tmp_path / "work"
+    assert run(processes, long_job, work, fault="three-spikes@24") == 5
+    assert list(spikes(work)) == [24, 25, 26]
+    assert sorted(path.name for path in (work / "checkpoints").iterdir()) == [
+        "step-000010",
+        "step-000020",
+    ]
+    # With the fault gone nothing is left of it.
+    assert_same_run(train(long_job, work), whole)
+
+
+def test_spikes_before_a_checkpoint_count_after_it(
+    long_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(SpikeGuard, "_deviations", lambda self, loss: 50.0)
+    first = Trainer(long_job, tmp_path)
+    first.train_step()
+    first.train_step()
+    first.leave_if_spiking()
+    first.save()
+    second = Trainer(long_job, tmp_path)
+    second.load()
+    second.train_step()
+    with pytest.raises(LossSpikeError, match=r"step 3: .* 3 steps in a row, from step 1 on") as end:
+        second.leave_if_spiking()
+    assert end.value.exit_code == 5
+    regardless = Trainer(dataclasses.replace(long_job, halt_after_spikes=0), tmp_path)
+    regardless.load()
+    assert regardless.step == 2
+    regardless.train_step()
+    regardless.leave_if_spiking()

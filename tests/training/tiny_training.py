@@ -163,7 +163,12 @@ def _kill_before_rename(step: int) -> Any:
     return _at(-1, None)
 
 
-def _nan_in_step(step: int) -> Any:
+def _factor(factor: float, *, num_steps: int = 1) -> Any:
+    """Multiply the long loss of some steps."""
+    return lambda step: _multiply_long_loss(factor, range(step, step + num_steps))
+
+
+def _multiply_long_loss(factor: float, steps: range) -> Any:
     from longred.objectives import table
     from longred.training import loop
 
@@ -174,11 +179,11 @@ def _nan_in_step(step: int) -> Any:
         now[0] = trainer.step + 1
         return train_step(trainer)
 
-    def nan_loss(*args: Any, **kwargs: Any) -> Any:
+    def changed_loss(*args: Any, **kwargs: Any) -> Any:
         loss = long_loss(*args, **kwargs)
-        return loss * float("nan") if now[0] == step else loss
+        return loss * factor if now[0] in steps else loss
 
-    loop.Trainer.train_step, table.long_loss = remember_step, nan_loss
+    loop.Trainer.train_step, table.long_loss = remember_step, changed_loss
     return _at(-1, None)
 
 
@@ -190,5 +195,7 @@ FAULTS = {
     "kill-in-save": _during_save(signal.SIGKILL, after="model.safetensors"),
     "terminate-in-save": _during_save(signal.SIGTERM, after="model.safetensors"),
     "kill-before-rename": _kill_before_rename,
-    "nan": _nan_in_step,
+    "nan": _factor(float("nan")),
+    "spike": _factor(100.0),
+    "three-spikes": _factor(100.0, num_steps=3),
 }

@@ -1,0 +1,31 @@
+"""The student as it is trained: loaded, given adapters, and made to need little memory."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from longred import models
+from longred.activations import checkpoint_activations
+from longred.masters import hold_no_copies
+from longred.mlp_tiles import tile_mlps
+from longred.training import adapters
+from longred.training.job import TrainingJob
+
+
+def load_student(job: TrainingJob, device: torch.device) -> PreTrainedModel:
+    """Load the extended model in float32 for training, with the job's savers of memory."""
+    student = models.load_model(
+        Path(job.student_folder),
+        dtype=torch.float32,
+        device=device,
+        original=Path(job.teacher_folder),
+        backend=job.attention_backend,
+        compute_dtype=getattr(torch, job.dtype),
+    )
+    if job.recipe.trains_adapters:
+        adapters.add_adapters(student, job.lora, dtype=job.dtype)
+    hold_no_copies(student)
+    tile_mlps(student, job.mlp_tile_tokens)
+    checkpoint_activations(student, job.activation_checkpointing)
+    return student.train()
