@@ -27,7 +27,8 @@ def hold_no_copies(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.requires_grad:
-            module.forward = functools.partial(_forward, module, module.forward)
+            linear: Any = module
+            linear.forward = functools.partial(_forward, module, module.forward)
 
 
 def _forward(linear: nn.Linear, forward: Forward, input_: Tensor) -> Tensor:

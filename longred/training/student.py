@@ -28,4 +28,5 @@ def load_student(job: TrainingJob, device: torch.device) -> PreTrainedModel:
     hold_no_copies(student)
     tile_mlps(student, job.mlp_tile_tokens)
     checkpoint_activations(student, job.activation_checkpointing)
-    return student.train()
+    student.train()
+    return student
