@@ -12,6 +12,7 @@ from typing import Literal
 from longred import services
 from longred.artifacts import Store
 from longred.prefect_api import ask, deployed
+from longred.programs import WORK_POOL
 from longred.runs import list_runs, read_run
 
 Level = Literal["ok", "warn", "fail"]
@@ -174,11 +175,11 @@ def _port(name: str) -> Finding:
 
 
 def _check_worker(api: str, repository: Path | None) -> Iterator[Finding]:
-    workers = ask(f"{api}/work_pools/{services.WORK_POOL}/workers/filter", {})
+    workers = ask(f"{api}/work_pools/{WORK_POOL}/workers/filter", {})
     if workers is None:
         return
     if any(each.get("status") == "ONLINE" for each in workers):
-        yield Finding("worker", "ok", f"takes flow runs from the pool {services.WORK_POOL}")
+        yield Finding("worker", "ok", f"takes flow runs from the pool {WORK_POOL}")
     else:
         advice = "`longred up` starts the one of this machine again"
         yield Finding("worker", "fail", "none is online, so flow runs wait", advice)

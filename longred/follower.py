@@ -92,7 +92,7 @@ def open_mirror(root: Path, tracking: TrackingConfig) -> Mirror:
     return Mirror(client, experiment, page)
 
 
-def _unreachable() -> tuple[type[Exception], ...]:
+def unreachable() -> tuple[type[Exception], ...]:
     """Return the errors by which MLflow says that it cannot be reached or refuses."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -142,7 +142,7 @@ class Follower:
             self._warn("it takes too long")
 
     def _follow(self) -> None:
-        unreachable = _unreachable()
+        errors = unreachable()
         mirror: Mirror | None = None
         next_try = 0.0
         while True:
@@ -153,8 +153,8 @@ class Follower:
                     if mirror.show(self._run.record):
                         self._run.save()
                     if ending:
-                        self._catch_up(mirror, unreachable)
-                except unreachable as error:
+                        self._catch_up(mirror, errors)
+                except errors as error:
                     self._warn(str(error).strip().partition("\n")[0])
                     next_try = time.monotonic() + RETRY_SECONDS
             self._tried.set()
@@ -163,7 +163,7 @@ class Follower:
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
-    def _catch_up(self, mirror: Mirror, unreachable: tuple[type[Exception], ...]) -> None:
+    def _catch_up(self, mirror: Mirror, errors: tuple[type[Exception], ...]) -> None:
         """Show the newest earlier runs that MLflow has in part: it was away, or they died."""
         from longred.runs import list_runs, load_run
 
@@ -178,7 +178,7 @@ class Follower:
                 continue
             try:
                 mirror.show(record)
-            except unreachable as error:
+            except errors as error:
                 log.info("the run %s could not be shown in MLflow: %s", run_id, error)
             record.save(store.runs)
 

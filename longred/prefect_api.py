@@ -16,21 +16,29 @@ FLOW = "longred"
 PAGE = 200
 
 
-def ask(url: str, question: Mapping[str, Any] | None = None, *, is_prefect: bool = True) -> Any:
+def ask(
+    url: str,
+    question: Mapping[str, Any] | None = None,
+    *,
+    is_prefect: bool = True,
+    method: str | None = None,
+) -> Any:
     """Return a service's JSON answer, or None where there is none.
 
     Args:
         url: where to ask, on this machine or where the user says.
         question: sent as JSON by POST; without one it is a GET.
-        is_prefect: whether Prefect's name and password, where it has any, are meant for it.
+        is_prefect: whether the name and password sent, where there are any, are Prefect's; else
+            MLflow's.
+        method: another HTTP method.
     """
     body = None if question is None else json.dumps(question).encode()
-    headers = {"Content-Type": "application/json", **(_authorization() if is_prefect else {})}
-    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310
+    headers = {"Content-Type": "application/json", **_authorization(is_prefect)}
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=10) as answer:
-            return json.load(answer)
+            return json.loads(answer.read() or "{}")
     except (OSError, http.client.HTTPException, json.JSONDecodeError):
         return None
 
@@ -41,11 +49,20 @@ def deployed(api: str) -> set[str]:
     return {each["name"] for each in ask(f"{api}/deployments/filter", question) or []}
 
 
+def limit_pool(api: str, pool: str, num_runs: int) -> bool:
+    """Let a work pool give out only so many flow runs at a time; return whether that worked.
+
+    The server counts them by their states in its database, which outlives its own restarts.
+    """
+    question = {"concurrency_limit": num_runs}
+    return ask(f"{api}/work_pools/{pool}", question, method="PATCH") is not None
+
+
 def unfinished_flow_runs(api: str) -> list[dict[str, Any]]:
-    """Return longred's flow runs that the server takes for running or being cancelled."""
+    """Return longred's flow runs that the server takes for begun and not ended."""
     question = {
         "flows": {"name": {"any_": [FLOW]}},
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},
+        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
         "limit": PAGE,
     }
     return list(ask(f"{api}/flow_runs/filter", question) or [])
@@ -76,8 +93,13 @@ def end_run(api: str, kind: str, run_id: str, state: str, message: str) -> bool:
     return bool(answer) and answer.get("status") == "ACCEPT"
 
 
-def _authorization() -> dict[str, str]:
-    """Return the header of a server that wants a name and password, said as Prefect reads it."""
-    secret = os.environ.get("PREFECT_API_AUTH_STRING", "")
+def _authorization(is_prefect: bool) -> dict[str, str]:
+    """Return the header of a server that wants a name and password, from where its client reads."""
+    if is_prefect:
+        names = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+        secret = next(filter(None, map(os.environ.get, names)), "")
+    else:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        secret = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}" if user else ""
     coded = base64.b64encode(secret.encode()).decode()
     return {"Authorization": f"Basic {coded}"} if secret else {}

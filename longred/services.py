@@ -1,4 +1,4 @@
-"""The services that stay up beside a store: Prefect's server, MLflow's, and a worker.
+"""The services that stay up beside a store: Prefect's server, MLflow's, workers and a reaper.
 
 Started once, they outlive the terminal; one folder holds their state and logs. Each is known by its
 process id and start time, so that nothing else is ever stopped in its place.
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,14 @@ import yaml
 from longred.artifacts import locked, make_folder, read_json, storage_errors, write_json
 from longred.config import TrackingConfig
 from longred.errors import PreflightError
-from longred.prefect_api import ask, deployed
-from longred.runs import STORE_VARIABLE, TRACKING_VARIABLE, is_alive, process_identity
-from longred.temporary_server import prefect_environment
+from longred.prefect_api import ask, deployed, limit_pool
+from longred.programs import MLFLOW_DATABASE_VARIABLE, WORK_POOL, command, environment
+from longred.runs import is_alive, process_identity
 
-WORK_POOL = "longred"
 DEPLOYMENT = "longred/full-pipeline"
 DEPLOYMENTS_FILE = "deployments/prefect.yaml"
 DEFAULT_PORTS = {"prefect": 4200, "mlflow": 5000}
-TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "worker": "worker"}
+TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "worker": "worker", "reaper": "reaper"}
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 LOG_TAIL_LINES = 12
@@ -44,14 +43,21 @@ class Service:
 
     Attributes:
         process: id and start time of its first process, which leads a session of its own.
-        url: where it is seen in a browser; empty for the worker.
-        port: where it listens; 0 for the worker.
+        url: where it is seen in a browser; empty where it has no pages.
+        port: where it listens; 0 where it does not.
+        gpus: the GPUs that a worker's flow runs see, as CUDA_VISIBLE_DEVICES; empty for all.
     """
 
     name: str
     process: list[float]
     url: str = ""
     port: int = 0
+    gpus: str = ""
+
+    @property
+    def title(self) -> str:
+        """How it is called in a message."""
+        return TITLES.get(self.name, self.name)
 
 
 def folder(root: Path) -> Path:
@@ -78,7 +84,12 @@ def prefect_url(root: Path) -> str | None:
 
 
 def up(
-    root: Path, repository: Path, *, ports: Mapping[str, int | None], say: Say
+    root: Path,
+    repository: Path,
+    *,
+    ports: Mapping[str, int | None],
+    say: Say,
+    gpu_sets: Sequence[str] = (),
 ) -> dict[str, Service]:
     """Start what does not run yet, wait until it works, and apply the deployments.
 
@@ -90,6 +101,8 @@ def up(
         ports: port of `prefect` and of `mlflow`; None for the usual one, or a free one where that
             is taken.
         say: told what is going on.
+        gpu_sets: the GPUs of each worker, such as `0,1`; by default one worker has all there are.
+            A worker takes one flow run at a time; the others wait in the server's database.
 
     Raises:
         PreflightError: a port is taken, or a service does not start; the message says what to do.
@@ -97,23 +110,61 @@ def up(
     """
     with storage_errors(root), locked(folder(root) / "lock", "the set of services"):
         services = load(root)
+        workers = _workers(services, gpu_sets)
         missing = [name for name in ("prefect", "mlflow") if name not in services]
         chosen = {name: choose_port(name, ports[name]) for name in missing}
-        if missing:
+        if "mlflow" in missing:
             _prepare_mlflow(root)
         for name, port in chosen.items():
             say(f"starting {TITLES[name]} on port {port}")
             services[name] = _start(root, repository, name, services, port)
         _wait(root, services["prefect"], "/api/flows/count", {})
         _wait(root, services["mlflow"], "/api/2.0/mlflow/experiments/search", {"max_results": 1})
-        if "worker" not in services:
-            say("starting a worker")
-            services["worker"] = _start(root, repository, "worker", services, 0)
-        _wait_for_pool(root, services)
-        if not deployment_names(repository) <= deployed(f"{services['prefect'].url}/api"):
+        for name, gpus in workers.items():
+            say(f"starting a worker{f' for the GPUs {gpus}' if gpus else ''}")
+            services[name] = _start(root, repository, name, services, 0, gpus)
+        api = f"{services['prefect'].url}/api"
+        for name in _worker_names(services):
+            _wait_for_pool(root, services[name], api)
+        if workers and not limit_pool(api, WORK_POOL, len(_worker_names(services))):
+            raise PreflightError(f"the work pool {WORK_POOL} took no limit; `longred doctor`")
+        if "reaper" not in services:
+            say("starting a reaper")
+            services["reaper"] = _start(root, repository, "reaper", services, 0)
+        if not deployment_names(repository) <= deployed(api):
             say("applying the deployments")
-            deploy(root, repository, f"{services['prefect'].url}/api")
+            deploy(root, repository, api)
     return services
+
+
+def _workers(services: Mapping[str, Service], gpu_sets: Sequence[str]) -> dict[str, str]:
+    """Return the workers to start, by name, each with its GPUs.
+
+    Raises:
+        PreflightError: a set is empty or shares a GPU with another, or other sets are at work.
+    """
+    sets = [",".join(each.replace(" ", "").split(",")) for each in gpu_sets]
+    single = [gpu for each in sets for gpu in each.split(",")]
+    if "" in single or len(set(single)) < len(single):
+        raise PreflightError(
+            f"--gpus {' --gpus '.join(gpu_sets)}: a GPU is named twice or not at all; "
+            "give each worker its own, such as --gpus 0,1 --gpus 2,3"
+        )
+    wanted = {"worker": "", **{_worker(n): gpus for n, gpus in enumerate(sets)}}
+    running = {name: services[name].gpus for name in _worker_names(services)}
+    if sets and any(wanted.get(name) != gpus for name, gpus in running.items()):
+        raise PreflightError("workers with other GPUs are at work; `longred down` first")
+    if running and not sets:
+        return {}
+    return {name: gpus for name, gpus in wanted.items() if name not in running}
+
+
+def _worker(number: int) -> str:
+    return f"worker-{number + 1}" if number else "worker"
+
+
+def _worker_names(services: Mapping[str, Service]) -> list[str]:
+    return [name for name in services if name.startswith("worker")]
 
 
 def deploy(root: Path, repository: Path, api: str) -> list[str]:
@@ -135,7 +186,7 @@ def deploy(root: Path, repository: Path, api: str) -> list[str]:
     result = subprocess.run(  # noqa: S603 - our own interpreter and arguments
         [*command, "--prefect-file", DEPLOYMENTS_FILE],
         cwd=repository,
-        env=_environment(root, repository, api.removesuffix("/api")),
+        env=environment(root, repository, api.removesuffix("/api")),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -169,25 +220,26 @@ def down(root: Path) -> list[str]:
         return []
     with locked(folder(root) / "lock", "the set of services"):
         services = load(root)
-        names = [name for name in ("worker", "mlflow", "prefect") if name in services]
-        for name in names:
-            _stop(services[name])
+        last = [name for name in ("mlflow", "prefect") if name in services]
+        stopped = [services[name] for name in [*(services.keys() - last), *last]]
+        for service in stopped:
+            _stop(service)
         state.unlink(missing_ok=True)
-    return [TITLES[name] for name in names]
+    return [service.title for service in stopped]
 
 
 def status(root: Path) -> list[str]:
     """Return a line for each service."""
     services = load(root)
     lines = []
-    for name, title in TITLES.items():
+    for name in [*TITLES, *(services.keys() - TITLES.keys())]:
         service = services.get(name)
         if service is None:
-            lines.append(f"{title:<12} stopped")
+            lines.append(f"{TITLES[name]:<12} stopped")
         else:
-            lines.append(
-                f"{title:<12} running    {service.url or f'process {int(service.process[0])}'}"
-            )
+            place = service.url or f"process {int(service.process[0])}"
+            gpus = f", GPUs {service.gpus}" if service.gpus else ""
+            lines.append(f"{service.title:<12} running    {place}{gpus}")
     return lines
 
 
@@ -237,71 +289,36 @@ def _prepare_mlflow(root: Path) -> None:
     """Make or migrate MLflow's database before several processes open it."""
     from longred.follower import connect
 
-    connect(root, TrackingConfig())
+    connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
 
 
 def _start(
-    root: Path, repository: Path, name: str, services: Mapping[str, Service], port: int
+    root: Path,
+    repository: Path,
+    name: str,
+    services: Mapping[str, Service],
+    port: int,
+    gpus: str = "",
 ) -> Service:
     """Start one service in a session of its own and remember it."""
     url = f"http://127.0.0.1:{port}" if port else ""
     prefect = url if name == "prefect" else services["prefect"].url
-    environment = _environment(root, repository, prefect)
-    if name == "worker":
-        environment[TRACKING_VARIABLE] = services["mlflow"].url
+    mlflow = services["mlflow"].url if "mlflow" in services and not port else ""
     log = folder(root) / f"{name}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-            _command(root, name, port),
+            command(root, name, port),
             cwd=repository,
-            env=environment,
+            env=environment(root, repository, prefect, mlflow=mlflow, gpus=gpus),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    service = Service(name, process_identity(process.pid), url, port)
+    service = Service(name, process_identity(process.pid), url, port, gpus)
     saved = {**services, name: service}
     write_json(folder(root) / "services.json", {key: asdict(value) for key, value in saved.items()})
     return service
-
-
-def _command(root: Path, name: str, port: int) -> list[str]:
-    """Return the command line of a service."""
-    from longred.follower import artifact_folder, local_uri
-
-    python = [sys.executable, "-m"]
-    if name == "prefect":
-        return [*python, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    if name == "worker":
-        return [*python, "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
-    return [
-        *python,
-        "mlflow",
-        "server",
-        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", local_uri(root)),
-        *("--artifacts-destination", str(artifact_folder(root))),
-        *("--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"),
-    ]
-
-
-def _environment(root: Path, repository: Path, prefect: str) -> dict[str, str]:
-    """Return the environment of a service; a flow run inherits that of its worker."""
-    paths = [str(repository), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        **prefect_environment(root),
-        "PREFECT_API_URL": f"{prefect}/api",
-        "PREFECT_UI_API_URL": f"{prefect}/api",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "longred",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        STORE_VARIABLE: str(root),
-    }
 
 
 def _wait(root: Path, service: Service, path: str, question: Mapping[str, Any]) -> None:
@@ -310,10 +327,10 @@ def _wait(root: Path, service: Service, path: str, question: Mapping[str, Any]) 
     _until(root, service, lambda: ask(url, question, is_prefect=is_prefect) is not None)
 
 
-def _wait_for_pool(root: Path, services: Mapping[str, Service]) -> None:
-    """Wait until the worker has made its work pool and told the server that it is there."""
-    url = f"{services['prefect'].url}/api/work_pools/{WORK_POOL}/workers/filter"
-    _until(root, services["worker"], lambda: bool(ask(url, {})))
+def _wait_for_pool(root: Path, worker: Service, api: str) -> None:
+    """Wait until a worker has made its work pool and told the server that it is there."""
+    url = f"{api}/work_pools/{WORK_POOL}/workers/filter"
+    _until(root, worker, lambda: bool(ask(url, {})))
 
 
 def _until(root: Path, service: Service, works: Callable[[], bool]) -> None:
@@ -324,7 +341,7 @@ def _until(root: Path, service: Service, works: Callable[[], bool]) -> None:
             text = log.read_text(encoding="utf-8", errors="replace")
             tail = "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
             raise PreflightError(
-                f"{TITLES[service.name]} did not start; end of {log}:\n{tail}\n"
+                f"{service.title} did not start; end of {log}:\n{tail}\n"
                 "`longred down` stops the others"
             )
         time.sleep(0.3)

@@ -27,7 +27,11 @@ _READ_SECONDS = 2.0
 def prefect_environment(root: Path) -> dict[str, str]:
     """Return the settings that keep Prefect's files inside the store, the user's own untouched."""
     home = root / "prefect"
+    # Who a server lets in is said once; its client reads another variable.
+    secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    clients = {"PREFECT_API_AUTH_STRING": secret} if secret else {}
     return {
+        **clients,
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -86,7 +86,7 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
     unknown = client.create_run(experiment, tags=tags, run_name="training/longred-c")
     foreign = client.create_run(experiment, tags={"longred.run": "of-another-store"})
     list(reap.close_records(store))
-    lines = list(reap.close_in_mlflow(store))
+    lines = list(reap.close_in_mlflow(store, print))
     assert len(lines) == 2
     assert all(record.id in line for line in lines)
     states = {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
@@ -94,7 +94,7 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
     assert {states[str(run_id)] for run_id in ours} == {"KILLED"}
     theirs = [alive.mlflow_run_id, alive.stages[0].mlflow_run_id, foreign.info.run_id]
     assert {states[str(run_id)] for run_id in theirs} == {"RUNNING"}
-    assert list(reap.close_in_mlflow(store)) == []
+    assert list(reap.close_in_mlflow(store, print)) == []
 
 
 @pytest.fixture

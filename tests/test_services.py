@@ -16,6 +16,7 @@ from longred import services
 from longred.errors import PreflightError
 from longred.flow_host import repository
 from longred.prefect_api import deployed
+from longred.programs import WORK_POOL
 from longred.runs import is_alive, process_identity
 from longred.scope import STAGES
 from longred.temporary_server import temporary_server
@@ -139,19 +140,19 @@ def started(
 def test_up_serves_the_deployment_and_down_leaves_no_process(
     tmp_path: Path, started: dict[str, services.Service]
 ) -> None:
-    assert set(started) == {"prefect", "mlflow", "worker"}
+    assert set(started) == {"prefect", "mlflow", "worker", "reaper"}
     words: list[str] = []
     again = services.up(tmp_path, repository(), ports=free_ports(), say=words.append)
     assert (again, words) == (started, [])
     url = services.prefect_url(tmp_path)
     answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=20)
     deployment = answer.json()
-    assert deployment["work_pool_name"] == services.WORK_POOL
+    assert deployment["work_pool_name"] == WORK_POOL
     assert deployed(str(url)) == {"full-pipeline", *STAGES[1:]}
     properties = deployment["parameter_openapi_schema"]["properties"]
     assert list(properties) == ["recipe", "overrides", "start_from"]
     assert services.describe(started, repository()).count("http://127.0.0.1") >= 2
-    assert services.down(tmp_path) == ["worker", "MLflow", "Prefect"]
+    assert services.down(tmp_path)[-2:] == ["MLflow", "Prefect"]
     for service in started.values():
         assert not is_alive(service.process)
     assert services.down(tmp_path) == []

@@ -18,8 +18,14 @@ def up(
     mlflow_port: Annotated[
         int | None, typer.Option(help="port of MLflow's server (default: 5000, or a free one)")
     ] = None,
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="0,1", help="the GPUs of one worker; again for the next (default: all to one)"
+        ),
+    ] = None,
 ) -> None:
-    """Start Prefect, MLflow and a worker here, and apply the deployments."""
+    """Start Prefect, MLflow, a worker and a reaper here, and apply the deployments."""
     from longred import services
     from longred.flow_host import repository
 
@@ -28,6 +34,7 @@ def up(
         repository(),
         ports={"prefect": prefect_port, "mlflow": mlflow_port},
         say=lambda text: typer.echo(text, err=True),
+        gpu_sets=gpus or (),
     )
     typer.echo(services.describe(state, repository()))
 
@@ -81,20 +88,37 @@ def doctor(
         raise typer.Exit(PreflightError.exit_code)
 
 
-def reap(store: StoreOption = None) -> None:
+def reap(
+    store: StoreOption = None,
+    every: Annotated[
+        float | None,
+        typer.Option(min=1.0, metavar="SECONDS", help="go on doing so, as `longred up` does"),
+    ] = None,
+) -> None:
     """Close the runs whose process is gone: on disk, in MLflow and in Prefect."""
+    import time
+
     from longred import reap as closing
     from longred import services
 
     opened = open_store(store)
-    api = os.environ.get("PREFECT_API_URL") or services.prefect_url(opened.root)
-    done = list(closing.close_records(opened)) + list(closing.close_in_mlflow(opened))
-    if api is None:
-        typer.echo("Prefect is not running here; `longred up`, then reap again", err=True)
-    else:
-        done += closing.close_in_prefect(opened, api)
-    for line in done or ["nothing to close"]:
+    said: set[str] = set()
+
+    def find_api() -> str | None:
+        return os.environ.get("PREFECT_API_URL") or services.prefect_url(opened.root)
+
+    def warn(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            typer.echo(text, err=True)
+
+    done = closing.reap(opened, find_api, warn)
+    for line in done or ([] if every else ["nothing to close"]):
         typer.echo(line)
+    while every:
+        time.sleep(every)
+        for line in closing.reap(opened, find_api, warn):
+            typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}")
 
 
 def status(store: StoreOption = None) -> None:
