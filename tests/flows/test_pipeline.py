@@ -12,6 +12,7 @@ import flows.stages
 from flows.pipeline import full_pipeline
 from longred import services, stages
 from longred.errors import ConfigError
+from longred.programs import WORK_POOL
 from longred.scope import STAGES, Scope
 from longred.session import scoped
 
@@ -65,7 +66,7 @@ def test_each_deployment_names_its_flow_and_the_defaults_of_it() -> None:
         flow = getattr(flows.stages if "stages" in path else flows.pipeline, function)
         assert flow.name == "longred"
         assert flow.fn.__name__ == deployment["name"].replace("-", "_")
-        assert deployment["work_pool"]["name"] == services.WORK_POOL
+        assert deployment["work_pool"]["name"] == WORK_POOL
         parameters = inspect.signature(flow.fn).parameters
         assert deployment["parameters"] == {n: p.default for n, p in parameters.items()}
 
