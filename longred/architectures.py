@@ -65,3 +65,18 @@ def logit_softcap(config: PreTrainedConfig) -> float | None:
     """Return the soft cap of the output logits (Gemma-2), which the LM head alone leaves out."""
     cap = getattr(config, "final_logit_softcapping", None)
     return None if cap is None else float(cap)
+
+
+def sequence_problem(config: PreTrainedConfig, degree: int) -> str | None:
+    """Return why `degree` processes cannot share a row of this model's tokens, or None."""
+    key = f"training.parallel.sequence_parallel: {degree}"
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if heads % degree:
+        return f"{key} does not divide the model's {heads} key-value heads"
+    kind = main_rope(config).get("rope_type")
+    if degree > 1 and kind in ("dynamic", "longrope"):
+        return (
+            f"{key} processes would each choose RoPE's frequencies by their own tokens, as rope "
+            f"type {kind} does; use 1, or another extension.method"
+        )
+    return None

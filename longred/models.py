@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import safetensors
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -205,6 +206,7 @@ def hidden_states(
     position_ids_BT: Tensor | None = None,
     document_ids_BT: Tensor | None = None,
     capture: Capture | None = None,
+    sequence: DeviceMesh | None = None,
 ) -> dict[int, Tensor]:
     """Run the model without its LM head and return the hidden_BTD of the asked layers.
 
@@ -218,6 +220,8 @@ def hidden_states(
         document_ids_BT: ids whose runs are documents; only attention `longred` knows them.
         capture: called with what each layer attends with, again when a layer is recomputed; only
             attention `longred` knows it.
+        sequence: processes that share the rows, each with its own tokens, their positions, and the
+            document ids of whole rows; only attention `longred` knows it.
 
     Raises:
         ValueError: a layer is not in 1 to N, or the model's attention does not know documents.
@@ -231,8 +235,8 @@ def hidden_states(
             )
     extra: dict[str, Any] = {}
     if base.config._attn_implementation == ATTENTION_NAME:
-        extra = {"document_ids_BT": document_ids_BT, "capture": capture}
-    elif not (document_ids_BT is None and position_ids_BT is None and capture is None):
+        extra = {"document_ids_BT": document_ids_BT, "capture": capture, "sequence": sequence}
+    elif any(x is not None for x in (document_ids_BT, position_ids_BT, capture, sequence)):
         raise ValueError("documents and skipped positions need a model with attention='longred'")
     states: dict[int, Tensor] = {}
     inner = {layer for layer in layers if layer < num_layers}

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AttentionInterface, PreTrainedModel
 
 from longred.attention.backends import BACKENDS, Backend
 from longred.attention.documents import Documents, find_documents, ids_from_cu_seqlens
 from longred.attention.sdpa import Rules
+from longred.attention.sequence import to_heads, to_tokens
 
 ATTENTION_NAME = "longred"
 
@@ -58,6 +60,7 @@ def attend(
     document_ids_BT: Tensor | None = None,
     documents: Documents | None = None,
     capture: Capture | None = None,
+    sequence: DeviceMesh | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally, inside documents and a sliding window where they are given.
@@ -77,6 +80,8 @@ def attend(
             say nothing about documents.
         documents: the same, found once per forward by `guard`.
         capture: called with what the layer attends with, before it does.
+        sequence: the processes that share the rows, in the order of their tokens; documents are
+            those of whole rows.
 
     Returns:
         The heads' outputs [B, T, H, d], and None in place of attention weights.
@@ -94,7 +99,10 @@ def attend(
         documents = find_documents(document_ids_BT)
     backend: Any = getattr(module, "attention_backend", BACKENDS["sdpa"])
     rules = Rules(scaling, dropout, sliding_window, softcap, documents)
-    return backend.attend(query_BHTd, key_BhTd, value_BhTd, rules), None
+    if sequence is None:
+        return backend.attend(query_BHTd, key_BhTd, value_BhTd, rules), None
+    divided = (to_heads(x, sequence) for x in (query_BHTd, key_BhTd, value_BhTd))
+    return to_tokens(backend.attend(*divided, rules), sequence), None
 
 
 _MASK_REFUSED = (
@@ -118,7 +126,9 @@ def _prepare(
     tokens: Any = kwargs.get("input_ids", args[0] if args else None)
     if document_ids_BT is None:
         document_ids_BT = ids_from_cu_seqlens(cu_seqlens, *tokens.shape)
-    if tokens is not None and tokens.shape != document_ids_BT.shape:
+    sequence = kwargs.get("sequence")
+    times = 1 if sequence is None else sequence.size()
+    if tokens is not None and (tokens.shape[0], tokens.shape[1] * times) != document_ids_BT.shape:
         raise ValueError(
             f"document_ids_BT has shape {tuple(document_ids_BT.shape)}, "
             f"input_ids has {tuple(tokens.shape)}"

@@ -152,6 +152,11 @@ def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
 def _step_problems(config: "RunConfig") -> Iterator[str]:
     training = config.training
     lengths = training.block_lengths()
+    layout = training.parallel.layout()
+    problem = layout.problem()
+    if problem:
+        yield problem
+        return
     for method in training.methods():
         for bucket, tokens in training.bucket_tokens(method).items():
             if tokens < lengths[bucket] or tokens % lengths[bucket]:
@@ -161,6 +166,11 @@ def _step_problems(config: "RunConfig") -> Iterator[str]:
                     f"{float(tokens):g} tokens a step for {method}, not a whole number of blocks "
                     f"of {lengths[bucket]}; try a multiple of {unit}"
                 )
+                continue
+            num_rows = int(tokens) // lengths[bucket]
+            problem = layout.rows_problem(bucket, num_rows, lengths[bucket])
+            if problem:
+                yield f"{problem} ({method})"
 
 
 CHECKS = (

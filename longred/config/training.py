@@ -15,6 +15,7 @@ from longred.config.section import (
     runtime,
 )
 from longred.methods import Method, method_terms
+from longred.training.layout import Layout
 
 MethodName = Literal[
     "longred-c",
@@ -43,6 +44,24 @@ class LoraConfig(Section):
         min_length=1,
     )
     objectives: MethodName = "longred-c"
+
+
+class ParallelConfig(Section):
+    """How a training is divided over processes, one on each GPU; it changes the last bits alone.
+
+    `replicas` whole copies of the weights are held, each sharded over its processes (FSDP2): one
+    needs the least memory, as many as processes is plain data parallelism, what lies between is
+    HSDP, with a replica on each machine. `sequence_parallel` neighbouring processes share the
+    tokens of one long row; it divides the model's key-value heads. Other rows are never shared.
+    """
+
+    num_processes: Count = 1
+    replicas: Count = 1
+    sequence_parallel: Count = 1
+
+    def layout(self) -> Layout:
+        """Return the same as the trainer's value."""
+        return Layout(**self.model_dump())
 
 
 class TrainingConfig(Section):
@@ -105,6 +124,7 @@ class TrainingConfig(Section):
     num_threads: Annotated[int, Field(ge=0)] = runtime(0, ge=0)
     device: Device = runtime("auto")
     attention_backend: str = runtime("auto")
+    parallel: ParallelConfig = runtime(ParallelConfig())
     optimizer_offload: bool = runtime(False)
     activation_checkpointing: Literal["none", "selective", "full"] = runtime("none")
     uncheckpointed_tokens: Annotated[int, Field(ge=0)] = runtime(8192)

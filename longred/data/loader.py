@@ -229,6 +229,7 @@ class StepLoader:
         seed: the run's seed; another seed is another order.
         rank: this process, from 0.
         world_size: number of processes; rank r reads rows r, r + world_size, … of a step.
+        sequence_parallel: how many neighbouring ranks read the same rows of the long bucket.
 
     Raises:
         ConfigError: a bucket is empty or its rows cannot be divided over the processes.
@@ -243,17 +244,23 @@ class StepLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        sequence_parallel: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: {rank} of world_size {world_size}")
         self.rows = {bucket: count for bucket, count in rows.items() if count}
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed = seed
+        # Of each bucket: which reader this process is, and of how many.
+        self._readers = dict.fromkeys(self.rows, (rank, world_size))
+        if "long" in self.rows:
+            self._readers["long"] = (rank // sequence_parallel, world_size // sequence_parallel)
         self.files = {bucket: BlockFile(data_folder, bucket) for bucket in self.rows}
         for bucket, count in self.rows.items():
-            if count < 0 or count % world_size:
+            num_readers = self._readers[bucket][1]
+            if count < 0 or count % num_readers:
                 raise ConfigError(
                     f"training.step_tokens: {count} rows of the {bucket} bucket a step cannot be "
-                    f"divided over {world_size} processes"
+                    f"divided over {num_readers} processes"
                 )
             if not len(self.files[bucket]):
                 raise ConfigError(f"data.num_tokens: the {bucket} bucket is empty")
@@ -265,7 +272,8 @@ class StepLoader:
         step: dict[str, Rows] = {}
         for bucket, count in self.rows.items():
             cursor = self._cursors[bucket]
-            positions = range(cursor + self.rank, cursor + count, self.world_size)
+            reader, num_readers = self._readers[bucket]
+            positions = range(cursor + reader, cursor + count, num_readers)
             step[bucket] = self._read(bucket, positions)
             self._cursors[bucket] = cursor + count
         return step

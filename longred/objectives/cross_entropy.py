@@ -24,15 +24,15 @@ def long_loss(
 ) -> Tensor:
     """Return the mean next-token cross-entropy, in nats, over all tokens that have a target.
 
-    The hidden state at t predicts the token at t + 1. The last token of a row has no target, nor
-    has the last of a document where `document_ids_BT` is given. Logits exist for `chunk_tokens`
-    tokens at a time only.
+    The hidden state at t predicts the token at t + 1. The last token of a row has no target, unless
+    `input_ids_BT` goes on for one token more; nor has the last of a document where
+    `document_ids_BT` is given. Logits exist for `chunk_tokens` tokens at a time only.
 
     Args:
         hidden_BTD: hidden states after the final norm.
         lm_head_weight_VD: the output embedding.
-        input_ids_BT: the tokens of the rows.
-        document_ids_BT: ids whose runs are documents.
+        input_ids_BT: the tokens of the rows; where these are parts of longer rows, also the next.
+        document_ids_BT: ids of the same tokens, whose runs are documents.
         logit_softcap: logits x become cap * tanh(x / cap), as in Gemma-2.
         chunk_tokens: tokens whose logits are held at once.
 
@@ -40,7 +40,7 @@ def long_loss(
         A scalar in fp32 (fp64 for fp64 input); 0 if no token has a target.
     """
     has_target_BT = targets(input_ids_BT, document_ids_BT)
-    hidden_MD = hidden_BTD[:, :-1][has_target_BT]
+    hidden_MD = hidden_BTD[:, : input_ids_BT.shape[1] - 1][has_target_BT]
     target_M = input_ids_BT[:, 1:][has_target_BT]
     total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_MD,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from longred.objectives.cross_entropy import long_loss, targets
@@ -36,8 +37,9 @@ class Passes:
     Attributes:
         student: with gradient.
         teacher: without; None where no term of the bucket asks for it.
-        input_ids_BT: the rows.
-        document_ids_BT: ids whose runs are documents, or None.
+        input_ids_BT: the rows; of a row that several processes share, this one's tokens and the
+            next.
+        document_ids_BT: of the same tokens, ids whose runs are documents, or None.
         shown_BT: which tokens the teacher was shown; None for all.
         lm_head_weight_VD: the student's output embedding.
         logit_softcap: of the student's logits, or None.
@@ -73,7 +75,7 @@ class Objective:
 
     Attributes:
         loss: the mean loss of the rows, a scalar in fp32 with gradient.
-        counts: how many equal parts each row adds to that mean, [B].
+        counted: which tokens of whole rows that mean is taken over, bool [B, T].
         states: hidden states that it needs: those distilled, the last, or none.
         teacher: how the teacher is run: on the rows; on the tokens of a long row that lie in the
             first original window of their document; or not at all.
@@ -81,7 +83,7 @@ class Objective:
     """
 
     loss: Callable[[Passes], Tensor]
-    counts: Callable[[Tensor, Tensor | None, int], Tensor]
+    counted: Callable[[Tensor, Tensor | None, int], Tensor]
     states: Literal["distilled", "last", "none"] = "last"
     teacher: Literal["rows", "first_window"] | None = None
     needs_attention: bool = False
@@ -104,15 +106,11 @@ def first_window(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: i
 
 
 def _tokens(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) -> Tensor:
-    return torch.full((input_ids_BT.shape[0],), input_ids_BT.shape[1])
+    return torch.ones_like(input_ids_BT, dtype=torch.bool)
 
 
 def _targets(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) -> Tensor:
-    return targets(input_ids_BT, document_ids_BT).sum(dim=1)
-
-
-def _shown(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) -> Tensor:
-    return first_window(input_ids_BT, document_ids_BT, window).sum(dim=1)
+    return F.pad(targets(input_ids_BT, document_ids_BT), (0, 1))
 
 
 def _cross_entropy(passes: Passes) -> Tensor:
@@ -147,8 +145,11 @@ def _attention_distill(passes: Passes) -> Tensor:
 
 
 def _long_distill(passes: Passes) -> Tensor:
-    student_BTD = passes.student.states[passes.last_layer]
-    return cosine_distance(student_BTD[passes.shown_BT], passes.original.states[passes.last_layer])
+    student_MD = passes.student.states[passes.last_layer][passes.shown_BT]
+    if not len(student_MD):
+        # Of a row that several processes share, only some may hold tokens that are shown.
+        return student_MD.float().sum()
+    return cosine_distance(student_MD, passes.original.states[passes.last_layer])
 
 
 OBJECTIVES = {
@@ -158,6 +159,6 @@ OBJECTIVES = {
     "attention_distill": Objective(
         _attention_distill, _tokens, states="none", teacher="rows", needs_attention=True
     ),
-    "long_distill": Objective(_long_distill, _shown, teacher="first_window"),
+    "long_distill": Objective(_long_distill, first_window, teacher="first_window"),
 }
 """Every objective that a term of a method can name."""

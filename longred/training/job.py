@@ -7,6 +7,7 @@ from typing import Any
 
 from longred.errors import ConfigError
 from longred.methods import METHODS, Method, Term, method_terms
+from longred.training.layout import Layout
 from longred.training.schedules import schedule_problem
 
 DTYPES = ("float32", "bfloat16")
@@ -62,6 +63,7 @@ class TrainingJob:
         num_threads: CPU threads; 0 leaves the choice to torch. It can change the last bits.
         device: `cpu`, `cuda` or `auto`.
         attention_backend: `auto` or a key of `longred.attention.BACKENDS`.
+        parallel: the values of a `longred.training.layout.Layout`. They change the last bits.
 
     Raises:
         ConfigError: a value cannot work; the message names it as `training.<name>`.
@@ -112,6 +114,7 @@ class TrainingJob:
     spike_mads: float = field(default=10.0, metadata={"runtime": True})
     halt_after_spikes: int = field(default=3, metadata={"runtime": True})
     attention_backend: str = field(default="auto", metadata={"runtime": True})
+    parallel: Mapping[str, int] = field(default_factory=dict, metadata={"runtime": True})
 
     def __post_init__(self) -> None:
         """Freeze the sequences and refuse values that cannot work."""
@@ -121,6 +124,7 @@ class TrainingJob:
         object.__setattr__(self, "rows", dict(self.rows))
         object.__setattr__(self, "ratio", dict(self.ratio))
         object.__setattr__(self, "lora", dict(self.lora))
+        object.__setattr__(self, "parallel", dict(self.parallel))
         if self.method not in METHODS:
             raise ConfigError(
                 f"training.method: {self.method!r} is not one of {', '.join(METHODS)}"
@@ -128,7 +132,7 @@ class TrainingJob:
         if METHODS[self.method].trains_adapters and self.lora.get("objectives") not in METHODS:
             raise ConfigError(f"training.lora: {self.method} needs adapters, got {self.lora}")
         self._check_numbers()
-        problem = schedule_problem(self)
+        problem = schedule_problem(self) or self._parallel_problem()
         if problem:
             raise ConfigError(problem)
         buckets = self.recipe.buckets()
@@ -172,6 +176,17 @@ class TrainingJob:
                 raise ConfigError(
                     f"training.{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
+
+    def _parallel_problem(self) -> str | None:
+        unknown = self.parallel.keys() - {item.name for item in dataclasses.fields(Layout)}
+        if unknown:
+            return f"training.parallel.{min(unknown)}: unknown value"
+        return self.layout.problem()
+
+    @property
+    def layout(self) -> Layout:
+        """How the training is divided over processes."""
+        return Layout(**self.parallel)
 
     @property
     def recipe(self) -> Method:

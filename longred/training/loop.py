@@ -1,5 +1,6 @@
 """The training loop: load, step, save."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from longred import models
+from longred.architectures import sequence_problem
 from longred.artifacts import storage_errors
 from longred.data.loader import StepLoader
 from longred.errors import ConfigError, LossSpikeError, NonFiniteLossError, Stopped
@@ -21,6 +24,7 @@ from longred.training.not_finite import explain
 from longred.training.optimizer import build_optimizer, named_weights, update
 from longred.training.persistence import checkpoint_of, restore
 from longred.training.result import write_result
+from longred.training.sharding import make_meshes, shard_student, whole
 from longred.training.spikes import SpikeGuard
 from longred.training.step import (
     MicroBatch,
@@ -31,6 +35,7 @@ from longred.training.step import (
 )
 from longred.training.student import load_student
 from longred.training.teacher import Teacher, load_teacher
+from longred.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ def train(
     *,
     on_step: OnStep = lambda step, metrics: None,
     stop_requested: StopRequested = lambda: None,
+    world: World = ALONE,
 ) -> Path:
     """Train the student of a job, going on from the newest checkpoint in the work folder.
 
@@ -52,6 +58,7 @@ def train(
         work: folder for checkpoints, the journal and the result; one trainer at a time.
         on_step: called after every optimizer step with its number, from 1, and its metrics.
         stop_requested: asked before and after every step; a signal number ends the training.
+        world: the processes that train together; each of them calls this function.
 
     Returns:
         `work/result`: a Hugging Face folder with `training.json` and `metrics.jsonl`.
@@ -64,7 +71,7 @@ def train(
         PreflightError: the disk has no room for a checkpoint.
         StorageError: saving failed; older checkpoints are intact.
     """
-    trainer = Trainer(job, work)
+    trainer = Trainer(job, work, world)
     trainer.load()
     while trainer.step < job.num_steps:
         trainer.leave_if(stop_requested())
@@ -82,13 +89,18 @@ class Trainer:
     """One training: models, optimizer, loader, and how far they are.
 
     Attributes:
+        job: with the number of processes that there are.
+        meshes: how they are grouped.
         step: optimizer steps that are done.
         seconds: time spent in them, over all processes that took part.
     """
 
-    def __init__(self, job: TrainingJob, work: Path) -> None:
-        self.job = job
+    def __init__(self, job: TrainingJob, work: Path, world: World = ALONE) -> None:
+        # Whatever the job says, there are as many processes as the launcher started.
+        parallel = {**job.parallel, "num_processes": world.size}
+        self.job = job = dataclasses.replace(job, parallel=parallel)
         self.work = work
+        self.world = world
         self.step = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
@@ -97,12 +109,18 @@ class Trainer:
             torch.set_num_threads(job.num_threads)
         torch.manual_seed(job.seed)
         self.device = models.choose_device(job.device)
-        self._check()
-        self.student = load_student(job, self.device)
-        self.objectives = Objectives(job, self.student, self._load_teacher(), self.device)
+        with world.together():
+            self._check()
+            self.loader = self._open_data()
+            self.student = load_student(job, self.device)
+        self.meshes = make_meshes(job.layout, self.device)
+        if self.meshes.weights is not None:
+            shard_student(self.student, self.meshes.weights)
+        with world.together():
+            teacher = self._load_teacher(self.meshes.weights)
+        self.objectives = Objectives(job, self.student, teacher, self.device, self.meshes.sequence)
         self.weights = fixed_weights(job)
         self.optimizer = build_optimizer(self.student, job)
-        self.loader = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed)
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
         self.step_tokens = sum(count * lengths[bucket] for bucket, count in job.rows.items())
         self.epochs = {
@@ -111,16 +129,21 @@ class Trainer:
         }
         self.spikes = SpikeGuard(spike_mads=job.spike_mads, halt_after=job.halt_after_spikes)
         self.journal = Journal(work / JOURNAL_NAME)
-        self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints)
+        self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints, world=world)
 
     def _check(self) -> None:
         """Refuse what the model has no place for, before its weights are loaded.
 
         Raises:
-            ConfigError: a distilled layer or an adapter's target does not exist.
+            ConfigError: a distilled layer or an adapter's target does not exist, or the model's
+                rows cannot be shared by so many processes.
         """
         job, student = self.job, Path(self.job.student_folder)
-        num_layers = models.load_config(student).num_hidden_layers
+        config = models.load_config(student)
+        problem = sequence_problem(config, job.layout.sequence_parallel)
+        if problem:
+            raise ConfigError(problem)
+        num_layers = config.num_hidden_layers
         wrong = [layer for layer in job.distill_layers if not 1 <= layer <= num_layers]
         if wrong:
             raise ConfigError(
@@ -130,7 +153,23 @@ class Trainer:
         if job.recipe.trains_adapters:
             adapters.check_adapters(job.lora, student, Path(job.teacher_folder))
 
-    def _load_teacher(self) -> Teacher | None:
+    def _open_data(self) -> StepLoader:
+        job, layout = self.job, self.job.layout
+        loader = StepLoader(
+            Path(job.data_folder),
+            rows=job.rows,
+            seed=job.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            sequence_parallel=layout.sequence_parallel,
+        )
+        for bucket, file in loader.files.items():
+            problem = layout.rows_problem(bucket, job.rows[bucket], file.block_length)
+            if problem:
+                raise ConfigError(problem)
+        return loader
+
+    def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher | None:
         if not self.job.uses_teacher():
             return None
         if self.job.recipe.trains_adapters:
@@ -141,6 +180,7 @@ class Trainer:
             dtype=self.job.dtype,
             device=self.device,
             backend=self.job.attention_backend,
+            mesh=mesh,
         )
 
     def train_step(self) -> Mapping[str, float]:
@@ -152,15 +192,16 @@ class Trainer:
         started = time.perf_counter()
         step = self.step + 1
         rows = self.loader.next_step()
-        counts = term_counts(self.job, rows)
-        totals = {term: float(count.sum()) for term, count in counts.items()}
-        batches = list(micro_batches(self.job, rows, counts, totals))
+        rank = self.world.rank
+        counts = term_counts(self.job, rows, rank=rank)
+        totals = self._total({term: float(count.sum()) for term, count in counts.items()})
+        batches = list(micro_batches(self.job, rows, counts, totals, rank=rank))
         weights = self._step_weights()
         losses = [self._backward(batch, weights) for batch in batches]
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.student.parameters(), self.job.max_grad_norm
+        grad_norm = whole(
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.job.max_grad_norm)
         )
-        by_term = {
+        own = {
             term: float(
                 sum(
                     loss[term] * b.shares[term]
@@ -170,6 +211,7 @@ class Trainer:
             )
             for term in weights
         }
+        by_term = self._total(own)
         total = sum(weights[term] * loss for term, loss in by_term.items())
         # A finite total means finite losses: an infinite or NaN term cannot be cancelled.
         if not bool(torch.isfinite(grad_norm + total)):
@@ -188,9 +230,14 @@ class Trainer:
         spike = self.spikes.observe(step, total)
         if spike is not None:
             self.metrics["train/loss_spike"] = spike
-        with storage_errors(self.journal.path):
-            self.journal.append(self.metrics, step=step)
+        if self.world.is_first:
+            with storage_errors(self.journal.path):
+                self.journal.append(self.metrics, step=step)
         return self.metrics
+
+    def _total(self, values: Mapping[Term, float]) -> dict[Term, float]:
+        """Return the sums over all processes."""
+        return dict(zip(values, self.world.sum(list(values.values())), strict=True))
 
     def _step_weights(self) -> Mapping[Term, float]:
         """Return what each term of the next step is multiplied by."""
@@ -203,12 +250,13 @@ class Trainer:
         return {term: loss.detach() for term, loss in losses.items()}
 
     def leave_if(self, signal_number: int | None) -> None:
-        """Save and end where a signal asked for it.
+        """Save and end where a signal asked for it, in this process or another.
 
         Raises:
             Stopped: it did.
         """
-        if signal_number is not None:
+        signal_number = max(self.world.gather(signal_number or 0))
+        if signal_number:
             self.save()
             raise Stopped(signal_number)
 
@@ -231,7 +279,7 @@ class Trainer:
         if self.step == self.saved_step:
             return
         # The journal first: a checkpoint must never know steps that the journal lost.
-        with storage_errors(self.journal.path):
+        with self.world.together(), storage_errors(self.journal.path):
             self.journal.flush()
         self.checkpoints.save(checkpoint_of(self))
         self.saved_step = self.step
@@ -247,6 +295,15 @@ class Trainer:
         checkpoint = self.checkpoints.newest()
         if checkpoint is not None:
             restore(self, checkpoint)
+        with self.world.together():
+            if self.world.is_first:
+                self._prepare_work()
+        repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
+        if repeated:
+            log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)
+        log.info("%s: starting after step %d of %d", self.job.method, self.step, self.job.num_steps)
+
+    def _prepare_work(self) -> None:
         self.journal.truncate_after(self.step)
         weight_bytes = sum(
             w.numel() * w.element_size() for w in named_weights(self.student).values()
@@ -256,7 +313,3 @@ class Trainer:
             self.checkpoints.require_space(
                 3 * weight_bytes + 2**20, result_bytes=weight_bytes + 2**20
             )
-        repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
-        if repeated:
-            log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)
-        log.info("%s: starting after step %d of %d", self.job.method, self.step, self.job.num_steps)

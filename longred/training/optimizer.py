@@ -11,6 +11,7 @@ from longred.errors import MismatchError, PreflightError
 from longred.training.host_state import HostState, part_device
 from longred.training.job import TrainingJob
 from longred.training.schedules import learning_rate
+from longred.training.sharding import local
 
 Optimizer = torch.optim.Optimizer | HostState
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -104,11 +105,11 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 
 def plain_parts(kind: str, value: Tensor) -> dict[str, Tensor]:
-    """Return the plain tensors that an entry of the state is made of, by kind."""
-    quantised: Any = value
+    """Return the plain tensors of this process that a state's entry is made of, by kind."""
+    quantised: Any = local(value)
     if hasattr(quantised, "codes"):
         return {f"{kind}_codes": quantised.codes, f"{kind}_scale": quantised.scale}
-    return {kind: value}
+    return {kind: quantised}
 
 
 def load_optimizer_tensors(

@@ -1,16 +1,24 @@
 """A trainer's state as a value: what a checkpoint is made of, and how a trainer goes on from it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from longred.errors import MismatchError
-from longred.training.checkpoint import Checkpoint
+from longred.training.checkpoint import Checkpoint, SavedCheckpoint
 from longred.training.environment import environment_of
-from longred.training.optimizer import load_optimizer_tensors, named_weights, optimizer_tensors
+from longred.training.optimizer import (
+    MOMENTS,
+    load_optimizer_tensors,
+    named_weights,
+    optimizer_tensors,
+)
+from longred.training.sharding import local, rows_of
+from longred.training.tensor_files import Part, SavedTensors
 
 if TYPE_CHECKING:
     from longred.training.loop import Trainer
@@ -20,10 +28,21 @@ log = logging.getLogger(__name__)
 
 def checkpoint_of(trainer: "Trainer") -> Checkpoint:
     """Return everything that a trainer needs to go on from the step that it has finished."""
+    weights = named_weights(trainer.student)
     tensors = {
-        "model": {name: w.detach() for name, w in named_weights(trainer.student).items()},
+        "model": {name: local(w.detach()) for name, w in weights.items()},
         "optimizer": optimizer_tensors(trainer.optimizer, trainer.student),
         "random": _random_state(trainer.device),
+    }
+    world = trainer.world
+    divided = _divided(trainer)
+    rows = {name: rows_of(w) for name, w in weights.items()}
+    parts = {
+        "model": replace(divided, rows=rows),
+        "optimizer": replace(
+            divided, rows={f"{moment}.{name}": r for moment in MOMENTS for name, r in rows.items()}
+        ),
+        "random": Part(world.rank, world.size),
     }
     state = {
         "step": trainer.step,
@@ -32,12 +51,22 @@ def checkpoint_of(trainer: "Trainer") -> Checkpoint:
         "seconds": trainer.seconds,
         "metrics": dict(trainer.metrics),
         "spikes": trainer.spikes.state(),
-        "environment": environment_of(trainer.device),
+        "environment": environment_of(trainer.device, trainer.job.layout),
     }
-    return Checkpoint(trainer.step, tensors, state)
+    return Checkpoint(trainer.step, tensors, state, parts)
 
 
-def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+def _divided(trainer: "Trainer") -> Part:
+    """Return which of the parts that the weights are divided into this process holds."""
+    mesh = trainer.meshes.weights
+    if mesh is None:
+        return Part()
+    last = mesh.ndim - 1
+    is_written = mesh.ndim == 1 or mesh.get_local_rank(0) == 0
+    return Part(mesh.get_local_rank(last), mesh.size(last), is_written=is_written)
+
+
+def restore(trainer: "Trainer", checkpoint: SavedCheckpoint) -> None:
     """Bring a trainer to where `checkpoint_of` was called.
 
     Raises:
@@ -45,25 +74,55 @@ def restore(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     """
     _check_identity(trainer, checkpoint.state)
     weights = named_weights(trainer.student)
-    saved = checkpoint.tensors["model"]
+    saved = {stem: _OwnPart(group, trainer) for stem, group in checkpoint.tensors.items()}
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    if shapes != {name: tuple(w.shape) for name, w in saved.items()}:
+    if shapes != {name: saved["model"].group.shape(name) for name in saved["model"]}:
         raise MismatchError(
             f"{trainer.checkpoints.folder}: the checkpoint's weights are of another model"
         )
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(saved[name])
-    load_optimizer_tensors(trainer.optimizer, trainer.student, checkpoint.tensors["optimizer"])
-    torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
-    if trainer.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
-        torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"])
+            local(weight).copy_(saved["model"][name])
+    load_optimizer_tensors(trainer.optimizer, trainer.student, saved["optimizer"])
+    random, rank = checkpoint.tensors["random"], trainer.world.rank
+    torch.set_rng_state(random.own("cpu", rank))
+    if trainer.device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(random.own("cuda", rank))
     state = checkpoint.state
     trainer.loader.load_state(state["loader"])
     trainer.step = trainer.saved_step = checkpoint.step
     trainer.seconds = state["seconds"]
     trainer.metrics = state["metrics"]
     trainer.spikes.load_state(state["spikes"])
+
+
+class _OwnPart(Mapping[str, Tensor]):
+    """A saved group of tensors as this process holds it: its rows, whoever wrote them."""
+
+    def __init__(self, group: SavedTensors, trainer: "Trainer") -> None:
+        self.group = group
+        self.part = _divided(trainer)
+        self.weights = named_weights(trainer.student)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.group)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def __getitem__(self, name: str) -> Tensor:
+        kind, _, of = name.partition(".")
+        if name in self.weights or kind in MOMENTS:
+            weight = self.weights[name if name in self.weights else of]
+            start = rows_of(weight).start
+            return self.group.rows(name, start, start + len(local(weight)))
+        if kind != "step" and len(self.group.paths) != self.part.count:
+            raise MismatchError(
+                f"{self.group.paths[0].parent}: holds 8-bit moments, whose scales belong to the "
+                f"{len(self.group.paths)} processes that wrote them; go on with as many "
+                "(training.parallel)"
+            )
+        return self.group.own(name, self.part.number)
 
 
 def _check_identity(trainer: "Trainer", state: Mapping[str, Any]) -> None:
@@ -79,7 +138,7 @@ def _check_identity(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             f"({name}: {saved.get(name)!r}, now {wanted.get(name)!r}); train in another work "
             f"folder, or delete {folder} to start from step 0"
         )
-    environment = environment_of(trainer.device)
+    environment = environment_of(trainer.device, trainer.job.layout)
     for name, value in state["environment"].items():
         if environment.get(name) != value:
             log.warning(

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedModel
 
 from longred import models
 from longred.artifacts import storage_errors, write_json
 from longred.tracking import JOURNAL_NAME
 from longred.training import adapters
 from longred.training.environment import environment_of
+from longred.training.job import TrainingJob
+from longred.training.optimizer import named_weights
+from longred.training.sharding import whole
+from longred.training.student import load_student
 
 if TYPE_CHECKING:
     from longred.training.loop import Trainer
@@ -19,31 +24,64 @@ if TYPE_CHECKING:
 def write_result(trainer: "Trainer") -> Path:
     """Write the trained student to `result` in the work folder and return that folder.
 
+    Called by all processes.
+
     Raises:
         StorageError: the disk is full; the last checkpoint is intact.
     """
     result, temporary = trainer.work / "result", trainer.work / ".tmp-result"
-    trainer.journal.close()
-    with storage_errors(result):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        write_student(trainer, temporary)
-        shutil.copyfile(trainer.journal.path, temporary / JOURNAL_NAME)
-        write_json(temporary / "training.json", _summary(trainer))
-        shutil.rmtree(result, ignore_errors=True)
-        temporary.rename(result)
+    with trainer.world.together(), storage_errors(result):
+        if trainer.world.is_first:
+            trainer.journal.close()
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+    write_student(trainer, temporary)
+    with trainer.world.together(), storage_errors(result):
+        if trainer.world.is_first:
+            shutil.copyfile(trainer.journal.path, temporary / JOURNAL_NAME)
+            write_json(temporary / "training.json", _summary(trainer))
+            shutil.rmtree(result, ignore_errors=True)
+            temporary.rename(result)
     return result
 
 
 def write_student(trainer: "Trainer", folder: Path) -> None:
-    """Write the student as it is now as a plain model folder, adapters merged into its weights."""
-    job = trainer.job
+    """Write the student as it is now as a plain model folder, adapters merged into its weights.
+
+    Called by all processes; the first one writes.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    whole_student = _whole_student(trainer)
+    with trainer.world.together():
+        if whole_student is not None:
+            _write(trainer.job, whole_student, folder)
+
+
+def _write(job: TrainingJob, model: PreTrainedModel, folder: Path) -> None:
     student, original = Path(job.student_folder), Path(job.teacher_folder)
-    model = trainer.student
     if job.recipe.trains_adapters:
-        model = adapters.merged(model, student, original)
-        adapters.save_adapters(trainer.student, folder / adapters.ADAPTERS_NAME)
+        with_adapters, model = model, adapters.merged(model, student, original)
+        adapters.save_adapters(with_adapters, folder / adapters.ADAPTERS_NAME)
     models.save_model(model, student, folder)
+
+
+def _whole_student(trainer: "Trainer") -> PreTrainedModel | None:
+    """Return the student with all its weights in the first process, and None in the others."""
+    if trainer.meshes.weights is None:
+        return trainer.student
+    student, weights = None, {}
+    with trainer.world.together():
+        if trainer.world.is_first:
+            student = load_student(trainer.job, torch.device("cpu"))
+            weights = named_weights(student)
+    with torch.no_grad():
+        for name, weight in named_weights(trainer.student).items():
+            gathered = whole(weight)
+            if student is not None:
+                weights[name].copy_(gathered)
+    return student
 
 
 def _summary(trainer: "Trainer") -> dict[str, Any]:
@@ -60,6 +98,6 @@ def _summary(trainer: "Trainer") -> dict[str, Any]:
         "distill_layers": list(trainer.job.distill_layers),
         "loss_weights": {term.metric: weight for term, weight in trainer.weights.items()},
         "num_threads": torch.get_num_threads(),
-        "environment": environment_of(trainer.device),
+        "environment": environment_of(trainer.device, trainer.job.layout),
         "job": trainer.job.to_json(),
     }

@@ -1,6 +1,7 @@
 """The losses of one optimizer step: micro-batches, the terms of each bucket, words about a NaN.
 
-Shapes: B rows, T tokens of a row, M tokens that the teacher is shown, D hidden size.
+Shapes: B rows, T tokens of a row, t those that this process computes, M tokens that the teacher is
+shown, D hidden size.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from longred import models, objectives, positions
@@ -23,6 +25,7 @@ from longred.methods import Term
 from longred.objectives import OBJECTIVES, Outputs, Passes
 from longred.objectives.table import first_window
 from longred.training.job import TrainingJob
+from longred.training.sharding import entered
 from longred.training.teacher import Teacher
 
 Counts = Mapping[Term, Tensor]
@@ -38,6 +41,8 @@ class MicroBatch:
         input_ids_BT: token ids.
         document_ids_BT: document of every token, or None where rows are whole.
         position_ids_BT: the student's positions, or None for 0…T-1.
+        tokens: those of each row that this process computes; all, but for long rows that several
+            processes share.
         block_ids: the rows' blocks in the bucket's file, for messages.
         shares: part of each term's mean that these rows are; a term's shares of a step sum to 1.
     """
@@ -46,6 +51,7 @@ class MicroBatch:
     input_ids_BT: Tensor
     document_ids_BT: Tensor | None
     position_ids_BT: Tensor | None
+    tokens: slice
     block_ids: list[int]
     shares: Mapping[Term, float]
 
@@ -93,14 +99,18 @@ def skipped_positions(job: TrainingJob, row_numbers: Sequence[int]) -> Tensor | 
     return torch.cat(rows)
 
 
-def term_counts(job: TrainingJob, rows_by_bucket: Mapping[str, Rows]) -> dict[Term, Tensor]:
-    """Return how many equal parts each row adds to the mean of every term."""
+def term_counts(
+    job: TrainingJob, rows_by_bucket: Mapping[str, Rows], *, rank: int = 0
+) -> dict[Term, Tensor]:
+    """Return how many equal parts each row, as far as `rank` computes it, adds to every term."""
     counts = {}
     for term in job.terms:
         rows = rows_by_bucket[term.bucket]
         documents = rows.document_ids_BT if job.mask_documents else None
-        count = OBJECTIVES[term.objective].counts
-        counts[term] = count(rows.input_ids_BT, documents, job.original_window).double()
+        counted = OBJECTIVES[term.objective].counted
+        counted_BT = counted(rows.input_ids_BT, documents, job.original_window)
+        tokens = job.layout.part(term.bucket, counted_BT.shape[1], rank)
+        counts[term] = counted_BT[:, tokens].sum(dim=1).double()
     return counts
 
 
@@ -109,6 +119,8 @@ def micro_batches(
     rows_by_bucket: Mapping[str, Rows],
     counts: Counts,
     totals: Mapping[Term, float],
+    *,
+    rank: int = 0,
 ) -> Iterator[MicroBatch]:
     """Cut a step's rows into micro-batches of at most the job's tokens, as equal as can be.
 
@@ -117,6 +129,7 @@ def micro_batches(
         rows_by_bucket: rows of every bucket of the method.
         counts: of these rows.
         totals: sums of the counts over all rows of the step, whoever reads them.
+        rank: of this process.
     """
     for bucket in job.recipe.buckets():
         rows = rows_by_bucket[bucket]
@@ -127,12 +140,14 @@ def micro_batches(
         most = job.micro_batch_tokens
         if bucket != "long":
             most = min(most, job.short_micro_batch_tokens or most)
-        for part in _parts(num_rows, max(1, most // length)):
+        tokens = job.layout.part(bucket, length, rank)
+        for part in _parts(num_rows, max(1, most // (tokens.stop - tokens.start))):
             yield MicroBatch(
                 bucket=bucket,
                 input_ids_BT=rows.input_ids_BT[part],
                 document_ids_BT=None if documents is None else documents[part],
                 position_ids_BT=None if skipped is None else skipped[part],
+                tokens=tokens,
                 block_ids=rows.block_ids[part],
                 shares={term: float(counts[term][part].sum()) / totals[term] for term in terms},
             )
@@ -146,6 +161,7 @@ class Objectives:
         student: the extended model; trained.
         teacher: the original model; None where no term asks for it.
         device: where both models are.
+        sequence: the processes that share long rows; None where each row is one process's.
     """
 
     def __init__(
@@ -154,11 +170,13 @@ class Objectives:
         student: PreTrainedModel,
         teacher: Teacher | None,
         device: torch.device,
+        sequence: DeviceMesh | None = None,
     ) -> None:
         self.job = job
         self.student = student
         self.teacher = teacher
         self.device = device
+        self.sequence = sequence
         self.last_layer = int(student.config.num_hidden_layers)
 
     def losses(self, batch: MicroBatch) -> dict[Term, Tensor]:
@@ -167,19 +185,28 @@ class Objectives:
         The models are run once for all of them. Scalars in fp32, with gradient.
         """
         batch = batch.to(self.device)
-        passes = self._passes(batch)
-        with self._compute_type():
-            return {term: OBJECTIVES[term.objective].loss(passes) for term in batch.shares}
+
+        def run() -> dict[Term, Tensor]:
+            passes = self._passes(batch)
+            with self._compute_type():
+                return {term: OBJECTIVES[term.objective].loss(passes) for term in batch.shares}
+
+        return entered(self.student, run)
 
     def where_not_finite(self, batch: MicroBatch) -> str:
         """Return which hidden states of a micro-batch are not finite first, in words."""
         batch = batch.to(self.device)
         layers = range(1, self.last_layer + 1)
         found = []
-        with torch.no_grad():
-            states = {"student": self._run_student(batch, layers, False).states}
+        states: dict[str, Mapping[int, Tensor]] = {}
+
+        def run() -> None:
+            states["student"] = self._run_student(batch, layers, False).states
             if self.teacher is not None:
                 states["teacher"] = self._run_teacher(batch, layers, False, None).states
+
+        with torch.no_grad():
+            entered(self.student, run)
         for name, by_layer in states.items():
             bad = [layer for layer in layers if not bool(torch.isfinite(by_layer[layer]).all())]
             if bad:
@@ -190,6 +217,7 @@ class Objectives:
         wanted = [OBJECTIVES[term.objective] for term in batch.shares]
         distil = [objective for objective in wanted if objective.teacher]
         shown_BT, teacher = None, None
+        with_next = slice(batch.tokens.start, batch.tokens.stop + 1)
         if distil:
             if distil[0].teacher == "first_window":
                 shown_BT = first_window(
@@ -201,9 +229,9 @@ class Objectives:
         return Passes(
             student=self._run_student(batch, self._layers(wanted), needs_attention),
             teacher=teacher,
-            input_ids_BT=batch.input_ids_BT,
-            document_ids_BT=batch.document_ids_BT,
-            shown_BT=shown_BT,
+            input_ids_BT=batch.input_ids_BT[:, with_next],
+            document_ids_BT=_columns(batch.document_ids_BT, with_next),
+            shown_BT=_columns(shown_BT, batch.tokens),
             lm_head_weight_VD=self.student.get_output_embeddings().weight,  # type: ignore[no-untyped-call]
             logit_softcap=logit_softcap(self.student.config),
             distill_layers=self.job.distill_layers,
@@ -219,6 +247,17 @@ class Objectives:
         self, batch: MicroBatch, layers: Sequence[int], needs_attention: bool
     ) -> Outputs:
         with self._compute_type(), self._held(batch):
+            if self._is_shared(batch):
+                places_T = torch.arange(batch.tokens.start, batch.tokens.stop, device=self.device)
+                return _run(
+                    self.student,
+                    batch.input_ids_BT[:, batch.tokens],
+                    layers,
+                    needs_attention,
+                    places_T[None],
+                    batch.document_ids_BT,
+                    self.sequence,
+                )
             return _run(
                 self.student,
                 batch.input_ids_BT,
@@ -227,6 +266,9 @@ class Objectives:
                 batch.position_ids_BT,
                 batch.document_ids_BT,
             )
+
+    def _is_shared(self, batch: MicroBatch) -> bool:
+        return bool(batch.tokens.stop - batch.tokens.start < batch.input_ids_BT.shape[1])
 
     def _run_teacher(
         self,
@@ -237,7 +279,9 @@ class Objectives:
     ) -> Outputs:
         """Run the teacher as the student is run: an unchanged student makes the very same states.
 
-        Of long rows it is shown `shown_BT` only, row by row, since they differ in number.
+        Of long rows it is shown `shown_BT` only, row by row, since they differ in number. Where
+        processes share a row, each shows the documents that its own tokens are of, and keeps what
+        the teacher made of those tokens.
         """
         if self.teacher is None:
             raise ValueError(f"{self.job.method} distils and was given no teacher")
@@ -246,6 +290,10 @@ class Objectives:
                 return _run(
                     model, batch.input_ids_BT, layers, needs_attention, None, batch.document_ids_BT
                 )
+            own_BT = torch.zeros_like(shown_BT)
+            own_BT[:, batch.tokens] = shown_BT[:, batch.tokens]
+            if self._is_shared(batch):
+                shown_BT = documents_of(own_BT, shown_BT, batch.document_ids_BT)
             rows = [
                 _run(
                     model,
@@ -259,11 +307,18 @@ class Objectives:
                 ).states
                 for row, shown_T in enumerate(shown_BT)
             ]
-        return Outputs({layer: torch.cat([r[layer][0] for r in rows]) for layer in layers})
+        kept = [own_T[shown_T] for own_T, shown_T in zip(own_BT, shown_BT, strict=True)]
+        return Outputs(
+            {
+                layer: torch.cat([r[layer][0][k] for r, k in zip(rows, kept, strict=True)])
+                for layer in layers
+            }
+        )
 
     def _held(self, batch: MicroBatch) -> AbstractContextManager[None]:
         """Hold the activations of small micro-batches, whatever is done with those of others."""
-        if batch.input_ids_BT.numel() <= self.job.uncheckpointed_tokens:
+        num_tokens = len(batch.input_ids_BT) * (batch.tokens.stop - batch.tokens.start)
+        if num_tokens <= self.job.uncheckpointed_tokens:
             return holding_activations(self.student)
         return contextlib.nullcontext()
 
@@ -282,6 +337,7 @@ def _run(
     needs_attention: bool,
     position_ids_BT: Tensor | None,
     document_ids_BT: Tensor | None,
+    sequence: DeviceMesh | None = None,
 ) -> Outputs:
     attention: dict[int, Captured] = {}
 
@@ -296,8 +352,27 @@ def _run(
         position_ids_BT=position_ids_BT,
         document_ids_BT=document_ids_BT,
         capture=keep if needs_attention else None,
+        sequence=sequence,
     )
     return Outputs(states, attention)
+
+
+def documents_of(own_BT: Tensor, shown_BT: Tensor, document_ids_BT: Tensor | None) -> Tensor:
+    """Return which of the shown tokens are of a document of own ones, bool [B, T].
+
+    In a row without own tokens the first token is returned: every process has to run the model.
+    """
+    run_BT = torch.zeros_like(shown_BT, dtype=torch.long)
+    if document_ids_BT is not None:
+        run_BT = (document_ids_BT.diff(dim=1, prepend=document_ids_BT[:, :1]) != 0).cumsum(dim=1)
+    rows = zip(own_BT, shown_BT, run_BT, strict=True)
+    result_BT = torch.stack([shown & torch.isin(run, run[own]) for own, shown, run in rows])
+    result_BT[:, 0] |= ~result_BT.any(dim=1)
+    return result_BT
+
+
+def _columns(x_BT: Tensor | None, columns: slice) -> Tensor | None:
+    return None if x_BT is None else x_BT[:, columns]
 
 
 def _parts(num_rows: int, most: int) -> Iterator[slice]:

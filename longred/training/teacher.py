@@ -7,15 +7,24 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from longred import models
+from longred.training.sharding import shard_teacher
 
 Teacher = Callable[[], AbstractContextManager[PreTrainedModel]]
 """Opens the original model for a forward pass."""
 
 
-def load_teacher(folder: Path, *, dtype: str, device: torch.device, backend: str) -> Teacher:
+def load_teacher(
+    folder: Path,
+    *,
+    dtype: str,
+    device: torch.device,
+    backend: str,
+    mesh: DeviceMesh | None = None,
+) -> Teacher:
     """Load the original model, frozen, to be run under the student's autocast.
 
     Under autocast a linear layer rounds its float32 weight to bfloat16 and everything else is left
@@ -27,6 +36,7 @@ def load_teacher(folder: Path, *, dtype: str, device: torch.device, backend: str
         dtype: the compute type, `bfloat16` or `float32`.
         device: where it is run.
         backend: of its attention; the student's.
+        mesh: the processes that its weights are divided over, or None.
     """
     model = models.load_model(
         folder,
@@ -38,6 +48,8 @@ def load_teacher(folder: Path, *, dtype: str, device: torch.device, backend: str
     model.requires_grad_(False)
     if dtype == "bfloat16":
         round_linear_layers(model)
+    if mesh is not None:
+        shard_teacher(model, mesh)
 
     @contextlib.contextmanager
     def opened() -> Iterator[PreTrainedModel]:

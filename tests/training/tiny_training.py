@@ -1,13 +1,16 @@
 """The data, faults and comparisons of the trainer's tests."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import resource
 import shutil
 import signal
+import socket
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,30 +83,69 @@ def run(
     context: Any, job: TrainingJob, work: Path, *, fault: str | None = None, timeout: float = 300.0
 ) -> int:
     """Train in a process of its own, disturbed by `<name>@<step>`; return its exit code."""
-    process = context.Process(target=_main, args=(job.to_json(), str(work), fault))
-    process.start()
-    process.join(timeout)
-    if process.is_alive():
+    (code,) = run_together(context, job, work, faults=[fault], timeout=timeout)
+    return code
+
+
+def run_together(
+    context: Any,
+    job: TrainingJob,
+    work: Path,
+    *,
+    faults: Sequence[str | None] = (None, None),
+    timeout: float = 300.0,
+) -> list[int]:
+    """Train in as many processes as there are faults, each disturbed by its own; return the codes.
+
+    They find each other by the variables that torchrun sets.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = dataclasses.replace(job, parallel={**job.parallel, "num_processes": len(faults)})
+    processes = []
+    for rank, fault in enumerate(faults):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(len(faults)),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        arguments = (job.to_json(), str(work), fault, environment)
+        processes.append(context.Process(target=_main, args=arguments))
+        processes[-1].start()
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
         process.kill()
         process.join()
-        raise AssertionError(f"the trainer did not end within {timeout} s")
-    return int(process.exitcode)
+    assert not late, f"{len(late)} trainers did not end within {timeout} s"
+    return [int(process.exitcode) for process in processes]
 
 
-def _main(values: Mapping[str, Any], work: str, fault: str | None) -> None:
+def _main(
+    values: Mapping[str, Any], work: str, fault: str | None, environment: Mapping[str, str]
+) -> None:
+    os.environ.update(environment)
     import torch
 
     torch.set_num_threads(1)
     from longred.errors import LongredError
     from longred.training import loop
     from longred.training.stop import StopRequest
+    from longred.training.world import joined
 
     stop = StopRequest()
     stop.install()
     name, _, step = (fault or "none@0").partition("@")
     on_step = FAULTS[name](int(step))
+    job = TrainingJob.from_json(values)
     try:
-        loop.train(TrainingJob.from_json(values), Path(work), on_step=on_step, stop_requested=stop)
+        with joined("cpu") as world:
+            loop.train(job, Path(work), on_step=on_step, stop_requested=stop, world=world)
     except LongredError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -138,8 +180,8 @@ def _during_save(signal_number: int, *, after: str) -> Any:
 
         write = checkpoint.save_file
 
-        def save_file(tensors: Any, path: Path) -> None:
-            write(tensors, path)
+        def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+            write(tensors, path, metadata)
             if path.parent.name.endswith(f"step-{step:06d}") and path.name == after:
                 os.kill(os.getpid(), signal_number)
 

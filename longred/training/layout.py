@@ -1,0 +1,60 @@
+"""How many processes train, and what they divide among themselves: plain values, checked."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The division of one training over processes, one of them on each GPU.
+
+    Attributes:
+        num_processes: all of them, on all machines.
+        replicas: whole copies of the weights; each is sharded over num_processes / replicas.
+        sequence_parallel: neighbouring processes that share the tokens of one long row.
+    """
+
+    num_processes: int = 1
+    replicas: int = 1
+    sequence_parallel: int = 1
+
+    def problem(self) -> str | None:
+        """Return what cannot work, in words that name the setting, or None."""
+        for name in ("num_processes", "replicas", "sequence_parallel"):
+            value = getattr(self, name)
+            if value < 1:
+                return f"training.parallel.{name}: must be 1 or more, got {value}"
+            if self.num_processes % value:
+                return (
+                    f"training.parallel.{name}: {value} does not divide the number of processes "
+                    f"({self.num_processes})"
+                )
+        return None
+
+    def readers(self, bucket: str) -> int:
+        """Return how many processes, or groups of them, read different rows of a bucket."""
+        return self.num_processes // (self.sequence_parallel if bucket == "long" else 1)
+
+    def rows_problem(self, bucket: str, num_rows: int, length: int) -> str | None:
+        """Return why a step's rows of a bucket cannot be divided, or None."""
+        readers = self.readers(bucket)
+        if num_rows % readers:
+            return (
+                f"training.parallel.num_processes: {self.num_processes} processes cannot divide "
+                f"the {num_rows} rows of the {bucket} bucket in a step: {readers} of them read "
+                f"different rows; change training.step_tokens so that {readers} divides "
+                "the rows, or use fewer processes"
+            )
+        if bucket == "long" and length % self.sequence_parallel:
+            return (
+                f"training.parallel.sequence_parallel: {self.sequence_parallel} does not divide "
+                f"the {length} tokens of a long row"
+            )
+        return None
+
+    def part(self, bucket: str, length: int, rank: int) -> slice:
+        """Return the tokens of a row that a process computes."""
+        if bucket != "long":
+            return slice(0, length)
+        size = length // self.sequence_parallel
+        start = rank % self.sequence_parallel * size
+        return slice(start, start + size)

@@ -1,0 +1,131 @@
+"""Weights divided over processes by torch's FSDP2, and their whole form where it is needed.
+
+A model is divided layer by layer; outside a layer's own forward and backward pass a process holds
+its rows of every weight alone. Gradients are sums over all processes, as losses are. With several
+replicas the weights are divided inside each, and gradients are summed over them (HSDP); with as
+many replicas as processes this is plain data parallelism.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from longred.training.layout import Layout
+
+T = TypeVar("T")
+
+
+class Meshes(NamedTuple):
+    """How processes are grouped.
+
+    Attributes:
+        weights: by replica and shard; None where a process is alone.
+        sequence: the neighbours that share a long row's tokens; None where they do not.
+    """
+
+    weights: DeviceMesh | None = None
+    sequence: DeviceMesh | None = None
+
+
+def make_meshes(layout: Layout, device: torch.device) -> Meshes:
+    """Group the processes; called by all of them."""
+    size = layout.num_processes
+    if size == 1:
+        return Meshes()
+    shape = (layout.replicas, size // layout.replicas)
+    weights = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))
+    sequence = None
+    if layout.sequence_parallel > 1:
+        shape = (size // layout.sequence_parallel, layout.sequence_parallel)
+        sequence = init_device_mesh(device.type, shape, mesh_dim_names=("row", "sequence"))
+    return Meshes(
+        weights["shard"] if layout.replicas == 1 else weights,
+        None if sequence is None else sequence["sequence"],
+    )
+
+
+def shard_student(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Divide a model that is trained; from here on it runs inside `entered` only.
+
+    Its root holds the final norm and the output embedding, with the input's where they are tied.
+    """
+    base: Any = model.base_model
+    _shard_layers(base, mesh)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if base.embed_tokens.weight is not head.weight:
+        fully_shard(base.embed_tokens, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are weighed by their share of the whole step: gradients are summed.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    model.enter = types.MethodType(_enter, model)  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "enter")
+
+
+def shard_teacher(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Divide a model that is only asked for hidden states; its output embedding is dropped."""
+    base: Any = model.base_model
+    model.lm_head = None
+    _shard_layers(base, mesh)
+    fully_shard(base, mesh=mesh)
+
+
+def _shard_layers(base: Any, mesh: DeviceMesh) -> None:
+    for layer in base.layers:
+        fully_shard(layer, mesh=mesh)
+
+
+def _enter(model: nn.Module, body: Callable[[], T]) -> T:
+    return body()
+
+
+def entered(model: PreTrainedModel, body: Callable[[], T]) -> T:
+    """Run a body that uses the model, its weights gathered where they are divided.
+
+    FSDP wants one door to a model. Ours is not its forward, which would compute the logits.
+    """
+    enter: Callable[[Callable[[], T]], T] = getattr(model, "enter", None) or (lambda run: run())
+    return enter(body)
+
+
+class Rows(NamedTuple):
+    """The rows of a whole tensor that a process holds.
+
+    Attributes:
+        start: the first of them.
+        shape: of the whole tensor.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, sharing memory with it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(tensor: Tensor) -> Rows:
+    """Return which rows of a tensor this process holds: all, where it is not divided."""
+    start = 0
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        dimension = mesh.ndim - 1
+        # As `torch.chunk` divides: equal parts, the last ones smaller or empty.
+        size = -(-tensor.shape[0] // mesh.size(dimension))
+        start = min(size * mesh.get_local_rank(dimension), tensor.shape[0])
+    return Rows(start, tuple(tensor.shape))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole tensor; called by all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
