@@ -47,6 +47,7 @@ class Mirror:
         self._page = page
         self._system: SystemMetrics | None = None
         self._described: set[str] = set()
+        self._tags: dict[str, dict[str, str]] = {}
         self._ended: set[str] = set()
         self._sent: dict[str, set[tuple[str, int, float]]] = {}
         self._offsets: dict[str, int] = {}
@@ -86,6 +87,7 @@ class Mirror:
             tags = {"mlflow.parentRunId": run.mlflow_run_id or "", "longred.run": run.id}
             tags |= _stage_tags(run, stage, status)
             stage.mlflow_run_id = self._create(stage.name, stage.started, tags)
+            self._tags[stage.mlflow_run_id] = tags
         child = stage.mlflow_run_id
         if child in self._ended:
             return
@@ -99,8 +101,7 @@ class Mirror:
                 self._send_system(child, stage)
             return
         self._system = None
-        for name, value in _stage_tags(run, stage, status).items():
-            self._client.set_tag(child, name, value)
+        self._send_tags(child, _stage_tags(run, stage, status))
         if status == "ran" and stage.path:
             folder = Path(stage.path)
             self._send(child, read_lines(folder / JOURNAL_NAME, 0)[0])
@@ -126,9 +127,8 @@ class Mirror:
             self._send_scores(parent, run)
         self._log_datasets(parent, run, ("data", SAMPLES), "run")
         stale = [name for name, each in run.last_attempts().items() if each.status == "stale"]
-        if stale:
-            self._client.set_tag(parent, "longred.stale", ", ".join(stale))
-        self._client.set_tag(parent, "longred.status", run.status)
+        left_over = {"longred.stale": ", ".join(stale)} if stale else {}
+        self._send_tags(parent, {"longred.status": run.status, **left_over})
         end = int((run.finished or time.time()) * 1000)
         self._client.set_terminated(parent, _STATUS.get(run.status, "FINISHED"), end)
 
@@ -148,6 +148,16 @@ class Mirror:
             self._experiment_id, start_time=int(started * 1000), tags=dict(tags), run_name=name
         )
         return str(created.info.run_id)
+
+    def _send_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Send the tags that are new or others than before, in one call: each may take a second."""
+        from mlflow.entities import RunTag
+
+        known = self._tags.setdefault(run_id, {})
+        fresh = {name: value for name, value in tags.items() if known.get(name) != value}
+        if fresh:
+            self._client.log_batch(run_id, tags=[RunTag(*tag) for tag in fresh.items()])
+            known.update(fresh)
 
     def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
