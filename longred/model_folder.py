@@ -117,8 +117,8 @@ def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
     raise PreflightError(f"{folder}: has no weights ({WEIGHTS_NAME} or {WEIGHTS_INDEX_NAME})")
 
 
-def download(name: str, revision: str | None) -> Path:
-    """Return the local copy of a model on the hub, fetched where it is not there yet.
+def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
+    """Return the local copy of a model on the hub, with or without its weights, fetched at need.
 
     Raises:
         ConfigError: no revision is given.
@@ -135,8 +135,8 @@ def download(name: str, revision: str | None) -> Path:
             "can move"
         )
     # Some hold the weights twice, once more in the maker's own layout.
-    weights = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME]
-    wanted = ["config.json", *weights, *COMPANIONS]
+    files = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME] if weights else []
+    wanted = ["config.json", *files, *COMPANIONS]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, HFValidationError, httpx.HTTPError) as error:

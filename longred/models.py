@@ -50,12 +50,13 @@ from longred.model_folder import (
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve_model(path: str, revision: str | None = None) -> Path:
+def resolve_model(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Return the checked local folder of a model.
 
     Args:
         path: `demo`, a Hugging Face folder, or a name on the hub.
         revision: the commit of a hub name; required there, so that a run can be repeated.
+        weights: whether they are fetched and checked too; configuration and tokenizer always are.
 
     Raises:
         ConfigError: a hub name comes without a revision, or the model is of an unsupported kind.
@@ -69,13 +70,14 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     elif local.exists():
         folder = local.resolve()
     elif _HUB_NAME.fullmatch(path):
-        folder = download(path, revision)
+        folder = download(path, revision, weights=weights)
     else:
         raise PreflightError(
             f"model.path: {path!r} is no folder on this machine; give 'demo', the folder of a "
             "Hugging Face model, or a hub name of the form owner/model"
         )
-    check_folder(folder)
+    if weights:
+        check_folder(folder)
     return folder
 
 

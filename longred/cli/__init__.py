@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from longred.cli import compare, data, drift, evaluation, export, runs, services
+from longred.cli import compare, data, drift, evaluation, export, plan, runs, services
 from longred.errors import LongredError, Stopped
 
 VERBS = (
@@ -22,7 +22,7 @@ VERBS = (
     export.export,
     evaluation.evaluate,
     data.inspect,
-    data.plan,
+    plan.plan,
     services.up,
     services.down,
     services.status,

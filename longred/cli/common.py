@@ -1,6 +1,7 @@
 """What the verbs share."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,3 +22,21 @@ def open_store(path: str | None) -> "Store":
     from longred.runs import STORE_VARIABLE
 
     return Store(path or os.environ.get(STORE_VARIABLE) or StoreConfig().path)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns; numbers stand at the right."""
+    if not rows:
+        return
+    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            cell.rjust(width) if _is_number(rows[0][n]) else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        typer.echo("  ".join(cells).rstrip())
+    typer.echo("")
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").isdigit()

@@ -1,0 +1,190 @@
+"""The verb that says what a recipe takes before anything is written: its text, its cost."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longred.cli.common import Overrides, print_table
+from longred.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longred.config import RunConfig
+
+GIB = 2**30
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="how many (default: the recipe's)")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, or a GPU: a100-80gb, h100, h200, …")
+    ] = "auto",
+    measure: Annotated[
+        bool,
+        typer.Option("--calibrate", help="measure this machine first; always done on a CPU"),
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option("--price-per-gpu-hour", min=0.0, help="adds what it costs in money"),
+    ] = None,
+    section: Annotated[
+        str | None, typer.Option("--only", metavar="SECTION", help="data or cost alone")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Say what a recipe will take and whether it fits, before anything is written."""
+    from longred.runs import load_config
+
+    if section is not None and section not in SECTIONS:
+        raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
+    config = load_config(recipe, overrides or [])
+    options = {"gpus": gpus, "device": device, "measure": measure, "price": price}
+    names = [name for name in SECTIONS if section in (None, name)]
+    sections = {name: SECTIONS[name][0](config, options) for name in names}
+    if as_json:
+        typer.echo(json.dumps(sections, indent=2))
+        return
+    for name, values in sections.items():
+        typer.echo(f"{name}\n")
+        SECTIONS[name][1](values)
+
+
+def _plan_cost(config: "RunConfig", options: Mapping[str, Any]) -> dict[str, Any]:
+    from longred.cost import recipe
+
+    if options["gpus"] is not None:
+        config = recipe.with_processes(config, options["gpus"])
+    shape = recipe.shape_of_model(config)
+    speeds = recipe.choose_speeds(
+        config, shape, device=options["device"], measure=options["measure"]
+    )
+    values = recipe.plan_recipe(config, shape, speeds).to_json()
+    if options["price"] is not None:
+        values["price"] = values["gpu_hours"] * options["price"]
+    return values
+
+
+def _show_cost(values: Mapping[str, Any]) -> None:
+    device, trainings = values["device"], values["trainings"]
+    how = "measured here" if device["is_measured"] else "by published figures; --calibrate measures"
+    typer.echo(f"model     {values['num_parameters']:,} parameters")
+    typer.echo(
+        f"device    {device['name']}, {device['memory_bytes'] / GIB:,.0f} GiB, {how}: products "
+        f"{_rate(device['matmul_flops'])}, peak {_rate(device['peak_flops'])}\n"
+    )
+    print_table(
+        ("training", "GPUs", "tokens", "FLOPs a step", "MFU", "s a step", "tokens/s", "hours"),
+        [
+            [
+                one["method"],
+                str(one["num_processes"]),
+                f"{one['tokens']:,}",
+                f"{one['flops']:.2e}",
+                f"{one['mfu']:.2f}",
+                f"{one['step_seconds']:,.2f}",
+                f"{one['tokens_per_second']:,.0f}",
+                f"{one['seconds'] / 3600:,.2f}",
+            ]
+            for one in trainings
+        ],
+    )
+    print_table(
+        ("GFLOPs a token", "long", "short", "original"),
+        [
+            [one["method"], *(_giga(one, bucket) for bucket in ("long", "short", "original"))]
+            for one in trainings
+        ],
+    )
+    _show_memory(trainings, device["memory_bytes"])
+    for name in ("profiling", "evaluation"):
+        stage = values[name]
+        typer.echo(
+            f"{name:<10}{stage['tokens']:,.0f} tokens, {stage['flops']:.2e} FLOPs, "
+            f"{stage['seconds'] / 3600:,.2f} hours"
+        )
+    money = f", {values['price']:,.2f} in money" if "price" in values else ""
+    typer.echo(f"all       {values['gpu_hours']:,.2f} GPU hours{money}")
+    typer.echo("FLOPs count attention as it is causal, and nothing that is computed again")
+
+
+def _show_memory(trainings: Sequence[Mapping[str, Any]], limit: float) -> None:
+    parts = list(dict.fromkeys(part for one in trainings for part in one["memory"]))
+    used = [part for part in parts if any(one["memory"][part] for one in trainings)]
+    print_table(
+        ("GiB a GPU", *(one["method"] for one in trainings)),
+        [
+            *([part, *(_gib(one["memory"][part]) for one in trainings)] for part in used),
+            ["all", *(_gib(one["memory_bytes"]) for one in trainings)],
+            ["host", *(_gib(one["host_bytes"]) for one in trainings)],
+            ["checkpoints", *(_gib(one["disk"]["checkpoints"]) for one in trainings)],
+            ["result", *(_gib(one["disk"]["result"]) for one in trainings)],
+        ],
+    )
+    for one in trainings:
+        if one["fits"]:
+            typer.echo(f"{one['method']}: fits")
+            continue
+        typer.echo(f"{one['method']}: does not fit into {limit / GIB:,.1f} GiB")
+        for step in one["advice"]:
+            typer.echo(f"  with {step['setting']}: {_gib(step['memory_bytes'])} GiB")
+        if not one["advice"] or one["advice"][-1]["memory_bytes"] > limit:
+            typer.echo("  more GPUs: --gpus; or method lora, or a smaller target_window")
+    typer.echo("")
+
+
+def _giga(one: Mapping[str, Any], bucket: str) -> str:
+    flops = one["flops_by_bucket"].get(bucket)
+    return "-" if flops is None else f"{flops / 1e9:,.3g}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f}"
+
+
+def _rate(flops: float) -> str:
+    return f"{flops / 1e12:,.3g} TFLOP/s"
+
+
+def _plan_data(config: "RunConfig", options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from longred.data.estimate import estimate, to_json
+    from longred.models import resolve_model
+
+    folder = resolve_model(config.model.path, config.model.revision, weights=False)
+    return to_json(estimate(config.data, folder))
+
+
+def _show_data(sources: Sequence[dict[str, Any]]) -> None:
+    def shown(count: int | None) -> str:
+        return "as needed" if count is None else f"{count:,}"
+
+    print_table(
+        ("source", "shards", "text bytes", "bucket", "needed tokens", "available", "verdict"),
+        [
+            [
+                source["source"],
+                shown(source["shards"]),
+                shown(source["num_bytes"]),
+                bucket["bucket"],
+                f"{bucket['needed_tokens']:,}",
+                shown(bucket["available_tokens"]),
+                bucket["verdict"],
+            ]
+            for source in sources
+            for bucket in source["buckets"]
+        ],
+    )
+    for source in sources:
+        typer.echo(
+            f"{source['source']}: from {source['sampled_documents']:,} documents, "
+            f"{source['sampled_tokens']:,} tokens, {source['rejected']:,} rejected rows"
+        )
+    typer.echo("available: tokens of training documents long enough; a document feeds one bucket")
+
+
+SECTIONS = {"data": (_plan_data, _show_data), "cost": (_plan_cost, _show_cost)}
+"""What `plan` says: name → how it is found out, and how it is shown."""

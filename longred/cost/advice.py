@@ -1,0 +1,57 @@
+"""Which settings make a training fit the memory of a device."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from longred.cost.flops import batches
+from longred.cost.memory import memory_parts
+from longred.cost.shape import ModelShape
+from longred.cost.speeds import Speeds
+from longred.training.job import TrainingJob
+
+
+def advice(
+    shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds
+) -> Iterator[tuple[str, float]]:
+    """Yield settings, each with those before it, until the training fits; and what it then needs.
+
+    Those come first that cost no time and no exactness.
+    """
+    current = job
+    for name, value in _savers(job, lengths, speeds):
+        changed = dataclasses.replace(current, **{name: value})
+        before = _peak(shape, current, lengths, speeds)
+        after = _peak(shape, changed, lengths, speeds)
+        if after > 0.99 * before:
+            continue
+        current = changed
+        yield f"training.{name}={value}", after
+        if after <= speeds.memory_bytes:
+            return
+
+
+def _savers(
+    job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds
+) -> Iterator[tuple[str, object]]:
+    longest = max(lengths[bucket] for bucket in job.recipe.buckets())
+    if job.activation_checkpointing == "none":
+        yield "activation_checkpointing", "selective"
+    shorter = max(length for bucket, length in lengths.items() if bucket != "long")
+    if not job.short_micro_batch_tokens or job.short_micro_batch_tokens > shorter:
+        yield "short_micro_batch_tokens", shorter
+    if job.micro_batch_tokens > longest:
+        yield "micro_batch_tokens", longest
+    if not job.mlp_tile_tokens:
+        yield "mlp_tile_tokens", 8192
+    if speeds.kind == "cuda" and not job.optimizer_offload:
+        yield "optimizer_offload", True
+    if job.optimizer != "adamw8bit":
+        yield "optimizer", "adamw8bit"
+    if job.activation_checkpointing != "full":
+        yield "activation_checkpointing", "full"
+    if job.uncheckpointed_tokens:
+        yield "uncheckpointed_tokens", 0
+
+
+def _peak(shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds) -> float:
+    return sum(memory_parts(shape, job, batches(job, lengths), device=speeds.kind).values())

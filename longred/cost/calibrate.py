@@ -1,0 +1,158 @@
+"""Micro-benchmarks of this machine: products of a model's own sizes, and attention.
+
+The speed of memory is that of a product of a matrix with one vector, which does nothing but read.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from longred.attention.backends import choose_backend
+from longred.attention.sdpa import Rules
+from longred.cost.machine import memory_of
+from longred.cost.memory import CHUNK_TOKENS
+from longred.cost.shape import ModelShape
+from longred.cost.speeds import Speeds, key_of, known
+
+MIN_SECONDS = 0.25
+MAX_TOKENS = 8192
+"""Products of more rows are no faster."""
+
+
+def calibrate(
+    shape: ModelShape,
+    lengths: Sequence[int],
+    *,
+    tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> Speeds:
+    """Measure how fast this machine computes what a training of a model consists of.
+
+    Args:
+        shape: of the model.
+        lengths: tokens of rows.
+        tokens: of a micro-batch.
+        device: where.
+        dtype: the compute type.
+        backend: of attention.
+
+    Raises:
+        PreflightError: the backend cannot serve the model here.
+    """
+    rows = min(tokens, MAX_TOKENS)
+    sizes = {(one.inputs, one.outputs): 0 for one in shape.linears.values()}
+    for one in shape.linears.values():
+        sizes[one.inputs, one.outputs] += one.num_weights
+    seconds = {size: _product_seconds(rows, *size, device, dtype) for size in sizes}
+    # The decoder's rate: each size weighs as many operations as the model has of it.
+    spent = sum(
+        weights / (inputs * outputs) * seconds[inputs, outputs]
+        for (inputs, outputs), weights in sizes.items()
+    )
+    chunk = min(CHUNK_TOKENS, rows)
+    head = _product_seconds(chunk, shape.hidden_size, shape.vocab_size, device, dtype)
+    matmul = 6.0 * rows * shape.num_linear / spent
+    head_flops = 6.0 * chunk * shape.num_head / head
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    key = key_of(name)
+    fastest = max(6.0 * rows * i * o / s for (i, o), s in seconds.items())
+    return Speeds(
+        name=name,
+        kind=device.type,
+        memory_bytes=memory_of(device),
+        peak_flops=known(key).peak_flops if key else max(fastest, head_flops),
+        matmul_flops=matmul,
+        head_flops=head_flops,
+        attention_flops={
+            length: _attention(shape, length, tokens, device, dtype, backend)
+            for length in sorted(set(lengths))
+        },
+        bandwidth=_bandwidth(device),
+        link_bandwidth=known(key).link_bandwidth if key else 0.0,
+        is_measured=True,
+    )
+
+
+def _product_seconds(
+    rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Return the time of a linear layer's three products: output, and both gradients."""
+    x = torch.randn(rows, inputs, device=device, dtype=dtype, generator=_generator(device))
+    weight = torch.randn(outputs, inputs, device=device, dtype=dtype, generator=_generator(device))
+
+    def products() -> None:
+        y = torch.nn.functional.linear(x, weight)
+        y @ weight
+        y.T @ x
+
+    return _seconds(products, device)
+
+
+def _attention(
+    shape: ModelShape,
+    length: int,
+    tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[float, float]:
+    """Return causal FLOPs a second of attention, forward and backward."""
+    from longred.attention.backends import Needs
+
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    needs = Needs(device.type, capability, dtype, shape.head_dim, False, False)
+    kernel = choose_backend(backend, needs)
+    rows = max(1, min(tokens, MAX_TOKENS) // length)
+    query, key, value = (
+        torch.randn(
+            (rows, heads, length, shape.head_dim),
+            device=device,
+            dtype=dtype,
+            generator=_generator(device),
+        ).requires_grad_()
+        for heads in (shape.num_heads, shape.num_key_heads, shape.num_key_heads)
+    )
+    flops = 4.0 * rows * length * shape.attention_size * (length + 1) / 2
+    with torch.no_grad():
+        forward = _seconds(lambda: kernel.attend(query, key, value, Rules()), device)
+
+    def both() -> None:
+        output: Tensor = kernel.attend(query, key, value, Rules())
+        torch.autograd.grad(output, (query, key, value), torch.ones_like(output))
+
+    backward = max(_seconds(both, device) - forward, forward)
+    return flops / forward, 2.0 * flops / backward
+
+
+def _bandwidth(device: torch.device) -> float:
+    size = 8192 if device.type == "cuda" else 4096
+    matrix = torch.ones(size, size, device=device)
+    vector = torch.ones(size, device=device)
+    return 4.0 * size * size / _seconds(lambda: matrix @ vector, device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of a call, after one that does not count."""
+    work()
+    times: list[float] = []
+    while sum(times) < MIN_SECONDS or len(times) < 3:
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """Return a generator of its own: a training's random numbers stay what they are."""
+    return torch.Generator(device).manual_seed(0)
