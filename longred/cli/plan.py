@@ -42,8 +42,9 @@ def plan(
 
     if section is not None and section not in SECTIONS:
         raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
-    config = load_config(recipe, overrides or [])
-    options = {"gpus": gpus, "device": device, "measure": measure, "price": price}
+    processes = [] if gpus is None else [f"training.parallel.num_processes={gpus}"]
+    config = load_config(recipe, [*(overrides or []), *processes])
+    options = {"device": device, "measure": measure, "price": price}
     names = [name for name in SECTIONS if section in (None, name)]
     sections = {name: SECTIONS[name][0](config, options) for name in names}
     if as_json:
@@ -57,8 +58,6 @@ def plan(
 def _plan_cost(config: "RunConfig", options: Mapping[str, Any]) -> dict[str, Any]:
     from longred.cost import recipe
 
-    if options["gpus"] is not None:
-        config = recipe.with_processes(config, options["gpus"])
     shape = recipe.shape_of_model(config)
     speeds = recipe.choose_speeds(
         config, shape, device=options["device"], measure=options["measure"]
@@ -72,9 +71,9 @@ def _plan_cost(config: "RunConfig", options: Mapping[str, Any]) -> dict[str, Any
 def _show_cost(values: Mapping[str, Any]) -> None:
     device, trainings = values["device"], values["trainings"]
     how = "measured here" if device["is_measured"] else "by published figures; --calibrate measures"
-    typer.echo(f"model     {values['num_parameters']:,} parameters")
+    typer.echo(f"model       {values['num_parameters']:,} parameters")
     typer.echo(
-        f"device    {device['name']}, {device['memory_bytes'] / GIB:,.0f} GiB, {how}: products "
+        f"device      {device['name']}, {device['memory_bytes'] / GIB:,.0f} GiB, {how}: products "
         f"{_rate(device['matmul_flops'])}, peak {_rate(device['peak_flops'])}\n"
     )
     print_table(
@@ -104,11 +103,11 @@ def _show_cost(values: Mapping[str, Any]) -> None:
     for name in ("profiling", "evaluation"):
         stage = values[name]
         typer.echo(
-            f"{name:<10}{stage['tokens']:,.0f} tokens, {stage['flops']:.2e} FLOPs, "
+            f"{name:<12}{stage['tokens']:,.0f} tokens, {stage['flops']:.2e} FLOPs, "
             f"{stage['seconds'] / 3600:,.2f} hours"
         )
     money = f", {values['price']:,.2f} in money" if "price" in values else ""
-    typer.echo(f"all       {values['gpu_hours']:,.2f} GPU hours{money}")
+    typer.echo(f"all         {values['gpu_hours']:,.2f} GPU hours{money}")
     typer.echo("FLOPs count attention as it is causal, and nothing that is computed again")
 
 

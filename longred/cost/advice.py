@@ -6,32 +6,43 @@ from collections.abc import Iterator, Mapping
 from longred.cost.flops import batches
 from longred.cost.memory import memory_parts
 from longred.cost.shape import ModelShape
-from longred.cost.speeds import Speeds
 from longred.training.job import TrainingJob
 
 
 def advice(
-    shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds
+    shape: ModelShape,
+    job: TrainingJob,
+    lengths: Mapping[str, int],
+    *,
+    kind: str,
+    limit_bytes: float,
 ) -> Iterator[tuple[str, float]]:
     """Yield settings, each with those before it, until the training fits; and what it then needs.
 
     Those come first that cost no time and no exactness.
+
+    Args:
+        shape: of the model.
+        job: the training as it is set.
+        lengths: tokens of a row of each bucket.
+        kind: `cpu` or `cuda`.
+        limit_bytes: what one device has.
     """
     current = job
-    for name, value in _savers(job, lengths, speeds):
+    for name, value in _savers(job, lengths, kind):
         changed = dataclasses.replace(current, **{name: value})
-        before = _peak(shape, current, lengths, speeds)
-        after = _peak(shape, changed, lengths, speeds)
+        before = _peak(shape, current, lengths, kind)
+        after = _peak(shape, changed, lengths, kind)
         if after > 0.99 * before:
             continue
         current = changed
         yield f"training.{name}={value}", after
-        if after <= speeds.memory_bytes:
+        if after <= limit_bytes:
             return
 
 
 def _savers(
-    job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds
+    job: TrainingJob, lengths: Mapping[str, int], kind: str
 ) -> Iterator[tuple[str, object]]:
     longest = max(lengths[bucket] for bucket in job.recipe.buckets())
     if job.activation_checkpointing == "none":
@@ -43,7 +54,7 @@ def _savers(
         yield "micro_batch_tokens", longest
     if not job.mlp_tile_tokens:
         yield "mlp_tile_tokens", 8192
-    if speeds.kind == "cuda" and not job.optimizer_offload:
+    if kind == "cuda" and not job.optimizer_offload:
         yield "optimizer_offload", True
     if job.optimizer != "adamw8bit":
         yield "optimizer", "adamw8bit"
@@ -53,5 +64,5 @@ def _savers(
         yield "uncheckpointed_tokens", 0
 
 
-def _peak(shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds) -> float:
-    return sum(memory_parts(shape, job, batches(job, lengths), device=speeds.kind).values())
+def _peak(shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], kind: str) -> float:
+    return sum(memory_parts(shape, job, batches(job, lengths), device=kind).values())

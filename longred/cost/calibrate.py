@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from longred.attention.backends import choose_backend
+from longred.attention.backends import Needs, choose_backend
 from longred.attention.sdpa import Rules
 from longred.cost.machine import memory_of
 from longred.cost.memory import CHUNK_TOKENS
@@ -77,6 +77,13 @@ def calibrate(
     )
 
 
+def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOPs a second of a large product of matrices."""
+    size = 4096 if device.type == "cuda" else 1024
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * size**3 / _seconds(lambda: left @ right, device, at_least=0.1)
+
+
 def _product_seconds(
     rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
 ) -> float:
@@ -101,8 +108,6 @@ def _attention(
     backend: str,
 ) -> tuple[float, float]:
     """Return causal FLOPs a second of attention, forward and backward."""
-    from longred.attention.backends import Needs
-
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     needs = Needs(device.type, capability, dtype, shape.head_dim, False, False)
     kernel = choose_backend(backend, needs)
@@ -135,11 +140,13 @@ def _bandwidth(device: torch.device) -> float:
     return 4.0 * size * size / _seconds(lambda: matrix @ vector, device)
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(
+    work: Callable[[], object], device: torch.device, *, at_least: float = MIN_SECONDS
+) -> float:
     """Return the median time of a call, after one that does not count."""
     work()
     times: list[float] = []
-    while sum(times) < MIN_SECONDS or len(times) < 3:
+    while sum(times) < at_least or len(times) < 3:
         _wait(device)
         start = time.perf_counter()
         work()

@@ -86,11 +86,11 @@ def batches(job: TrainingJob, lengths: Mapping[str, int]) -> list[Batches]:
         lengths: tokens of a row of each bucket.
     """
     found = []
-    processes, sharing = layout_of(job)
+    layout = job.layout
     for bucket in job.recipe.buckets():
         rows, length = job.rows[bucket], lengths[bucket]
-        share = sharing if bucket == "long" else 1
-        own = -(-rows * share // processes)
+        share = layout.sequence_parallel if bucket == "long" else 1
+        own = -(-rows // layout.readers(bucket))
         most = job.micro_batch_tokens
         if bucket != "long":
             most = min(most, job.short_micro_batch_tokens or most)
@@ -111,12 +111,6 @@ def batches(job: TrainingJob, lengths: Mapping[str, int]) -> list[Batches]:
             )
         )
     return found
-
-
-def layout_of(job: TrainingJob) -> tuple[int, int]:
-    """Return how many processes train, and how many share a long row."""
-    layout = getattr(job, "parallel", None) or {}
-    return int(layout.get("num_processes", 1)), int(layout.get("sequence_parallel", 1))
 
 
 def visible_keys(length: int, window: int | None) -> float:

@@ -6,7 +6,7 @@ outputs in float32, the inputs of linear layers and attention in the compute typ
 
 from collections.abc import Mapping, Sequence
 
-from longred.cost.flops import Batches, layout_of, teacher_length
+from longred.cost.flops import Batches, teacher_length
 from longred.cost.shape import ModelShape
 from longred.training.host_state import PART_BYTES
 from longred.training.job import TrainingJob
@@ -23,9 +23,7 @@ MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}
 
 def shards_of(job: TrainingJob) -> int:
     """Return over how many processes each weight is divided."""
-    processes, _ = layout_of(job)
-    replicas = int((getattr(job, "parallel", None) or {}).get("replicas", 1))
-    return max(1, processes // replicas)
+    return job.layout.num_processes // job.layout.replicas
 
 
 def num_trained(shape: ModelShape, job: TrainingJob) -> int:
@@ -82,7 +80,8 @@ def batch_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str
         whole -= mlp_bytes(shape, job, batch.tokens - job.mlp_tile_tokens)
         held = min(held, whole)
     return {
-        "activations": held * shape.num_layers,
+        # The final norm holds its input and output.
+        "activations": held * shape.num_layers + 8.0 * shape.hidden_size * batch.tokens,
         # One layer's activations computed again, and about as much of their gradients.
         "working set": whole * (1.0 if batch.is_checkpointed else 0.0) + 0.5 * whole,
         "states": _states_bytes(shape, job, batch),

@@ -10,7 +10,6 @@ from longred.cost.flops import (
     Batches,
     Flops,
     batches,
-    layout_of,
     needed_flops,
     recomputed_flops,
     step_flops,
@@ -104,7 +103,7 @@ def plan_training(
         speeds: of the device.
     """
     work = batches(job, lengths)
-    processes, _ = layout_of(job)
+    processes = job.layout.num_processes
     memory = memory_parts(shape, job, work, device=speeds.kind)
     step_tokens = sum(batch.rows * batch.length for batch in work)
     needed = step_flops(shape, job, lengths)
@@ -133,7 +132,8 @@ def plan_training(
     )
     if plan.fits:
         return plan
-    return dataclasses.replace(plan, advice=tuple(advice(shape, job, lengths, speeds)))
+    found = advice(shape, job, lengths, kind=speeds.kind, limit_bytes=speeds.memory_bytes)
+    return dataclasses.replace(plan, advice=tuple(found))
 
 
 def step_seconds(

@@ -11,7 +11,7 @@ from longred.cost.flops import forward_flops, visible_keys
 from longred.cost.plan import TrainingPlan, flops_seconds, plan_training
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds, key_of, known
-from longred.errors import ConfigError, PreflightError
+from longred.errors import PreflightError
 from longred.methods import METHODS
 from longred.models import load_config, resolve_model
 from longred.training.job import TrainingJob
@@ -65,22 +65,6 @@ def _num_distilled(config: "RunConfig", shape: ModelShape) -> int:
     selection = config.selection
     wanted = len(selection.layers) if selection.layers else selection.num_distill_layers
     return min(wanted, shape.num_layers)
-
-
-def with_processes(config: "RunConfig", num_processes: int) -> "RunConfig":
-    """Return a recipe whose training is divided over so many GPUs.
-
-    Raises:
-        ConfigError: the settings of the training do not allow it.
-    """
-    parallel: Any = getattr(config.training, "parallel", None)
-    if parallel is None:
-        if num_processes == 1:
-            return config
-        raise ConfigError("--gpus: this version trains on one GPU")
-    layout = parallel.model_copy(update={"num_processes": num_processes})
-    training = config.training.model_copy(update={"parallel": layout})
-    return config.model_copy(update={"training": training})
 
 
 def choose_speeds(

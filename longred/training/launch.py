@@ -15,7 +15,7 @@ from typing import Any
 
 from longred.artifacts import storage_errors, write_json
 from longred.errors import BY_EXIT_CODE, LongredError, Stopped
-from longred.progress import Progress
+from longred.progress import Progress, duration
 from longred.training.job import TrainingJob
 from longred.training.stop import SIGNALS
 
@@ -136,9 +136,19 @@ def _follow(progress: int, job: TrainingJob, on_progress: Progress | None) -> st
 
 
 def _text(method: str, metrics: dict[str, float]) -> str:
-    speed = metrics["train/tokens_per_second"]
+    parts = ", ".join(
+        f"{key.removeprefix('train/').removesuffix('_loss')} {value:.4f}"
+        for key, value in metrics.items()
+        if key.endswith("_loss")
+    )
     spike = " (a spike)" if "train/loss_spike" in metrics else ""
-    return f"{method}: loss {metrics['train/loss']:.4f}{spike}, {speed:,.0f} tokens/s"
+    return (
+        f"{method}: loss {metrics['train/loss']:.4f}{spike} ({parts}), "
+        f"gradient {metrics['train/grad_norm']:.3g}, "
+        f"{metrics['train/tokens_per_second']:,.0f} tokens/s, MFU {metrics['train/mfu']:.2f}, "
+        f"{metrics['train/peak_memory_bytes'] / 2**30:.1f} GiB, "
+        f"{duration(metrics['train/eta_seconds'])} left"
+    )
 
 
 def _error(code: int, message: str, log_path: Path) -> LongredError:

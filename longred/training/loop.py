@@ -13,6 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from longred import models
 from longred.architectures import sequence_problem
 from longred.artifacts import storage_errors
+from longred.cost.fit import refuse_what_cannot_fit
+from longred.cost.shape import shape_of
 from longred.data.loader import StepLoader
 from longred.errors import ConfigError, LossSpikeError, NonFiniteLossError, Stopped
 from longred.methods import Term
@@ -20,6 +22,7 @@ from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
 from longred.training.checkpoint import Checkpoints
 from longred.training.job import TrainingJob
+from longred.training.meter import Meter
 from longred.training.not_finite import explain
 from longred.training.optimizer import build_optimizer, named_weights, update
 from longred.training.persistence import checkpoint_of, restore
@@ -112,6 +115,7 @@ class Trainer:
         with world.together():
             self._check()
             self.loader = self._open_data()
+            self.meter = self._make_meter()
             self.student = load_student(job, self.device)
         self.meshes = make_meshes(job.layout, self.device)
         if self.meshes.weights is not None:
@@ -121,8 +125,6 @@ class Trainer:
         self.objectives = Objectives(job, self.student, teacher, self.device, self.meshes.sequence)
         self.weights = fixed_weights(job)
         self.optimizer = build_optimizer(self.student, job)
-        lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
-        self.step_tokens = sum(count * lengths[bucket] for bucket, count in job.rows.items())
         self.epochs = {
             bucket: job.num_steps * job.rows[bucket] / len(file)
             for bucket, file in self.loader.files.items()
@@ -152,6 +154,17 @@ class Trainer:
             )
         if job.recipe.trains_adapters:
             adapters.check_adapters(job.lora, student, Path(job.teacher_folder))
+
+    def _make_meter(self) -> Meter:
+        """Plan the training's memory and FLOPs from its model's shape.
+
+        Raises:
+            PreflightError: this machine's memory cannot hold it.
+        """
+        shape = shape_of(models.load_config(Path(self.job.student_folder)))
+        lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
+        refuse_what_cannot_fit(shape, self.job, lengths, self.device)
+        return Meter(shape, self.job, lengths, self.device)
 
     def _open_data(self) -> StepLoader:
         job, layout = self.job, self.job.layout
@@ -225,7 +238,7 @@ class Trainer:
             "train/loss": total,
             "train/grad_norm": float(grad_norm),
             "train/learning_rate": rate,
-            "train/tokens_per_second": self.step_tokens / seconds,
+            **self.meter.metrics(step, seconds, self.seconds),
         }
         spike = self.spikes.observe(step, total)
         if spike is not None:

@@ -85,7 +85,7 @@ def _whole_student(trainer: "Trainer") -> PreTrainedModel | None:
 
 
 def _summary(trainer: "Trainer") -> dict[str, Any]:
-    tokens = trainer.step * trainer.step_tokens
+    tokens = trainer.step * trainer.meter.step_tokens
     return {
         "method": trainer.job.method,
         "rows": dict(trainer.job.rows),

@@ -9,6 +9,7 @@ from tiny_training import MakeJob, run_together
 
 from longred.tracking import Journal
 from longred.training.loop import train
+from longred.training.meter import MACHINE_METRICS
 
 ROWS = {"long": 2, "short": 4, "original": 4}
 ALL_TERMS = {"long_distill_weight": 3.0, "attention_distill_weight": 2.0}
@@ -19,7 +20,7 @@ def metrics(folder: Path) -> dict[tuple[int, str], float]:
     return {
         (line["step"], line["key"]): line["value"]
         for line in lines
-        if line["key"] != "train/tokens_per_second"
+        if line["key"] not in MACHINE_METRICS
     }
 
 

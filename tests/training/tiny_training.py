@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from longred.tracking import Journal
 from longred.training.job import TrainingJob
+from longred.training.meter import MACHINE_METRICS
 
 ORIGINAL, TARGET, SHORT = 64, 128, 32
 MakeJob = Callable[..., TrainingJob]
@@ -64,7 +65,7 @@ def curve(result: Path) -> list[tuple[int, str, str]]:
     return [
         (line["step"], line["key"], float(line["value"]).hex())
         for line in lines
-        if line["key"] != "train/tokens_per_second"
+        if line["key"] not in MACHINE_METRICS
     ]
 
 
