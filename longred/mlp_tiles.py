@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longred.compiling import compiled
+
 Forward = Callable[[Tensor], Tensor]
 
 
-def tile_mlps(model: PreTrainedModel, tile_tokens: int) -> None:
+def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = False) -> None:
     """Compute every decoder layer's MLP at most `tile_tokens` tokens at a time.
 
     Each tile is computed again in the backward pass; only the MLP's input is held, or, in a
@@ -24,14 +26,19 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int) -> None:
     Args:
         model: changed in place.
         tile_tokens: 0 leaves the model as it is.
+        is_compiled: whether the tiles are compiled, as the layers around them are.
     """
     if not tile_tokens:
         return
     base: Any = model.base_model
     for layer in base.layers:
-        layer.mlp.forward = functools.partial(_tiled, layer.mlp, layer.mlp.forward, tile_tokens)
+        forward = layer.mlp.forward
+        if is_compiled:
+            forward = functools.partial(compiled(type(layer.mlp).forward), layer.mlp)
+        layer.mlp.forward = functools.partial(_tiled, layer.mlp, forward, tile_tokens)
 
 
+@torch.compiler.disable
 def _tiled(mlp: nn.Module, forward: Forward, tile_tokens: int, hidden_BTD: Tensor) -> Tensor:
     hidden_MD = hidden_BTD.flatten(0, -2)
     if hidden_MD.shape[0] <= tile_tokens:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, H query heads, h key heads (h divides H), d head dimen
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AttentionInterface, PreTrainedModel
@@ -46,6 +47,7 @@ def guard(model: PreTrainedModel, backend: Backend | None = None) -> None:
         layer.self_attn.attention_backend = backend or BACKENDS["sdpa"]
 
 
+@torch.compiler.disable
 def attend(
     module: nn.Module,
     query_BHTd: Tensor,
@@ -64,6 +66,8 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally, inside documents and a sliding window where they are given.
+
+    Never compiled: what it branches on, documents above all, differs in every micro-batch.
 
     Args:
         module: the attention layer: its `layer_idx` is told to `capture`, and its

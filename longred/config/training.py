@@ -81,7 +81,8 @@ class TrainingConfig(Section):
     attention outputs (selective) or whole (full), in micro-batches of more than
     `uncheckpointed_tokens`; `short_micro_batch_tokens` cuts short and original rows into smaller
     ones than `micro_batch_tokens`, so that they need none. `mlp_tile_tokens` computes MLPs so many
-    tokens at a time, which very long rows need. None of these changes a result beyond rounding.
+    tokens at a time, which very long rows need; `compile` compiles what decoder layers do around
+    attention. None of these changes a result beyond rounding.
 
     A loss more than `spike_mads` median absolute deviations above the last 100 is told of, as
     metric `train/loss_spike`; `halt_after_spikes` in a row end the training, 0 for never.
@@ -129,6 +130,7 @@ class TrainingConfig(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = runtime("none")
     uncheckpointed_tokens: Annotated[int, Field(ge=0)] = runtime(8192)
     mlp_tile_tokens: Annotated[int, Field(ge=0)] = runtime(0)
+    compile: bool = runtime(False)
     spike_mads: Positive = runtime(10.0)
     halt_after_spikes: Annotated[int, Field(ge=0)] = runtime(3)
 

@@ -1,4 +1,4 @@
-"""The student as it is trained: loaded, given adapters, and made to need little memory."""
+"""The student as it is trained: loaded, given adapters, and made to need little memory and time."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from longred import models
 from longred.activations import checkpoint_activations
+from longred.compiling import check_compiler, compile_layers
 from longred.masters import hold_no_copies
 from longred.mlp_tiles import tile_mlps
 from longred.training import adapters
@@ -14,7 +15,11 @@ from longred.training.job import TrainingJob
 
 
 def load_student(job: TrainingJob, device: torch.device) -> PreTrainedModel:
-    """Load the extended model in float32 for training, with the job's savers of memory."""
+    """Load the extended model in float32 for training, with the job's savers of memory and time.
+
+    Raises:
+        PreflightError: what they need is not installed.
+    """
     student = models.load_model(
         Path(job.student_folder),
         dtype=torch.float32,
@@ -25,8 +30,12 @@ def load_student(job: TrainingJob, device: torch.device) -> PreTrainedModel:
     )
     if job.recipe.trains_adapters:
         adapters.add_adapters(student, job.lora, dtype=job.dtype)
-    hold_no_copies(student)
-    tile_mlps(student, job.mlp_tile_tokens)
+    if job.compile:
+        check_compiler(device)
+        compile_layers(student)
+    else:
+        hold_no_copies(student)
+    tile_mlps(student, job.mlp_tile_tokens, is_compiled=job.compile)
     checkpoint_activations(student, job.activation_checkpointing)
     student.train()
     return student
