@@ -35,7 +35,7 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 def compiled(forward: Forward) -> Forward:
     """Return a function that torch compiles when it is called, keeping eager mode's roundings."""
-    options = {"emulate_precision_casts": True}
+    options: dict[str, Any] = {"emulate_precision_casts": True}
     made: Forward = torch.compile(forward, options=options)
     return made
 

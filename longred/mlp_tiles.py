@@ -38,7 +38,7 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = F
         layer.mlp.forward = functools.partial(_tiled, layer.mlp, forward, tile_tokens)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _tiled(mlp: nn.Module, forward: Forward, tile_tokens: int, hidden_BTD: Tensor) -> Tensor:
     hidden_MD = hidden_BTD.flatten(0, -2)
     if hidden_MD.shape[0] <= tile_tokens:

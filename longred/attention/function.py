@@ -47,7 +47,7 @@ def guard(model: PreTrainedModel, backend: Backend | None = None) -> None:
         layer.self_attn.attention_backend = backend or BACKENDS["sdpa"]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     module: nn.Module,
     query_BHTd: Tensor,

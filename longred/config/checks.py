@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from longred import rope_methods
 from longred.methods import BUCKETS, METHODS
+from longred.training.job import fp8_problem
 from longred.training.schedules import schedule_problem
 
 if TYPE_CHECKING:
@@ -120,9 +121,12 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     training = config.training
     if training.method in training.baselines:
         yield f"training.baselines: {training.method} is already training.method"
-    problem = schedule_problem(training)
-    if problem:
-        yield problem
+    adapts = "lora" in training.methods()
+    problems = (
+        schedule_problem(training),
+        fp8_problem(training.fp8, dtype=training.dtype, trains_adapters=adapts),
+    )
+    yield from filter(None, problems)
     carried = METHODS[training.lora.objectives]
     if "lora" in training.methods() and (carried.merges or carried.trains_adapters):
         yield (

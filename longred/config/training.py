@@ -84,6 +84,9 @@ class TrainingConfig(Section):
     tokens at a time, which very long rows need; `compile` compiles what decoder layers do around
     attention. None of these changes a result beyond rounding.
 
+    `fp8` takes the products of the decoder's linear layers in 8-bit floats, on GPUs from compute
+    capability 8.9; the training starts only if hidden states and losses stay where they were.
+
     A loss more than `spike_mads` median absolute deviations above the last 100 is told of, as
     metric `train/loss_spike`; `halt_after_spikes` in a row end the training, 0 for never.
     """
@@ -115,6 +118,7 @@ class TrainingConfig(Section):
     truncation: Literal["clipped", "renormalised"] = "clipped"
     mask_documents: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    fp8: bool = False
     original_window: int = 0
     target_window: int = 0
     short_length: int = 0

@@ -58,6 +58,7 @@ class TrainingJob:
         truncation: `clipped` or `renormalised`, see `longred.positions.skip_positions`.
         mask_documents: whether attention and targets stop at document boundaries inside a block.
         dtype: compute type; weights and gradients are float32 always.
+        fp8: whether the decoder's linear layers take their products in 8-bit floats.
         seed: draws the order of blocks and the skipped positions.
         save_every_steps: steps between checkpoints.
         num_checkpoints: newest checkpoints that are kept.
@@ -103,6 +104,7 @@ class TrainingJob:
     truncation: str = "clipped"
     mask_documents: bool = True
     dtype: str = "bfloat16"
+    fp8: bool = False
     seed: int = 0
     save_every_steps: int = field(default=20, metadata={"runtime": True})
     num_checkpoints: int = field(default=2, metadata={"runtime": True})
@@ -134,7 +136,13 @@ class TrainingJob:
         if METHODS[self.method].trains_adapters and self.lora.get("objectives") not in METHODS:
             raise ConfigError(f"training.lora: {self.method} needs adapters, got {self.lora}")
         self._check_numbers()
-        problem = schedule_problem(self) or self._parallel_problem()
+        problem = (
+            schedule_problem(self)
+            or self._parallel_problem()
+            or fp8_problem(
+                self.fp8, dtype=self.dtype, trains_adapters=self.recipe.trains_adapters
+            )
+        )
         if problem:
             raise ConfigError(problem)
         buckets = self.recipe.buckets()
@@ -251,3 +259,15 @@ class TrainingJob:
         if missing:
             raise ConfigError(f"training.{missing[0]}: is required")
         return cls(**values)
+
+
+def fp8_problem(fp8: bool, *, dtype: str, trains_adapters: bool) -> str | None:
+    """Return what speaks against 8-bit floats in a training, or None."""
+    if fp8 and dtype != "bfloat16":
+        return f"training.fp8: needs training.dtype bfloat16, got {dtype}"
+    if fp8 and trains_adapters:
+        return (
+            "training.fp8: cannot be had with adapters, whose teacher is the student without them "
+            "and would be rounded too; set it to false, or train another method"
+        )
+    return None

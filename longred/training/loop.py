@@ -21,6 +21,7 @@ from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
 from longred.training.checkpoint import Checkpoints
+from longred.training.fp8_quality import check_fp8_quality
 from longred.training.job import TrainingJob
 from longred.training.meter import Meter
 from longred.training.not_finite import explain
@@ -204,11 +205,7 @@ class Trainer:
         """
         started = time.perf_counter()
         step = self.step + 1
-        rows = self.loader.next_step()
-        rank = self.world.rank
-        counts = term_counts(self.job, rows, rank=rank)
-        totals = self._total({term: float(count.sum()) for term, count in counts.items()})
-        batches = list(micro_batches(self.job, rows, counts, totals, rank=rank))
+        batches = self._batches()
         weights = self._step_weights()
         losses = [self._backward(batch, weights) for batch in batches]
         grad_norm = whole(
@@ -251,6 +248,20 @@ class Trainer:
     def _total(self, values: Mapping[Term, float]) -> dict[Term, float]:
         """Return the sums over all processes."""
         return dict(zip(values, self.world.sum(list(values.values())), strict=True))
+
+    def _batches(self) -> list[MicroBatch]:
+        rows = self.loader.next_step()
+        rank = self.world.rank
+        counts = term_counts(self.job, rows, rank=rank)
+        totals = self._total({term: float(count.sum()) for term, count in counts.items()})
+        return list(micro_batches(self.job, rows, counts, totals, rank=rank))
+
+    def _next_batches(self) -> list[MicroBatch]:
+        """Return the micro-batches of the next step, which will read them again."""
+        state = self.loader.state()
+        batches = self._batches()
+        self.loader.load_state(state)
+        return batches
 
     def _step_weights(self) -> Mapping[Term, float]:
         """Return what each term of the next step is multiplied by."""
@@ -303,7 +314,8 @@ class Trainer:
 
         Raises:
             MismatchError: every checkpoint is damaged, or it belongs to another job or other data.
-            PreflightError: the disk has no room for the next checkpoint.
+            PreflightError: the disk has no room for the next checkpoint, or 8-bit floats are not
+                exact enough.
         """
         checkpoint = self.checkpoints.newest()
         if checkpoint is not None:
@@ -311,6 +323,10 @@ class Trainer:
         with self.world.together():
             if self.world.is_first:
                 self._prepare_work()
+        if self.job.fp8:
+            batches = self._next_batches()
+            with self.world.together():
+                check_fp8_quality(self.objectives, batches)
         repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
         if repeated:
             log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)

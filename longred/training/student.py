@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from longred import models
 from longred.activations import checkpoint_activations
 from longred.compiling import check_compiler, compile_layers
+from longred.fp8 import check_fp8, to_fp8
 from longred.masters import hold_no_copies
 from longred.mlp_tiles import tile_mlps
 from longred.training import adapters
@@ -20,6 +21,10 @@ def load_student(job: TrainingJob, device: torch.device) -> PreTrainedModel:
     Raises:
         PreflightError: what they need is not installed.
     """
+    if job.fp8:
+        check_fp8(device)
+    if job.compile:
+        check_compiler(device)
     student = models.load_model(
         Path(job.student_folder),
         dtype=torch.float32,
@@ -30,8 +35,9 @@ def load_student(job: TrainingJob, device: torch.device) -> PreTrainedModel:
     )
     if job.recipe.trains_adapters:
         adapters.add_adapters(student, job.lora, dtype=job.dtype)
+    if job.fp8:
+        to_fp8(student)
     if job.compile:
-        check_compiler(device)
         compile_layers(student)
     else:
         hold_no_copies(student)

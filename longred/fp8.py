@@ -1,0 +1,79 @@
+"""Linear layers whose products are taken in 8-bit floats, and what that does to a model.
+
+Inputs and weights are scaled by their largest value and rounded to e4m3, gradients to e5m2, anew in
+every pass (torchao's tensorwise recipe; the formats are those of arXiv 2209.05433). Masters,
+gradients of weights and everything between the layers stay as they are without.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from longred.errors import PreflightError
+
+CAPABILITY = (8, 9)
+"""The first compute capability of a GPU that multiplies 8-bit floats."""
+
+
+def check_fp8(device: torch.device) -> None:
+    """Refuse a device that does not multiply 8-bit floats.
+
+    Raises:
+        PreflightError: it does not, or torchao is not installed.
+    """
+    if device.type != "cuda":
+        raise PreflightError(
+            f"training.fp8: needs a GPU of compute capability 8.9 or more, and the device is "
+            f"{device.type}; set it to false"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        raise PreflightError(
+            "training.fp8: needs a GPU of compute capability 8.9 or more (H100, L40S), and this "
+            f"one has {capability[0]}.{capability[1]}; set it to false"
+        )
+
+
+def to_fp8(model: PreTrainedModel, *, emulate: bool = False) -> None:
+    """Make the linear layers of a model's decoder compute in 8-bit floats.
+
+    Layers with a side that is no multiple of 16, which the kernels do not take, stay as they are.
+
+    Args:
+        model: changed in place; its weights stay the same tensors.
+        emulate: round as the kernels do but multiply in higher precision, on any device.
+
+    Raises:
+        PreflightError: torchao is not installed.
+    """
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise PreflightError(
+            f"training.fp8: needs torchao ({error}); pip install torchao, or set it to false"
+        ) from error
+    base: Any = model.base_model
+    for layer in base.layers:
+        convert_to_float8_training(
+            layer,
+            module_filter_fn=lambda module, name: not any(s % 16 for s in module.weight.shape),
+            config=Float8LinearConfig(emulate=emulate),
+        )
+
+
+@contextlib.contextmanager
+def without_fp8(model: PreTrainedModel) -> Iterator[None]:
+    """Run a model that `to_fp8` changed as if it had not."""
+    changed: list[Any] = [m for m in model.modules() if type(m).__name__ == "Float8Linear"]
+    for module in changed:
+        module.forward = functools.partial(nn.Linear.forward, module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
