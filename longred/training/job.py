@@ -139,9 +139,7 @@ class TrainingJob:
         problem = (
             schedule_problem(self)
             or self._parallel_problem()
-            or fp8_problem(
-                self.fp8, dtype=self.dtype, trains_adapters=self.recipe.trains_adapters
-            )
+            or fp8_problem(self.fp8, dtype=self.dtype, trains_adapters=self.recipe.trains_adapters)
         )
         if problem:
             raise ConfigError(problem)
