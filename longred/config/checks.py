@@ -146,11 +146,15 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
 
 
 def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
-    too_long = [
-        length for length in config.evaluation.ruler.lengths if length > config.target_window
-    ]
-    if too_long:
-        yield f"evaluation.ruler.lengths: {too_long} exceed target_window ({config.target_window})"
+    asked = {
+        "ruler": config.evaluation.ruler.lengths,
+        "perplexity": config.evaluation.perplexity.lengths,
+    }
+    for name, lengths in asked.items():
+        too_long = [length for length in lengths if length > config.target_window]
+        if too_long:
+            window = config.target_window
+            yield f"evaluation.{name}.lengths: {too_long} exceed target_window ({window})"
 
 
 def _step_problems(config: "RunConfig") -> Iterator[str]:

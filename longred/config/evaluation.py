@@ -68,12 +68,35 @@ class ShortConfig(Section):
     allow_code_execution: bool = False
 
 
+class PerplexityConfig(Section):
+    """At which lengths (tokens) held-out text is predicted, position by position; none by default.
+
+    `num_tokens` are read at each length. With a `judge`, a model folder or pinned hub name with the
+    same tokenizer, LongPPL is measured too: on tokens that the judge predicts much better with the
+    whole text before them than with `short_context` tokens (`original_window` if None).
+    """
+
+    lengths: list[Count] = []
+    num_tokens: Count = 65536
+    num_bins: Count = 16
+    judge: str | None = None
+    judge_revision: str | None = None
+    short_context: Count | None = None
+
+    def digest_values(self) -> dict[str, Any]:
+        """Return the settings that can change a result; the judge is known by its content."""
+        values = super().digest_values()
+        del values["judge"], values["judge_revision"]
+        return values
+
+
 class EvaluationConfig(Section):
     """What every model is asked, under one configuration and on the same frozen samples."""
 
     references: list[Literal["original", "rescaled"]] = ["original", "rescaled"]
     ruler: RulerConfig
     short: ShortConfig = ShortConfig()
+    perplexity: PerplexityConfig = PerplexityConfig()
     similarity_tokens: Count = 16384
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     chat_template: Literal["auto", "true", "false"] = "auto"

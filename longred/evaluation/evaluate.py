@@ -1,5 +1,6 @@
 """Runs one model through everything that is asked; a killed run repeats at most one unit."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ class _LiveJournal:
             self.write({f"{unit.kind}/{unit.task}": result["score"]}, step=unit.length or 0)
         elif key in _MEASURED:
             self.write({f"{key}/{name}": result[name] for name in _MEASURED[key]}, step=0)
+        elif "bins" in result:
+            length = int(key.rpartition("-")[2])
+            for each in result["bins"]:
+                self.write({f"perplexity/at_{length}": math.exp(each["nats"])}, step=each["end"])
+            if result.get("long_ppl") is not None:
+                self.write({"perplexity/long_ppl": result["long_ppl"]}, step=length)
 
 
 _MEASURED = {
@@ -117,6 +124,11 @@ def _scores(
         "checkpoint": request.checkpoint,
         "short": _unavailable(request.samples),
         "ruler": {},
+        "perplexity": {
+            key.removeprefix("perplexity-"): result
+            for key, result in found.items()
+            if key.startswith("perplexity-")
+        },
         "similarity": found["similarity"],
         "nats_per_token": found["held_out"]["nats_per_token"],
         "bits_per_byte": found["held_out"]["bits_per_byte"],

@@ -43,7 +43,7 @@ def held_out_loss(
     Raises:
         ConfigError: no document is as long as the window.
     """
-    rows = [row for text in documents for row in _rows(text, tokenizer, window)]
+    rows = [row for text in documents for row in rows_of(text, tokenizer, window)]
     if not rows:
         raise ConfigError(
             f"data.num_held_out_tokens: no held-out document has {window} tokens; hold out more"
@@ -74,7 +74,7 @@ def held_out_loss(
     }
 
 
-def _rows(text: str, tokenizer: Any, window: int) -> list[tuple[list[int], int]]:
+def rows_of(text: str, tokenizer: Any, window: int) -> list[tuple[list[int], int]]:
     """Return the rows of a document, each with the bytes of the text that it predicts."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]

@@ -4,21 +4,24 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import Store, read_json, sha256_file, write_json
+import torch
+
+from longred.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
 from longred.errors import MismatchError, PreflightError
 from longred.evaluation import ruler, short
+from longred.evaluation.long_text import freeze_rows
 from longred.evaluation.prompts import count_tokens
 from longred.evaluation.ruler.freeze import Materials, freeze_task, identity, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, load_suite
 from longred.evaluation.units import FORMAT_VERSION, read_lines, write_lines
-from longred.models import load_tokenizer
+from longred.models import choose_device, load_model, load_tokenizer, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def freeze(
         config: what is asked.
         tokenizer_folder: a model folder.
         data_folder: folder of a data artifact made with the same tokenizer.
-        folder: existing folder that receives `ruler/`, `short/` and `index.json`.
+        folder: existing folder that receives `ruler/`, `short/`, `perplexity/` and `index.json`.
         store: where the files made so far are kept.
 
     Raises:
@@ -85,6 +88,9 @@ def freeze(
         "ruler": {
             task: {str(n): maker.ruler_entry(task, n) for n in sorted(set(config.ruler.lengths))}
             for task in config.ruler.tasks
+        },
+        "perplexity": {
+            str(n): maker.long_text_entry(n) for n in sorted(set(config.perplexity.lengths))
         },
     }
     write_json(folder / "index.json", index)
@@ -226,6 +232,52 @@ class _Maker:
             )
 
         return self.keep(f"ruler/{task}-{length}.jsonl", values, make)
+
+    def long_text_entry(self, length: int) -> Entry:
+        config = self.config.perplexity
+        values: Row = {"part_of": "perplexity", "length": length, "num_tokens": config.num_tokens}
+        inputs = {"documents": sha256_file(self.data_folder / DOCUMENTS)}
+        judge = self.judge
+        context = config.short_context or self.config.original_window
+        if judge is not None:
+            values |= {"short_context": context, "dtype": self.config.dtype}
+            inputs["judge"] = folder_digest(judge)
+
+        def make() -> tuple[list[Row], Entry]:
+            texts = [text for _, text in self.documents]
+            rows = freeze_rows(
+                texts,
+                self.tokenizer,
+                length=length,
+                num_tokens=config.num_tokens,
+                judge=None if judge is None else partial(self._load_judge, judge),
+                short_context=context,
+            )
+            return rows, {"length": length, "has_keys": judge is not None}
+
+        return self.keep(f"perplexity/{length}.jsonl", values, make, inputs)
+
+    @cached_property
+    def judge(self) -> Path | None:
+        """Folder of the model that tells key tokens, if there is one."""
+        config = self.config.perplexity
+        if config.judge is None:
+            return None
+        folder = resolve_model(config.judge, config.judge_revision)
+        if tokenizer_sha256(folder) != tokenizer_sha256(self.tokenizer_folder):
+            raise MismatchError(
+                f"evaluation.perplexity.judge: {folder} has another tokenizer than "
+                f"{self.tokenizer_folder}; choose a judge that reads the same tokens"
+            )
+        return folder
+
+    def _load_judge(self, folder: Path) -> Any:
+        return load_model(
+            folder,
+            dtype=getattr(torch, self.config.dtype),
+            device=choose_device(self.config.device),
+            backend=self.config.attention_backend,
+        )
 
     def _longest(self, rows: Sequence[Row]) -> int:
         return max(_num_tokens(row, self.tokenizer) for row in rows)

@@ -4,7 +4,7 @@ A step is named by the checkpoint, by the bytes of the questions and by the sett
 its answers, and by nothing else: adding a length, a task or another model redoes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from longred.data.loader import read_index as read_data_index
 from longred.data.loader import read_rows
 from longred.errors import MismatchError
 from longred.evaluation.chat import is_chat
+from longred.evaluation.long_text import measure
 from longred.evaluation.perplexity import held_out_loss
 from longred.evaluation.samples import DOCUMENTS, read_documents, tokenizer_sha256
 from longred.evaluation.scoring import summary
 from longred.evaluation.subject import Request, Subject
-from longred.evaluation.units import Unit, read_index, read_units, write_lines
+from longred.evaluation.units import Unit, read_index, read_lines, read_units, write_lines
 
 UNIT_VERSION = 1
 """Raised when the same model gives other answers, or other scores, to the same questions."""
@@ -122,7 +123,9 @@ def _measurements(request: Request) -> list[Step]:
     texts = {"documents": sha256_file(request.data / DOCUMENTS)}
     rows = {"rows": sha256_file(request.data / index["file"])}
     both = {"checkpoint": request.checkpoint, "original": request.original_digest}
+    lengths = read_index(request.samples).get("perplexity", {})
     return [
+        *(_long_text(request, length, entry) for length, entry in lengths.items()),
         Step(
             key="held_out",
             values={"measure": "held_out", "window": config.original_window, **common},
@@ -138,6 +141,22 @@ def _measurements(request: Request) -> list[Step]:
             num_tokens=2 * config.similarity_tokens,
         ),
     ]
+
+
+def _long_text(request: Request, length: str, entry: Mapping[str, Any]) -> Step:
+    num_bins = request.config.perplexity.num_bins
+    path = request.samples / entry["file"]
+
+    def make(subject: Subject) -> Measured:
+        return Measured(measure(subject.model, read_lines(path), num_bins=num_bins))
+
+    return Step(
+        key=f"perplexity-{length}",
+        values={"measure": "perplexity", "dtype": request.config.dtype, "num_bins": num_bins},
+        inputs={"checkpoint": request.checkpoint, "samples": entry["sha256"]},
+        make=make,
+        num_tokens=int(length) * int(entry["num_samples"]),
+    )
 
 
 def _held_out(subject: Subject) -> Measured:

@@ -64,9 +64,44 @@ def evaluation_plots(
         ruler_plot(comparison, original_window),
         ruler_heat_map(comparison),
         depth_heat_map(comparison, folders),
+        perplexity_plot(comparison),
         similarity_plot(comparison),
     ]
     return [plot for plot in candidates if plot is not None]
+
+
+def perplexity_plot(comparison: Comparison) -> Plot | None:
+    """Draw each model's perplexity on the longest held-out text, by position."""
+    lengths = {int(n) for raw in comparison.raw.values() for n in raw.get("perplexity") or {}}
+    if not lengths:
+        return None
+    longest = max(lengths)
+    series = {
+        name: {
+            int(each["end"]): math.exp(each["nats"])
+            for each in raw["perplexity"][str(longest)]["bins"]
+        }
+        for name, raw in comparison.raw.items()
+        if str(longest) in (raw.get("perplexity") or {})
+    }
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        draw_lines(axes, series, list(comparison.raw), markers=True)
+        axes.set_yscale("log")
+        axes.set_ylabel("perplexity")
+        axes.set_xlabel("position in the text (tokens)")
+        axes.set_xlim(left=0)
+        legend_above(figure, axes)
+
+    return draw(
+        "perplexity",
+        f"Perplexity by position in held-out text of {longest:,} tokens",
+        "exp of the mean cross-entropy of the tokens up to each mark, since the mark before; lower "
+        "is better. The vertical axis is logarithmic.",
+        series_table("position", series, 3),
+        paint,
+    )
 
 
 def similarity_plot(comparison: Comparison) -> Plot | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longred.artifacts import Artifact, Store, sha256_file
+from longred.artifacts import Artifact, Store, folder_digest, sha256_file
 from longred.config import EvaluationConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
@@ -19,6 +19,7 @@ def freeze_samples(
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
     from longred.evaluation.samples import suite_of
+    from longred.models import resolve_model
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.samples import freeze
@@ -39,6 +40,9 @@ def freeze_samples(
     for key in ("references", "similarity_tokens", "dtype", "chat_template"):
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}
+    if config.perplexity.judge:
+        judge = resolve_model(config.perplexity.judge, config.perplexity.judge_revision)
+        inputs["perplexity/judge"] = folder_digest(judge)
     return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 
 
