@@ -70,8 +70,11 @@ def load_ours(folder: Path, task: str) -> Callable[[int], Rows]:
     from transformers import AutoTokenizer
 
     from longred.evaluation import ruler
+    from longred.evaluation.ruler.words import all_words
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if task in ("niah_single_1", "niah_multikey_2", "cwe"):
+        all_words()
     return lambda count: ruler.generate(
         task, length=LENGTH, num_samples=count, tokenizer=tokenizer, seed=SEED
     )

@@ -38,7 +38,7 @@ __all__ = [
     "score",
 ]
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Part of every sample file's index: raise it when the same seed gives other samples."""
 
 # Samples whose smallest prompts tell the minimum, and the least that another draw may take more.

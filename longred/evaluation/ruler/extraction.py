@@ -118,8 +118,8 @@ def _example(words: Sequence[str], order: int, settings: ListSettings, revision:
 
 def _numbered(words: Sequence[str], num_common: int, repeats: tuple[int, int], order: int) -> str:
     entries = [*words[:num_common]] * repeats[0] + [*words[num_common:]] * repeats[1]
-    random.Random(order).shuffle(entries)  # noqa: S311
-    return " ".join(f"{number}. {word}" for number, word in enumerate(entries, start=1))
+    shuffled = _shuffled(entries, order)
+    return " ".join(f"{number}. {word}" for number, word in enumerate(shuffled, start=1))
 
 
 def prepare_text(request: Request) -> Start:
@@ -167,5 +167,11 @@ def _coded_text(vocabulary: Sequence[str], num_units: int, order: int) -> str:
     entries: list[str] = []
     for rank, word in enumerate(vocabulary, start=1):
         entries += [word] * int(num_units / (rank * rank * _ZETA_2))
-    random.Random(order).shuffle(entries)  # noqa: S311
-    return " ".join(entries)
+    return " ".join(_shuffled(entries, order))
+
+
+def _shuffled(entries: Sequence[str], order: int) -> list[str]:
+    """Return entries in random order, several times faster than `random.shuffle`."""
+    draw = random.Random(order).random  # noqa: S311
+    keys = [draw() for _ in entries]
+    return [entries[number] for number in sorted(range(len(keys)), key=keys.__getitem__)]

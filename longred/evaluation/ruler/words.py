@@ -9,6 +9,7 @@ import string
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 _ADJECTIVES = """
 absent amber arctic ashen balmy bleak blunt brisk bulky candid chilly civic coarse cosmic cozy
@@ -41,11 +42,16 @@ _ONSETS, _VOWELS, _CODAS = (tuple(line.split()) for line in _SYLLABLES.strip().s
 
 
 @cache
-def word_list(category: str) -> tuple[str, ...]:
-    """Return the words of a category of wonderwords: `adjective`, `noun` or `verb`."""
+def _source() -> Any:
     from wonderwords import RandomWord
 
-    words = RandomWord().filter(include_categories=[category])
+    return RandomWord()
+
+
+@cache
+def word_list(category: str) -> tuple[str, ...]:
+    """Return the words of a category of wonderwords: `adjective`, `noun` or `verb`."""
+    words = _source().filter(include_categories=[category])
     return tuple(sorted({word for word in words if word and " " not in word}))
 
 
