@@ -176,7 +176,7 @@ def _step_problems(config: "RunConfig") -> Iterator[str]:
                 )
                 continue
             num_rows = int(tokens) // lengths[bucket]
-            problem = layout.rows_problem(bucket, num_rows, lengths[bucket])
+            problem = layout.rows_problem(bucket, num_rows, lengths["long"])
             if problem:
                 yield f"{problem} ({method})"
 

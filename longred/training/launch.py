@@ -1,17 +1,23 @@
-"""The parent's side: start the trainer, follow it, pass signals on, and name how it ended."""
+"""The parent's side: start the trainer, follow it, pass signals on, and name how it ended.
+
+A trainer of several processes is started by a launcher, which hands no pipes down: the pipes have
+names. Its first process speaks for all.
+"""
 
 import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from longred.artifacts import storage_errors, write_json
 from longred.errors import BY_EXIT_CODE, LongredError, Stopped
@@ -22,6 +28,12 @@ from longred.training.stop import SIGNALS
 log = logging.getLogger(__name__)
 
 LOG_NAME = "trainer.log"
+LAUNCHER = "LONGRED_LAUNCHER"
+"""Variable of a command that starts all processes of a trainer, in place of accelerate's.
+
+`-m longred.training` and its arguments are put behind it, as torchrun wants them. A variable and no
+setting, so that no recipe can name a command.
+"""
 
 
 class LostProcessError(LongredError):
@@ -29,7 +41,7 @@ class LostProcessError(LongredError):
 
 
 def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) -> Path:
-    """Train in a child process; a second call goes on where the first one stopped.
+    """Train in child processes; a second call goes on where the first one stopped.
 
     The child writes everything it says to `work/trainer.log`. It saves and ends by itself when this
     process dies, in whatever way.
@@ -51,55 +63,86 @@ def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) ->
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     write_json(work / "job.json", job.to_json())
-    with _child(work) as (process, progress), _signals_to(process) as received:
-        message = _follow(progress, job, on_progress)
-        code = process.wait()
+    with _child(job, work) as child, _signals_to(child) as received:
+        end = _follow(child.progress, job, on_progress)
+        code = child.process.wait()
     if received:
         raise Stopped(received[0])
     if code != 0:
-        raise _error(code, message, work / LOG_NAME)
+        raise _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
     return work / "result"
 
 
+class _Child(NamedTuple):
+    """A trainer: its process, or that of its launcher, and this side's ends of its pipes."""
+
+    process: "subprocess.Popen[bytes]"
+    liveness: int
+    progress: int
+
+
 @contextlib.contextmanager
-def _child(work: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start the trainer; yield it and the read end of its progress pipe; never leave it running."""
-    liveness_read, liveness_write = os.pipe()
-    progress_read, progress_write = os.pipe()
-    command = [sys.executable, "-m", "longred.training", str(work / "job.json")]
-    command += ["--liveness-fd", str(liveness_read), "--progress-fd", str(progress_write)]
+def _child(job: TrainingJob, work: Path) -> Iterator[_Child]:
+    """Start the trainer, and never leave it running."""
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, progress_read)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longred-")))
+        for name in ("liveness", "progress"):
+            os.mkfifo(folder / name)
+        # The kernel closes the first when this process dies; the second ends when the trainer does.
+        liveness = os.open(folder / "liveness", os.O_RDWR)
+        closing = stack.enter_context(contextlib.ExitStack())
+        closing.callback(os.close, liveness)
+        progress = os.open(folder / "progress", os.O_RDONLY | os.O_NONBLOCK)
+        stack.callback(os.close, progress)
+        write_end = os.open(folder / "progress", os.O_WRONLY)
+        os.set_blocking(progress, True)
+        arguments = [str(work / "job.json"), "--pipes", str(folder), "--parent", str(os.getpid())]
+        num_processes = job.layout.num_processes
         try:
             with (work / LOG_NAME).open("ab") as output:
                 process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-                    command,
+                    [*_launcher(num_processes), "-m", "longred.training", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(liveness_read, progress_write),
+                    pass_fds=(write_end,),
                     env={**os.environ, "HF_HUB_OFFLINE": "1"},
                     # Ctrl-C reaches the whole group; the parent alone decides what it means.
                     start_new_session=True,
                 )
-        except BaseException:
-            os.close(liveness_write)
-            raise
         finally:
-            os.close(liveness_read)
-            os.close(progress_write)
+            os.close(write_end)
         try:
-            yield process, progress_read
+            yield _Child(process, liveness, progress)
         finally:
-            os.close(liveness_write)
+            closing.close()
             if process.poll() is None:
-                process.terminate()
+                # A launcher would give its processes seconds; the closed pipe gives them a step.
+                if num_processes == 1:
+                    process.terminate()
                 process.wait()
 
 
+def _launcher(num_processes: int) -> list[str]:
+    if num_processes == 1:
+        return [sys.executable]
+    if os.environ.get(LAUNCHER):
+        return shlex.split(os.environ[LAUNCHER])
+    options = {
+        "num_processes": str(num_processes),
+        "num_machines": "1",
+        "main_process_port": "0",  # a free one
+        # What the trainer decides itself, whatever this machine's settings of accelerate say.
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags]
+
+
 @contextlib.contextmanager
-def _signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on to the child while it runs; yield the list of those received.
+def _signals_to(child: _Child) -> Iterator[list[int]]:
+    """Tell the child of SIGTERM and SIGINT while it runs; yield the list of those received.
 
     A host that handles a signal itself (an orchestrator) keeps its handler: when that raises, the
     child is ended on the way out.
@@ -108,7 +151,7 @@ def _signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        process.send_signal(number)
+        os.write(child.liveness, bytes([number]))
 
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     previous: dict[signal.Signals, Any] = {}
@@ -123,16 +166,17 @@ def _signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(progress: int, job: TrainingJob, on_progress: Progress | None) -> str:
-    """Pass the child's progress on until it ends; return its error message, if it sent one."""
-    message = ""
+def _follow(progress: int, job: TrainingJob, on_progress: Progress | None) -> dict[str, Any]:
+    """Pass the child's progress on until it ends; return how it says that it ended, if it did."""
+    end: dict[str, Any] = {}
     with os.fdopen(progress, encoding="utf-8", closefd=False) as lines:
         for line in lines:
             event = json.loads(line)
-            message = event.get("error", message)
+            if "error" in event:
+                end = event
             if on_progress is not None and "step" in event:
                 on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
-    return message
+    return end
 
 
 def _text(method: str, metrics: dict[str, float]) -> str:

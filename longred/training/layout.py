@@ -34,7 +34,7 @@ class Layout:
         """Return how many processes, or groups of them, read different rows of a bucket."""
         return self.num_processes // (self.sequence_parallel if bucket == "long" else 1)
 
-    def rows_problem(self, bucket: str, num_rows: int, length: int) -> str | None:
+    def rows_problem(self, bucket: str, num_rows: int, long_length: int) -> str | None:
         """Return why a step's rows of a bucket cannot be divided, or None."""
         readers = self.readers(bucket)
         if num_rows % readers:
@@ -44,10 +44,10 @@ class Layout:
                 f"different rows; change training.step_tokens so that {readers} divides "
                 "the rows, or use fewer processes"
             )
-        if bucket == "long" and length % self.sequence_parallel:
+        if bucket == "long" and long_length % self.sequence_parallel:
             return (
                 f"training.parallel.sequence_parallel: {self.sequence_parallel} does not divide "
-                f"the {length} tokens of a long row"
+                f"the {long_length} tokens of a long row"
             )
         return None
 

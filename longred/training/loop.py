@@ -143,8 +143,10 @@ class Trainer:
         """
         job, student = self.job, Path(self.job.student_folder)
         config = models.load_config(student)
-        problem = sequence_problem(config, job.layout.sequence_parallel)
-        if problem:
+        problems = [sequence_problem(config, job.layout.sequence_parallel)]
+        for bucket, num_rows in job.rows.items():
+            problems.append(job.layout.rows_problem(bucket, num_rows, job.target_window))
+        for problem in filter(None, problems):
             raise ConfigError(problem)
         num_layers = config.num_hidden_layers
         wrong = [layer for layer in job.distill_layers if not 1 <= layer <= num_layers]
@@ -168,20 +170,15 @@ class Trainer:
         return Meter(shape, self.job, lengths, self.device)
 
     def _open_data(self) -> StepLoader:
-        job, layout = self.job, self.job.layout
-        loader = StepLoader(
+        job = self.job
+        return StepLoader(
             Path(job.data_folder),
             rows=job.rows,
             seed=job.seed,
             rank=self.world.rank,
             world_size=self.world.size,
-            sequence_parallel=layout.sequence_parallel,
+            sequence_parallel=job.layout.sequence_parallel,
         )
-        for bucket, file in loader.files.items():
-            problem = layout.rows_problem(bucket, job.rows[bucket], file.block_length)
-            if problem:
-                raise ConfigError(problem)
-        return loader
 
     def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher | None:
         if not self.job.uses_teacher():
@@ -327,10 +324,6 @@ class Trainer:
             batches = self._next_batches()
             with self.world.together():
                 check_fp8_quality(self.objectives, batches)
-        repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
-        if repeated:
-            log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)
-        log.info("%s: starting after step %d of %d", self.job.method, self.step, self.job.num_steps)
 
     def _prepare_work(self) -> None:
         self.journal.truncate_after(self.step)
@@ -342,3 +335,7 @@ class Trainer:
             self.checkpoints.require_space(
                 3 * weight_bytes + 2**20, result_bytes=weight_bytes + 2**20
             )
+        repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
+        if repeated:
+            log.warning("%s: reads blocks more than once, in epochs: %s", self.job.method, repeated)
+        log.info("%s: starting after step %d of %d", self.job.method, self.step, self.job.num_steps)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from longred.methods import Term
 from longred.training.optimizer import named_weights
+from longred.training.sharding import local
 from longred.training.step import MicroBatch
 
 if TYPE_CHECKING:
@@ -21,36 +22,47 @@ def explain(
 ) -> str:
     """Name the first micro-batch whose loss, or whose gradient taken alone, is not finite.
 
+    Several processes look at their own micro-batches side by side, since they run the models
+    together; the first that finds something tells it.
+
     Args:
         trainer: in the step that failed, before its update.
         batches: of that step.
         losses: of every micro-batch, by term.
     """
-    step = trainer.step + 1
+    world = trainer.world
     for batch, by_term in zip(batches, losses, strict=True):
         for term, loss in by_term.items():
-            what = _what_is_not_finite(trainer, batch, term, loss)
-            if what:
-                return (
-                    f"step {step}: the {batch.bucket} bucket's {what} on blocks "
-                    f"{batch.block_ids} ({trainer.objectives.where_not_finite(batch)}). No weight "
-                    "was changed by this step; lower training.learning_rate, raise "
-                    "training.warmup_steps, or look at these blocks"
-                )
+            blocks = batch.block_ids
+            what = _wrong_loss(term, loss)
+            if not world.any(what is not None):
+                what = _wrong_gradient(trainer, batch, term, loss)
+                blocks = sorted({b for own in world.gather(blocks) for b in own})
+            if not world.any(what is not None):
+                continue
+            where = trainer.objectives.where_not_finite(batch)
+            told = what and (
+                f"step {trainer.step + 1}: the {batch.bucket} bucket's {what} on blocks "
+                f"{blocks} ({where}). No weight "
+                "was changed by this step; lower training.learning_rate, raise "
+                "training.warmup_steps, or look at these blocks"
+            )
+            return str(next(text for text in world.gather(told) if text))
     return (
-        f"step {step}: the gradient norm overflowed though every micro-batch's gradient is "
-        "finite; lower training.learning_rate"
+        f"step {trainer.step + 1}: the gradient norm overflowed though every micro-batch's "
+        "gradient is finite; lower training.learning_rate"
     )
 
 
-def _what_is_not_finite(
-    trainer: "Trainer", batch: MicroBatch, term: Term, loss: Tensor
-) -> str | None:
-    if not bool(torch.isfinite(loss)):
-        return f"{term.objective} loss is {float(loss)}"
+def _wrong_loss(term: Term, loss: Tensor) -> str | None:
+    return None if bool(torch.isfinite(loss)) else f"{term.objective} loss is {float(loss)}"
+
+
+def _wrong_gradient(trainer: "Trainer", batch: MicroBatch, term: Term, loss: Tensor) -> str | None:
     trainer.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(trainer.objectives.losses(batch)[term] * batch.shares[term])
-    grads = {n: w.grad for n, w in named_weights(trainer.student).items() if w.grad is not None}
+    weights = named_weights(trainer.student)
+    grads = {name: local(w.grad) for name, w in weights.items() if w.grad is not None}
     wrong = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
     if not wrong:
         return None

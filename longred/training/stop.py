@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Iterator
@@ -24,11 +23,14 @@ class StopRequest:
 
     Args:
         liveness_fd: read end of a pipe whose write end only the parent holds; its end of file means
-            that the parent died, however it died. None where nobody waits for this process.
+            that the parent died, however it died, and a byte is a signal that the parent was sent.
+            None where nobody waits for this process.
     """
 
     def __init__(self, liveness_fd: int | None = None) -> None:
         self.liveness_fd = liveness_fd
+        if liveness_fd is not None:
+            os.set_blocking(liveness_fd, False)
         self.signal_number: int | None = None
 
     def install(self) -> None:
@@ -39,10 +41,11 @@ class StopRequest:
     def __call__(self) -> int | None:
         """Return the signal that asked for the end (SIGTERM for a dead parent), or None."""
         if self.signal_number is None and self.liveness_fd is not None:
-            readable, _, _ = select.select([self.liveness_fd], [], [], 0)
-            if readable and not os.read(self.liveness_fd, 1):
-                log.warning("the parent process is gone; saving and ending")
-                self.signal_number = int(signal.SIGTERM)
+            with contextlib.suppress(BlockingIOError):
+                told = os.read(self.liveness_fd, 1)
+                if not told:
+                    log.warning("the parent process is gone; saving and ending")
+                self.signal_number = told[0] if told else int(signal.SIGTERM)
         return self.signal_number
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

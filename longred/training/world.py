@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from longred.errors import BY_EXIT_CODE, LongredError, Stopped
+from longred.errors import BY_EXIT_CODE, LongredError, PreflightError, Stopped
 from longred.models import choose_device
 
 _TIMEOUT = datetime.timedelta(minutes=30)
@@ -53,6 +53,10 @@ class World:
             json.loads(bytes(part[: int(size)].tolist()).decode())
             for part, size in zip(parts, sizes, strict=True)
         ]
+
+    def any(self, value: bool) -> bool:
+        """Return whether it is true in any process."""
+        return any(self.gather(value))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all processes, the same to the last bit in each of them."""
@@ -95,12 +99,21 @@ def joined(device: str) -> Iterator[World]:
 
     Args:
         device: `cpu`, `cuda` or `auto`; each process takes the GPU of its local rank.
+
+    Raises:
+        PreflightError: there are more processes than GPUs on this machine.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
     on_gpu = choose_device(device).type == "cuda"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if on_gpu and here > torch.cuda.device_count():
+        raise PreflightError(
+            f"training.parallel.num_processes: {here} processes on a machine with "
+            f"{torch.cuda.device_count()} GPUs; start one for each GPU"
+        )
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Gloo carries the few numbers that the processes agree on, whatever carries the weights.

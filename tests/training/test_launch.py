@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_training import MakeJob, assert_same_run
 
 from longred.artifacts import locked, write_json
-from longred.errors import LockedError, Stopped
+from longred.errors import ConfigError, LockedError, Stopped
 from longred.training import launch
 from longred.training.launch import LostProcessError
 from longred.training.stop import StopRequest, only_trainer
@@ -139,3 +141,68 @@ def test_stop_request_sees_the_end_of_the_pipe():
     os.close(write)
     assert stop() == signal.SIGTERM
     os.close(read)
+
+
+def test_stop_request_reads_a_signal_from_the_pipe():
+    read, write = os.pipe()
+    stop = StopRequest(read)
+    os.write(write, bytes([signal.SIGINT, signal.SIGTERM]))
+    assert stop() == stop() == signal.SIGINT
+    os.close(write)
+    os.close(read)
+
+
+def trainers(context: psutil.Process) -> dict[str, psutil.Process]:
+    """The processes that train below one, by their ranks."""
+    found = {}
+    for process in context.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "longred.training" in process.cmdline() and "RANK" in process.environ():
+                found[process.environ()["RANK"]] = process
+    return found
+
+
+def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
+    rows = {"long": 2, "short": 4, "original": 2}
+    job = make_job(rows=rows, num_steps=5000, parallel={"num_processes": 2})
+    steps = []
+
+    def kill_the_second(step: int, *_: object) -> None:
+        steps.append(step)
+        if step == 7:
+            trainers(psutil.Process())["1"].kill()
+
+    started = time.monotonic()
+    with pytest.raises(LostProcessError, match="run the same command to go on"):
+        launch.run(job, tmp_path, on_progress=kill_the_second)
+    assert time.monotonic() - started < 120.0
+    assert steps[:7] == list(range(1, 8))
+    assert not trainers(psutil.Process())
+    (saved,) = (tmp_path / "checkpoints").glob("step-*")
+    assert saved.name == "step-000005"
+
+    timer = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    again = []
+
+    def stop_soon(step: int, *_: object) -> None:
+        again.append(step)
+        if step == 8:
+            timer.start()
+
+    with pytest.raises(Stopped) as stopped:
+        launch.run(job, tmp_path, on_progress=stop_soon)
+    assert stopped.value.exit_code == 143
+    assert again[0] == 6, "the second run must go on after the saved step"
+    assert not trainers(psutil.Process())
+    steps = [int(p.name.removeprefix("step-")) for p in (tmp_path / "checkpoints").glob("step-*")]
+    assert max(steps) >= 8
+
+
+def test_an_error_of_several_processes_keeps_its_kind(
+    make_job: MakeJob, tmp_path: Path, monkeypatch
+):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    monkeypatch.setenv(launch.LAUNCHER, shlex.join(command))
+    job = make_job(parallel={"num_processes": 2, "sequence_parallel": 2})
+    with pytest.raises(ConfigError, match=r"training\.parallel\.num_processes: 2 processes cannot"):
+        launch.run(job, tmp_path)

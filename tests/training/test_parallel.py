@@ -1,13 +1,16 @@
 """Several processes take the steps that one takes alone, however weights and rows are divided."""
 
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import MakeJob, run_together
+from tiny_training import MakeJob, assert_same_run, run, run_together
 
 from longred.tracking import Journal
+from longred.training.job import TrainingJob
 from longred.training.loop import train
 from longred.training.meter import MACHINE_METRICS
 
@@ -44,20 +47,104 @@ def assert_equal_but_for_the_last_bits(result: Path, reference: Path) -> None:
         ({"mask_documents": False, **ALL_TERMS}, {"sequence_parallel": 2, "replicas": 2}, 4),
         ({"method": "mix-cpt", "micro_batch_tokens": 1}, {"replicas": 2}, 2),
         ({"method": "lora"}, {}, 2),
+        # Of one row each, so that bfloat16 rounds the same products; later steps drift apart.
+        (
+            {
+                "dtype": "bfloat16",
+                "num_steps": 2,
+                "micro_batch_tokens": 1,
+                "mlp_tile_tokens": 48,
+                "activation_checkpointing": "selective",
+            },
+            {},
+            2,
+        ),
     ],
-    ids=["sharded", "sequence-parallel", "hsdp-and-sequence-parallel", "replicated", "lora"],
+    ids=["sharded", "sequence-parallel", "hsdp", "replicated", "lora", "bfloat16"],
 )
 def test_several_processes_equal_one(
     values, parallel, num_processes, make_job: MakeJob, processes, tmp_path: Path
 ):
     rows = {b: n for b, n in ROWS.items() if b in make_job(**values).rows}
-    job = make_job(
-        rows=rows, num_steps=5, parallel={"num_processes": num_processes, **parallel}, **values
-    )
+    values = {"num_steps": 5, "rows": rows, **values}
+    job = make_job(parallel={"num_processes": num_processes, **parallel}, **values)
     codes = run_together(processes, job, tmp_path / "several", faults=[None] * num_processes)
     assert codes == [0] * num_processes
-    alone = train(make_job(rows=rows, num_steps=5, **values), tmp_path / "alone")
+    alone = train(make_job(**values), tmp_path / "alone")
     assert_equal_but_for_the_last_bits(tmp_path / "several/result", alone)
+
+
+@pytest.fixture(scope="module")
+def two_job(make_job: MakeJob) -> TrainingJob:
+    """Eight steps that two processes can divide, saved after the third and the sixth."""
+    return make_job(rows=ROWS, num_steps=8, save_every_steps=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two_job: TrainingJob, processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of two processes that nothing disturbed."""
+    work = tmp_path_factory.mktemp("undisturbed")
+    assert run_together(processes, two_job, work) == [0, 0]
+    return work / "result"
+
+
+def saved(work: Path) -> list[str]:
+    return sorted(path.name for path in (work / "checkpoints").iterdir())
+
+
+def test_a_killed_process_ends_the_others_and_any_number_goes_on(
+    two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
+):
+    started = time.monotonic()
+    codes = run_together(processes, two_job, tmp_path / "two", faults=[None, "kill@5"])
+    assert codes[1] == -9
+    assert codes[0] == 1, "the other must end by itself, and not as if it were done"
+    assert time.monotonic() - started < 60.0
+    assert saved(tmp_path / "two") == ["step-000003"]
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    assert run_together(processes, two_job, tmp_path / "two") == [0, 0]
+    assert_same_run(tmp_path / "two/result", undisturbed)
+    assert_equal_but_for_the_last_bits(train(two_job, tmp_path / "one"), undisturbed)
+
+
+def test_several_processes_go_on_where_one_stopped(
+    two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
+):
+    assert run(processes, two_job, tmp_path, fault="kill@4") == -9
+    assert run_together(processes, two_job, tmp_path) == [0, 0]
+    assert_equal_but_for_the_last_bits(tmp_path / "result", undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit_code", "left"),
+    [
+        ("terminate@4", 143, ["step-000003", "step-000004"]),
+        ("disk-full@4", 4, [".tmp-step-000006", "step-000003"]),
+        ("nan@5", 5, ["step-000003"]),
+        ("kill-in-sharded-save@6", -9, [".tmp-step-000006", "step-000003"]),
+    ],
+)
+def test_what_disturbs_one_process_ends_all_and_loses_nothing(
+    fault, exit_code, left, two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
+):
+    codes = run_together(processes, two_job, tmp_path, faults=[None, fault])
+    assert codes == ([1, -9] if exit_code == -9 else [exit_code, exit_code])
+    assert saved(tmp_path) == left
+    assert run_together(processes, two_job, tmp_path) == [0, 0]
+    assert_same_run(tmp_path / "result", undisturbed)
+
+
+def test_a_damaged_file_of_one_process_is_noticed(
+    two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
+):
+    assert run_together(processes, two_job, tmp_path, faults=[None, "kill@7"])[1] == -9
+    path = tmp_path / "checkpoints/step-000006/optimizer-00002-of-00002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert run_together(processes, two_job, tmp_path) == [0, 0]
+    assert saved(tmp_path) == ["corrupt-step-000006", "step-000006", "step-000008"]
+    assert_same_run(tmp_path / "result", undisturbed)
 
 
 def test_an_unchanged_student_is_the_teacher_in_every_process(

@@ -237,6 +237,7 @@ FAULTS = {
     "disk-full": _disk_full_after_step,
     "kill-in-save": _during_save(signal.SIGKILL, after="model.safetensors"),
     "terminate-in-save": _during_save(signal.SIGTERM, after="model.safetensors"),
+    "kill-in-sharded-save": _during_save(signal.SIGKILL, after="model-00002-of-00002.safetensors"),
     "kill-before-rename": _kill_before_rename,
     "nan": _factor(float("nan")),
     "spike": _factor(100.0),
