@@ -26,6 +26,8 @@ RULER_TASKS = (
 class RulerConfig(Section):
     """Which RULER tasks are asked at which lengths (tokens), `num_samples` each.
 
+    `kv_retrieval` can be asked beside them and counts in no average.
+
     Parameters are RULER's own (`full`) or smaller ones for short windows (`compact`); `auto` is
     compact below 4,096 tokens. `revision` is of RULER's wording: `paper` as of 2024, or `current`.
     Needles are hidden in Python's documentation (`haystack: library`), in the data's held-out

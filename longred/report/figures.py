@@ -12,7 +12,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from longred.report.drift_figures import heads_plot, positions_plot
 from longred.report.findings import RESCALED
-from longred.report.heat_maps import depth_heat_map, ruler_heat_map
+from longred.report.heat_maps import depth_heat_map, pairs_heat_map, ruler_heat_map
 from longred.report.plots import Plot, draw, draw_bars, draw_lines, legend_above, look
 from longred.report.samples import Unit
 from longred.report.scores import ORIGINAL, Comparison, score_of
@@ -64,6 +64,7 @@ def evaluation_plots(
         ruler_plot(comparison, original_window),
         ruler_heat_map(comparison),
         depth_heat_map(comparison, folders),
+        pairs_heat_map(comparison, folders),
         perplexity_plot(comparison),
         similarity_plot(comparison),
     ]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from longred.report.intervals import Floats
 from longred.report.plots import Plot, draw
 from longred.report.samples import Unit, read_answers
-from longred.report.scores import Comparison, score_of
+from longred.report.scores import BESIDE_RULER, Comparison, score_of
 from longred.report.tables import Table, number
 
 NUM_DEPTHS = 5
@@ -44,9 +44,35 @@ def ruler_heat_map(comparison: Comparison) -> Plot | None:
 def depth_heat_map(comparison: Comparison, folders: Mapping[str, Path]) -> Plot | None:
     """Draw how often needles are found by where they lie, a panel a model, over all such tasks."""
     units = [Unit(t, n) for n, tasks in comparison.ruler_tasks.items() for t in tasks]
+    return _by_depth(
+        "depth-heat-map",
+        "Needles by depth and length",
+        "Score in percent of the compared needle tasks by how much of the text stands before the "
+        "needle: 0 % is the start. An empty field has no sample.",
+        units,
+        folders,
+    )
+
+
+def pairs_heat_map(comparison: Comparison, folders: Mapping[str, Path]) -> Plot | None:
+    """Draw how often a value of a long JSON object is found by where it stands."""
+    units = [each.unit for each in comparison.dropped if each.unit.task in BESIDE_RULER]
+    return _by_depth(
+        "pairs-heat-map",
+        "Key-value retrieval by depth and length",
+        "Score in percent of finding one key's value in a JSON object that fills the length, by "
+        "how much of the object stands before it. An empty field has no sample.",
+        units,
+        folders,
+    )
+
+
+def _by_depth(
+    name: str, title: str, caption: str, units: Sequence[Unit], folders: Mapping[str, Path]
+) -> Plot | None:
     lengths = sorted({unit.length for unit in units if unit.length is not None})
     grids = {}
-    for name, folder in folders.items():
+    for model, folder in folders.items():
         cells: dict[tuple[int, int], list[float]] = {}
         for unit in units:
             for answer in read_answers(folder, unit).values():
@@ -59,20 +85,12 @@ def depth_heat_map(comparison: Comparison, folders: Mapping[str, Path]) -> Plot 
         for place, scores in cells.items():
             grid[place] = sum(scores) / len(scores)
         if cells:
-            grids[name] = grid
+            grids[model] = grid
     if not grids:
         return None
     step = 100 // NUM_DEPTHS
     rows = [f"{i * step}-{(i + 1) * step} %" for i in range(NUM_DEPTHS)]
-    return _draw(
-        "depth-heat-map",
-        "Needles by depth and length",
-        "Score in percent of the compared needle tasks by how much of the text stands before the "
-        "needle: 0 % is the start. An empty field has no sample.",
-        grids,
-        rows,
-        lengths,
-    )
+    return _draw(name, title, caption, grids, rows, lengths)
 
 
 def _draw(

@@ -11,6 +11,7 @@ from longred.report.intervals import Interval, difference, paired_interval, rati
 from longred.report.samples import Unit, paired_scores
 
 ORIGINAL = "original"
+BESIDE_RULER = ("kv_retrieval",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ def collect(
         original = raw.get(ORIGINAL, {})
         units = units_of(raw.values())
         dropped = barely_solved(original, units, original_window, min_points_above_chance)
-    comparison = _compared(raw, list(dropped), _capacities(folders, raw))
+    left_out = [*dropped, *_beside(units_of(raw.values()), dropped)]
+    comparison = _compared(raw, left_out, _capacities(folders, raw))
     for name in folders:
         comparison.models[name] = _averages(comparison, name)
     for name in folders:
@@ -195,6 +197,17 @@ def _compared(
         capacities={name: tasks for name, tasks in by_capacity.items() if tasks},
         ruler_tasks={n: [unit.task for unit in kept if unit.length == n] for n in lengths},
     )
+
+
+def _beside(units: Sequence[Unit], dropped: Sequence[Dropped]) -> list[Dropped]:
+    """Return the long tasks that are asked and are not RULER's; an average is of RULER alone."""
+    known = {entry.unit for entry in dropped}
+    reason = "it is not one of RULER's tasks and counts in no average"
+    return [
+        Dropped(unit, reason)
+        for unit in units
+        if unit.length is not None and unit.task in BESIDE_RULER and unit not in known
+    ]
 
 
 def barely_solved(

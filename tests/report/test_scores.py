@@ -317,3 +317,21 @@ def test_a_task_without_a_score_leaves_no_average(study: Study, tmp_path: Path) 
     assert model["short"]["average"] is None
     assert model["overall"] is None
     assert model["retention"]["short"] is None
+
+
+def test_a_task_beside_ruler_counts_in_no_average(
+    study: Study, comparison: Comparison, tmp_path: Path
+) -> None:
+    folders = {}
+    for name, place in study.scores.items():
+        ruler = json.loads((place / "scores.json").read_text())["ruler"]
+        for tasks in ruler.values():
+            tasks["kv_retrieval"] = {**tasks["niah_single_1"], "score": 1.0}
+        folders[name] = edited(study, tmp_path, name, {"ruler": ruler})[name]
+    found = compare(folders)
+    for name, model in found.models.items():
+        assert model["ruler"] == comparison.models[name]["ruler"]
+        assert model["overall"] == comparison.models[name]["overall"]
+    beside = [entry for entry in found.dropped if entry.unit.task == "kv_retrieval"]
+    assert len(beside) == 3
+    assert all("not one of RULER's" in entry.reason for entry in beside)

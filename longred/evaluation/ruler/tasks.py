@@ -1,10 +1,10 @@
-"""RULER's 13 tasks, with its own parameters and compact ones for short windows."""
+"""RULER's 13 tasks and one of its kind, with full parameters and compact ones for short windows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longred.evaluation.ruler import extraction, niah, qa, tracking
+from longred.evaluation.ruler import extraction, niah, pairs, qa, tracking
 from longred.evaluation.ruler.fitting import COMPACT_BUDGET
 from longred.evaluation.ruler.request import Request, Start
 
@@ -79,5 +79,11 @@ TASKS: dict[str, Task] = {
         compact=qa.Settings(only_supporting=True),
         questions="hotpot",
     ),
+    "kv_retrieval": Task(
+        prepare=pairs.prepare,
+        metric="recall",
+        full=pairs.Settings(),
+        compact=pairs.Settings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+    ),
 }
-"""Task name → what it is."""
+"""Task name → what it is; the last is not RULER's."""

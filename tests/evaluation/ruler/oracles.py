@@ -1,5 +1,6 @@
 """Solves prompts by reading them: what a perfect model would answer, found without the sample."""
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -51,6 +52,13 @@ def frequent_words(prompt: str) -> str:
     return " ".join(word for word, _ in counts.most_common(3))
 
 
+def pair(prompt: str) -> str:
+    """The value of the key that is asked for, by a real JSON reader."""
+    body, key = re.findall(r"JSON data:\n(\{.*\})\n\nKey: \"(.+?)\"", prompt, re.DOTALL)[0]
+    value: str = json.loads(body)[key]
+    return value
+
+
 def answers(questions: Questions) -> Callable[[str], str]:
     """The first answer of the question, where its documents are given."""
     known = {question.text: question for question in questions.questions}
@@ -64,6 +72,7 @@ def answers(questions: Questions) -> Callable[[str], str]:
 
 
 ORACLES: dict[str, Callable[[str], str]] = {
+    "kv_retrieval": pair,
     "niah": needles,
     "vt": variables,
     "cwe": common_words,
