@@ -326,7 +326,7 @@ def test_a_task_beside_ruler_counts_in_no_average(
     for name, place in study.scores.items():
         ruler = json.loads((place / "scores.json").read_text())["ruler"]
         for tasks in ruler.values():
-            tasks["kv_retrieval"] = {**tasks["niah_single_1"], "score": 1.0}
+            tasks["kv_retrieval"] = {**tasks["niah_single_1"], "score": 50.0}
         folders[name] = edited(study, tmp_path, name, {"ruler": ruler})[name]
     found = compare(folders)
     for name, model in found.models.items():
