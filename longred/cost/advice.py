@@ -47,8 +47,9 @@ def _savers(
     longest = max(lengths[bucket] for bucket in job.recipe.buckets())
     if job.activation_checkpointing == "none":
         yield "activation_checkpointing", "selective"
-    shorter = max(length for bucket, length in lengths.items() if bucket != "long")
-    if not job.short_micro_batch_tokens or job.short_micro_batch_tokens > shorter:
+    shorter = max((lengths[b] for b in job.recipe.buckets() if b != "long"), default=0)
+    cut = min(job.short_micro_batch_tokens or job.micro_batch_tokens, job.micro_batch_tokens)
+    if cut > shorter > 0:
         yield "short_micro_batch_tokens", shorter
     if job.micro_batch_tokens > longest:
         yield "micro_batch_tokens", longest

@@ -1,0 +1,540 @@
+"""Measure the trainer against the authors' way of the same three losses, and against its own plan.
+
+    python tests/benchmarks/training.py cpu       # 512 x 8 layers, 256 -> 1,024: some minutes
+    python tests/benchmarks/training.py gpu-32k   # Llama-3-8B's shape, 8K -> 32K
+    python tests/benchmarks/training.py gpu-128k  # long blocks of 128K, ours alone
+    python tests/benchmarks/training.py tiny      # the same code in seconds
+
+"Theirs" keeps all hidden states of both models, runs the LM head of both and the cross-entropy of
+the student on every micro-batch, and computes every layer again. Weights and data are random. Data
+type, threads, kernels of attention, optimizer and micro-batches are the same on both sides, and the
+three losses of every step are compared. Each side is a process of its own. The plan is made from
+micro-benchmarks of products and attention and printed before anything is measured.
+
+Needs torch, transformers, accelerate, numpy and safetensors only.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from longred import models
+from longred.activations import checkpoint_activations
+from longred.artifacts import write_json
+from longred.attention import choose_backend, guard, needs_of, register
+from longred.cost.calibrate import calibrate
+from longred.cost.machine import peak_bytes
+from longred.cost.plan import TrainingPlan, plan_training
+from longred.cost.shape import ModelShape, shape_of
+from longred.cost.speeds import Speeds
+from longred.training.job import TrainingJob
+from longred.training.loop import Trainer
+from longred.training.step import MicroBatch
+
+RESULTS = Path(__file__).parent / "results"
+OUT_OF_MEMORY = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A model's shape, its windows, and one step.
+
+    Attributes:
+        model: of the Llama configuration.
+        layers: numbers of decoder layers to try, until both sides fit.
+        rows: blocks of each bucket in a step.
+        settings: of the training, beside these.
+        with_theirs: whether the authors' way is run too.
+    """
+
+    model: Mapping[str, Any]
+    layers: tuple[int, ...]
+    rows: Mapping[str, int]
+    original_window: int
+    target_window: int
+    short_length: int
+    settings: Mapping[str, Any]
+    distill: int = 6
+    method: str = "longred-c"
+    with_theirs: bool = True
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {
+            "long": self.target_window,
+            "short": self.short_length,
+            "original": self.original_window,
+        }
+
+
+_LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
+_ON_GPU = {
+    "dtype": "bfloat16",
+    "device": "cuda",
+    "optimizer_offload": True,
+    "activation_checkpointing": "selective",
+    "mlp_tile_tokens": 8192,
+}
+PRESETS = {
+    "tiny": Preset(
+        {
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 192,
+            "vocab_size": 512,
+        },
+        (2,),
+        {"long": 2, "short": 12, "original": 2},
+        64,
+        256,
+        32,
+        {"dtype": "float32", "device": "cpu", "micro_batch_tokens": 256, "num_threads": 1},
+        distill=2,
+    ),
+    "cpu": Preset(
+        {
+            "hidden_size": 512,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "intermediate_size": 1536,
+            "vocab_size": 32768,
+        },
+        (8,),
+        {"long": 4, "short": 24, "original": 4},
+        256,
+        1024,
+        128,
+        {"dtype": "float32", "device": "cpu", "micro_batch_tokens": 4096},
+        distill=3,
+    ),
+    "gpu-32k": Preset(
+        _LLAMA_8B,
+        (32, 24, 16, 12, 8, 4),
+        {"long": 4, "short": 96, "original": 4},
+        8192,
+        32768,
+        1024,
+        {**_ON_GPU, "micro_batch_tokens": 32768, "short_micro_batch_tokens": 8192},
+    ),
+    "gpu-128k": Preset(
+        _LLAMA_8B,
+        (32, 24, 16, 12, 8, 4),
+        {"long": 1},
+        8192,
+        131072,
+        1024,
+        {**_ON_GPU, "micro_batch_tokens": 131072},
+        method="cpt",
+        with_theirs=False,
+    ),
+}
+PRESETS["gpu-tiny"] = dataclasses.replace(
+    PRESETS["tiny"], settings={**PRESETS["tiny"].settings, "dtype": "bfloat16", "device": "cuda"}
+)
+
+
+def model_config(preset: Preset, layers: int, *, theta: float) -> LlamaConfig:
+    return LlamaConfig(
+        **preset.model,
+        num_hidden_layers=layers,
+        max_position_embeddings=preset.target_window,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
+
+
+def make_job(preset: Preset, layers: int, folder: Path, num_steps: int) -> TrainingJob:
+    distill = np.linspace(1, layers, min(preset.distill, layers)).round().astype(int)
+    uses_layers = preset.method != "cpt"
+    return TrainingJob(
+        method=preset.method,
+        data_folder=str(folder / "data"),
+        student_folder=str(folder / "student"),
+        teacher_folder=str(folder / "teacher"),
+        data_digest="random",
+        rows=preset.rows,
+        original_window=preset.original_window,
+        target_window=preset.target_window,
+        num_steps=num_steps,
+        distill_layers=tuple(map(int, distill)) if uses_layers else (),
+        mask_documents=False,
+        save_every_steps=10**6,
+        **preset.settings,
+    )
+
+
+def write_inputs(preset: Preset, layers: int, folder: Path, num_steps: int) -> None:
+    """Write random blocks and both configurations; weights are made where they are used."""
+    generator = np.random.default_rng(0)
+    (folder / "data/tokens").mkdir(parents=True)
+    entries = {}
+    for bucket, length in preset.lengths.items():
+        blocks = max(1, preset.rows.get(bucket, 1) * num_steps)
+        size = (blocks, length)
+        tokens = generator.integers(0, preset.model["vocab_size"], size=size, dtype="<u4")
+        tokens.tofile(folder / f"data/tokens/{bucket}.bin")
+        entries[bucket] = {
+            "block_length": length,
+            "num_blocks": blocks,
+            "dtype": "uint32",
+            "file": f"tokens/{bucket}.bin",
+        }
+    write_json(folder / "data/index.json", {"format_version": 1, "train": entries})
+    for name, theta in (("teacher", 5e5), ("student", 2e7)):
+        model_config(preset, layers, theta=theta).save_pretrained(folder / name)
+
+
+def random_model(folder: Path, **options: Any) -> PreTrainedModel:
+    """Make what `models.load_model` would load: the same random weights for every configuration."""
+    register()
+    config = models.load_config(folder)
+    config._attn_implementation = "longred"
+    device, compute = torch.device(options["device"]), options["compute_dtype"]
+    kernels = choose_backend(options["backend"], needs_of(config, device, compute))
+    torch.manual_seed(1)
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
+    guard(model, kernels)
+    return model.to(device).eval()
+
+
+def random_weights() -> None:
+    """Let the trainer make its models instead of reading them from disk."""
+    models.load_model = random_model  # type: ignore[assignment]
+
+
+class TheirTrainer(Trainer):
+    """The authors' micro-steps inside the same step: only what is computed for a loss differs."""
+
+    def __init__(self, job: TrainingJob, work: Path) -> None:
+        ours = dataclasses.replace(job, activation_checkpointing="none", mlp_tile_tokens=0)
+        super().__init__(ours, work)
+        checkpoint_activations(self.student, "full")
+        self.teacher = self.objectives.teacher
+
+    def _backward(self, batch: MicroBatch, weights: Mapping[Any, float]) -> dict[Any, Tensor]:
+        batch = batch.to(self.device)
+        (term,) = batch.shares
+        enabled = self.job.dtype == "bfloat16"
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False
+        ):
+            loss = self._loss(batch, term.objective)
+        (loss * (weights[term] * batch.shares[term])).backward()
+        return {term: loss.detach()}
+
+    def _loss(self, batch: MicroBatch, objective: str) -> Tensor:
+        ids, last = batch.input_ids_BT, self.objectives.last_layer
+        settings = {"use_cache": False, "output_hidden_states": True}
+        student: nn.Module = self.student
+        output = student(input_ids=ids, position_ids=batch.position_ids_BT, **settings)
+        # Taken on every micro-batch, and thrown away on most.
+        cross_entropy = F.cross_entropy(
+            output.logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten()
+        )
+        if objective == "cross_entropy":
+            return cross_entropy
+        with torch.no_grad(), self.teacher() as teacher:
+            shown = teacher(input_ids=ids, **settings)
+        layers = self.job.distill_layers if objective == "hidden_distill" else (last,)
+        similar = [
+            F.cosine_similarity(
+                output.hidden_states[layer].float(), shown.hidden_states[layer].float(), dim=-1
+            )
+            for layer in layers
+        ]
+        return torch.stack([1 - one.mean() for one in similar]).sum()
+
+
+SIDES = {"ours": Trainer, "theirs": TheirTrainer}
+
+
+def run_side(side: str, job: TrainingJob, work: Path, num_profiled: int) -> dict[str, Any]:
+    """Take a step that does not count, then the others; return times, losses and peak memory."""
+    random_weights()
+    trainer = SIDES[side](job, work)
+    steps = []
+    for _ in range(job.num_steps):
+        _wait(trainer.device)
+        start, processor = time.perf_counter(), time.process_time()
+        metrics = trainer.train_step()
+        _wait(trainer.device)
+        steps.append(
+            {
+                "seconds": time.perf_counter() - start,
+                "processor_seconds": time.process_time() - processor,
+                "metrics": dict(metrics),
+            }
+        )
+    found = {
+        "seconds": [step["seconds"] for step in steps],
+        "processor_seconds": [step["processor_seconds"] for step in steps],
+        "losses": [
+            {key: value for key, value in step["metrics"].items() if key.endswith("_loss")}
+            for step in steps
+        ],
+        "mfu": [step["metrics"]["train/mfu"] for step in steps],
+        "peak_bytes": peak_bytes(trainer.device),
+        "step_tokens": trainer.meter.step_tokens,
+    }
+    if num_profiled:
+        found["top_costs"] = _top_costs(trainer)
+    return found
+
+
+def _top_costs(trainer: Trainer) -> list[dict[str, Any]]:
+    """Profile one more step; return the kernels that took longest, with their share of it."""
+    on_gpu = trainer.device.type == "cuda"
+    kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=kinds) as profiler:
+        trainer.train_step()
+        _wait(trainer.device)
+    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, attribute))
+    total = sum(getattr(event, attribute) for event in events) or 1.0
+    return [
+        {
+            "kernel": event.key[:100],
+            "share": round(getattr(event, attribute) / total, 4),
+            "calls": event.count,
+        }
+        for event in events[:12]
+    ]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_plan(shape: ModelShape, job: TrainingJob, preset: Preset) -> tuple[Speeds, TrainingPlan]:
+    """Measure products and attention, nothing else, and plan the training from them."""
+    lengths = {bucket: preset.lengths[bucket] for bucket in job.rows}
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    speeds = calibrate(
+        shape,
+        sorted(lengths.values()),
+        tokens=job.micro_batch_tokens,
+        device=models.choose_device(job.device),
+        dtype=getattr(torch, job.dtype),
+        backend=job.attention_backend,
+    )
+    return speeds, plan_training(shape, job, lengths, speeds)
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """Do one part of the measurement and print its JSON."""
+    preset = PRESETS[arguments.preset]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = make_job(preset, arguments.layers, folder, arguments.steps)
+        if arguments.threads:
+            job = dataclasses.replace(job, num_threads=arguments.threads)
+        if arguments.part == "plan":
+            shape = shape_of(model_config(preset, arguments.layers, theta=2e7))
+            speeds, plan = make_plan(shape, job, preset)
+            print(json.dumps({"speeds": _plain(speeds), "plan": plan.to_json()}))
+            return
+        write_inputs(preset, arguments.layers, folder, arguments.steps)
+        profiled = 1 if arguments.part == "ours" else 0
+        try:
+            found = run_side(arguments.part, job, folder / "work", profiled)
+        except torch.OutOfMemoryError as error:
+            print(str(error)[:300], file=sys.stderr)
+            sys.exit(OUT_OF_MEMORY)
+        print(json.dumps(found))
+
+
+def _plain(speeds: Speeds) -> dict[str, Any]:
+    values = dataclasses.asdict(speeds)
+    values["attention_flops"] = {str(k): list(v) for k, v in speeds.attention_flops.items()}
+    return values
+
+
+def part(arguments: argparse.Namespace, name: str, layers: int) -> dict[str, Any] | None:
+    """Run one part in a process of its own; None where it ran out of memory."""
+    command = [sys.executable, __file__, arguments.preset, "--part", name, "--layers", str(layers)]
+    command += ["--steps", str(arguments.steps), "--threads", str(arguments.threads)]
+    environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if run.returncode == OUT_OF_MEMORY or run.returncode == 3:
+        return None
+    if run.returncode:
+        sys.exit(f"{name} ended with exit code {run.returncode}")
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Plan, then run ours and theirs at the largest setting that fits both."""
+    preset = PRESETS[arguments.preset]
+    tries = (arguments.layers,) if arguments.layers else preset.layers
+    found: dict[str, Any] = {}
+    for layers in tries:
+        planned = part(arguments, "plan", layers)
+        assert planned is not None
+        if not planned["plan"]["fits"]:
+            print(f"{layers} layers: the plan says that they do not fit", flush=True)
+            continue
+        if "plan" not in found:
+            _show_plan(planned["plan"], layers)
+        ours = part(arguments, "ours", layers)
+        if ours is None:
+            print(f"{layers} layers: ours does not fit", flush=True)
+            continue
+        summary = _summary(planned, ours, layers)
+        if "ours" not in found:
+            found |= summary
+            _show_ours(summary)
+        if not preset.with_theirs:
+            return found
+        theirs = part(arguments, "theirs", layers)
+        if theirs is None:
+            print(f"{layers} layers: the authors' way does not fit", flush=True)
+            continue
+        found["compared"] = _compared(ours, theirs, layers, PRESETS[arguments.preset].settings)
+        _show_compared(found["compared"])
+        return found
+    return found
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _summary(planned: Mapping[str, Any], ours: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    seconds = _median(ours["seconds"][1:])
+    plan = planned["plan"]
+    return {
+        "layers": layers,
+        "speeds": planned["speeds"],
+        "plan": plan,
+        "ours": {
+            **ours,
+            "step_seconds": seconds,
+            "tokens_per_second": ours["step_tokens"] / seconds,
+        },
+        "plan_error": {
+            "step_seconds": plan["step_seconds"] / seconds - 1,
+            "memory": plan["memory_bytes"] / ours["peak_bytes"] - 1,
+        },
+    }
+
+
+def _compared(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], layers: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Check that both sides took the same losses, and compare what that took."""
+    tolerance = 1e-4 if settings["dtype"] == "float32" else 2e-2
+    error = 0.0
+    for mine, other in zip(ours["losses"], theirs["losses"], strict=True):
+        assert mine.keys() == other.keys(), (mine, other)
+        for key, value in mine.items():
+            error = max(error, abs(value - other[key]) / max(abs(other[key]), 1e-3))
+    assert error <= tolerance, f"the losses differ by {error:.1e}, more than {tolerance}"
+    sides = (("o", ours), ("t", theirs))
+    seconds = {side: _median(x["seconds"][1:]) for side, x in sides}
+    processor = {side: _median(x["processor_seconds"][1:]) for side, x in sides}
+    return {
+        "layers": layers,
+        "largest_relative_loss_difference": error,
+        "our_seconds": seconds["o"],
+        "their_seconds": seconds["t"],
+        "times_their_tokens_per_second": seconds["t"] / seconds["o"],
+        "times_by_processor_time": processor["t"] / processor["o"],
+        "their_peak_bytes": theirs["peak_bytes"],
+        "share_of_their_peak": ours["peak_bytes"] / theirs["peak_bytes"],
+    }
+
+
+def _show_plan(plan: Mapping[str, Any], layers: int) -> None:
+    print(
+        f"planned   {layers} layers: {plan['step_seconds']:.2f} s a step, "
+        f"{plan['tokens_per_second']:,.0f} tokens/s, {plan['memory_bytes'] / 2**30:.2f} GiB",
+        flush=True,
+    )
+
+
+def _show_ours(found: Mapping[str, Any]) -> None:
+    ours, error = found["ours"], found["plan_error"]
+    print(
+        f"measured  {found['layers']} layers: {ours['step_seconds']:.2f} s a step, "
+        f"{ours['tokens_per_second']:,.0f} tokens/s, {ours['peak_bytes'] / 2**30:.2f} GiB; "
+        f"the plan is off by {error['step_seconds']:+.0%} and {error['memory']:+.0%}",
+        flush=True,
+    )
+    for cost in ours["top_costs"][:8]:
+        print(f"  {cost['share']:6.1%} {cost['calls']:>7,} x {cost['kernel']}", flush=True)
+
+
+def _show_compared(found: Mapping[str, Any]) -> None:
+    print(
+        f"theirs    {found['layers']} layers: {found['their_seconds']:.2f} s a step, "
+        f"{found['their_peak_bytes'] / 2**30:.2f} GiB; ours is "
+        f"{found['times_their_tokens_per_second']:.2f} times as fast "
+        f"({found['times_by_processor_time']:.2f} by processor time) with "
+        f"{found['share_of_their_peak']:.2f} of the memory; losses agree to "
+        f"{found['largest_relative_loss_difference']:.0e}",
+        flush=True,
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were taken on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": date.today().isoformat(),
+        "machine": gpu or f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    """Measure a preset, print the table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("--layers", type=int, default=0, help="0 tries the preset's")
+    parser.add_argument("--steps", type=int, default=4, help="the first does not count")
+    parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    parser.add_argument("--part", choices=["plan", *SIDES], help="one part; `main` calls it")
+    arguments = parser.parse_args()
+    if arguments.part:
+        child(arguments)
+        return
+    found = {**machine(), "preset": arguments.preset, **measure(arguments)}
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

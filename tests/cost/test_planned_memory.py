@@ -1,0 +1,91 @@
+"""Memory by part, against what autograd really holds."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from longred.attention import ATTENTION_NAME, guard, register
+from longred.cost.flops import batches
+from longred.cost.memory import layer_bytes, memory_parts
+from longred.cost.shape import shape_of
+from longred.masters import hold_no_copies
+from longred.models import hidden_states
+from longred.training.job import TrainingJob
+
+TOKENS = 512
+CONFIG = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 704,
+    "vocab_size": 512,
+}
+
+
+def held_bytes(dtype: str) -> float:
+    """Sum the storages that autograd saves in a forward pass, but for the weights."""
+    register()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(**CONFIG, attn_implementation=ATTENTION_NAME)
+    )
+    guard(model)
+    hold_no_copies(model)
+    model.train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast(
+            "cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False
+        ),
+    ):
+        states = hidden_states(model, torch.zeros(1, TOKENS, dtype=torch.long), layers=[6])
+        assert states[6].requires_grad
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+
+
+def make_plain_job(**values: object) -> TrainingJob:
+    folders = dict.fromkeys(("data_folder", "student_folder", "teacher_folder", "data_digest"), "")
+    defaults = {"method": "cpt", "rows": {"long": 1}, "num_steps": 1}
+    windows = {"original_window": 256, "target_window": TOKENS}
+    return TrainingJob(**{**folders, **defaults, **windows, **values})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_what_autograd_holds(dtype: str) -> None:
+    shape, job = shape_of(LlamaConfig(**CONFIG)), make_plain_job(dtype=dtype)
+    work = batches(job, {"long": TOKENS})
+    planned = memory_parts(shape, job, work, device="cpu")["activations"]
+    assert planned == pytest.approx(held_bytes(dtype), rel=0.05)
+    assert planned == pytest.approx(6 * layer_bytes(shape, job, TOKENS), rel=0.05)
+
+
+def test_each_saver_saves_its_own_part() -> None:
+    shape = shape_of(LlamaConfig(**CONFIG))
+
+    def parts(device: str = "cuda", **values: object) -> dict[str, float]:
+        job = make_plain_job(dtype="bfloat16", uncheckpointed_tokens=0, **values)
+        return dict(memory_parts(shape, job, batches(job, {"long": TOKENS}), device=device))
+
+    plain = parts()
+    selective, full = (parts(activation_checkpointing=kind) for kind in ("selective", "full"))
+    assert plain["activations"] > selective["activations"] > full["activations"]
+    assert parts(mlp_tile_tokens=128)["activations"] < plain["activations"]
+    assert parts(optimizer="adamw8bit")["optimizer"] == pytest.approx(
+        plain["optimizer"] / 4, rel=0.02
+    )
+    two = {"num_processes": 2, "sequence_parallel": 2}
+    shared = parts(parallel=two)
+    assert shared["weights"] == plain["weights"] / 2
+    assert shared["activations"] == pytest.approx(plain["activations"] / 2)
+    copies = parts(parallel={**two, "replicas": 2})
+    assert copies["weights"] == plain["weights"]
