@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from longred.training.sharding import divided_like, local
 
 PART_BYTES = 2**30
 """Weights whose state is on the device at once, bytes; their state is up to twice that."""
@@ -23,13 +26,14 @@ class HostState:
             state alone.
 
     Attributes:
-        state: of every weight, on the host.
+        state: of every weight, on the host; of one that is divided, this process's rows.
     """
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.inner = inner
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._homes: dict[str, torch.device] = {}
+        self._divided: dict[str, bool] = {}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -62,6 +66,8 @@ class HostState:
         kept = self.state.setdefault(weight, {})
         for kind, value in state.items():
             self._homes[kind] = value.device
+            self._divided[kind] = isinstance(value, DTensor)
+            value = local(value)
             if kind not in kept:
                 kept[kind] = _each(value, functools.partial(_host_like, pinned=weight.is_cuda))
             for target, plain in zip(_plain(kept[kind]), _plain(value), strict=True):
@@ -71,7 +77,10 @@ class HostState:
         for weight in part:
             for kind, value in self.state.get(weight, {}).items():
                 send = functools.partial(_sent, device=self._homes[kind])
-                self.inner.state[weight][kind] = _each(value, send)
+                sent = _each(value, send)
+                if self._divided[kind]:
+                    sent = divided_like(weight, sent)
+                self.inner.state[weight][kind] = sent
         self.inner.step()
         for weight in part:
             self.put(weight, self.inner.state.pop(weight))
@@ -107,7 +116,7 @@ def _host_like(plain: Tensor, *, pinned: bool) -> Tensor:
 
 
 def _each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """Convert the plain tensors inside a tensor: shards and 8-bit codes are wrapped ones."""
+    """Convert the plain tensors inside a tensor: 8-bit codes are wrapped ones."""
     if not hasattr(value, "__tensor_flatten__"):
         return convert(value)
     names, context = value.__tensor_flatten__()

@@ -114,6 +114,20 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def divided_like(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return a tensor divided as another one is, of which this process holds the given rows."""
+    like: Any = tensor
+    divided: Tensor = DTensor.from_local(
+        rows,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+    return divided
+
+
 def rows_of(tensor: Tensor) -> Rows:
     """Return which rows of a tensor this process holds: all, where it is not divided."""
     start = 0

@@ -9,10 +9,16 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import MakeJob, assert_same_run, run, run_together
 
+from longred.architectures import sequence_problem
+from longred.errors import ConfigError, MismatchError
+from longred.models import load_config
+from longred.objectives.table import first_window
 from longred.tracking import Journal
 from longred.training.job import TrainingJob
+from longred.training.layout import Layout
 from longred.training.loop import train
 from longred.training.meter import MACHINE_METRICS
+from longred.training.step import documents_of
 
 ROWS = {"long": 2, "short": 4, "original": 4}
 ALL_TERMS = {"long_distill_weight": 3.0, "attention_distill_weight": 2.0}
@@ -145,6 +151,73 @@ def test_a_damaged_file_of_one_process_is_noticed(
     assert run_together(processes, two_job, tmp_path) == [0, 0]
     assert saved(tmp_path) == ["corrupt-step-000006", "step-000006", "step-000008"]
     assert_same_run(tmp_path / "result", undisturbed)
+
+
+def test_eight_bit_moments_go_on_with_as_many_processes_alone(
+    make_job: MakeJob, processes, tmp_path: Path
+):
+    job = make_job(
+        rows=ROWS, num_steps=4, save_every_steps=2, optimizer="adamw8bit", optimizer_offload=True
+    )
+    assert run_together(processes, job, tmp_path / "whole") == [0, 0]
+    assert run_together(processes, job, tmp_path / "cut", faults=["kill@3", None])[0] == -9
+    shutil.copytree(tmp_path / "cut", tmp_path / "one")
+    with pytest.raises(MismatchError, match="belong to the 2 processes that wrote them"):
+        train(job, tmp_path / "one")
+    assert run_together(processes, job, tmp_path / "cut") == [0, 0]
+    assert_same_run(tmp_path / "cut/result", tmp_path / "whole/result")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"parallel": {"sequence_parallel": 2}},
+            r"training\.parallel\.sequence_parallel: 2 does not divide the number of processes",
+        ),
+        ({"parallel": {"replicas": 0}}, r"training\.parallel\.replicas: must be 1 or more, got 0"),
+        ({"parallel": {"copies": 2}}, r"training\.parallel\.copies: unknown value"),
+    ],
+)
+def test_a_division_that_cannot_work_is_refused(values, problem, make_job: MakeJob):
+    with pytest.raises(ConfigError, match=problem):
+        make_job(**values)
+
+
+def test_rows_that_the_processes_cannot_divide_are_refused():
+    layout = Layout(num_processes=4, sequence_parallel=4)
+    assert layout.problem() is None
+    assert layout.rows_problem("long", 1, 64) is None
+    assert "4 does not divide the 66 tokens of a long row" in layout.rows_problem("long", 1, 66)
+    problem = layout.rows_problem("original", 6, 64)
+    assert problem.startswith(
+        "training.parallel.num_processes: 4 processes cannot divide the 6 rows"
+    )
+    assert "training.step_tokens" in problem
+
+
+def test_a_model_whose_rows_cannot_be_shared_is_refused(tiny_model_folder: Path):
+    config = load_config(tiny_model_folder)
+    assert sequence_problem(config, 2) is None
+    assert "4 does not divide the model's 2 key-value heads" in sequence_problem(config, 4)
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
+    assert "rope type dynamic" in sequence_problem(config, 2)
+    assert sequence_problem(config, 1) is None
+
+
+@pytest.mark.parametrize("document_ids", [None, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]])
+@pytest.mark.parametrize("window", [2, 12])
+def test_each_process_shows_the_teacher_the_documents_of_its_tokens(document_ids, window):
+    documents = None if document_ids is None else torch.tensor([document_ids])
+    shown = first_window(torch.zeros(1, 12, dtype=torch.long), documents, window)
+    ids = document_ids or [0] * 12
+    for start in range(0, 12, 3):
+        own = torch.zeros_like(shown)
+        own[:, start : start + 3] = shown[:, start : start + 3]
+        found = documents_of(own, shown, documents)[0].tolist()
+        touched = {ids[t] for t in range(start, start + 3) if shown[0, t]}
+        expected = [bool(shown[0, t]) and ids[t] in touched for t in range(12)]
+        assert found == (expected if touched else [True] + [False] * 11)
 
 
 def test_an_unchanged_student_is_the_teacher_in_every_process(
