@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from longred.config.section import Count, Device, Section, runtime
+from longred.config.section import Count, Device, Section, Share, runtime
 
 RULER_TASKS = (
     "niah_single_1",
@@ -93,7 +93,11 @@ class PerplexityConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What every model is asked, under one configuration and on the same frozen samples."""
+    """What every model is asked, under one configuration and on the same frozen samples.
+
+    `backend: vllm` lets vLLM generate the answers once it has shown that it gives those of
+    transformers (`hf`); it takes `vllm_memory_fraction` of the GPU beside the model itself.
+    """
 
     references: list[Literal["original", "rescaled"]] = ["original", "rescaled"]
     ruler: RulerConfig
@@ -102,6 +106,8 @@ class EvaluationConfig(Section):
     similarity_tokens: Count = 16384
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     chat_template: Literal["auto", "true", "false"] = "auto"
+    backend: Literal["hf", "vllm"] = "hf"
+    vllm_memory_fraction: Share = runtime(0.6)
     original_window: int = 0
     target_window: int = 0
     seed: int = 0

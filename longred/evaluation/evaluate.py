@@ -9,7 +9,7 @@ from typing import Any
 
 from longred.artifacts import Store, read_json, write_json
 from longred.evaluation.scoring import combined
-from longred.evaluation.steps import Step, finish, plan
+from longred.evaluation.steps import Step, finish, parity, plan
 from longred.evaluation.subject import Request, Subject
 from longred.evaluation.units import Unit, read_index, read_lines, write_lines
 from longred.progress import Progress
@@ -44,9 +44,12 @@ def evaluate(
 
     Raises:
         MismatchError: samples and model have different tokenizers, or files were changed.
+        PreflightError: vLLM is to answer, and is not there or answers otherwise.
         NonFiniteLossError: the model's logits are NaN; finished units are kept.
     """
     steps = plan(request)
+    if first := parity(request):
+        finish(store, first, Subject(request))
     if request.config.num_processes > 1:
         from longred.evaluation.parallel import finish_in_parallel
 

@@ -124,13 +124,20 @@ class Examinee(HFLM):  # type: ignore[misc]
         self, context: Tensor, max_length: int, stop: list[str], **settings: Any
     ) -> Tensor:
         """Generate a batch, refusing logits that are not finite."""
-        tokens_BT: Tensor = super()._model_generate(
-            context, max_length, stop, logits_processor=[_FiniteLogits()], **settings
-        )
+        tokens_BT = self._continued(context, max_length, stop, **settings)
         for prompt, row in zip(self._batch, tokens_BT[:, context.shape[1] :].tolist(), strict=True):
             reason, num_tokens = self._ending(row, stop)
             was = self.endings[prompt]
             self.endings[prompt] = Ending(reason, num_tokens, was.is_truncated)
+        return tokens_BT
+
+    def _continued(
+        self, context: Tensor, max_length: int, stop: list[str], **settings: Any
+    ) -> Tensor:
+        """Return a batch with its answers behind it, as transformers generates them."""
+        tokens_BT: Tensor = super()._model_generate(
+            context, max_length, stop, logits_processor=[_FiniteLogits()], **settings
+        )
         return tokens_BT
 
     def _ending(self, row: list[int], stop: Sequence[str]) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.artifacts import Artifact, Store, sha256_file, write_json
+from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
 from longred.data.loader import read_rows
 from longred.errors import MismatchError
@@ -98,11 +99,41 @@ def _question(request: Request, unit: Unit) -> Step:
             **unit.identity(),
             "dtype": config.dtype,
             "chat_template": chat and unit.metric != "choice",
+            **({} if config.backend == "hf" or unit.metric == "choice" else _by(config)),
         },
         inputs={"checkpoint": request.checkpoint, "samples": unit.sha256},
         make=lambda subject: _ask(subject, unit),
         num_tokens=unit.max_tokens * unit.num_samples,
     )
+
+
+def _by(config: EvaluationConfig) -> dict[str, str]:
+    return {"backend": config.backend}
+
+
+def parity(request: Request) -> Step | None:
+    """Return the step that must be finished before vLLM answers, if it is to answer anything."""
+    generated = [unit for unit in read_units(request.samples) if _is_ours(unit)]
+    if request.config.backend == "hf" or not generated:
+        return None
+    unit = min(generated, key=lambda unit: unit.max_tokens)
+
+    def make(subject: Subject) -> Measured:
+        from longred.evaluation.vllm import check_parity
+
+        return Measured(check_parity(subject.reference, subject.examinee, unit))
+
+    return Step(
+        key="parity",
+        values={"measure": "parity", "dtype": request.config.dtype, **_by(request.config)},
+        inputs={"checkpoint": request.checkpoint, "samples": unit.sha256},
+        make=make,
+        num_tokens=unit.max_tokens * unit.num_samples,
+    )
+
+
+def _is_ours(unit: Unit) -> bool:
+    return unit.source == "local" and unit.metric != "choice"
 
 
 def _ask(subject: Subject, unit: Unit) -> Measured:

@@ -9,7 +9,7 @@ import torch
 
 from longred.attention import ATTENTION_NAME
 from longred.config import EvaluationConfig
-from longred.models import choose_device, load_model, load_tokenizer
+from longred.models import choose_device, load_config, load_model, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Subject:
 
     def release(self) -> None:
         """Let go of the model, so that others have room."""
-        for name in ("examinee", "model"):
+        for name in ("examinee", "reference", "model"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -76,7 +76,24 @@ class Subject:
 
     @cached_property
     def examinee(self) -> Any:
-        """The model as lm-eval sees it."""
+        """The model as lm-eval sees it, answering by the backend of the configuration."""
+        if self.config.backend == "hf":
+            return self.reference
+        from longred.evaluation.vllm import VllmEngine, by_engine
+
+        folder = self.request.model
+        engine = VllmEngine(
+            folder,
+            max_tokens=max(self.config.original_window, self.config.target_window),
+            window=int(load_config(folder).max_position_embeddings),
+            dtype=self.config.dtype,
+            memory_fraction=self.config.vllm_memory_fraction,
+        )
+        return by_engine(self.reference, engine)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The model as lm-eval sees it, answering by transformers."""
         from longred.evaluation.examinee import examinee
 
         return examinee(

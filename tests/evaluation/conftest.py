@@ -13,6 +13,7 @@ import pytest
 
 from longred.artifacts import Store, sha256_file
 from longred.config import EvaluationConfig
+from longred.evaluation.subject import Request
 
 WINDOW = 224
 
@@ -98,3 +99,21 @@ def samples_folder(
     store = Store(tmp_path_factory.mktemp("samples-store"))
     freeze(config, tiny_model_folder, data_folder, folder, store=store)
     return folder
+
+
+@pytest.fixture(scope="session")
+def request_of(tiny_model_folder: Path, samples_folder: Path, data_folder: Path) -> Any:
+    def make(config: EvaluationConfig, **changes: Any) -> Request:
+        values = {
+            "config": config,
+            "name": "original",
+            "model": tiny_model_folder,
+            "checkpoint": "c0ffee",
+            "original": tiny_model_folder,
+            "original_digest": "c0ffee",
+            "samples": samples_folder,
+            "data": data_folder,
+        }
+        return Request(**{**values, **changes})
+
+    return make

@@ -21,27 +21,8 @@ from longred.errors import MismatchError
 from longred.evaluation import steps as room
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.samples import freeze
-from longred.evaluation.subject import Request
 
 Run = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def request_of(tiny_model_folder: Path, samples_folder: Path, data_folder: Path) -> Any:
-    def make(config: EvaluationConfig, **changes: Any) -> Request:
-        values = {
-            "config": config,
-            "name": "original",
-            "model": tiny_model_folder,
-            "checkpoint": "c0ffee",
-            "original": tiny_model_folder,
-            "original_digest": "c0ffee",
-            "samples": samples_folder,
-            "data": data_folder,
-        }
-        return Request(**{**values, **changes})
-
-    return make
 
 
 @pytest.fixture(scope="session")
