@@ -149,8 +149,8 @@ def check_parity(reference: Examinee, other: Examinee, unit: Unit) -> dict[str, 
     if same < MIN_SAME_SHARE or abs(points) > MAX_POINTS:
         raise PreflightError(
             f"evaluation.backend: vllm gives {100 * same:.0f} % of {count} answers to {unit.task} "
-            f"as transformers does ({100 * MIN_SAME_SHARE:.0f} % are needed) and scores {points:+.1f} "
-            f"points beside it (at most {MAX_POINTS:g}); set evaluation.backend=hf, or "
+            f"as transformers does ({100 * MIN_SAME_SHARE:.0f} % are needed) and scores "
+            f"{points:+.1f} points beside it (at most {MAX_POINTS:g}); set evaluation.backend=hf, or "
             "evaluation.dtype=float32"
         )
     return {"same_share": same, "points": points, "num_samples": count}

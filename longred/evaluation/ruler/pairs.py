@@ -41,7 +41,8 @@ def prepare(request: Request) -> Start:
     def start(rng: random.Random, index: int) -> Steps:
         del index
         depth = rng.random()
-        pairs, draw = [], _pairs(settings, random.Random(rng.getrandbits(64)))  # noqa: S311
+        pairs: list[tuple[str, str]] = []
+        draw = _pairs(settings, random.Random(rng.getrandbits(64)))  # noqa: S311
 
         def prompt(num_pairs: int) -> str:
             pairs.extend(next(draw) for _ in range(num_pairs - len(pairs)))
