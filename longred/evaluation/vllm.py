@@ -150,7 +150,7 @@ def check_parity(reference: Examinee, other: Examinee, unit: Unit) -> dict[str, 
         raise PreflightError(
             f"evaluation.backend: vllm gives {100 * same:.0f} % of {count} answers to {unit.task} "
             f"as transformers does ({100 * MIN_SAME_SHARE:.0f} % are needed) and scores "
-            f"{points:+.1f} points beside it (at most {MAX_POINTS:g}); set evaluation.backend=hf, or "
-            "evaluation.dtype=float32"
+            f"{points:+.1f} points beside it (at most {MAX_POINTS:g}); set "
+            "evaluation.backend=hf, or evaluation.dtype=float32"
         )
     return {"same_share": same, "points": points, "num_samples": count}
