@@ -13,6 +13,7 @@ from pathlib import Path
 from longred import services
 from longred.artifacts import Store
 from longred.errors import PreflightError
+from longred.prefect_api import ask
 from longred.temporary_server import prefect_environment, temporary_server
 
 
@@ -68,7 +69,13 @@ def _server(root: Path) -> Iterator[None]:
     # The terminal shows the stages in its own way; Prefect's lines go to its server.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "longred"
-    if os.environ.get("PREFECT_API_URL"):
+    if api := os.environ.get("PREFECT_API_URL"):
+        if ask(f"{api}/flows/count", {}) is None:
+            raise PreflightError(
+                f"PREFECT_API_URL: no Prefect server answers at {api}, or it refuses the name and "
+                "password in PREFECT_API_AUTH_STRING; without the variable a server is found or "
+                "started here"
+            )
         yield
         return
     os.environ.update(prefect_environment(root))

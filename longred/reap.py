@@ -27,6 +27,7 @@ CANCEL_SECONDS = 40.0
 """How long a cancellation is left to the worker, which asks first and kills after 30 seconds."""
 
 KILL_SECONDS = 120.0
+END_SECONDS = 30.0
 SETTLED_SECONDS = 60.0
 
 
@@ -106,7 +107,7 @@ def close_in_prefect(store: Store, api: str) -> Iterator[str]:
         if record and not _is_attempt(flow_run, record):
             record = None
         if record and not record.is_gone():
-            yield from _end_cancelled(flow_run, record)
+            yield from _end_cancelled(flow_run, record, api)
             continue
         if not record and not (_is_settled(flow_run) and process_is_gone(flow_run, api)):
             continue
@@ -118,7 +119,7 @@ def close_in_prefect(store: Store, api: str) -> Iterator[str]:
             yield f"{record.id if record else flow_run['name']}: flow run {run_id} {state.lower()}"
 
 
-def _end_cancelled(flow_run: dict[str, Any], record: RunRecord) -> Iterator[str]:
+def _end_cancelled(flow_run: dict[str, Any], record: RunRecord, api: str) -> Iterator[str]:
     """End this machine's process of a flow run that is being cancelled for too long.
 
     It is asked first, which lets a training save; killed, its trainer saves and ends by itself.
@@ -131,8 +132,14 @@ def _end_cancelled(flow_run: dict[str, Any], record: RunRecord) -> Iterator[str]
     number = signal.SIGTERM if waited < KILL_SECONDS else signal.SIGKILL
     with contextlib.suppress(psutil.NoSuchProcess):
         # The record's identity was compared with the process just before.
-        psutil.Process(int(record.process[0])).send_signal(number)
+        process = psutil.Process(int(record.process[0]))
+        process.send_signal(number)
         yield f"{record.id}: is being cancelled, its process gets {number.name}"
+        psutil.wait_procs([process], timeout=END_SECONDS)
+    if record.is_gone():
+        # By itself it says Crashed: Prefect takes a signal that no worker has announced for that.
+        end_run(api, "flow_runs", flow_run["id"], "CANCELLED", "ended by the reaper")
+        yield f"{record.id}: flow run {flow_run['id']} cancelled"
 
 
 def reap(

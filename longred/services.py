@@ -124,10 +124,11 @@ def up(
             say(f"starting a worker{f' for the GPUs {gpus}' if gpus else ''}")
             services[name] = _start(root, repository, name, services, 0, gpus)
         api = f"{services['prefect'].url}/api"
-        for name in _worker_names(services):
+        names = _worker_names(services)
+        for name in names:
             _wait_for_pool(root, services[name], api)
-        if workers and not limit_pool(api, WORK_POOL, len(_worker_names(services))):
-            raise PreflightError(f"the work pool {WORK_POOL} took no limit; `longred doctor`")
+        # Asked again where the server's database is busy with what the worker has just said.
+        _until(root, services["worker"], lambda: limit_pool(api, WORK_POOL, len(names)))
         if "reaper" not in services:
             say("starting a reaper")
             services["reaper"] = _start(root, repository, "reaper", services, 0)

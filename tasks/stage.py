@@ -1,6 +1,8 @@
 """What every task shares: when it is tried again, and how progress and reused work are shown."""
 
+import contextvars
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -30,6 +32,7 @@ P = ParamSpec("P")
 
 PROGRESS_SECONDS = 5.0
 LOG_SECONDS = 30.0
+END_SECONDS = 5.0
 
 
 def is_worth_another_try(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -96,9 +99,13 @@ def make(
     if run.is_dry:
         return run.make(name, call)
     progress = StageProgress(name) if shows_progress else None
-    artifact = run.make(name, call, on_progress=progress, prefect_task_run_id=str(task_run.id))
-    if progress:
-        progress.end()
+    try:
+        artifact = run.make(name, call, on_progress=progress, prefect_task_run_id=str(task_run.id))
+        if progress:
+            progress.finish()
+    finally:
+        if progress:
+            progress.end()
     record = run.record.stages[-1]
     _describe(artifact, record, run.record)
     if record.status in _STATES:
@@ -115,12 +122,20 @@ _STATES = {
 
 
 class StageProgress:
-    """Shows a stage's progress in a Prefect progress artifact, and now and then in its log."""
+    """Shows a stage's progress in a Prefect progress artifact, and now and then in its log.
+
+    Prefect is told by a thread of its own: a server that is away must not hold up the stage.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._artifact: Any = None
+        self._percent = 0.0
         self._shown = self._logged = float("-inf")
+        self._wake = threading.Event()
+        self._ended = False
+        # The thread works for the task run of the one that made it.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._follow,), daemon=True)
 
     def __call__(self, done: int, total: int, text: str) -> None:
         """Show `done` of `total`, not more often than is useful."""
@@ -130,23 +145,36 @@ class StageProgress:
             get_run_logger().info("%s: %d of %d, %s", self._name, done, total, text)
         if now - self._shown >= PROGRESS_SECONDS:
             self._shown = now
-            self._show(100.0 * done / max(total, 1))
+            self._percent = 100.0 * done / max(total, 1)
+            if self._thread.ident is None:
+                self._thread.start()
+            self._wake.set()
+
+    def finish(self) -> None:
+        """Show that all is done, where progress was shown at all."""
+        self._percent = 100.0
 
     def end(self) -> None:
-        """Show the end, where progress was shown at all."""
-        if self._artifact is not None:
-            self._show(100.0)
+        """Stop showing; what is not shown by then may be left out."""
+        self._ended = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(END_SECONDS)
 
-    def _show(self, percent: float) -> None:
-        try:
-            if self._artifact is None:
-                self._artifact = create_progress_artifact(
-                    percent, key=_key("progress", self._name), description=self._name
-                )
-            else:
-                update_progress_artifact(self._artifact, percent)
-        except httpx.HTTPError as error:
-            get_run_logger().warning("progress could not be shown: %s", error)
+    def _follow(self) -> None:
+        artifact: Any = None
+        while not self._ended or self._wake.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                if artifact is None:
+                    artifact = create_progress_artifact(
+                        self._percent, key=_key("progress", self._name), description=self._name
+                    )
+                else:
+                    update_progress_artifact(artifact, self._percent)
+            except httpx.HTTPError as error:
+                get_run_logger().warning("progress could not be shown: %s", error)
 
 
 def _describe(artifact: Artifact, record: StageRecord, run: RunRecord) -> None:

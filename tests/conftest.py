@@ -1,10 +1,11 @@
-"""Fixtures that several areas share: a tiny random model with its tokenizer, a Prefect server."""
+"""Fixtures that several areas share: a tiny random model, a Prefect server, running services."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from live import Pipeline, free_ports
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +66,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
         with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: root / "home"}):
             yield server.url
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A store with its services up; what is left of it at the end is ended."""
+    made = Pipeline(tmp_path_factory.mktemp("pipeline"), free_ports())
+    try:
+        made.up()
+        yield made
+    finally:
+        made.end()

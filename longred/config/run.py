@@ -12,6 +12,7 @@ from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig, 
 from longred.config.outputs import ReportConfig, StoreConfig, TrackingConfig
 from longred.config.profiling import ProfilingConfig, SelectionConfig
 from longred.config.section import Count, Section
+from longred.config.strings import refused_texts
 from longred.config.training import TrainingConfig
 
 COPIES = {
@@ -43,6 +44,13 @@ class RunConfig(Section):
     report: ReportConfig = ReportConfig()
     store: StoreConfig = StoreConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_secrets(cls, values: Any) -> Any:
+        for problem in refused_texts(values):
+            raise ValueError(problem)
+        return values
 
     @model_validator(mode="before")
     @classmethod

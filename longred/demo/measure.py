@@ -167,7 +167,9 @@ def bits_per_byte(
 def measure(folder: Path, *, count: int = 200, device: str = "cpu") -> dict[str, float]:
     """All measured numbers of the model in `folder`, `count` prompts a task."""
     tokenizer = load_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     torch.nn.Module.to(model, device)
     window = int(model.config.max_position_embeddings)
     texts = [text for _, text in held_out_documents()]

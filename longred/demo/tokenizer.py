@@ -48,5 +48,7 @@ def train_tokenizer(texts: Iterable[str], window: int) -> PreTrainedTokenizerFas
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model folder written by the pre-training script."""
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+        folder, trust_remote_code=False
+    )
     return tokenizer

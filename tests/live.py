@@ -1,0 +1,197 @@
+"""A store with its services up, and the pipeline in processes of its own that can be hurt."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longred import services
+from longred.artifacts import Store, read_json
+from longred.flow_host import repository
+from longred.prefect_api import ask
+from longred.runs import RunRecord, is_alive, list_runs, process_identity, read_run
+
+SMALL = [
+    "data.num_tokens=65536",
+    "data.num_held_out_tokens=4096",
+    "profiling.num_tokens=1024",
+    "training.num_threads=1",
+    "training.step_tokens=2048",
+    "training.micro_batch_tokens=2048",
+    "training.baselines=[]",
+]
+LONG = [*SMALL, "training.num_steps=5000", "training.save_every_steps=1000"]
+"""A training that no test waits for."""
+
+
+def free_ports() -> dict[str, int]:
+    """Return two ports that nobody listens on."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        return {"prefect": one.getsockname()[1], "mlflow": two.getsockname()[1]}
+
+
+def until(works: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Return the first true answer, and fail where there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (answer := works()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return answer
+
+
+@dataclass
+class Pipeline:
+    """A store whose services are up.
+
+    Attributes:
+        root: the store's root.
+        ports: where the servers listen, at every start.
+    """
+
+    root: Path
+    ports: dict[str, int]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.ports['prefect']}/api"
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://127.0.0.1:{self.ports['mlflow']}"
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    def up(self) -> None:
+        services.up(self.root, repository(), ports=self.ports, say=print)
+
+    def kill_service(self, name: str) -> None:
+        """Kill a service's processes, worker threads and all, without a word."""
+        service = services.load(self.root)[name]
+        os.killpg(int(service.process[0]), signal.SIGKILL)
+        until(lambda: not is_alive(service.process))
+
+    def start(
+        self, *arguments: str, api: str | None = None, environment: Mapping[str, str] = {}
+    ) -> subprocess.Popen[str]:
+        """Start a command of longred; its flows are known to the given server."""
+        output = (self.root / "output.txt").open("a+")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "longred.cli", *arguments],
+            env={
+                **os.environ,
+                "LONGRED_STORE": str(self.root),
+                "LONGRED_TRACKING_URI": self.mlflow,
+                "PREFECT_API_URL": api or self.api,
+                "PREFECT_HOME": str(self.root / "prefect"),
+                "PYTHONPATH": str(repository()),
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        output.close()
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments: str, api: str | None = None) -> int:
+        """Run a command of longred to its end and return its exit code."""
+        return self.start(*arguments, api=api).wait(300)
+
+    def output(self) -> str:
+        return (self.root / "output.txt").read_text()
+
+    def record(self) -> RunRecord:
+        """Return the newest run's record, as it is on disk."""
+        return read_run(self.store, list_runs(self.store)[-1])
+
+    def run_deployment(self, name: str, **parameters: Any) -> str:
+        """Ask the server for a flow run of a deployment and return its id."""
+        deployment = ask(f"{self.api}/deployments/name/longred/{name}")
+        url = f"{self.api}/deployments/{deployment['id']}/create_flow_run"
+        return str(ask(url, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"])
+
+    def state(self, flow_run: str) -> str:
+        return str(ask(f"{self.api}/flow_runs/{flow_run}")["state_name"])
+
+    def wait_for_state(self, flow_run: str, state: str) -> None:
+        """Wait until a flow run has ended, and fail where it ended in another state."""
+        last = {"Completed", "Failed", "Crashed", "Cancelled"}
+        until(lambda: self.state(flow_run) in last)
+        assert self.state(flow_run) == state, (self.root / "services/worker.log").read_text()
+
+    def cancel(self, flow_run: str) -> None:
+        """Do what the button of Prefect's page does."""
+        state = {"type": "CANCELLING", "name": "Cancelling"}
+        assert ask(f"{self.api}/flow_runs/{flow_run}/set_state", {"state": state})
+
+    def trainer(self) -> "Trainer":
+        """Return the trainer at work, once it has made a step."""
+
+        def find() -> Trainer | None:
+            for note in (self.root / "work").glob("*/trainer.json"):
+                with contextlib.suppress(Exception):
+                    trainer = Trainer(note.parent, process_identity(read_json(note)["process"]))
+                    if trainer.steps(since=trainer.identity[1]):
+                        return trainer
+            return None
+
+        return until(find)
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        services.down(self.root)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer's process and folder."""
+
+    work: Path
+    identity: list[float]
+
+    def is_alive(self) -> bool:
+        return is_alive(self.identity)
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return what its journal holds, whole lines only."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.work / "metrics.jsonl").read_text().splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        return []
+
+    def steps(self, since: float = 0.0) -> list[int]:
+        """Return the steps that were finished after a time."""
+        points = [p for p in self.points() if p["key"] == "train/loss" and p["time"] >= since]
+        return [int(point["step"]) for point in points]
+
+    def wait_until_gone(self, seconds: float = 60.0) -> None:
+        """Wait for its end; whoever could take its lock would be alone."""
+        until(lambda: not self.is_alive(), seconds)
+        with (self.work / "trainer.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def saved(self) -> list[int]:
+        """Return the steps of its checkpoints."""
+        folders = (self.work / "checkpoints").glob("step-*")
+        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)

@@ -1,0 +1,89 @@
+"""What a user does in the pages: a stage is run again from Prefect's form, runs are compared."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import SMALL, Pipeline, until
+
+from longred.runs import is_run_name
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+QUICK = [
+    "training.num_steps=2",
+    "training.warmup_steps=0",
+    "evaluation.ruler.lengths=[256]",
+    "evaluation.ruler.num_samples=4",
+    "evaluation.short.num_samples=8",
+    "evaluation.similarity_tokens=1024",
+    "evaluation.references=[]",
+    "report.min_points_above_chance=0",
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
+]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Any]:
+    """A page of a browser; how it looked at the end is kept in the test's folder."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(60_000)
+        try:
+            yield page
+        finally:
+            page.screenshot(path=tmp_path / "end.png")
+            browser.close()
+
+
+def test_a_stage_is_run_again_from_the_form_and_both_runs_are_compared(
+    pipeline: Pipeline, page: Any, tmp_path: Path
+) -> None:
+    assert pipeline.run("run", "demo", *SMALL, *QUICK) == 0, pipeline.output()
+    earlier = pipeline.record()
+
+    page.goto(pipeline.api.removesuffix("/api") + "/deployments")
+    page.get_by_role("link", name="evaluation", exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    page.get_by_role("button", name="Add item").click()
+    fields = page.locator("form textarea")
+    fields.nth(0).fill(earlier.id)
+    fields.nth(1).fill("evaluation.short.num_sample=12")
+    page.screenshot(path=tmp_path / "form.png")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("does not match").first.wait_for()
+    fields.nth(1).fill("evaluation.short.num_samples=12")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="View run").click()
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=180_000)
+    page.screenshot(path=tmp_path / "run.png")
+
+    later = pipeline.record()
+    assert later.origin == earlier.id
+    assert str(later.prefect_flow_run_id) in page.url
+    stages = {name: stage.status for name, stage in later.last_attempts().items()}
+    assert stages["training/longred-c"] == "skipped"
+    assert stages["evaluation/longred-c"] == "ran"
+    assert stages["report"] == "stale"
+    assert is_run_name(later.id)
+
+    both = [until(lambda r=run: r.mlflow_run_id) for run in (earlier, later)]
+    page.goto(
+        f"{pipeline.mlflow}/#/compare-runs?runs={json.dumps(both)}&experiments={json.dumps(['1'])}"
+    )
+    page.get_by_text("Comparing 2 Runs").first.wait_for()
+    page.get_by_text("Metrics", exact=True).first.wait_for()
+    text = page.locator("body").inner_text()
+    page.screenshot(path=tmp_path / "compare.png", full_page=True)
+    assert earlier.id in text
+    assert later.id in text
