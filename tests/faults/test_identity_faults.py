@@ -1,0 +1,31 @@
+"""What a stage is made from is read from the files themselves."""
+
+import json
+import shutil
+from pathlib import Path
+
+from longred import demo
+from longred.flow_host import tell_pipeline
+from longred.scope import Scope
+from longred.session import Watcher, listening, scoped
+
+
+def plan(store: Path, model: Path) -> dict[str, str]:
+    """Return the digest of every stage, by its name; the report tells where the model is."""
+    watcher = Watcher()
+    with scoped(Scope(is_dry=True)), listening(watcher):
+        tell_pipeline("demo", [f"store.path={store}", f"model.path={model}"])
+    stages = [stage for stage in watcher.stages if stage.name != "report"]
+    return {stage.name: str(stage.digest) for stage in stages}
+
+
+def test_a_flag_of_the_tokenizer_is_another_model_and_a_copy_is_the_same(tmp_path: Path) -> None:
+    original = plan(tmp_path / "store", Path(demo.model_path()))
+    copy = Path(shutil.copytree(demo.model_path(), tmp_path / "copy"))
+    assert plan(tmp_path / "store", copy) == original
+    settings = copy / "tokenizer_config.json"
+    values = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**values, "add_bos_token": not values.get("add_bos_token")}))
+    changed = plan(tmp_path / "store", copy)
+    assert changed.keys() == original.keys()
+    assert [name for name in original if changed[name] == original[name]] == []
