@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
-from longred.training.layout import Layout
+from longred.training.job import TrainingJob
 
 
-def environment_of(device: torch.device, layout: Layout) -> dict[str, Any]:
-    """Return device, hardware, CPU threads, processes and torch's version, as checkpoints do."""
+def environment_of(device: torch.device, job: TrainingJob) -> dict[str, Any]:
+    """Return device, hardware, CPU threads, processes, torch's version and the kernels' settings."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type,
         "hardware": name,
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **dataclasses.asdict(layout),
+        "attention_backend": job.attention_backend,
+        "mlp_tile_tokens": job.mlp_tile_tokens,
+        "compile": job.compile,
+        **dataclasses.asdict(job.layout),
     }

@@ -51,7 +51,7 @@ def checkpoint_of(trainer: "Trainer") -> Checkpoint:
         "seconds": trainer.seconds,
         "metrics": dict(trainer.metrics),
         "spikes": trainer.spikes.state(),
-        "environment": environment_of(trainer.device, trainer.job.layout),
+        "environment": environment_of(trainer.device, trainer.job),
     }
     return Checkpoint(trainer.step, tensors, state, parts)
 
@@ -138,7 +138,7 @@ def _check_identity(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             f"({name}: {saved.get(name)!r}, now {wanted.get(name)!r}); train in another work "
             f"folder, or delete {folder} to start from step 0"
         )
-    environment = environment_of(trainer.device, trainer.job.layout)
+    environment = environment_of(trainer.device, trainer.job)
     for name, value in state["environment"].items():
         if environment.get(name) != value:
             log.warning(

@@ -98,6 +98,6 @@ def _summary(trainer: "Trainer") -> dict[str, Any]:
         "distill_layers": list(trainer.job.distill_layers),
         "loss_weights": {term.metric: weight for term, weight in trainer.weights.items()},
         "num_threads": torch.get_num_threads(),
-        "environment": environment_of(trainer.device, trainer.job.layout),
+        "environment": environment_of(trainer.device, trainer.job),
         "job": trainer.job.to_json(),
     }
