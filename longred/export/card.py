@@ -94,7 +94,8 @@ def _training_table(run: RunRecord, training: Mapping[str, Any]) -> str:
         "steps": f"{training['num_steps']:,}",
         "tokens": f"{training['tokens']:,}",
         "distilled hidden states": ", ".join(map(str, layers)) or "none",
-        "learning rate": training["job"]["learning_rate"],
+        "learning rate": _schedule(training["job"]),
+        "optimizer": training["job"].get("optimizer", "adamw"),
         "seed": run.config.get("seed", 0),
         "hardware": f"{environment.get('hardware', 'unknown')}, {training['seconds']:,.0f} s",
         "data": ", ".join(_source(source) for source in run.config["data"]["sources"]),
@@ -165,3 +166,10 @@ def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"{', '.join(f'{x:.4g}' for x in value[:4])}, … ({len(value)} numbers)"
     return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _schedule(job: Mapping[str, Any]) -> str:
+    rate, name = job["learning_rate"], job.get("schedule", "constant")
+    if name == "constant":
+        return f"{rate}"
+    return f"{rate}, {name} to {job['min_learning_rate']}"

@@ -10,7 +10,7 @@ from longred.training.job import TrainingJob
 
 
 def environment_of(device: torch.device, job: TrainingJob) -> dict[str, Any]:
-    """Return device, hardware, CPU threads, processes, torch's version and the kernels' settings."""
+    """Return device, hardware, threads, processes, torch's version and the choice of kernels."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type,
