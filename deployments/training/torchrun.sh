@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Train one job on several machines: run this on each of them.
+# Usage: torchrun.sh STORE/work/DIGEST/job.json HEAD NUM_MACHINES NUMBER [GPUS]
+#   HEAD: name of machine 0; NUMBER: of this machine, from 0; GPUS: of this machine, all by default
+set -euo pipefail
+job=$1 head=$2 num_machines=$3 number=$4 gpus=${5:-gpu}
+# A stopped trainer finishes its step and saves first; torchrun would kill it after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
+export HF_HUB_OFFLINE=1
+exec torchrun --nnodes="$num_machines" --node-rank="$number" --nproc-per-node="$gpus" \
+  --master-addr="$head" --master-port="${MASTER_PORT:-29500}" -m longred.training "$job"
