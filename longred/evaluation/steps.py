@@ -22,7 +22,7 @@ from longred.evaluation.scoring import summary
 from longred.evaluation.subject import Request, Subject
 from longred.evaluation.units import Unit, read_index, read_lines, read_units, write_lines
 
-UNIT_VERSION = 1
+UNIT_VERSION = 2
 """Raised when the same model gives other answers, or other scores, to the same questions."""
 
 

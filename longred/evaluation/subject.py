@@ -9,6 +9,7 @@ import torch
 
 from longred.attention import ATTENTION_NAME
 from longred.config import EvaluationConfig
+from longred.evaluation.chat import is_chat
 from longred.models import choose_device, load_config, load_model, load_tokenizer
 
 
@@ -101,4 +102,5 @@ class Subject:
             self.tokenizer,
             max_tokens=max(self.config.original_window, self.config.target_window),
             batch_size=self.config.batch_size,
+            is_chat=is_chat(self.config.chat_template, self.request.original),
         )
