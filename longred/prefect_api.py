@@ -18,7 +18,7 @@ PAGE = 200
 
 def ask(
     url: str,
-    question: Mapping[str, Any] | None = None,
+    question: Mapping[str, Any] | Sequence[Any] | None = None,
     *,
     is_prefect: bool = True,
     method: str | None = None,
