@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import Overrides, StoreOption, open_store
-from longred.errors import Stopped
+from longred.cli.common import Overrides, StoreOption, open_store, print_table
+from longred.errors import ConfigError, Stopped
+from longred.progress import duration
 from longred.scope import Scope
 
 if TYPE_CHECKING:
+    from longred.pilot import Pilot
     from longred.runs import RunRecord, StageRecord
 
 
@@ -38,11 +40,26 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would run, and why; write nothing")
     ] = False,
+    pilot: Annotated[
+        int | None,
+        typer.Option(
+            "--pilot", metavar="STEPS", help="take so many steps and say whether to go on"
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price-per-gpu-hour", min=0.0, help="with --pilot: adds the money"),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="with --dry-run: the plan for machines")
+        bool, typer.Option("--json", help="with --dry-run or --pilot: for machines")
     ] = False,
 ) -> None:
     """Run the pipeline on a recipe; what is finished already is not made again."""
+    if pilot is not None:
+        if only or start or dry_run:
+            raise ConfigError("--pilot: goes with none of --only, --from and --dry-run")
+        _pilot(recipe, overrides or [], pilot, price, as_json)
+        return
     scope = Scope(only=only, start=start, is_dry=dry_run)
     if dry_run:
         _print_plan(_plan(recipe, overrides or [], scope), scope, as_json)
@@ -111,6 +128,61 @@ def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     _print_scores(load_run(store, run_id))
     urls = [service.url for service in services.load(store.root).values() if service.url]
     typer.echo(f"UIs      {' and '.join(urls) or 'longred up'}")
+
+
+def _pilot(
+    recipe: str, overrides: list[str], num_steps: int, price: float | None, as_json: bool
+) -> None:
+    """Take the first steps of a training and print them beside its plan."""
+    from longred.pilot import run_pilot
+    from longred.runs import load_config
+
+    config = load_config(recipe, overrides)
+    found = run_pilot(
+        config,
+        num_steps,
+        store=open_store(config.store.path),
+        tell=lambda text: typer.echo(text, err=True),
+        price_per_gpu_hour=price,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_pilot(found)
+
+
+def _print_pilot(found: "Pilot") -> None:
+    planned, measured = found.planned, found.measured
+    rows = [
+        ("s a step", planned.step_seconds, measured.step_seconds, 1.0),
+        ("tokens/s", planned.tokens_per_second, measured.tokens_per_second, 1.0),
+        ("MFU", planned.mfu, measured.mfu, 1.0),
+        ("peak GiB", planned.memory_bytes, measured.peak_memory_bytes, 2.0**30),
+    ]
+    typer.echo(f"{found.method}, steps {measured.first_step} to {measured.last_step}\n")
+    print_table(
+        ("", "planned", "measured", "off by"),
+        [
+            [name, f"{p / unit:,.2f}", f"{m / unit:,.2f}", f"{m / p - 1:+.0%}"]
+            for name, p, m, unit in rows
+        ],
+    )
+    print_table(
+        ("loss", "first steps", "last steps"),
+        [
+            [key.removeprefix("train/"), f"{a:.4f}", f"{b:.4f}"]
+            for key, (a, b) in measured.losses.items()
+        ],
+    )
+    money = "" if found.price is None else f", {found.price:,.2f} in money"
+    typer.echo(
+        f"to the end  {duration(found.remaining_seconds)} of training, "
+        f"{found.remaining_gpu_hours:,.2f} GPU hours with profiling and evaluation{money}"
+    )
+    typer.echo("no-go" if found.reasons else "go          nothing speaks against it")
+    for reason in found.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo("`longred run` with the same settings goes on from the last of these steps")
 
 
 def _summary(record: "RunRecord") -> dict[str, Any]:

@@ -18,18 +18,27 @@ def train_student(
     *,
     store: Store,
     on_progress: Progress | None = None,
+    stop_after: int | None = None,
 ) -> Artifact:
     """Train one student by one method in a child process; a second call goes on where it stopped.
 
     A method that merges takes the student of another, trained here where it does not exist.
 
     Raises:
+        PausedError: `stop_after` steps are taken, and saved.
         NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: as the trainer ended.
     """
     recipe = config.recipe(method)
     if recipe.merges:
         made = (base, extended, data, layers)
-        student = train_student(config, recipe.merges, *made, store=store, on_progress=on_progress)
+        student = train_student(
+            config,
+            recipe.merges,
+            *made,
+            store=store,
+            on_progress=on_progress,
+            stop_after=stop_after,
+        )
         return _merge(config, method, base, student, store)
     uses_layers = recipe.uses_layers()
     values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
@@ -58,7 +67,7 @@ def train_student(
             rows=config.rows(method),
             **config.runtime_values(),
         )
-        result = launch.run(job, work, on_progress=on_progress)
+        result = launch.run(job, work, on_progress=on_progress, stop_after=stop_after)
         for path in result.iterdir():
             path.rename(folder / path.name)
 

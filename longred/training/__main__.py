@@ -17,7 +17,7 @@ from pathlib import Path
 from longred.artifacts import read_json
 from longred.errors import LongredError
 from longred.training.job import TrainingJob
-from longred.training.stop import StopRequest, only_trainer
+from longred.training.stop import StepLimit, StopRequest, only_trainer
 
 log = logging.getLogger("longred.training")
 
@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of two pipes: the end of `liveness` means that the parent died, a byte in it "
         "is a signal; `progress` is told one JSON line a step",
     )
+    parser.add_argument("--stop-after", type=int, help="save and end after so many steps")
     parser.add_argument("--parent", type=int, help="process that waits for this training")
     options = parser.parse_args(arguments)
     is_first = int(os.environ.get("RANK", "0")) == 0
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     if pipes is not None and liveness is None:
         stop.signal_number = int(signal.SIGTERM)
     try:
-        _train(options.job, stop, reporter, options.parent)
+        _train(options.job, stop, reporter, options.parent, options.stop_after)
     except LongredError as error:
         log.error("%s", error)
         reporter.error(error)
@@ -83,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _train(path: Path, stop: StopRequest, reporter: Reporter, parent: int | None) -> None:
+def _train(
+    path: Path, stop: StopRequest, reporter: Reporter, parent: int | None, stop_after: int | None
+) -> None:
     job = TrainingJob.from_json(read_json(path))
     work = path.resolve().parent
     # Imported here: a signal during these seconds is remembered already.
@@ -94,7 +97,13 @@ def _train(path: Path, stop: StopRequest, reporter: Reporter, parent: int | None
         with world.together():
             if world.is_first:
                 stack.enter_context(only_trainer(work, parent=parent))
-        train(job, work, on_step=reporter.step, stop_requested=stop, world=world)
+        limit = StepLimit(stop, stop_after or job.num_steps + 1)
+
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            limit.count()
+            reporter.step(step, metrics)
+
+        train(job, work, on_step=on_step, stop_requested=limit, world=world)
 
 
 def _open(pipes: Path | None, name: str, flags: int) -> int | None:

@@ -40,7 +40,25 @@ class LostProcessError(LongredError):
     """The trainer ended without an exit code of the house: killed, or an error nobody foresaw."""
 
 
-def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) -> Path:
+class PausedError(LongredError):
+    """The trainer took the steps that it was asked for, and saved; the same training can go on.
+
+    Args:
+        work: the training's work folder.
+    """
+
+    def __init__(self, work: Path) -> None:
+        super().__init__(f"{work}: paused as it was asked to; run the recipe to go on")
+        self.work = work
+
+
+def run(
+    job: TrainingJob,
+    work: Path,
+    *,
+    on_progress: Progress | None = None,
+    stop_after: int | None = None,
+) -> Path:
     """Train in child processes; a second call goes on where the first one stopped.
 
     The child writes everything it says to `work/trainer.log`. It saves and ends by itself when this
@@ -50,6 +68,7 @@ def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) ->
         job: what to train.
         work: folder of the training's progress; made if needed.
         on_progress: called with (step, num_steps, text) as steps finish.
+        stop_after: steps after which to save and pause; None for the whole training.
 
     Returns:
         `work/result`, as `longred.training.loop.train` wrote it.
@@ -58,16 +77,28 @@ def run(job: TrainingJob, work: Path, *, on_progress: Progress | None = None) ->
         NonFiniteLossError, StorageError, LockedError, MismatchError, PreflightError, ConfigError:
             as the child said; the first also for spikes of the loss.
         Stopped: a signal ended it; progress is saved.
+        PausedError: it has taken `stop_after` steps, and not all.
         LostProcessError: it was killed or crashed; the message has the end of its log.
     """
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     write_json(work / "job.json", job.to_json())
-    with _child(job, work) as child, _signals_to(child) as received:
-        end = _follow(child.progress, job, on_progress)
+    steps = 0
+
+    def count(step: int, num_steps: int, text: str) -> None:
+        nonlocal steps
+        steps += 1
+        if on_progress is not None:
+            on_progress(step, num_steps, text)
+
+    with _child(job, work, stop_after) as child, _signals_to(child) as received:
+        end = _follow(child.progress, job, count)
         code = child.process.wait()
     if received:
         raise Stopped(received[0])
+    if stop_after is not None and steps >= stop_after and code:
+        error = _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
+        raise PausedError(work) if isinstance(error, Stopped) else error
     if code != 0:
         raise _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
     return work / "result"
@@ -82,7 +113,7 @@ class _Child(NamedTuple):
 
 
 @contextlib.contextmanager
-def _child(job: TrainingJob, work: Path) -> Iterator[_Child]:
+def _child(job: TrainingJob, work: Path, stop_after: int | None = None) -> Iterator[_Child]:
     """Start the trainer, and never leave it running."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longred-")))
@@ -97,6 +128,8 @@ def _child(job: TrainingJob, work: Path) -> Iterator[_Child]:
         write_end = os.open(folder / "progress", os.O_WRONLY)
         os.set_blocking(progress, True)
         arguments = [str(work / "job.json"), "--pipes", str(folder), "--parent", str(os.getpid())]
+        if stop_after is not None:
+            arguments += ["--stop-after", str(stop_after)]
         num_processes = job.layout.num_processes
         try:
             with (work / LOG_NAME).open("ab") as output:

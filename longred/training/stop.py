@@ -53,6 +53,27 @@ class StopRequest:
             self.signal_number = number
 
 
+class StepLimit:
+    """Asks for the end after so many steps of this process, as SIGTERM would.
+
+    Args:
+        stop: who else may ask for it.
+        num_steps: how many.
+    """
+
+    def __init__(self, stop: StopRequest, num_steps: int) -> None:
+        self.stop = stop
+        self.left = num_steps
+
+    def count(self) -> None:
+        """Count one step."""
+        self.left -= 1
+
+    def __call__(self) -> int | None:
+        """Return the signal that asked for the end, or SIGTERM where all steps are taken."""
+        return self.stop() or (int(signal.SIGTERM) if self.left <= 0 else None)
+
+
 @contextlib.contextmanager
 def only_trainer(work: Path, *, parent: int | None) -> Iterator[None]:
     """Hold the work folder's trainer lock.
