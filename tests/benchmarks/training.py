@@ -62,6 +62,8 @@ class Preset:
         rows: blocks of each bucket in a step.
         settings: of the training, beside these.
         with_theirs: whether the authors' way is run too.
+        their_micro_batch_tokens: of the authors' way; 0 for as many as ours. They take a bucket's
+            rows at once; ours may cut them as it likes, since losses are shares of the step's.
     """
 
     model: Mapping[str, Any]
@@ -74,6 +76,7 @@ class Preset:
     distill: int = 6
     method: str = "longred-c"
     with_theirs: bool = True
+    their_micro_batch_tokens: int = 0
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -124,12 +127,13 @@ PRESETS = {
             "vocab_size": 32768,
         },
         (8,),
-        {"long": 4, "short": 24, "original": 4},
+        {"long": 8, "short": 48, "original": 8},
         256,
         1024,
         128,
-        {"dtype": "float32", "device": "cpu", "micro_batch_tokens": 4096},
+        {"dtype": "float32", "device": "cpu", "micro_batch_tokens": 2048},
         distill=3,
+        their_micro_batch_tokens=8192,
     ),
     "gpu-32k": Preset(
         _LLAMA_8B,
@@ -274,12 +278,17 @@ class TheirTrainer(Trainer):
 SIDES = {"ours": Trainer, "theirs": TheirTrainer}
 
 
-def run_side(side: str, job: TrainingJob, work: Path, num_profiled: int) -> dict[str, Any]:
-    """Take a step that does not count, then the others; return times, losses and peak memory."""
+def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
+    """Take a step that is profiled and does not count, then the others.
+
+    Returns:
+        Times, losses, peak memory, and what the profiled step spent its time on.
+    """
     random_weights()
     trainer = SIDES[side](job, work)
-    steps = []
-    for _ in range(job.num_steps):
+    top_costs, first = _profiled_step(trainer)
+    steps = [{"seconds": 0.0, "processor_seconds": 0.0, "metrics": first}]
+    for _ in range(job.num_steps - 1):
         _wait(trainer.device)
         start, processor = time.perf_counter(), time.process_time()
         metrics = trainer.train_step()
@@ -291,33 +300,32 @@ def run_side(side: str, job: TrainingJob, work: Path, num_profiled: int) -> dict
                 "metrics": dict(metrics),
             }
         )
-    found = {
-        "seconds": [step["seconds"] for step in steps],
-        "processor_seconds": [step["processor_seconds"] for step in steps],
+    return {
+        "seconds": [step["seconds"] for step in steps[1:]],
+        "processor_seconds": [step["processor_seconds"] for step in steps[1:]],
         "losses": [
             {key: value for key, value in step["metrics"].items() if key.endswith("_loss")}
             for step in steps
         ],
-        "mfu": [step["metrics"]["train/mfu"] for step in steps],
+        "mfu": [step["metrics"]["train/mfu"] for step in steps[1:]],
+        "micro_batch_tokens": job.micro_batch_tokens,
+        "top_costs": top_costs,
         "peak_bytes": peak_bytes(trainer.device),
         "step_tokens": trainer.meter.step_tokens,
     }
-    if num_profiled:
-        found["top_costs"] = _top_costs(trainer)
-    return found
 
 
-def _top_costs(trainer: Trainer) -> list[dict[str, Any]]:
-    """Profile one more step; return the kernels that took longest, with their share of it."""
+def _profiled_step(trainer: Trainer) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Take a step; return the kernels that took longest with their share of it, and its metrics."""
     on_gpu = trainer.device.type == "cuda"
     kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
-    with profile(activities=kinds) as profiler:
-        trainer.train_step()
+    with profile(activities=kinds, acc_events=True) as profiler:
+        metrics = dict(trainer.train_step())
         _wait(trainer.device)
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, attribute))
     total = sum(getattr(event, attribute) for event in events) or 1.0
-    return [
+    costs = [
         {
             "kernel": event.key[:100],
             "share": round(getattr(event, attribute) / total, 4),
@@ -325,6 +333,7 @@ def _top_costs(trainer: Trainer) -> list[dict[str, Any]]:
         }
         for event in events[:12]
     ]
+    return costs, metrics
 
 
 def _wait(device: torch.device) -> None:
@@ -362,9 +371,11 @@ def child(arguments: argparse.Namespace) -> None:
             print(json.dumps({"speeds": _plain(speeds), "plan": plan.to_json()}))
             return
         write_inputs(preset, arguments.layers, folder, arguments.steps)
-        profiled = 1 if arguments.part == "ours" else 0
+        if arguments.part == "theirs" and not arguments.same_micro_batches:
+            most = preset.their_micro_batch_tokens or job.micro_batch_tokens
+            job = dataclasses.replace(job, micro_batch_tokens=most)
         try:
-            found = run_side(arguments.part, job, folder / "work", profiled)
+            found = run_side(arguments.part, job, folder / "work")
         except torch.OutOfMemoryError as error:
             print(str(error)[:300], file=sys.stderr)
             sys.exit(OUT_OF_MEMORY)
@@ -381,6 +392,7 @@ def part(arguments: argparse.Namespace, name: str, layers: int) -> dict[str, Any
     """Run one part in a process of its own; None where it ran out of memory."""
     command = [sys.executable, __file__, arguments.preset, "--part", name, "--layers", str(layers)]
     command += ["--steps", str(arguments.steps), "--threads", str(arguments.threads)]
+    command += ["--same-micro-batches"] if arguments.same_micro_batches else []
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if run.returncode == OUT_OF_MEMORY or run.returncode == 3:
@@ -429,7 +441,7 @@ def _median(values: list[float]) -> float:
 
 
 def _summary(planned: Mapping[str, Any], ours: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    seconds = _median(ours["seconds"][1:])
+    seconds = _median(ours["seconds"])
     plan = planned["plan"]
     return {
         "layers": layers,
@@ -459,8 +471,8 @@ def _compared(
             error = max(error, abs(value - other[key]) / max(abs(other[key]), 1e-3))
     assert error <= tolerance, f"the losses differ by {error:.1e}, more than {tolerance}"
     sides = (("o", ours), ("t", theirs))
-    seconds = {side: _median(x["seconds"][1:]) for side, x in sides}
-    processor = {side: _median(x["processor_seconds"][1:]) for side, x in sides}
+    seconds = {side: _median(x["seconds"]) for side, x in sides}
+    processor = {side: _median(x["processor_seconds"]) for side, x in sides}
     return {
         "layers": layers,
         "largest_relative_loss_difference": error,
@@ -469,6 +481,7 @@ def _compared(
         "times_their_tokens_per_second": seconds["t"] / seconds["o"],
         "times_by_processor_time": processor["t"] / processor["o"],
         "their_peak_bytes": theirs["peak_bytes"],
+        "their_micro_batch_tokens": theirs["micro_batch_tokens"],
         "share_of_their_peak": ours["peak_bytes"] / theirs["peak_bytes"],
     }
 
@@ -522,8 +535,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--layers", type=int, default=0, help="0 tries the preset's")
-    parser.add_argument("--steps", type=int, default=4, help="the first does not count")
+    parser.add_argument("--steps", type=int, default=3, help="the first does not count")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
+    parser.add_argument("--same-micro-batches", action="store_true", help="theirs cut as ours")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     parser.add_argument("--part", choices=["plan", *SIDES], help="one part; `main` calls it")
     arguments = parser.parse_args()

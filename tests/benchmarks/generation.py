@@ -1,0 +1,189 @@
+"""Measure what an evaluation asks of a model: long prompts read, answers generated, texts scored.
+
+    python tests/benchmarks/generation.py gpu --output tests/benchmarks/results/generation-gpu.json
+    python tests/benchmarks/generation.py tiny
+
+Random weights in the shape of Llama-3-8B, bfloat16, the attention that evaluations use. `read` is
+generating one token, `generate` the others; `score` is the likelihood of a prompt's last tokens,
+whose logits alone are computed, and `whole` the same by the logits of all tokens. Each length is
+planned first, from micro-benchmarks. Needs torch and transformers only.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from longred.cost.calibrate import calibrate
+from longred.cost.flops import forward_flops
+from longred.cost.plan import flops_seconds
+from longred.cost.shape import shape_of
+from longred.models import hidden_states
+
+SIZES: dict[str, dict[str, Any]] = {
+    "gpu": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 512,
+    },
+}
+LENGTHS = {"gpu": (4096, 32768, 131072), "tiny": (128, 256)}
+NEW_TOKENS = {"gpu": 128, "tiny": 8}
+SCORED = 64
+
+
+def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **SIZES[preset],
+        max_position_embeddings=max(LENGTHS[preset]) + NEW_TOKENS[preset],
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 8e7},
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, Any]:
+    """Return the seconds of the second call, its peak memory above what was there, its result."""
+    work()
+    on_gpu = device.type == "cuda"
+    before = 0
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    result = work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() - before if on_gpu else 0
+    return seconds, float(peak), result
+
+
+def score(model: PreTrainedModel, ids_BT: Tensor) -> float:
+    """Return the log-likelihood of the last tokens; their logits are all that is computed."""
+    last = model.config.num_hidden_layers
+    hidden = hidden_states(model, ids_BT, layers=[last])[last][0, -SCORED - 1 : -1]
+    logits = model.get_output_embeddings()(hidden).float()
+    return -float(F.cross_entropy(logits, ids_BT[0, -SCORED:], reduction="sum"))
+
+
+def score_whole(model: PreTrainedModel, ids_BT: Tensor) -> float:
+    """Return the same from the logits of all tokens."""
+    logits = model(ids_BT, use_cache=False).logits.float()[0, -SCORED - 1 : -1]
+    return -float(F.cross_entropy(logits, ids_BT[0, -SCORED:], reduction="sum"))
+
+
+@torch.no_grad()
+def measure(preset: str) -> dict[str, Any]:
+    """Measure every length."""
+    device = torch.device("cuda" if preset == "gpu" else "cpu")
+    dtype = torch.bfloat16 if preset == "gpu" else torch.float32
+    model = make_model(preset, device, dtype)
+    shape = shape_of(model.config)
+    with torch.enable_grad():
+        speeds = calibrate(shape, LENGTHS[preset], tokens=8192, device=device, dtype=dtype)
+    new = NEW_TOKENS[preset]
+    found: dict[str, Any] = {"shape": SIZES[preset], "dtype": str(dtype), "new_tokens": new}
+    for length in LENGTHS[preset]:
+        ids = torch.randint(shape.vocab_size, (1, length), device=device)
+        mask = torch.ones_like(ids)
+        flops = forward_flops(shape, length, head=False) * length
+        planned = flops_seconds(flops, length, speeds)
+        print(f"{length:>7} tokens  planned to be read in {planned:.3f} s", flush=True)
+
+        def generate(count: int, ids: Tensor = ids, mask: Tensor = mask) -> Tensor:
+            return model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+        read, read_peak, _ = timed(lambda: generate(1), device)
+        both, _, answer = timed(lambda: generate(new), device)
+        assert answer.shape[1] == length + new
+        ours, our_peak, likelihood = timed(lambda ids=ids: score(model, ids), device)
+        row = {
+            "planned_seconds": planned,
+            "read_seconds": read,
+            "read_tokens_per_second": length / read,
+            "read_mfu": flops.total / read / speeds.peak_flops,
+            "read_peak_bytes": read_peak,
+            "generated_tokens_per_second": (new - 1) / max(both - read, 1e-9),
+            "score_seconds": ours,
+            "score_peak_bytes": our_peak,
+            **_whole(model, ids, likelihood, device),
+        }
+        found[str(length)] = row
+        print(
+            f"{length:>7} tokens  read {row['read_tokens_per_second']:,.0f}/s, "
+            f"generated {row['generated_tokens_per_second']:,.1f}/s, scored in {ours:.3f} s "
+            f"with {our_peak / 2**30:.2f} GiB",
+            flush=True,
+        )
+    return found
+
+
+def _whole(
+    model: PreTrainedModel, ids: Tensor, likelihood: float, device: torch.device
+) -> dict[str, Any]:
+    """Score by whole logits, which must say the same; at some length they no longer fit."""
+    try:
+        seconds, peak, other = timed(lambda: score_whole(model, ids), device)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {"whole": "out of memory"}
+    error = abs(likelihood - other) / abs(other)
+    assert error < 2e-2, f"the likelihoods differ: {likelihood} and {other}"
+    return {"whole_seconds": seconds, "whole_peak_bytes": peak, "relative_difference": error}
+
+
+def main() -> None:
+    """Measure a preset and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", choices=SIZES)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = {
+        "date": date.today().isoformat(),
+        "machine": gpu or f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **measure(arguments.preset),
+    }
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
