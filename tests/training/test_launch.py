@@ -19,7 +19,7 @@ from tiny_training import MakeJob, assert_same_run
 from longred.artifacts import locked, write_json
 from longred.errors import ConfigError, LockedError, Stopped
 from longred.training import launch
-from longred.training.launch import LostProcessError
+from longred.training.launch import LostProcessError, PausedError
 from longred.training.stop import StopRequest, only_trainer
 
 PARENT = """
@@ -206,3 +206,26 @@ def test_an_error_of_several_processes_keeps_its_kind(
     job = make_job(parallel={"num_processes": 2, "sequence_parallel": 2})
     with pytest.raises(ConfigError, match=r"training\.parallel\.num_processes: 2 processes cannot"):
         launch.run(job, tmp_path)
+
+
+def test_a_paused_training_goes_on_to_the_same_bits(
+    make_job: MakeJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    def train(stop_after: int | None) -> Path:
+        return launch.run(
+            make_job(),
+            tmp_path,
+            on_progress=lambda step, *_: steps.append(step),
+            stop_after=stop_after,
+        )
+
+    with pytest.raises(PausedError) as paused:
+        train(7)
+    assert paused.value.work == tmp_path
+    assert steps == list(range(1, 8))
+    assert [p.name for p in (tmp_path / "checkpoints").glob("step-*")][-1:]
+    assert not (tmp_path / "result").exists()
+    assert_same_run(train(100), uninterrupted)
+    assert steps == list(range(1, 13))
