@@ -142,3 +142,19 @@ def test_only_large_micro_batches_are_computed_again(method, make_job: MakeJob, 
     assert metrics["selective"] == metrics["none"]
     long_rows = job.rows["long"]
     assert counts["selective"] - counts["none"] == NUM_LAYERS * long_rows
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_attention_of_the_gpu_runs_once_too(tiny_model_folder: Path):
+    for kind, expected in (("none", 1), ("selective", 1), ("full", 2)):
+        model = load_model(tiny_model_folder, dtype=torch.bfloat16, device="cuda").train()
+        checkpoint_activations(model, kind)
+        with OperatorCalls() as calls:
+            hidden_states(model, tokens().cuda(), layers=[3])[3].sum().backward()
+        kernels = [
+            count
+            for name, count in calls.counts.items()
+            if ("scaled_dot_product" in name or "flash_attn" in name) and "backward" not in name
+        ]
+        assert sum(kernels) == expected * NUM_LAYERS, calls.counts

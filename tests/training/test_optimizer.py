@@ -40,7 +40,8 @@ def gradients(step: int, model: nn.Module) -> dict[str, torch.Tensor]:
 def take_steps(model: nn.Module, optimizer, job, steps) -> None:
     for step in steps:
         for name, grad in gradients(step, model).items():
-            named_weights(model)[name].grad = grad.clone()
+            weight = named_weights(model)[name]
+            weight.grad = grad.to(weight.device, copy=True)
         update(optimizer, step, job)
 
 
@@ -113,23 +114,31 @@ def test_eight_bits_take_a_quarter_of_the_memory(make_job: MakeJob):
     assert sizes["adamw8bit"] < 0.26 * sizes["adamw"]
 
 
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
-def test_state_in_host_memory_changes_no_bit(kind, make_job: MakeJob, monkeypatch):
+def test_state_in_host_memory_changes_no_bit(kind, device, make_job: MakeJob, monkeypatch):
     monkeypatch.setattr(host_state, "PART_BYTES", 1000)
     job = make_job(optimizer=kind, learning_rate=1e-2)
     weights, states = [], []
     for offload in (False, True):
-        model = small_model(LARGE)
+        model = small_model(LARGE).to(device)
         chosen = dataclasses.replace(job, optimizer_offload=offload)
         optimizer = build_optimizer(model, chosen)
         take_steps(model, optimizer, chosen, range(1, 5))
         weights.append(named_weights(model))
         states.append(optimizer_tensors(optimizer, model))
     assert not optimizer.inner.state, "nothing stays on the weights' device"
+    assert {value.device.type for value in states[1].values()} == {"cpu"}
     assert len(list(optimizer._parts())) == 0, "the gradients are forgotten"
     for here, there in (weights, states):
         assert here.keys() == there.keys()
-        assert all(torch.equal(here[name], there[name]) for name in here)
+        assert all(torch.equal(here[name].cpu(), there[name].cpu()) for name in here)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
