@@ -147,8 +147,10 @@ def _manager(folder: Path) -> TaskManager:
 def _unavailable(leaf: str, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if isinstance(error, ImportError):
+        extra = "longbench" if leaf.startswith("longbench") else "math"
         return (
-            f"{leaf}: needs a package that is not installed ({reason}); pip install 'lm_eval[math]'"
+            f"{leaf}: needs a package that is not installed ({reason}); "
+            f"pip install 'lm_eval[{extra}]'"
         )
     return (
         f"{leaf}: its data cannot be had ({type(error).__name__}: {reason}); give local files in a "

@@ -35,7 +35,7 @@ def override(entry: SuiteTask, values: Mapping[str, Any]) -> tuple[dict[str, str
     if not entry.data_files:
         return {}, {}
     leaf = str(values.get("task"))
-    if "class" in values or values.get("custom_dataset"):
+    if "class" in values:
         raise ConfigError(
             f"{leaf}: loads its data by code of its own; data_files cannot replace them"
         )
@@ -51,6 +51,9 @@ def override(entry: SuiteTask, values: Mapping[str, Any]) -> tuple[dict[str, str
     for path in files.values():
         check_file(Path(path))
     changes = {"dataset_path": formats.pop(), "dataset_name": None}
+    if values.get("custom_dataset"):
+        # The file has the rows that the task's own code would have loaded.
+        changes["custom_dataset"] = None
     needless = [key for key in _SPLITS if values.get(key) and values[key] not in files]
     return files, {**changes, **dict.fromkeys(needless)}
 
