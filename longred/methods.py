@@ -29,6 +29,11 @@ class Term:
             return f"train/{self.bucket}_loss"
         return f"train/{_METRICS.get(self.objective, self.objective)}_loss"
 
+    @property
+    def weight_metric(self) -> str:
+        """The key of its weight in the journal, where weights follow the gradients."""
+        return self.metric.removesuffix("_loss") + "_weight"
+
 
 _METRICS = {"hidden_distill": "short_distill"}
 """Metric names that are not the objective's own."""
@@ -67,12 +72,13 @@ class Method:
     def unused_settings(self) -> frozenset[str]:
         """Return the training settings that the method never reads."""
         unused = {term.weight for term in LONGRED if term.weight}
-        unused |= {"weighting", "sigma", "truncation", "short_length", "ratio"}
+        unused |= {"weights", "weights_every_steps", "weighting"}
+        unused |= {"sigma", "truncation", "short_length", "ratio"}
         unused |= {"lora", "merge_weight"}
         weights = {term.weight for term in self.terms if term.weight}
         unused -= weights
         if weights:
-            unused.discard("weighting")
+            unused -= {"weights", "weights_every_steps", "weighting"}
         if self.positions == "cream":
             unused -= {"sigma", "truncation"}
         if len(self.buckets()) > 1:

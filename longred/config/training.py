@@ -77,6 +77,10 @@ class TrainingConfig(Section):
     blocks, and the last hidden state on the first original window of every long document.
     `merge_weight` is the student's share in method merge.
 
+    `weights: auto` lets every distilled term pull on the weights as hard as the text does: the
+    norms of the terms' gradients are measured every `weights_every_steps`, at the cost of one more
+    step, and the terms weigh their smoothed ratios; a term set to 0 stays out.
+
     `activation_checkpointing` computes decoder layers again in the backward pass, but for their
     attention outputs (selective) or whole (full), in micro-batches of more than
     `uncheckpointed_tokens`; `short_micro_batch_tokens` cuts short and original rows into smaller
@@ -112,6 +116,8 @@ class TrainingConfig(Section):
     attention_distill_weight: NonNegative = 0.0
     long_distill_weight: NonNegative = 0.0
     weighting: Literal["token_share", "formula"] = "token_share"
+    weights: Literal["fixed", "auto"] = "fixed"
+    weights_every_steps: Count = 20
     lora: LoraConfig = LoraConfig()
     merge_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     sigma: Positive | None = None

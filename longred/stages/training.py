@@ -44,6 +44,8 @@ def train_student(
     values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
     # Which methods a run compares, and what a method never reads, cannot change its student.
     unused = recipe.unused_settings() | {"baselines"}
+    if config.weights == "fixed":
+        unused |= {"weights", "weights_every_steps"}
     settings = {name: value for name, value in values.items() if name not in unused}
     inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
     if uses_layers:

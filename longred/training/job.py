@@ -12,6 +12,7 @@ from longred.training.schedules import schedule_problem
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adamw8bit")
+WEIGHTS = ("fixed", "auto")
 CHECKPOINTING = ("none", "selective", "full")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -52,6 +53,8 @@ class TrainingJob:
         attention_distill_weight: of the relations' distillation on short blocks; 0 leaves it out.
         long_distill_weight: of the last layer's distillation on long blocks; 0 leaves it out.
         weighting: `token_share` or `formula`, see `longred.objectives.loss_weights`.
+        weights: `fixed`, or `auto`: see `longred.training.balance`.
+        weights_every_steps: steps from one measurement of `auto` to the next.
         lora: `rank`, `alpha`, `targets` of the adapters, and `objectives`, the method whose terms
             they are trained on; empty for methods that train the weights.
         sigma: spread of the skipped positions of kind `cream`.
@@ -99,6 +102,8 @@ class TrainingJob:
     attention_distill_weight: float = 0.0
     long_distill_weight: float = 0.0
     weighting: str = "token_share"
+    weights: str = "fixed"
+    weights_every_steps: int = 20
     lora: Mapping[str, Any] = field(default_factory=dict)
     sigma: float = 5.0
     truncation: str = "clipped"
@@ -159,6 +164,7 @@ class TrainingJob:
             "micro_batch_tokens",
             "save_every_steps",
             "num_checkpoints",
+            "weights_every_steps",
             "original_window",
         )
         for name in at_least_one:
@@ -177,6 +183,7 @@ class TrainingJob:
             ("dtype", DTYPES),
             ("device", DEVICES),
             ("optimizer", OPTIMIZERS),
+            ("weights", WEIGHTS),
             ("activation_checkpointing", CHECKPOINTING),
         )
         for name, allowed in choices:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from longred.errors import ConfigError, LossSpikeError, NonFiniteLossError, Stop
 from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
+from longred.training.balance import Balance, measure
 from longred.training.checkpoint import Checkpoints
 from longred.training.fp8_quality import check_fp8_quality
 from longred.training.job import TrainingJob
@@ -124,7 +125,9 @@ class Trainer:
         with world.together():
             teacher = self._load_teacher(self.meshes.weights)
         self.objectives = Objectives(job, self.student, teacher, self.device, self.meshes.sequence)
-        self.weights = fixed_weights(job)
+        self.balance = Balance(
+            fixed_weights(job), every_steps=job.weights_every_steps if job.weights == "auto" else 0
+        )
         self.optimizer = build_optimizer(self.student, job)
         self.epochs = {
             bucket: job.num_steps * job.rows[bucket] / len(file)
@@ -203,7 +206,7 @@ class Trainer:
         started = time.perf_counter()
         step = self.step + 1
         batches = self._batches()
-        weights = self._step_weights()
+        weights = self._step_weights(batches)
         losses = [self._backward(batch, weights) for batch in batches]
         grad_norm = whole(
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.job.max_grad_norm)
@@ -234,6 +237,8 @@ class Trainer:
             "train/learning_rate": rate,
             **self.meter.metrics(step, seconds, self.seconds),
         }
+        if self.balance.every_steps:
+            self.metrics |= {term.weight_metric: weights[term] for term in self.balance.balanced}
         spike = self.spikes.observe(step, total)
         if spike is not None:
             self.metrics["train/loss_spike"] = spike
@@ -260,9 +265,11 @@ class Trainer:
         self.loader.load_state(state)
         return batches
 
-    def _step_weights(self) -> Mapping[Term, float]:
+    def _step_weights(self, batches: Sequence[MicroBatch]) -> Mapping[Term, float]:
         """Return what each term of the next step is multiplied by."""
-        return self.weights
+        if self.balance.is_due(self.step + 1):
+            measure(self.balance, batches, self._backward, self.student.parameters())
+        return self.balance.weights()
 
     def _backward(self, batch: MicroBatch, weights: Mapping[Term, float]) -> dict[Term, Tensor]:
         losses = self.objectives.losses(batch)

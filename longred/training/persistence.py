@@ -51,6 +51,7 @@ def checkpoint_of(trainer: "Trainer") -> Checkpoint:
         "seconds": trainer.seconds,
         "metrics": dict(trainer.metrics),
         "spikes": trainer.spikes.state(),
+        "weights": trainer.balance.state(),
         "environment": environment_of(trainer.device, trainer.job),
     }
     return Checkpoint(trainer.step, tensors, state, parts)
@@ -94,6 +95,7 @@ def restore(trainer: "Trainer", checkpoint: SavedCheckpoint) -> None:
     trainer.seconds = state["seconds"]
     trainer.metrics = state["metrics"]
     trainer.spikes.load_state(state["spikes"])
+    trainer.balance.load_state(state["weights"])
 
 
 class _OwnPart(Mapping[str, Tensor]):

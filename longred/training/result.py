@@ -96,7 +96,7 @@ def _summary(trainer: "Trainer") -> dict[str, Any]:
         "tokens_per_second": tokens / trainer.seconds,
         "final": dict(trainer.metrics),
         "distill_layers": list(trainer.job.distill_layers),
-        "loss_weights": {term.metric: weight for term, weight in trainer.weights.items()},
+        "loss_weights": {term.metric: weight for term, weight in trainer.balance.weights().items()},
         "num_threads": torch.get_num_threads(),
         "environment": environment_of(trainer.device, trainer.job),
         "job": trainer.job.to_json(),
