@@ -11,6 +11,7 @@ from longred.config import EvaluationConfig, TrainingConfig
 from longred.runs import load_config, pin_run
 from longred.scope import WHAT_CHANGED
 from longred.session import open_run
+from longred.stages import kept_students
 from tasks.stages import (
     evaluate_model,
     extend_model,
@@ -54,7 +55,8 @@ def full_pipeline(
         starts = starting_points(config, base, (extended, data, layers))
         students = train_students(config.training, base, starts)
         references = {"original": base, "rescaled": extended}
-        scores = evaluate_models(config.evaluation, references, students, samples, data)
+        trained = students | kept_students(config, students)
+        scores = evaluate_models(config.evaluation, references, trained, samples, data)
         made = (data, extended, profile, layers, students, samples, scores)
         write_report(config.report, config.digest_values(), *made)
     return run.record.id
@@ -74,7 +76,7 @@ def evaluate_models(
     samples: Artifact,
     data: Artifact,
 ) -> dict[str, Artifact]:
-    """Ask the wanted references and every student the same questions."""
+    """Ask the wanted references, every student and those on the way the same questions."""
     models = {name: references[name] for name in config.references} | students
     return {
         name: evaluate_model(config, name, model, references["original"], samples, data)

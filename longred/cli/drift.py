@@ -95,7 +95,7 @@ def _compare(
         name = Path(str(facts["model_b"])).name
         plots = [
             layers_plot({name: values}),
-            heads_plot(values, name),
+            heads_plot({name: values}),
             positions_plot(values, name),
         ]
         _write(out, "drift.json", values, [plot for plot in plots if plot is not None])

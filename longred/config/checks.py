@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from longred import rope_methods
 from longred.methods import BUCKETS, METHODS
 from longred.training.job import fp8_problem
+from longred.training.kept import kept_problem
 from longred.training.schedules import schedule_problem
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     adapts = "lora" in training.methods()
     problems = (
         schedule_problem(training),
+        kept_problem(training),
         fp8_problem(training.fp8, dtype=training.dtype, trains_adapters=adapts),
     )
     yield from filter(None, problems)
@@ -146,6 +148,8 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
 
 
 def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
+    if config.evaluation.kept and not config.training.keep_steps:
+        yield "evaluation.kept: nothing is kept; name the steps in training.keep_steps"
     asked = {
         "ruler": config.evaluation.ruler.lengths,
         "perplexity": config.evaluation.perplexity.lengths,

@@ -97,12 +97,16 @@ class EvaluationConfig(Section):
 
     `backend: vllm` lets vLLM generate the answers once it has shown that it gives those of
     transformers (`hf`); it takes `vllm_memory_fraction` of the GPU beside the model itself.
+
+    `kept` asks the students of `training.keep_steps` too, which shows what a training restores and
+    forgets over its steps.
     """
 
     references: list[Literal["original", "rescaled"]] = ["original", "rescaled"]
     ruler: RulerConfig
     short: ShortConfig = ShortConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
+    kept: bool = False
     similarity_tokens: Count = 16384
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     chat_template: Literal["auto", "true", "false"] = "auto"

@@ -96,7 +96,7 @@ class RunConfig(Section):
         changed: dict[str, dict[str, Any]] = {
             "extension": {"rope_theta": theta, "windows": []},
             "data": {},
-            "training": {"num_steps": steps},
+            "training": {"num_steps": steps, "keep_steps": []},
         }
         sections = {
             name: getattr(self, name).model_copy(update={**reach, **values})

@@ -77,6 +77,9 @@ class TrainingConfig(Section):
     blocks, and the last hidden state on the first original window of every long document.
     `merge_weight` is the student's share in method merge.
 
+    After each of `keep_steps` the student is kept as a model folder in the training's artifact,
+    `kept/step-000010`, beside the result; `evaluation.kept` asks them too.
+
     `weights: auto` lets every distilled term pull on the weights as hard as the text does: the
     norms of the terms' gradients are measured every `weights_every_steps`, at the cost of one more
     step, and the terms weigh their smoothed ratios; a term set to 0 stays out.
@@ -130,6 +133,7 @@ class TrainingConfig(Section):
     short_length: int = 0
     ratio: dict[str, int] = {}
     seed: int = 0
+    keep_steps: list[Count] = []
     save_every_steps: Count = runtime(20, ge=1)
     num_checkpoints: Count = runtime(2, ge=1)
     num_threads: Annotated[int, Field(ge=0)] = runtime(0, ge=0)

@@ -102,7 +102,7 @@ class _LiveJournal:
         if unit is not None and unit.part is None:
             self.write({f"{unit.kind}/{unit.task}": result["score"]}, step=unit.length or 0)
         elif key in _MEASURED:
-            self.write({f"{key}/{name}": result[name] for name in _MEASURED[key]}, step=0)
+            self.write({metric: result[name] for metric, name in _MEASURED[key].items()}, step=0)
         elif "bins" in result:
             length = int(key.rpartition("-")[2])
             for each in result["bins"]:
@@ -112,9 +112,17 @@ class _LiveJournal:
 
 
 _MEASURED = {
-    "similarity": ("last", "mean"),
-    "held_out": ("nats_per_token", "bits_per_byte"),
+    "similarity": {
+        "similarity/last": "last",
+        "similarity/mean": "mean",
+        "similarity/attention_kl": "attention_kl",
+    },
+    "held_out": {
+        "held_out/nats_per_token": "nats_per_token",
+        "held_out/bits_per_byte": "bits_per_byte",
+    },
 }
+"""Step → metric key → what of its result that is."""
 
 
 def _scores(

@@ -166,9 +166,9 @@ def _measurements(request: Request) -> list[Step]:
         ),
         Step(
             key="similarity",
-            values={"measure": "similarity", **common},
+            values={"measure": "drift", **common},
             inputs={**both, **rows},
-            make=_similarity,
+            make=_drift,
             num_tokens=2 * config.similarity_tokens,
         ),
     ]
@@ -203,25 +203,28 @@ def _held_out(subject: Subject) -> Measured:
     )
 
 
-def _similarity(subject: Subject) -> Measured:
-    from longred.profiling.drift import hidden_similarity
+def _drift(subject: Subject) -> Measured:
+    from longred.profiling.drift import profile_drift
 
     request = subject.request
     subject.release()
     rows_NT = read_rows(
         request.data, "short", split="held_out", num_tokens=subject.config.similarity_tokens
     )
-    per_layer = hidden_similarity(
+    drift = profile_drift(
         subject.load(request.original),
         subject.load(request.model),
         rows_NT,
         batch_rows=subject.config.batch_size,
     )
+    per_layer, kl = drift.hidden_similarity, drift.attention_kl
     return Measured(
         {
             "per_layer": per_layer,
             "last": per_layer[-1],
             "mean": sum(per_layer) / len(per_layer),
+            "attention_kl": sum(kl) / len(kl),
             "num_tokens": rows_NT.numel(),
+            "drift": drift.to_json(),
         }
     )

@@ -143,25 +143,7 @@ def profile_drift(
         ValueError: there is no text.
         NonFiniteLossError: a layer's drift is NaN or infinite.
     """
-    return _measure(teacher, student, input_ids_NT, batch_rows, True, on_progress)
-
-
-def hidden_similarity(
-    teacher: PreTrainedModel, student: PreTrainedModel, input_ids_NT: Tensor, *, batch_rows: int
-) -> list[float]:
-    """Return the mean cosine of paired hidden states 1 to N over all tokens.
-
-    Args:
-        teacher: the original model, with attention `longred`.
-        student: the extended model, with attention `longred`.
-        input_ids_NT: the text.
-        batch_rows: rows run at once.
-
-    Raises:
-        ConfigError: the models differ in more than weights and RoPE.
-        ValueError: there is no text.
-    """
-    return _measure(teacher, student, input_ids_NT, batch_rows, False, None).hidden_similarity
+    return _measure(teacher, student, input_ids_NT, batch_rows, on_progress)
 
 
 class _Sums:
@@ -213,7 +195,6 @@ def _measure(
     student: PreTrainedModel,
     input_ids_NT: Tensor,
     batch_rows: int,
-    with_attention: bool,
     on_progress: Progress | None,
 ) -> Drift:
     _check(teacher, student, input_ids_NT)
@@ -226,8 +207,7 @@ def _measure(
         pairs = zip(run_layers(teacher, rows_BT), run_layers(student, rows_BT), strict=True)
         for layer, (original, extended) in enumerate(pairs):
             sums.add_hidden(layer, original.hidden_BTD, extended.hidden_BTD)
-            if with_attention:
-                sums.add_attention(layer, original.captured, extended.captured)
+            sums.add_attention(layer, original.captured, extended.captured)
         if on_progress is not None:
             on_progress(min(start + batch_rows, num_rows), num_rows, "rows")
     _check_finite(sums.cells)

@@ -58,39 +58,47 @@ def layers_plot(drifts: Drifts) -> Plot:
     )
 
 
-def heads_plot(drift: Mapping[str, Any], model: str) -> Plot:
-    """Draw attention KL as a map of layers and heads."""
-    kl_NH = np.array(drift["attention_kl_per_head"], dtype=float)
-    num_layers, num_heads = kl_NH.shape
+def heads_plot(drifts: Drifts) -> Plot:
+    """Draw attention KL as maps of layers and heads, one a model, in the same colours."""
+    maps = {name: np.array(d["attention_kl_per_head"], dtype=float) for name, d in drifts.items()}
+    num_layers, num_heads = next(iter(maps.values())).shape
+    highest = max(float(kl_NH.max()) for kl_NH in maps.values())
+    scale = Normalize(0.0, highest or 1.0)
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        # Cells as shapes, not as a picture in the picture: they print sharply.
-        image = axes.pcolormesh(kl_NH, cmap=COLOURS, vmin=0.0)
-        axes.grid(visible=False)
-        axes.set_xlabel("query head")
-        axes.set_ylabel("decoder layer")
-        for axis, count in ((axes.xaxis, num_heads), (axes.yaxis, num_layers)):
-            shown = range(0, count, -(-count // 16))
-            axis.set_major_locator(FixedLocator([place + 0.5 for place in shown]))
-            axis.set_major_formatter(FixedFormatter([str(place) for place in shown]))
-        if kl_NH.size <= 64:
-            _write_cells(axes, kl_NH)
-        _as_shapes(figure.colorbar(image, ax=axes, label=KL_LABEL))
+        panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+        for axes, (name, kl_NH) in zip(panels, maps.items(), strict=True):
+            # Cells as shapes, not as a picture in the picture: they print sharply.
+            image = axes.pcolormesh(kl_NH, cmap=COLOURS, norm=scale)
+            axes.grid(visible=False)
+            axes.set_title(name)
+            axes.set_xlabel("query head")
+            for axis, count in ((axes.xaxis, num_heads), (axes.yaxis, num_layers)):
+                shown = range(0, count, -(-count // 16))
+                axis.set_major_locator(FixedLocator([place + 0.5 for place in shown]))
+                axis.set_major_formatter(FixedFormatter([str(place) for place in shown]))
+            if kl_NH.size <= 64:
+                _write_cells(axes, kl_NH, highest)
+        panels[0].set_ylabel("decoder layer")
+        _as_shapes(figure.colorbar(image, ax=list(panels), label=KL_LABEL))
 
+    shown = min(num_heads, 32 // len(maps))
     rows = [
-        [str(layer), *(number(value, 4) for value in heads)] for layer, heads in enumerate(kl_NH)
+        [
+            str(layer),
+            *(number(value, 4) for kl_NH in maps.values() for value in kl_NH[layer, :shown]),
+        ]
+        for layer in range(num_layers)
     ]
-    shown = min(num_heads, 32)
-    header = ["decoder layer", *(f"head {head}" for head in range(shown))]
+    header = [f"{name}: head {head}" for name in maps for head in range(shown)]
     return draw(
         "drift-heads",
         "Attention drift by head",
-        f"Mean KL of each head's attention in {model} from the original's; layers and heads are "
-        "counted from 0.",
-        Table(header, [row[: shown + 1] for row in rows]),
+        f"Mean KL of each head's attention in {' and '.join(maps)} from the original's; layers "
+        "and heads are counted from 0.",
+        Table(["decoder layer", *header], rows),
         paint,
-        height=min(5.2, 1.6 + 0.28 * max(5, num_layers)),
+        height=min(5.2, 1.8 + 0.28 * max(5, num_layers)),
     )
 
 
@@ -100,8 +108,8 @@ def _as_shapes(bar: Colorbar) -> None:
         bar.solids.set_rasterized(False)
 
 
-def _write_cells(axes: Axes, kl_NH: np.ndarray[Any, Any]) -> None:
-    limit = kl_NH.max() * 0.55
+def _write_cells(axes: Axes, kl_NH: np.ndarray[Any, Any], highest: float) -> None:
+    limit = highest * 0.55
     for (layer, head), value in np.ndenumerate(kl_NH):
         colour = "white" if value < limit else "black"
         axes.text(
@@ -134,7 +142,6 @@ def positions_plot(drift: Mapping[str, Any], model: str) -> Plot | None:
         for axes, (label, values_NP) in zip(both, panels, strict=True):
             _draw_layers(axes, starts[1:], values_NP, colours, scale)
             axes.set_ylabel(label)
-            axes.set_xlabel("position (tokens, logarithmic)")
             axes.ticklabel_format(axis="y", useOffset=False)
         both[0].set_ylim(bottom=0)
         scalar = mpl.cm.ScalarMappable(norm=scale, cmap=colours)
@@ -160,6 +167,52 @@ def positions_plot(drift: Mapping[str, Any], model: str) -> Plot | None:
     )
 
 
+def model_positions_plot(drifts: Drifts) -> Plot | None:
+    """Draw attention KL and similarity by position, a line a model; None for rows of a token."""
+    known = {name: d for name, d in drifts.items() if len(d["position_starts"]) > 2}
+    if not known:
+        return None
+
+    def means(drift: Mapping[str, Any], key: str) -> dict[int, float]:
+        # At position 0 a query sees only itself: its KL is 0 in every model.
+        mean_P = np.array(drift[key], dtype=float).mean(axis=0)
+        return dict(zip(map(int, drift["position_starts"][1:]), mean_P[1:].tolist(), strict=True))
+
+    panels = {
+        label: {name: means(drift, key) for name, drift in known.items()}
+        for label, key in (
+            (KL_LABEL, "attention_kl_by_position"),
+            (COSINE_LABEL, "hidden_similarity_by_position"),
+        )
+    }
+
+    def paint(figure: Figure) -> None:
+        both = figure.subplots(1, 2)
+        for axes, (label, series) in zip(both, panels.items(), strict=True):
+            axes.set_xscale("log", base=2)
+            draw_lines(axes, series, list(drifts), markers=True)
+            axes.set_ylabel(label)
+            axes.ticklabel_format(axis="y", useOffset=False)
+            _position_axis(axes, sorted({start for line in series.values() for start in line}))
+        both[0].set_ylim(bottom=0)
+        legend_above(figure, both[0])
+
+    columns = {
+        f"{name}: {what}": series[name]
+        for what, series in zip(("attention KL", "similarity"), panels.values(), strict=True)
+        for name in series
+    }
+    return draw(
+        "drift-positions-models",
+        "Drift by position, model by model",
+        "Mean over layers of attention KL and hidden-state similarity to the original by the "
+        "position of the query, in bins that each start at a marked position.",
+        series_table("position", columns, 5),
+        paint,
+        height=3.2,
+    )
+
+
 def _draw_layers(
     axes: Axes,
     starts: Sequence[int],
@@ -179,6 +232,11 @@ def _draw_layers(
         markersize=3,
         label="mean over layers",
     )
+    _position_axis(axes, starts)
+
+
+def _position_axis(axes: Axes, starts: Sequence[int]) -> None:
+    axes.set_xlabel("position (tokens, logarithmic)")
     octaves = [start for start in starts if start & (start - 1) == 0]
     axes.xaxis.set_major_locator(FixedLocator(octaves[:: max(1, -(-len(octaves) // 8))]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

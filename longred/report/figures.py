@@ -7,45 +7,62 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from longred.report.drift_figures import heads_plot, positions_plot
+from longred.report.drift_figures import (
+    heads_plot,
+    layers_plot,
+    model_positions_plot,
+    positions_plot,
+)
 from longred.report.findings import RESCALED
 from longred.report.heat_maps import depth_heat_map, pairs_heat_map, ruler_heat_map
+from longred.report.inputs import Inputs
 from longred.report.plots import Plot, draw, draw_bars, draw_lines, legend_above, look
+from longred.report.restoration import Correlation, Point
+from longred.report.restoration_figures import retention_similarity_plot, steps_plot
 from longred.report.samples import Unit
 from longred.report.scores import ORIGINAL, Comparison, score_of
-from longred.report.tables import (
-    retention_table,
-    ruler_table,
-    series_table,
-    short_table,
-)
-from longred.report.training_figures import Journals, attention_plot, grad_norm_plot, loss_plot
+from longred.report.tables import retention_table, ruler_table, series_table, short_table
+from longred.report.training_figures import attention_plot, grad_norm_plot, loss_plot
 
 Z95 = 1.96
 
 
 def all_plots(
-    comparison: Comparison,
-    drift: Mapping[str, Any],
-    selection: Mapping[str, Any],
-    journals: Journals,
-    folders: Mapping[str, Path],
-    *,
-    original_window: int,
+    inputs: Inputs, comparison: Comparison, points: Sequence[Point], found: Correlation | None
 ) -> list[Plot]:
-    """Draw every plot for which there are numbers, what the models can do first."""
+    """Draw every plot for which there are numbers, what the models can do first.
+
+    Args:
+        inputs: what the report tells of.
+        comparison: the scores of all models.
+        points: the students on their way.
+        found: how their retention goes with their similarity.
+    """
+    drifts = drifts_of(comparison)
+    extended = {name: drifts[name] for name in (RESCALED, inputs.method) if name in drifts}
     candidates = [
-        attention_plot(drift, selection),
-        heads_plot(drift, RESCALED),
-        positions_plot(drift, RESCALED),
-        loss_plot(journals),
-        grad_norm_plot(journals),
+        steps_plot(points),
+        retention_similarity_plot(points, found),
+        attention_plot(inputs.drift, inputs.selection),
+        heads_plot(extended or {RESCALED: inputs.drift}),
+        positions_plot(inputs.drift, RESCALED),
+        model_positions_plot(drifts),
+        loss_plot(inputs.journals),
+        grad_norm_plot(inputs.journals),
     ]
-    first = evaluation_plots(comparison, folders, original_window=original_window)
+    first = evaluation_plots(comparison, inputs.scores, original_window=inputs.original_window)
     return first + [plot for plot in candidates if plot is not None]
+
+
+def drifts_of(comparison: Comparison) -> dict[str, Any]:
+    """Return the drift of every model but the original from it, as its evaluation measured it."""
+    found = {
+        name: (raw.get("similarity") or {}).get("drift") for name, raw in comparison.raw.items()
+    }
+    return {name: drift for name, drift in found.items() if drift and name != ORIGINAL}
 
 
 def evaluation_plots(
@@ -66,7 +83,7 @@ def evaluation_plots(
         depth_heat_map(comparison, folders),
         pairs_heat_map(comparison, folders),
         perplexity_plot(comparison),
-        similarity_plot(comparison),
+        layers_plot(drifts) if (drifts := drifts_of(comparison)) else None,
     ]
     return [plot for plot in candidates if plot is not None]
 
@@ -101,38 +118,6 @@ def perplexity_plot(comparison: Comparison) -> Plot | None:
         "exp of the mean cross-entropy of the tokens up to each mark, since the mark before; lower "
         "is better. The vertical axis is logarithmic.",
         series_table("position", series, 3),
-        paint,
-    )
-
-
-def similarity_plot(comparison: Comparison) -> Plot | None:
-    """Draw each model's hidden-state similarity to the original, layer by layer."""
-    series = {
-        name: dict(enumerate(map(float, model["similarity_per_layer"])))
-        for name, model in comparison.models.items()
-        if name != ORIGINAL and model["similarity_per_layer"]
-    }
-    if not series:
-        return None
-    num_layers = max(len(points) for points in series.values())
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axhline(1.0, color=look(ORIGINAL, [])[0], linewidth=1, label=ORIGINAL)
-        draw_lines(axes, series, list(comparison.models), markers=num_layers <= 40)
-        axes.set_ylabel("mean cosine to the original")
-        axes.set_xlabel("decoder layer whose output is compared")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-        axes.ticklabel_format(axis="y", useOffset=False)
-        legend_above(figure, axes)
-
-    return draw(
-        "similarity",
-        "Hidden-state similarity to the original",
-        "Mean cosine between a model's hidden states and the original's on the same held-out "
-        "short text; 1 is identical. "
-        "The vertical axis does not start at zero.",
-        series_table("decoder layer", {name: dict(points) for name, points in series.items()}, 5),
         paint,
     )
 

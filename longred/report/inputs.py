@@ -1,6 +1,6 @@
 """Reads what the stages left for the report; a missing file stops it before anything is drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from longred.artifacts import read_json
 from longred.errors import ConfigError
 from longred.tracking import JOURNAL_NAME, Journal
+from longred.training.kept import kept_name
 
 REFERENCES = ("original", "rescaled")
 """Models that are not trained, and lead every table."""
@@ -28,6 +29,7 @@ class Inputs:
         trainings: method → its training.json.
         journals: method → its metrics.
         scores: model → folder of its evaluation artifact: references, baselines, the method last.
+        kept: method → step → folder of the evaluation of the student that was kept there.
         samples: folder of the frozen samples that all models were asked.
         stages: what a reader calls an artifact → its folder.
     """
@@ -39,6 +41,7 @@ class Inputs:
     trainings: Mapping[str, Mapping[str, Any]]
     journals: Mapping[str, Series]
     scores: Mapping[str, Path]
+    kept: Mapping[str, Mapping[int, Path]]
     samples: Path
     stages: Mapping[str, Path]
 
@@ -74,6 +77,9 @@ def read_inputs(
         ConfigError: the recipe does not say its original_window, or no model was evaluated.
         MismatchError: a folder lacks a file.
     """
+    kept = _kept(recipe, students, scores)
+    on_the_way = {folder for steps in kept.values() for folder in steps.values()}
+    scores = {name: folder for name, folder in scores.items() if folder not in on_the_way}
     if not scores:
         raise ConfigError("evaluation.references: no model was evaluated, nothing to report")
     if not isinstance(recipe.get("original_window"), int):
@@ -91,6 +97,7 @@ def read_inputs(
         trainings={name: read_json(path / "training.json") for name, path in students.items()},
         journals={name: read_series(path / JOURNAL_NAME) for name, path in students.items()},
         scores={name: scores[name] for name in ordered},
+        kept=kept,
         samples=samples,
         stages={
             "data": data,
@@ -100,6 +107,19 @@ def read_inputs(
             "frozen samples": samples,
         },
     )
+
+
+def _kept(
+    recipe: Mapping[str, Any], methods: Iterable[str], scores: Mapping[str, Path]
+) -> dict[str, dict[int, Path]]:
+    steps = recipe.get("training", {}).get("keep_steps", [])
+    found = {
+        method: {
+            step: scores[name] for step in steps if (name := kept_name(method, step)) in scores
+        }
+        for method in methods
+    }
+    return {method: by_step for method, by_step in found.items() if by_step}
 
 
 def read_series(path: Path) -> Series:

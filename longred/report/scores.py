@@ -276,6 +276,7 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         "overall": average([*capacities.values(), *longest]) if capacities else None,
         "similarity": similarity.get("last"),
         "similarity_per_layer": similarity.get("per_layer"),
+        "attention_kl": similarity.get("attention_kl"),
         "nats_per_token": raw.get("nats_per_token"),
         "bits_per_byte": raw.get("bits_per_byte"),
         "dropped": [

@@ -9,6 +9,12 @@ from longred.config import ReportConfig
 from longred.report import figures, page, plots
 from longred.report.content import page_content
 from longred.report.inputs import read_inputs
+from longred.report.restoration import (
+    correlation,
+    follow,
+    restoration_findings,
+    restoration_metrics,
+)
 from longred.report.scores import Comparison, collect
 from longred.report.tables import markdown_page
 from longred.tracking import JOURNAL_NAME, Journal
@@ -63,29 +69,34 @@ def write(
         baselines=inputs.baselines,
         seed=inputs.seed,
     )
-    drawn = figures.all_plots(
+    points = follow(
         comparison,
-        inputs.drift,
-        inputs.selection,
-        inputs.journals,
         inputs.scores,
+        inputs.kept,
+        {method: int(found["num_steps"]) for method, found in inputs.trainings.items()},
         original_window=inputs.original_window,
+        seed=inputs.seed,
     )
-    html = page.render(page_content(config.title, inputs, comparison), drawn)
+    together = correlation(points, seed=inputs.seed)
+    drawn = figures.all_plots(inputs, comparison, points, together)
+    content = page_content(config.title, inputs, comparison)
+    content["findings"] += restoration_findings(points, together)
+    html = page.render(content, drawn)
     with storage_errors(folder):
         plots.save(drawn, folder / "plots")
         (folder / "index.html").write_text(html, encoding="utf-8")
         (folder / "table.md").write_text(markdown_page(comparison), encoding="utf-8")
         write_json(folder / "scores.json", comparison.models)
-        _write_metrics(folder / JOURNAL_NAME, comparison, inputs.method)
+        along = restoration_metrics(points, together)
+        _write_metrics(folder / JOURNAL_NAME, comparison, inputs.method, along)
 
 
 def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
     """Return a model's journal values by step: RULER at step = length, all else at step 0.
 
     Keys: `short/<task>`, `capacity/<capacity>` and `capacity/short` (the mean over capacities),
-    `retention/<capacity>`, `retention/short`, `similarity/last`, `ruler/<task>`, `ruler/average`,
-    `retention/ruler`, `held_out/nats_per_token`, `held_out/bits_per_byte`; a value that cannot be
+    `retention/<capacity>`, `retention/short`, `similarity/last`, `similarity/attention_kl`,
+    `ruler/<task>`, `ruler/average`, `retention/ruler`, `held_out/nats_per_token`, `held_out/bits_per_byte`; a value that cannot be
     told is left out.
     """
     model = comparison.models[name]
@@ -94,6 +105,7 @@ def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
             "capacity/short": model["short"]["average"],
             "retention/short": model["retention"]["short"],
             "similarity/last": model["similarity"],
+            "similarity/attention_kl": model["attention_kl"],
             "held_out/nats_per_token": model["nats_per_token"],
             "held_out/bits_per_byte": model["bits_per_byte"],
             **{f"short/{task}": model["short"][task] for task in comparison.short_tasks},
@@ -116,7 +128,9 @@ def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
     }
 
 
-def _write_metrics(path: Path, comparison: Comparison, method: str) -> None:
+def _write_metrics(
+    path: Path, comparison: Comparison, method: str, along: Mapping[int, Mapping[str, float]]
+) -> None:
     """Write every model's metrics as `<model>/<key>`, and the method's own also as `<key>`.
 
     Runs whose methods differ are then compared by one key.
@@ -127,4 +141,6 @@ def _write_metrics(path: Path, comparison: Comparison, method: str) -> None:
             journal.append({f"{name}/{key}": value for key, value in values.items()}, step=step)
             if name == method:
                 journal.append(values, step=step)
+    for step, values in sorted(along.items()):
+        journal.append(values, step=step)
     journal.close()

@@ -11,7 +11,7 @@ from longred.stages.evaluation import evaluate_model, freeze_samples
 from longred.stages.model import extend_model, find_model
 from longred.stages.profiling import profile_attention, select_layers
 from longred.stages.report import write_report
-from longred.stages.training import train_student
+from longred.stages.training import kept_students, train_student
 from longred.stages.versions import VERSIONS
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "extend_model",
     "find_model",
     "freeze_samples",
+    "kept_students",
     "prepare_data",
     "profile_attention",
     "select_layers",

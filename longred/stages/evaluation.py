@@ -37,7 +37,7 @@ def freeze_samples(
         for path in task.data_files.values()
         if Path(path).expanduser().is_file()
     }
-    for key in ("references", "similarity_tokens", "dtype", "chat_template"):
+    for key in ("references", "kept", "similarity_tokens", "dtype", "chat_template"):
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}
     if config.perplexity.judge:
@@ -77,7 +77,7 @@ def evaluate_model(
         evaluate(request, folder, work, store=store, on_progress=on_progress, on_unit=on_unit)
 
     values = {**config.digest_values(), "part": "scores", "name": name}
-    del values["references"]
+    del values["references"], values["kept"]
     inputs = {
         "model": base.digest,
         "checkpoint": model.digest,

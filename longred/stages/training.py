@@ -1,11 +1,13 @@
 """The stage that trains a student."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from longred.artifacts import Artifact, Store
-from longred.config import TrainingConfig
+from longred.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
+from longred.config import RunConfig, TrainingConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
+from longred.training.kept import kept_name, kept_place
 
 
 def train_student(
@@ -46,6 +48,8 @@ def train_student(
     unused = recipe.unused_settings() | {"baselines"}
     if config.weights == "fixed":
         unused |= {"weights", "weights_every_steps"}
+    if not config.keep_steps:
+        unused |= {"keep_steps"}
     settings = {name: value for name, value in values.items() if name not in unused}
     inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
     if uses_layers:
@@ -74,6 +78,28 @@ def train_student(
             path.rename(folder / path.name)
 
     return store.build("training", settings, inputs, make, VERSIONS["training"])
+
+
+def kept_students(config: RunConfig, students: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """Return the students on the way that are evaluated too, each as a model of its own.
+
+    Args:
+        config: the run; `training.keep_steps` are kept and `evaluation.kept` asks for them.
+        students: method → its training. One that is merged of others has none on the way.
+    """
+    if not config.evaluation.kept:
+        return {}
+    return {
+        kept_name(method, step): _kept(student, step)
+        for method, student in students.items()
+        if not config.training.recipe(method).merges
+        for step in config.training.keep_steps
+    }
+
+
+def _kept(student: Artifact, step: int) -> Artifact:
+    identity = canonical_digest({"training": student.digest, "step": step})[:DIGEST_LENGTH]
+    return Artifact(student.stage, identity, str(student.folder / kept_place(step)), reused=True)
 
 
 def _merge(

@@ -6,7 +6,7 @@ VERSIONS = {
     "profiling": 2,
     "selection": 2,
     "training": 2,
-    "evaluation": 2,
-    "report": 3,
+    "evaluation": 3,
+    "report": 4,
 }
 """Raised when a stage's code makes something else of the same settings and inputs."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from longred.errors import ConfigError
 from longred.methods import METHODS, Method, Term, method_terms
+from longred.training.kept import kept_problem
 from longred.training.layout import Layout
 from longred.training.schedules import schedule_problem
 
@@ -65,6 +66,7 @@ class TrainingJob:
         seed: draws the order of blocks and the skipped positions.
         save_every_steps: steps between checkpoints.
         num_checkpoints: newest checkpoints that are kept.
+        keep_steps: steps after which the student is kept as a model folder of its own.
         num_threads: CPU threads; 0 leaves the choice to torch. It can change the last bits.
         device: `cpu`, `cuda` or `auto`.
         attention_backend: `auto` or a key of `longred.attention.BACKENDS`.
@@ -111,6 +113,7 @@ class TrainingJob:
     dtype: str = "bfloat16"
     fp8: bool = False
     seed: int = 0
+    keep_steps: tuple[int, ...] = ()
     save_every_steps: int = field(default=20, metadata={"runtime": True})
     num_checkpoints: int = field(default=2, metadata={"runtime": True})
     num_threads: int = field(default=0, metadata={"runtime": True})
@@ -129,6 +132,7 @@ class TrainingJob:
         """Freeze the sequences and refuse values that cannot work."""
         # JSON gives lists; equal jobs must compare equal wherever they come from.
         object.__setattr__(self, "distill_layers", tuple(self.distill_layers))
+        object.__setattr__(self, "keep_steps", tuple(self.keep_steps))
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "rows", dict(self.rows))
         object.__setattr__(self, "ratio", dict(self.ratio))
@@ -143,6 +147,7 @@ class TrainingJob:
         self._check_numbers()
         problem = (
             schedule_problem(self)
+            or kept_problem(self)
             or self._parallel_problem()
             or fp8_problem(self.fp8, dtype=self.dtype, trains_adapters=self.recipe.trains_adapters)
         )

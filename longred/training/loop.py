@@ -28,7 +28,7 @@ from longred.training.meter import Meter
 from longred.training.not_finite import explain
 from longred.training.optimizer import build_optimizer, named_weights, update
 from longred.training.persistence import checkpoint_of, restore
-from longred.training.result import write_result
+from longred.training.result import keep_student, write_result
 from longred.training.sharding import make_meshes, shard_student, whole
 from longred.training.spikes import SpikeGuard
 from longred.training.step import (
@@ -83,6 +83,7 @@ def train(
         metrics = trainer.train_step()
         on_step(trainer.step, metrics)
         trainer.leave_if_spiking()
+        keep_student(trainer)
         if trainer.step % job.save_every_steps == 0:
             trainer.save()
     trainer.leave_if(stop_requested())
@@ -338,9 +339,12 @@ class Trainer:
             w.numel() * w.element_size() for w in named_weights(self.student).values()
         )
         if self.step < self.job.num_steps:
-            # A checkpoint holds weights and two moments; the result holds the weights once more.
+            num_to_keep = sum(step > self.step for step in self.job.keep_steps)
+            # A checkpoint holds weights and two moments; the result and every student that is
+            # kept hold the weights once more.
             self.checkpoints.require_space(
-                3 * weight_bytes + 2**20, result_bytes=weight_bytes + 2**20
+                3 * weight_bytes + 2**20,
+                result_bytes=(1 + num_to_keep) * (weight_bytes + 2**20),
             )
         repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
         if repeated:

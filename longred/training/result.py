@@ -1,5 +1,6 @@
 """What a finished training leaves: a Hugging Face folder with its summary and journal."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from longred import models
-from longred.artifacts import storage_errors, write_json
+from longred.artifacts import storage_errors, sync_folder, write_json
 from longred.tracking import JOURNAL_NAME
 from longred.training import adapters
 from longred.training.environment import environment_of
 from longred.training.job import TrainingJob
+from longred.training.kept import kept_place
 from longred.training.optimizer import named_weights
 from longred.training.sharding import whole
 from longred.training.student import load_student
@@ -39,10 +41,55 @@ def write_result(trainer: "Trainer") -> Path:
     with trainer.world.together(), storage_errors(result):
         if trainer.world.is_first:
             shutil.copyfile(trainer.journal.path, temporary / JOURNAL_NAME)
+            _add_kept(trainer, temporary)
             write_json(temporary / "training.json", _summary(trainer))
             shutil.rmtree(result, ignore_errors=True)
             temporary.rename(result)
     return result
+
+
+def keep_student(trainer: "Trainer") -> None:
+    """Write the student of the step that was just done, where it is one to keep.
+
+    The folder gets its name when all of it is on disk, before the next checkpoint is saved: what
+    a checkpoint is ahead of is always there. Called by all processes.
+
+    Raises:
+        StorageError: the disk is full; the last checkpoint is intact.
+    """
+    if trainer.step not in trainer.job.keep_steps:
+        return
+    folder = trainer.work / kept_place(trainer.step)
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    # A step that is taken again after a crash makes the very same student.
+    if trainer.world.gather(folder.is_dir())[0]:
+        return
+    with trainer.world.together(), storage_errors(folder):
+        if trainer.world.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    write_student(trainer, temporary)
+    with trainer.world.together(), storage_errors(folder):
+        if trainer.world.is_first:
+            for path in filter(Path.is_file, temporary.rglob("*")):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+
+
+def _add_kept(trainer: "Trainer", result: Path) -> None:
+    """Put the kept students into a result, sharing the files' bytes where the disk can."""
+    for step in trainer.job.keep_steps:
+        place = kept_place(step)
+        shutil.copytree(trainer.work / place, result / place, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def write_student(trainer: "Trainer", folder: Path) -> None:

@@ -47,7 +47,7 @@ def test_layers_show_every_model_with_both_measures() -> None:
 @pytest.mark.parametrize(("num_layers", "num_heads"), [(1, 1), (3, 2), (32, 64)])
 def test_heads_fit_any_size(num_layers: int, num_heads: int) -> None:
     found = drift(0.1, num_layers=num_layers, num_heads=num_heads)
-    plot = check(heads_plot(found, "rescaled"), "drift-heads")
+    plot = check(heads_plot({"rescaled": found}), "drift-heads")
     assert len(plot.table.rows) == num_layers
     assert len(plot.table.rows[0]) == len(plot.table.header) == 1 + min(32, num_heads)
 

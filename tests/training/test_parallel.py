@@ -40,6 +40,11 @@ def assert_equal_but_for_the_last_bits(result: Path, reference: Path) -> None:
     assert found.keys() == expected.keys()
     for key in expected:
         assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-12), key
+    for place in (".", *(f"kept/{kept.name}" for kept in reference.glob("kept/*"))):
+        assert_close_weights(result / place, reference / place)
+
+
+def assert_close_weights(result: Path, reference: Path) -> None:
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (result, reference))
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
@@ -50,7 +55,11 @@ def assert_equal_but_for_the_last_bits(result: Path, reference: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "parallel", "num_processes"),
     [
-        (ALL_TERMS, {}, 2),
+        (
+            {**ALL_TERMS, "weights": "auto", "weights_every_steps": 2, "keep_steps": [2]},
+            {},
+            2,
+        ),
         ({**ALL_TERMS, **SAVERS, "mlp_tile_tokens": 16}, {"sequence_parallel": 2}, 2),
         ({"mask_documents": False, **ALL_TERMS}, {"sequence_parallel": 2, "replicas": 2}, 4),
         (
