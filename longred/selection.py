@@ -141,14 +141,15 @@ def explain_number(
     words = MEASURES[strategy].words
     reason = {
         "auto": f"the fewest layers, the last one counted, that hold {100 * share:.0f} % of the "
-        f"total {words}",
-        "manual": "the layers that the recipe names",
-        "uniform": "evenly spaced layers up to the last, as many as the recipe says",
-    }.get(strategy, f"the highest by {words} and the last, as many as the recipe says")
-    return (
-        f"{strategy}: {reason}; {len(layers)} of {len(layer_scores)} layers hold {held} of the "
-        f"total {words}"
+        f"total {words} are distilled",
+        "manual": "the layers that the recipe names are distilled",
+        "uniform": "evenly spaced layers up to the last are distilled, as many as the recipe says",
+    }.get(
+        strategy,
+        f"the layers with the highest {words} and the last are distilled, as many as the recipe "
+        "says",
     )
+    return f"{reason}: {len(layers)} of {len(layer_scores)} layers hold {held} of the total {words}"
 
 
 def _percent(score: float, layer_scores: Sequence[float]) -> str:

@@ -123,8 +123,8 @@ def test_an_impossible_share_is_named(share: float) -> None:
 def test_the_number_of_layers_is_explained() -> None:
     text = explain_number(SCORES, [1, 4, 5], strategy="auto", share=0.5)
     assert text == (
-        "auto: the fewest layers, the last one counted, that hold 50 % of the total attention KL; "
-        "3 of 5 layers hold 75 % of the total attention KL"
+        "the fewest layers, the last one counted, that hold 50 % of the total attention KL are "
+        "distilled: 3 of 5 layers hold 75 % of the total attention KL"
     )
     assert "as many as the recipe says" in explain_number(SCORES, [5], strategy="uniform")
 

@@ -18,6 +18,7 @@ NUM_EXAMPLES = 3
 def page_content(title: str, inputs: Inputs, comparison: Comparison) -> dict[str, Any]:
     """Return what the page shows apart from the drawings, by the names the template uses."""
     method, baselines = inputs.method, inputs.baselines
+    models = {**inputs.scores, **inputs.on_the_way}
     return {
         "title": title,
         "facts": _facts(inputs.recipe, inputs.trainings),
@@ -32,7 +33,7 @@ def page_content(title: str, inputs: Inputs, comparison: Comparison) -> dict[str
         "reasons": _reasons(inputs.selection),
         "samples": sample_sections(comparison, inputs.scores, inputs.samples),
         "provenance": [
-            {"title": "Models", "table": provenance.model_table(inputs.scores, comparison.raw)},
+            {"title": "Models", "table": provenance.model_table(models, comparison.raw)},
             {"title": "Stages", "table": provenance.artifact_table(inputs.stages)},
             {"title": "Trainings", "table": provenance.training_table(inputs.trainings)},
         ],

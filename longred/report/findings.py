@@ -75,6 +75,9 @@ def _restoration_finding(comparison: Comparison, method: str, baseline: str) -> 
     rescaled = _similarity(comparison, RESCALED)
     if rescaled is not None:
         evidence += f"; rescaled without training {rescaled:.4f}"
+    kl = [comparison.models.get(n, {}).get("attention_kl") for n in (method, baseline, RESCALED)]
+    if all(value is not None for value in kl):
+        evidence += f"; attention KL {kl[0]:.4f} against {kl[1]:.4f}, rescaled {kl[2]:.4f} nats"
     verdict = EQUAL if ours == theirs else HIGHER if ours > theirs else LOWER
     return Finding(claim, verdict, evidence)
 

@@ -60,6 +60,15 @@ class Inputs:
         """The trained methods that it is compared with."""
         return [name for name in self.trainings if name != self.method]
 
+    @property
+    def on_the_way(self) -> dict[str, Path]:
+        """Name of each kept student → folder of its evaluation."""
+        return {
+            kept_name(method, step): folder
+            for method, steps in self.kept.items()
+            for step, folder in steps.items()
+        }
+
 
 def read_inputs(
     *,

@@ -40,7 +40,7 @@ def model_table(scores: Mapping[str, Path], raw: Mapping[str, Mapping[str, Any]]
     rows = [
         [
             name,
-            str(raw[name].get("checkpoint") or input_digest(folder, "checkpoint")),
+            str(raw.get(name, {}).get("checkpoint") or input_digest(folder, "checkpoint")),
             input_digest(folder, "samples"),
             artifact_digest(folder),
         ]

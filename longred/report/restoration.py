@@ -18,6 +18,7 @@ from longred.report.findings import (
 )
 from longred.report.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, Interval
 from longred.report.scores import ORIGINAL, Comparison, collect
+from longred.training.kept import kept_name
 
 Kept = Mapping[str, Mapping[int, Path]]
 """Method → step → folder of the scores of the student that was kept there."""
@@ -83,10 +84,11 @@ def follow(
     Raises:
         MismatchError: a folder lacks its scores, or answered different samples.
     """
-    on_the_way = {
-        (method, step): folder for method, steps in kept.items() for step, folder in steps.items()
+    models = {
+        kept_name(method, step): folder
+        for method, steps in kept.items()
+        for step, folder in steps.items()
     }
-    models = {f"{method} {step}": folder for (method, step), folder in on_the_way.items()}
     if ORIGINAL in folders:
         models[ORIGINAL] = folders[ORIGINAL]
     found = collect(
@@ -101,7 +103,7 @@ def follow(
         if RESCALED in comparison.models:
             points.append(_point(comparison, RESCALED, method, 0))
         for step in sorted(kept[method]):
-            points.append(_point(found, f"{method} {step}", method, step))
+            points.append(_point(found, kept_name(method, step), method, step))
         if method in comparison.models and method in last_steps:
             points.append(_point(comparison, method, method, last_steps[method]))
     return points

@@ -96,8 +96,8 @@ def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
 
     Keys: `short/<task>`, `capacity/<capacity>` and `capacity/short` (the mean over capacities),
     `retention/<capacity>`, `retention/short`, `similarity/last`, `similarity/attention_kl`,
-    `ruler/<task>`, `ruler/average`, `retention/ruler`, `held_out/nats_per_token`, `held_out/bits_per_byte`; a value that cannot be
-    told is left out.
+    `ruler/<task>`, `ruler/average`, `retention/ruler`, `held_out/nats_per_token`,
+    `held_out/bits_per_byte`; a value that cannot be told is left out.
     """
     model = comparison.models[name]
     values: dict[int, dict[str, float | None]] = {

@@ -4,7 +4,7 @@ VERSIONS = {
     "data": 2,
     "extension": 2,
     "profiling": 2,
-    "selection": 2,
+    "selection": 3,
     "training": 2,
     "evaluation": 3,
     "report": 4,

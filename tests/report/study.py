@@ -42,6 +42,29 @@ SIMILARITY = {
     "longred-c": (0.998, 0.993, 0.993, 0.992),
 }
 NATS = {"original": 2.570, "rescaled": 2.683, "cpt": 2.593, "longred-c": 2.575}
+KL = {"original": 0.0, "rescaled": 0.07, "cpt": 0.05, "longred-c": 0.01}
+KEEP_STEPS = (10, 30)
+
+
+def _add_students_on_the_way() -> None:
+    """Let the students that are kept lie between the rescaled model and the finished one."""
+    for method in ("longred-c", "cpt"):
+        for step in KEEP_STEPS:
+            name, part = f"{method}-step-{step}", step / 60
+            tables: tuple[dict[str, Any], ...] = (NATS, KL, ABILITY, NEEDLE, SIMILARITY)
+            for table in tables:
+                table[name] = _between(table["rescaled"], table[method], part)
+
+
+def _between(start: Any, end: Any, part: float) -> Any:
+    if isinstance(start, dict):
+        return {key: _between(start[key], end[key], part) for key in start}
+    if isinstance(start, tuple):
+        return tuple(_between(a, b, part) for a, b in zip(start, end, strict=True))
+    return start + part * (end - start)
+
+
+_add_students_on_the_way()
 PROFILED = {"model": "5eed5eed5eed5eed", "extension": "0ddba11c0ffee000"}
 RECIPE: dict[str, Any] = {
     "name": "demo",
@@ -49,7 +72,12 @@ RECIPE: dict[str, Any] = {
     "original_window": 256,
     "target_window": 1024,
     "extension": {"method": "abf", "rope_theta": 160000.0},
-    "training": {"method": "longred-c", "baselines": ["cpt"], "learning_rate": 0.0005},
+    "training": {
+        "method": "longred-c",
+        "baselines": ["cpt"],
+        "learning_rate": 0.0005,
+        "keep_steps": list(KEEP_STEPS),
+    },
 }
 
 
@@ -122,8 +150,12 @@ def _write_data(folder: Path, work: Path) -> None:
 
 
 def _write_profile(folder: Path, work: Path) -> None:
-    kl, similarity = [0.021, 0.064, 0.113, 0.087], list(SIMILARITY["rescaled"])
-    drift = {
+    write_json(folder / "drift.json", _drift([0.021, 0.064, 0.113, 0.087], "rescaled"))
+
+
+def _drift(kl: list[float], model: str) -> dict[str, Any]:
+    similarity = list(SIMILARITY[model])
+    return {
         "num_layers": NUM_LAYERS,
         "attention_kl": kl,
         "attention_kl_per_head": [[0.5 * value, 1.5 * value] for value in kl],
@@ -132,7 +164,6 @@ def _write_profile(folder: Path, work: Path) -> None:
         "attention_kl_by_position": [[0.0, value, 2 * value] for value in kl],
         "hidden_similarity_by_position": [[1.0, value, value] for value in similarity],
     }
-    write_json(folder / "drift.json", drift)
 
 
 def _write_selection(folder: Path, work: Path) -> None:
@@ -140,7 +171,8 @@ def _write_selection(folder: Path, work: Path) -> None:
         "strategy": "attention_kl",
         "distill_layers": [2, 3, 4],
         "layer_scores": [0.021, 0.064, 0.113, 0.087],
-        "number_text": "attention_kl: 3 of 4 layers hold 93 % of the total attention KL",
+        "number_text": "the layers with the highest attention KL and the last are distilled, as "
+        "many as the recipe says: 3 of 4 layers hold 93 % of the total attention KL",
         "reasons": [
             {"distill_layer": 2, "decoder_layer": 1, "text": "hidden state 2: rank 3 of 4"},
             {"distill_layer": 3, "decoder_layer": 2, "text": "hidden state 3: rank 1 of 4"},
@@ -247,6 +279,8 @@ def _write_scores(folder: Path, model: str, study: Study, num_samples: int) -> N
             "per_layer": list(similarity),
             "last": similarity[-1],
             "mean": float(np.mean(similarity)),
+            "attention_kl": KL[model],
+            "drift": _drift([KL[model]] * NUM_LAYERS, model),
         },
         "nats_per_token": NATS[model],
         "bits_per_byte": NATS[model] / 2.1,

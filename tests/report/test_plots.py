@@ -2,39 +2,40 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from typing import Any
 
 import pytest
-from study import NUM_LAYERS, Study
+from study import NUM_LAYERS, RECIPE, Study
 
-from longred.artifacts import read_json
 from longred.report import figures, training_figures
-from longred.report.inputs import read_series
+from longred.report.inputs import Inputs, read_inputs
 from longred.report.plots import LOOKS, Plot, inline_svg, look
+from longred.report.restoration import correlation, follow
 from longred.report.scores import Comparison, collect
 
 
 @pytest.fixture(scope="module")
 def comparison(study: Study) -> Comparison:
-    return collect(study.scores, original_window=256, min_points_above_chance=10.0)
+    models = {name: path for name, path in study.scores.items() if "-step-" not in name}
+    return collect(models, original_window=256, min_points_above_chance=10.0)
 
 
 @pytest.fixture(scope="module")
-def inputs(study: Study) -> tuple[Any, Any, Any]:
-    journals = {name: read_series(path / "metrics.jsonl") for name, path in study.students.items()}
-    drift = read_json(study.folders["profile"] / "drift.json")
-    return drift, read_json(study.folders["selection"] / "selection.json"), journals
+def inputs(study: Study) -> Inputs:
+    return read_inputs(recipe=RECIPE, students=study.students, scores=study.scores, **study.folders)
 
 
 @pytest.fixture(scope="module")
-def plots(study: Study, comparison: Comparison, inputs: tuple[Any, Any, Any]) -> dict[str, Plot]:
-    drawn = figures.all_plots(comparison, *inputs, study.scores, original_window=256)
+def plots(study: Study, comparison: Comparison, inputs: Inputs) -> dict[str, Plot]:
+    last_steps = dict.fromkeys(study.students, 60)
+    points = follow(comparison, inputs.scores, inputs.kept, last_steps, original_window=256, seed=0)
+    drawn = figures.all_plots(inputs, comparison, points, correlation(points, seed=0))
     return {plot.name: plot for plot in drawn}
 
 
 def test_every_plot_is_drawn_as_svg_and_png(plots: dict[str, Plot]) -> None:
     names = ["retention", "short-tasks", "ruler", "ruler-heat-map", "depth-heat-map"]
-    names += ["similarity", "attention-kl", "drift-heads", "drift-positions", "loss", "grad-norm"]
+    names += ["drift-layers", "restoration-steps", "retention-similarity", "attention-kl"]
+    names += ["drift-heads", "drift-positions", "drift-positions-models", "loss", "grad-norm"]
     assert list(plots) == names
     for plot in plots.values():
         ElementTree.fromstring(plot.svg)  # noqa: S314
@@ -94,7 +95,7 @@ def test_nothing_to_show_draws_nothing() -> None:
     assert figures.retention_plot(empty) is None
     assert figures.short_plot(empty) is None
     assert figures.ruler_plot(empty, 256) is None
-    assert figures.similarity_plot(empty) is None
+    assert figures.drifts_of(empty) == {}
 
 
 def test_every_model_looks_different_in_colour_and_in_grey_print() -> None:

@@ -72,7 +72,7 @@ def test_the_folder_is_whole(report: Path) -> None:
         "plots",
     }
     drawings = sorted(path.suffix for path in (report / "plots").iterdir())
-    assert drawings == [".png"] * 11 + [".svg"] * 11
+    assert drawings == [".png"] * 14 + [".svg"] * 14
 
 
 def test_the_page_loads_nothing_from_elsewhere(report: Path, page: Page) -> None:
@@ -94,9 +94,9 @@ def test_ids_are_unique_and_text_is_escaped(report: Path, page: Page) -> None:
 
 
 def test_every_plot_has_its_table(page: Page) -> None:
-    assert page.tags.count("figure") == 11
-    assert page.tags.count("svg") == 11
-    assert page.tags.count("details") >= 11
+    assert page.tags.count("figure") == 14
+    assert page.tags.count("svg") == 14
+    assert page.tags.count("details") >= 14
 
 
 def test_numbers_can_be_traced(report: Path, study: Study) -> None:
