@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from longred.export import probe
 from longred.export.card import usable_length
 from longred.export.check import check_export
 from longred.export.serving import serve_commands, serving_notes
-from longred.export.write import export_student
+from longred.export.steps import find_step
+from longred.export.write import export_student, find_student
 from longred.extension import extend_config, write_extension
 from longred.models import load_model, save_model
 from longred.runs import RunRecord, StageRecord
+from longred.tracking import Journal
 
 ROPES = {
     "abf": {"method": "abf", "rope_theta": 1e6},
@@ -46,6 +49,7 @@ def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord
             for weight in model.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
         save_model(model, root / "student", folder)
+        shutil.copytree(root / "student", folder / "kept/step-000010")
         summary = {
             "method": "longred-c",
             "num_steps": 30,
@@ -60,6 +64,12 @@ def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord
     def report(folder: Path, work: Path) -> None:
         (folder / "table.md").write_text(TABLE)
         write_json(folder / "scores.json", SCORES)
+        journal = Journal(folder / "metrics.jsonl")
+        for step, values in BY_STEP.items():
+            journal.append(
+                {f"longred-c/by_step/{key}": value for key, value in values.items()}, step=step
+            )
+        journal.close()
 
     stages = []
     for name, make in (("training", train), ("report", report)):
@@ -73,6 +83,12 @@ def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord
     return store, RunRecord("r1", "demo", [], config.model_dump(mode="json"), "d", stages=stages)
 
 
+BY_STEP = {
+    0: {"short_average": 99.0, "attention_kl": 0.001},
+    10: {"short_average": 71.5, "attention_kl": 0.3},
+    20: {"short_average": 80.0, "attention_kl": 0.2},
+    30: {"short_average": 71.5, "attention_kl": 0.1},
+}
 SCORES: dict[str, Any] = {
     "original": {"ruler": {"256": {"average": 96.0}, "512": {"average": 0.0}}},
     "longred-c": {
@@ -261,3 +277,44 @@ def test_servers_are_told_the_window_and_their_conflicts() -> None:
     (yarn,) = serving_notes(extended["yarn"])
     assert "8192 x 4" in yarn
     assert len(serving_notes(extended["longrope"])) == 2
+
+
+def test_a_student_that_was_kept_is_exported(tiny_model_folder: Path, tmp_path: Path) -> None:
+    store, run = trained_run(tiny_model_folder, tmp_path, "abf")
+    exported = export_student(store, run, tmp_path / "m", step="10", dtype="trained")
+    assert exported.step == 10
+    assert exported.source == exported.trained.folder / "kept/step-000010"
+    ours, kept = (load_model(folder).state_dict() for folder in (exported.folder, exported.source))
+    assert all(torch.equal(ours[name], weight) for name, weight in kept.items())
+    card = (exported.folder / "README.md").read_text()
+    assert "10 of the training's 30" in card
+    assert "after step 10, and the table is of the finished ones" in card
+    assert "short average 71.5" in card
+    result = export_student(store, run, tmp_path / "n", step="30", dtype="trained")
+    assert result.step is None
+
+
+@pytest.mark.parametrize(
+    ("step", "by", "words"),
+    [
+        ("11", "short_average", "step 11 was not kept; kept are 10 and the last, 30"),
+        ("best", "short_average", "step 20 was not kept"),
+        ("best", "loss", "--by: 'loss' is not one of short_average"),
+        ("best", "similarity", "has not measured similarity over the steps of longred-c"),
+        ("first", "short_average", "'first' is not a step, `best` or `last`"),
+    ],
+)
+def test_a_step_that_cannot_be_exported_is_told(
+    step: str, by: str, words: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    store, run = trained_run(tiny_model_folder, tmp_path, "abf")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        export_student(store, run, tmp_path / "m", step=step, by=by, dtype="trained")
+
+
+def test_the_best_is_the_lowest_where_less_is_better(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    _, run = trained_run(tiny_model_folder, tmp_path, "abf")
+    method, trained = find_student(run)
+    assert find_step(run, method, trained, step="best", by="attention_kl") is None

@@ -19,6 +19,12 @@ def export(
     method: Annotated[
         str | None, typer.Option(help="which student (default: the recipe's training.method)")
     ] = None,
+    step: Annotated[
+        str, typer.Option(help="of the training: last, a kept step's number, or best")
+    ] = "last",
+    by: Annotated[
+        str, typer.Option(help="what best means: short_average, retention, ruler, similarity, …")
+    ] = "short_average",
     dtype: Annotated[
         str, typer.Option(help="of the weights: bfloat16, or `trained` as they were trained")
     ] = "bfloat16",
@@ -34,7 +40,9 @@ def export(
     from longred.runs import load_run
 
     place = open_store(store)
-    exported = export_student(place, load_run(place, run_id), folder, method=method, dtype=dtype)
+    exported = export_student(
+        place, load_run(place, run_id), folder, method=method, step=step, by=by, dtype=dtype
+    )
     if not as_json:
         _print_export(exported)
     say = (lambda finding: None) if as_json else _print_finding
@@ -48,7 +56,8 @@ def export(
 def _print_export(exported: "Exported") -> None:
     dtype = str(exported.dtype).removeprefix("torch.")
     typer.echo(f"model    {exported.folder}  ({exported.size_bytes / 1e9:.3f} GB, {dtype})")
-    typer.echo(f"student  {exported.method}, {exported.trained.path}")
+    at = "" if exported.step is None else f" after step {exported.step}"
+    typer.echo(f"student  {exported.method}{at}, {exported.source}")
 
 
 def _print_finding(finding: "Finding") -> None:
@@ -80,6 +89,7 @@ def _summary(exported: "Exported", findings: "list[Finding]") -> dict[str, Any]:
     return {
         "folder": str(exported.folder),
         "method": exported.method,
+        "step": exported.step,
         "training": exported.trained.digest,
         "dtype": str(exported.dtype).removeprefix("torch."),
         "size_bytes": exported.size_bytes,

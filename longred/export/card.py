@@ -12,13 +12,21 @@ from longred.architectures import main_rope
 from longred.artifacts import Artifact, read_json
 from longred.export.serving import serve_commands, serving_notes
 from longred.runs import RunRecord
+from longred.tracking import JOURNAL_NAME, Journal
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 KEPT_SHARE = 0.85
 """A length counts as usable where RULER keeps this part of the original's score at its window."""
 
 
-def model_card(run: RunRecord, method: str, trained: Artifact, model: PreTrainedModel) -> str:
+def model_card(
+    run: RunRecord,
+    method: str,
+    trained: Artifact,
+    model: PreTrainedModel,
+    *,
+    step: int | None = None,
+) -> str:
     """Return README.md: the metadata that the hub reads, and the run's own measurements.
 
     Args:
@@ -26,6 +34,7 @@ def model_card(run: RunRecord, method: str, trained: Artifact, model: PreTrained
         method: how.
         trained: the training's artifact.
         model: the student.
+        step: where it was kept on the way; None for the training's result.
     """
     training = read_json(trained.folder / "training.json")
     report = run.last_attempts().get("report")
@@ -33,8 +42,8 @@ def model_card(run: RunRecord, method: str, trained: Artifact, model: PreTrained
     parts = [
         _introduction(run, method, model),
         _rope_table(run, model),
-        _training_table(run, training),
-        _measurements(run, method, folder),
+        _training_table(run, training, step),
+        _measurements(run, method, folder, step),
         _limits(run, method, folder),
         _serving(model, run, method),
     ]
@@ -86,13 +95,15 @@ def _rope_table(run: RunRecord, model: PreTrainedModel) -> str:
     return "\n".join(["## Window and RoPE", "", "| key | value |", "|---|---|", *lines])
 
 
-def _training_table(run: RunRecord, training: Mapping[str, Any]) -> str:
+def _training_table(run: RunRecord, training: Mapping[str, Any], step: int | None) -> str:
     environment = training.get("environment", {})
     layers = training.get("distill_layers") or []
+    last = training["num_steps"]
+    done = last if step is None else step
     rows = {
         "method": training["method"],
-        "steps": f"{training['num_steps']:,}",
-        "tokens": f"{training['tokens']:,}",
+        "steps": f"{last:,}" if step is None else f"{step:,} of the training's {last:,}",
+        "tokens": f"{training['tokens'] * done // last:,}",
         "distilled hidden states": ", ".join(map(str, layers)) or "none",
         "learning rate": _schedule(training["job"]),
         "optimizer": training["job"].get("optimizer", "adamw"),
@@ -104,15 +115,31 @@ def _training_table(run: RunRecord, training: Mapping[str, Any]) -> str:
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
 
 
-def _measurements(run: RunRecord, method: str, report: Path | None) -> str:
+def _measurements(run: RunRecord, method: str, report: Path | None, step: int | None) -> str:
     if report is None or not (report / "table.md").is_file():
         return "## Measured\n\nNothing was measured in this run."
     table = (report / "table.md").read_text(encoding="utf-8").strip()
     text = re.sub(r"^#", "###", table, flags=re.MULTILINE)
     reach = usable_length(read_json(report / "scores.json"), method, run.config)
+    if step is not None:
+        reach = _on_the_way(report, method, step)
     return (
         f"## Measured\n\nAll models of this run answered the same frozen samples under one "
         f"configuration. {reach}\n\n{text}"
+    )
+
+
+def _on_the_way(report: Path, method: str, step: int) -> str:
+    """Say what was measured of a student that was kept on the way, in words."""
+    found = {
+        line["key"].rpartition("/")[2]: float(line["value"])
+        for line in Journal(report / JOURNAL_NAME).read()
+        if line["key"].startswith(f"{method}/by_step/") and line["step"] == step
+    }
+    own = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found.items())
+    return (
+        f"This folder holds the student of {method} after step {step}, and the table is of the "
+        f"finished ones. Of this one was measured: {own or 'nothing'}."
     )
 
 

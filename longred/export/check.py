@@ -99,7 +99,7 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
     """Write the probe's request and return what the trainer's own model answers to it."""
     is_small = exported.size_bytes <= FLOAT32_BYTES
     dtype = torch.float32 if is_small else exported.dtype
-    model: Any = load_model(exported.trained.folder, dtype=exported.dtype, backend="sdpa")
+    model: Any = load_model(exported.source, dtype=exported.dtype, backend="sdpa")
     model, config = model.to(dtype), model.config
     window = int(config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
         "dtype": dtype_name,
         "rope": {kind: frequencies(config, kind) for kind in kinds},
         "logits": model(tokens).logits[0, -NUM_LOGITS:].float(),
-        "has_chat_template": _has_chat_template(exported.trained.folder),
+        "has_chat_template": _has_chat_template(exported.source),
         "own_rope": _own_rope(model),
     }
 

@@ -36,6 +36,7 @@ class Point:
         method: how it is trained.
         step: optimizer steps that are done; 0 is the rescaled model.
         short: short average in percent.
+        ruler: RULER average at its longest length, in percent.
         retention: of the short average, in percent of the original's.
         interval: of the retention.
         similarity: mean cosine of the last hidden state to the original's.
@@ -45,6 +46,7 @@ class Point:
     method: str
     step: int
     short: float | None
+    ruler: float | None
     retention: float | None
     interval: Interval | None
     similarity: float | None
@@ -112,10 +114,12 @@ def follow(
 def _point(comparison: Comparison, name: str, method: str, step: int) -> Point:
     model = comparison.models[name]
     ends = model["retention_interval"]["short"]
+    lengths = comparison.lengths
     return Point(
         method=method,
         step=step,
         short=model["short"]["average"],
+        ruler=model["ruler"][str(max(lengths))]["average"] if lengths else None,
         retention=model["retention"]["short"],
         interval=(ends[0], ends[1]) if ends else None,
         similarity=model["similarity"],
@@ -228,13 +232,14 @@ def restoration_metrics(
 ) -> dict[int, dict[str, float]]:
     """Return journal values by training step; the correlation is at step 0.
 
-    Keys: `<method>/by_step/` with short_average, retention, similarity and attention_kl;
+    Keys: `<method>/by_step/` with short_average, ruler, retention, similarity and attention_kl;
     `restoration/` with spearman, pearson and the ends of their intervals.
     """
     values: dict[int, dict[str, float]] = {}
     for point in points:
         measured = {
             "short_average": point.short,
+            "ruler": point.ruler,
             "retention": point.retention,
             "similarity": point.similarity,
             "attention_kl": point.attention_kl,

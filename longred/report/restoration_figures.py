@@ -108,11 +108,19 @@ def points_table(points: Sequence[Point]) -> Table:
         [
             f"{point.method}, step {point.step}",
             number(point.short),
+            number(point.ruler),
             with_interval(point.retention, point.interval),
             number(point.similarity, 5),
             number(point.attention_kl, 5),
         ]
         for point in points
     ]
-    header = ["student", "short average", "short retention", "similarity", "attention KL"]
+    header = [
+        "student",
+        "short average",
+        "RULER",
+        "short retention",
+        "similarity",
+        "attention KL",
+    ]
     return Table(header, rows)

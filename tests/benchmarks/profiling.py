@@ -1,11 +1,11 @@
 """Measure the attention KL: its time, peak memory and exactness against dense attention maps.
 
-    python tests/benchmarks/profiling.py cpu --output tests/benchmarks/results/profiling-cpu.json
-    python tests/benchmarks/profiling.py gpu --output tests/benchmarks/results/profiling-gpu.json
+    python tests/benchmarks/profiling.py RESULT.json --preset cpu|gpu|tiny
 
-`cpu`: 4 heads of 64, each measurement in a process of its own, so that peaks do not mix. `gpu`: the
-shape of Llama-3-8B, all 32 layers of one sequence; `gpu --tiny` runs the same code anywhere. Needs
-torch (and Triton on a GPU) only.
+`cpu`: 4 heads of 64, each measurement in a process of its own, so that peaks do not mix. `gpu`:
+Llama-3-8B, all 32 layers of one sequence of 32K and of 128K tokens, sampled queries against
+float64, and the length at which dense maps run out of memory. `tiny` runs the code of `gpu` on a
+small shape anywhere. Needs torch, transformers (and Triton on a GPU) only, and no installation.
 """
 
 import argparse
@@ -23,6 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# A box with a GPU may have this folder and torch, and nothing installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from longred.profiling.attention_kl import attention_kl
 
@@ -203,34 +206,65 @@ def _dense_limit(num_heads: int, num_key_heads: int, dim: int) -> int | None:
     return None
 
 
+def goals(preset: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what was aimed at, what was measured, and whether it is reached."""
+    if preset == "cpu":
+        aims = [
+            ("times faster than dense maps at 4,096", "times_faster_than_dense_at_4096", 5.0, True),
+            ("share of their peak memory", "share_of_dense_peak_at_4096", 0.03, False),
+        ]
+        measured = [(what, found[key], aim, at_least) for what, key, aim, at_least in aims]
+    else:
+        seconds = {"32768": 4.0, "131072": 64.0}
+        measured = []
+        for length, row in ((n, found[n]) for n in found if n.isdigit()):
+            if length in seconds:
+                what = f"seconds for all layers at {int(length):,}"
+                measured.append((what, row["seconds_all_layers"], seconds[length], False))
+            for key, aim in (
+                ("largest_relative_error", 1e-3),
+                ("largest_error_below_1e-3_nats", 1e-5),
+            ):
+                what = f"{key.replace('_', ' ')} at {int(length):,}"
+                measured.append((what, row[key], aim, False))
+    return [
+        {
+            "goal": f"{what}: {'at least' if at_least else 'at most'} {aim:g}",
+            "measured": value,
+            "reached": value >= aim if at_least else value <= aim,
+        }
+        for what, value, aim, at_least in measured
+    ]
+
+
 def main() -> None:
-    """Run one part and write its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="part", required=True)
-    for name in ("cpu", "gpu"):
-        command = commands.add_parser(name)
-        command.add_argument("--output", type=Path)
-    command.add_argument("--tiny", action="store_true", help="a small shape, on the CPU")
-    command = commands.add_parser("measure", help="one measurement; `cpu` calls it")
-    command.add_argument("way", choices=WAYS)
-    command.add_argument("length", type=int)
-    command.add_argument("repeats", type=int)
-    arguments = parser.parse_args()
-    if arguments.part == "measure":
-        print(json.dumps(measure_cpu(arguments.way, arguments.length, arguments.repeats)))
+    """Run a preset and write its JSON."""
+    if sys.argv[1:2] == ["measure"]:
+        way, length, repeats = sys.argv[2:]
+        print(json.dumps(measure_cpu(way, int(length), int(repeats))))
         return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("result", type=Path, help="the JSON file to write")
+    parser.add_argument("--preset", choices=("cpu", "gpu", "tiny"), default="cpu")
+    arguments = parser.parse_args()
+    if arguments.preset == "gpu" and not torch.cuda.is_available():
+        parser.error("--preset gpu: torch sees no GPU; `--preset tiny` runs the same code anywhere")
     found = {
         "date": date.today().isoformat(),
+        "preset": arguments.preset,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **(cpu() if arguments.part == "cpu" else gpu(arguments.tiny)),
+        **(cpu() if arguments.preset == "cpu" else gpu(tiny=arguments.preset == "tiny")),
     }
+    found = json.loads(json.dumps(found))
+    found["goals"] = goals(arguments.preset, found)
     text = json.dumps(found, indent=2) + "\n"
     print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
+    arguments.result.parent.mkdir(parents=True, exist_ok=True)
+    arguments.result.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def make_points(similarity, retention) -> list[Point]:
             method="cpt",
             step=step,
             short=50.0 + step,
+            ruler=None,
             retention=kept,
             interval=None,
             similarity=cosine,
@@ -93,6 +94,7 @@ def test_the_rescaled_model_counts_once() -> None:
             method=m,
             step=0,
             short=1.0,
+            ruler=None,
             retention=0.5,
             interval=None,
             similarity=0.05,
@@ -127,6 +129,7 @@ def test_what_was_lost_again_is_said() -> None:
         method="cpt",
         step=2,
         short=70.0,
+        ruler=None,
         retention=90.0,
         interval=None,
         similarity=0.91,
@@ -145,7 +148,7 @@ def test_pictures_of_what_is_known() -> None:
     points = make_points([0.9, 0.91, 0.92, 0.93], [80.0, 90.0, 95.0, 85.0])
     plot = steps_plot(points)
     assert plot is not None
-    assert plot.table.rows[0] == ["cpt, step 1", "51.0", "80.0", "0.90000", "n/a"]
+    assert plot.table.rows[0] == ["cpt, step 1", "51.0", "n/a", "80.0", "0.90000", "n/a"]
     plot = retention_similarity_plot(points, correlation(points, seed=0))
     assert plot is not None
     assert "Spearman +0.40" in plot.caption
