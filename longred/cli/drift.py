@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,11 +66,27 @@ def drift(
         "length": int(rows_NT.shape[1]),
         "num_tokens": int(rows_NT.numel()),
     }
-    if folder_b is None:
-        _sweep(teacher, settings, rows_NT, batch_rows, facts, out, as_json)
-        return
-    student = _load(folder_b, device, dtype, original=folder_a)
-    _compare(teacher, student, rows_NT, batch_rows, facts | {"model_b": model_b}, out, as_json)
+    with _shown() as progress:
+        if folder_b is None:
+            result = _sweep(teacher, settings, rows_NT, batch_rows, facts, progress)
+        else:
+            student = _load(folder_b, device, dtype, original=folder_a)
+            facts["model_b"] = model_b
+            result = _compare(teacher, student, rows_NT, batch_rows, facts, progress)
+    if out is not None:
+        _write(out, result)
+    typer.echo(json.dumps(result.values, indent=2) if as_json else result.table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured: as JSON and its file's name, as text, as pictures, and by cell."""
+
+    name: str
+    values: dict[str, Any]
+    table: str
+    draw: Callable[[], "list[Plot | None]"]
+    drift: "Drift | None" = None
 
 
 def _compare(
@@ -78,29 +95,26 @@ def _compare(
     rows_NT: "Tensor",
     batch_rows: int,
     facts: dict[str, Any],
-    out: Path | None,
-    as_json: bool,
-) -> None:
+    progress: Progress,
+) -> Result:
     from longred.profiling.drift import profile_drift
 
-    with _shown() as progress:
-        found = profile_drift(
-            teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress
-        )
+    found = profile_drift(teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress)
     values = facts | found.to_json()
-    if out is not None:
-        from longred.profiling.table import write_parquet
+
+    def draw() -> "list[Plot | None]":
         from longred.report.drift_figures import heads_plot, layers_plot, positions_plot
 
         name = Path(str(facts["model_b"])).name
-        plots = [
+        return [
             layers_plot({name: values}),
             heads_plot({name: values}),
             positions_plot(values, name),
         ]
-        _write(out, "drift.json", values, [plot for plot in plots if plot is not None])
-        write_parquet(found, out / "drift.parquet")
-    typer.echo(json.dumps(values, indent=2) if as_json else _table(found, facts))
+
+    return Result(
+        name="drift.json", values=values, table=_table(found, facts), draw=draw, drift=found
+    )
 
 
 def _sweep(
@@ -109,21 +123,20 @@ def _sweep(
     rows_NT: "Tensor",
     batch_rows: int,
     facts: dict[str, Any],
-    out: Path | None,
-    as_json: bool,
-) -> None:
+    progress: Progress,
+) -> Result:
     from longred.profiling.sweep import original_theta, sweep_drift
-    from longred.report.drift_figures import sweep_plot
 
-    with _shown() as progress:
-        points = sweep_drift(
-            teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress
-        )
+    points = sweep_drift(teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress)
     before = original_theta(teacher)
     values = facts | {"rope_theta_before": before, "points": [p.to_json() for p in points]}
-    if out is not None:
-        _write(out, "sweep.json", values, [sweep_plot(values["points"], theta_before=before)])
-    typer.echo(json.dumps(values, indent=2) if as_json else _sweep_table(points, facts))
+
+    def draw() -> "list[Plot | None]":
+        from longred.report.drift_figures import sweep_plot
+
+        return [sweep_plot(values["points"], theta_before=before)]
+
+    return Result(name="sweep.json", values=values, table=_sweep_table(points, facts), draw=draw)
 
 
 def _settings(theta: str, factor: str, methods: str) -> "list[Setting]":
@@ -206,14 +219,18 @@ def _shown() -> Iterator[Progress]:
         )
 
 
-def _write(out: Path, name: str, values: dict[str, Any], plots: "list[Plot]") -> None:
+def _write(out: Path, result: Result) -> None:
     from longred.artifacts import storage_errors, write_json
+    from longred.profiling.table import write_parquet
 
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        for plot in plots:
-            (out / f"{plot.name}.png").write_bytes(plot.png)
-    write_json(out / name, values)
+        for plot in result.draw():
+            if plot is not None:
+                (out / f"{plot.name}.png").write_bytes(plot.png)
+        if result.drift is not None:
+            write_parquet(result.drift, out / "drift.parquet")
+    write_json(out / result.name, result.values)
 
 
 def _table(found: "Drift", facts: dict[str, Any]) -> str:
@@ -235,9 +252,9 @@ def _table(found: "Drift", facts: dict[str, Any]) -> str:
     lines.append(f"{'mean':>5}  {total / found.num_layers:>12.5f}  {'':>8}  {'':>6}  {mean:>10.5f}")
     lines += [
         "",
-        "attention KL in nats per query; similarity of the layer's output, the last one's",
+        "attention KL in nats per query; similarity of the layer's output, the last one's after "
+        "the final norm",
     ]
-    lines[-1] += " after the final norm"
     return "\n".join(lines)
 
 

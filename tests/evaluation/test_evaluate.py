@@ -108,22 +108,22 @@ def test_batch_size_changes_nothing(finished: Path, run: Run, config: Evaluation
 def test_killed_run_repeats_one_unit(
     run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = room._similarity
+    last = room._drift
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "_similarity", die)
+    monkeypatch.setattr(room, "_drift", die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     before = units(tmp_path)
     assert len(before) == 9
-    monkeypatch.setattr(room, "_similarity", last)
+    monkeypatch.setattr(room, "_drift", last)
     seen: list[tuple[int, int, str]] = []
     folder = run(tmp_path, on=lambda *step: seen.append(step))
     after = units(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert [name.partition("-")[0] for name in set(after) - set(before)] == ["similarity"]
+    assert [name.partition("-")[0] for name in set(after) - set(before)] == ["drift"]
     assert read(folder) == read(finished)
     assert [step[0] for step in seen] == list(range(1, 11))
 
