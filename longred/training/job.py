@@ -175,6 +175,8 @@ class TrainingJob:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: must be 1 or more, got {getattr(self, name)}")
+        if self.spike_mads <= 0:
+            raise ConfigError(f"training.spike_mads: must be above 0, got {self.spike_mads}")
         at_least_zero = (
             "short_micro_batch_tokens",
             "uncheckpointed_tokens",

@@ -37,6 +37,10 @@ def test_identity_leaves_out_what_cannot_change_the_result(make_job: MakeJob):
         ({"num_steps": 0}, "training.num_steps: must be 1 or more, got 0"),
         ({"dtype": "float16"}, "training.dtype: 'float16' is not one of float32, bfloat16"),
         ({"device": "tpu"}, "training.device"),
+        ({"optimizer": "sgd"}, "training.optimizer: 'sgd' is not one of adamw, adamw8bit"),
+        ({"activation_checkpointing": "some"}, "training.activation_checkpointing"),
+        ({"mlp_tile_tokens": -1}, "training.mlp_tile_tokens: must be 0 or more, got -1"),
+        ({"spike_mads": 0.0}, "training.spike_mads: must be above 0"),
         ({"lr": 1.0}, "training.lr: unknown value"),
     ],
 )
