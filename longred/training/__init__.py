@@ -5,4 +5,7 @@ model with its savers of memory and time, `step` holds the losses of one optimiz
 `optimizer` the update and `schedules` its rate, `persistence` what a trainer is made of,
 `checkpoint` how that survives a crash, `result` what is left at the end; `not_finite`, `spikes` and
 `stop` why a training ends early, `launch` the parent's side.
+
+Of several processes: `layout` says who computes what, `world` how they agree, `sharding` who holds
+which rows of the weights, `tensor_files` who writes and reads which rows of a checkpoint.
 """

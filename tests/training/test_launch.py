@@ -229,3 +229,10 @@ def test_a_paused_training_goes_on_to_the_same_bits(
     assert not (tmp_path / "result").exists()
     assert_same_run(train(100), uninterrupted)
     assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sbatch"])
+def test_templates_are_programs_of_the_shell(name):
+    path = Path(__file__).parents[2] / "deployments" / "training" / name
+    result = subprocess.run(["/bin/bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import MakeJob, assert_same_run, run, run_together
+from test_architectures import CASES
+from tiny_training import ORIGINAL, TARGET, MakeJob, assert_same_run, run, run_together
+from transformers import AutoModelForCausalLM
 
 from longred.architectures import sequence_problem
 from longred.errors import ConfigError, MismatchError
+from longred.extension import write_extension
 from longred.models import load_config
 from longred.objectives.table import first_window
 from longred.tracking import Journal
@@ -49,7 +52,8 @@ def assert_close_weights(result: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         assert torch.allclose(ours[name], weight, rtol=1e-5, atol=1e-5), name
-        assert (ours[name] - weight).norm() <= 1e-5 * weight.norm(), name
+        # Biases that start at zero are not yet larger than the rounding of their gradients.
+        assert (ours[name] - weight).norm() <= 1e-5 * max(weight.norm(), 1e-2), name
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,32 @@ def test_several_processes_equal_one(
     assert codes == [0] * num_processes
     alone = train(make_job(**values), tmp_path / "alone")
     assert_equal_but_for_the_last_bits(tmp_path / "several/result", alone)
+
+
+@pytest.mark.parametrize("case", ["qwen2-window", "gemma3"])
+def test_tied_embeddings_and_sliding_windows(
+    case, make_job: MakeJob, tiny_model_folder: Path, processes, tmp_path: Path
+):
+    make_config, method, settings = CASES[case]
+    original, student = tmp_path / "original", tmp_path / "student"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(make_config()).save_pretrained(original)
+    for path in tiny_model_folder.glob("tokenizer*"):
+        shutil.copy(path, original)
+    windows = {"original_window": ORIGINAL, "target_window": TARGET}
+    write_extension(original, student, digest="0", method=method, **windows, **settings)
+    values = {
+        "rows": ROWS,
+        "num_steps": 3,
+        "learning_rate": 1e-4,
+        "long_distill_weight": 1.0,
+        "teacher_folder": str(original),
+        "student_folder": str(student),
+    }
+    job = make_job(parallel={"num_processes": 2, "sequence_parallel": 2}, **values)
+    assert run_together(processes, job, tmp_path / "two") == [0, 0]
+    alone = train(make_job(**values), tmp_path / "one")
+    assert_equal_but_for_the_last_bits(tmp_path / "two/result", alone)
 
 
 @pytest.fixture(scope="module")
