@@ -16,7 +16,7 @@ from longred import services
 from longred.errors import PreflightError
 from longred.flow_host import repository
 from longred.prefect_api import deployed
-from longred.programs import WORK_POOL
+from longred.programs import WORK_POOL, command, environment
 from longred.runs import is_alive, process_identity
 from longred.scope import STAGES
 from longred.temporary_server import temporary_server
@@ -54,6 +54,35 @@ def test_without_a_wish_a_taken_port_is_left_for_a_free_one(
         assert services.choose_port("prefect", None) != port
     assert services.choose_port("prefect", None) == port
     assert services.choose_port("prefect", free_ports()["prefect"]) != port
+
+
+@pytest.mark.parametrize("sets", [["0,1", "1,2"], ["0,0"], ["0,"], [""]])
+def test_a_gpu_belongs_to_one_worker(sets: list[str], tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="named twice or not at all") as caught:
+        services.up(tmp_path, repository(), ports=free_ports(), say=print, gpu_sets=sets)
+    assert "--gpus 0,1 --gpus 2,3" in str(caught.value)
+    assert services.load(tmp_path) == {}
+
+
+def test_a_workers_flow_runs_see_its_gpus_only(tmp_path: Path) -> None:
+    of_all = environment(tmp_path, repository(), "http://127.0.0.1:4200")
+    of_two = environment(tmp_path, repository(), "http://127.0.0.1:4200", gpus="2,3")
+    assert of_all.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert of_two["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_logins_of_mlflow_need_a_key_of_its_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.delenv("MLFLOW_FLASK_SERVER_SECRET_KEY", raising=False)
+    with pytest.raises(PreflightError, match="MLFLOW_FLASK_SERVER_SECRET_KEY is not"):
+        command(tmp_path, "mlflow", 5000)
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "long and random")
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://db/mlflow")
+    words = command(tmp_path, "mlflow", 5000)
+    assert "basic-auth" in words
+    assert not any("postgresql" in word or "long and random" in word for word in words)
 
 
 def test_deployments_are_not_applied_where_no_server_answers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from longred.artifacts import Artifact, Store
 from longred.errors import (
@@ -24,6 +25,7 @@ from longred.progress import Progress
 from longred.runs import load_config, load_run
 from longred.session import open_run
 from longred.training.launch import LostProcessError
+from tasks import stage
 from tasks.stage import make, stage_task
 
 attempts: list[str] = []
@@ -138,3 +140,20 @@ def test_only_lost_processes_and_preemptions_are_tried_again(
     record = load_run(Store(tmp_path))
     assert len(record.stages) == num_attempts
     assert record.status == ("finished" if num_attempts == 2 else record.stages[-1].status)
+
+
+def test_a_server_that_is_away_does_not_hold_up_a_stage() -> None:
+    """The address answers nobody, and Prefect's client goes on trying for a minute."""
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(stage, "END_SECONDS", 0.2)
+        progress = stage.StageProgress("training/cpt")
+        patch.setattr(progress, "_logged", float("inf"))  # there is no run whose log it could be
+        started = time.monotonic()
+        for step in range(1000):
+            progress(step, 1000, "on the way")
+        progress.finish()
+        progress.end()
+        assert time.monotonic() - started < 30
