@@ -1,7 +1,7 @@
 """The verb that says what a recipe takes before anything is written: its text, its cost."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -185,5 +185,8 @@ def _show_data(sources: Sequence[dict[str, Any]]) -> None:
     typer.echo("available: tokens of training documents long enough; a document feeds one bucket")
 
 
-SECTIONS = {"data": (_plan_data, _show_data), "cost": (_plan_cost, _show_cost)}
+SECTIONS: dict[str, tuple[Callable[..., Any], Callable[[Any], None]]] = {
+    "data": (_plan_data, _show_data),
+    "cost": (_plan_cost, _show_cost),
+}
 """What `plan` says: name → how it is found out, and how it is shown."""

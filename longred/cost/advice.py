@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from longred.cost.flops import batches
 from longred.cost.memory import memory_parts
@@ -30,7 +31,8 @@ def advice(
     """
     current = job
     for name, value in _savers(job, lengths, kind):
-        changed = dataclasses.replace(current, **{name: value})
+        values: dict[str, Any] = {name: value}
+        changed = dataclasses.replace(current, **values)
         before = _peak(shape, current, lengths, kind)
         after = _peak(shape, changed, lengths, kind)
         if after > 0.99 * before:

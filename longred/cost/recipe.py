@@ -57,7 +57,9 @@ def job_of(
         "rows": config.rows(method),
         "distill_layers": tuple(last) if recipe.uses_layers() else (),
     }
-    nowhere = dict.fromkeys(("data_folder", "student_folder", "teacher_folder", "data_digest"), "")
+    nowhere: dict[str, Any] = dict.fromkeys(
+        ("data_folder", "student_folder", "teacher_folder", "data_digest"), ""
+    )
     return TrainingJob(**nowhere, **plain)
 
 

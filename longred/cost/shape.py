@@ -90,8 +90,9 @@ class ModelShape:
 def shape_of(config: PreTrainedConfig) -> ModelShape:
     """Return the shape of a configuration's model, built without memory for its weights."""
     own = copy.deepcopy(config)
+    loader: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(own, trust_remote_code=False)
+        model = loader.from_config(own, trust_remote_code=False)
     found: dict[str, Linears] = {}
     for name, module in model.base_model.layers.named_modules():
         if isinstance(module, nn.Linear):
