@@ -56,7 +56,11 @@ def steps_plot(points: Sequence[Point]) -> Plot | None:
 def retention_similarity_plot(points: Sequence[Point], found: Correlation | None) -> Plot | None:
     """Draw every student's retention over its similarity, with the correlation in words."""
     pairs = {
-        method: [p for p in way if p.similarity is not None and p.retention is not None]
+        method: [
+            (p.step, p.similarity, p.retention)
+            for p in way
+            if p.similarity is not None and p.retention is not None
+        ]
         for method, way in by_method(points).items()
     }
     if not any(pairs.values()):
@@ -67,18 +71,18 @@ def retention_similarity_plot(points: Sequence[Point], found: Correlation | None
         for method, way in pairs.items():
             colour, marker, dashes, _ = look(method, list(pairs))
             axes.plot(
-                [p.similarity for p in way],
-                [p.retention for p in way],
+                [similarity for _, similarity, _ in way],
+                [retention for _, _, retention in way],
                 color=colour,
                 marker=marker,
                 linestyle=dashes,
                 linewidth=1.0,
                 label=method,
             )
-            for p in way:
+            for step, similarity, retention in way:
                 axes.annotate(
-                    str(p.step),
-                    (p.similarity or 0.0, p.retention or 0.0),
+                    str(step),
+                    (similarity, retention),
                     (4, 4),
                     textcoords="offset points",
                     fontsize=7.5,

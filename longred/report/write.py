@@ -141,6 +141,6 @@ def _write_metrics(
             journal.append({f"{name}/{key}": value for key, value in values.items()}, step=step)
             if name == method:
                 journal.append(values, step=step)
-    for step, values in sorted(along.items()):
-        journal.append(values, step=step)
+    for step, followed in sorted(along.items()):
+        journal.append(followed, step=step)
     journal.close()
