@@ -1,5 +1,6 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 #   TORCH_INDEX=URL  installs torch from that package index, e.g. PyTorch's own index of CPU-only builds.
+#   FLAGS=--tiny     lets `make gpu-check` run small and on the CPU.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
@@ -28,6 +29,14 @@ demo: install ## run the whole pipeline on the demo recipe
 
 test: install lint types ## lint, types and all tests
 	$(BIN)/python -m pytest
+
+test-fast: install ## the tests that take no long time
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Also where longred is not installed: a bare GPU machine with torch, triton and transformers.
+PART ?= tests
+gpu-check: ## PART=tests|training|profiling|generation on this machine's GPU, with PYTHON as it is
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_check.py $(PART) $(FLAGS)
 
 lint: install
 	$(BIN)/ruff check .
