@@ -131,7 +131,7 @@ PRESETS = {
         256,
         1024,
         128,
-        {"dtype": "float32", "device": "cpu", "micro_batch_tokens": 2048},
+        {"dtype": "float32", "device": "cpu", "micro_batch_tokens": 1024},
         distill=3,
         their_micro_batch_tokens=8192,
     ),
@@ -279,16 +279,11 @@ SIDES = {"ours": Trainer, "theirs": TheirTrainer}
 
 
 def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
-    """Take a step that is profiled and does not count, then the others.
-
-    Returns:
-        Times, losses, peak memory, and what the profiled step spent its time on.
-    """
+    """Take a step that does not count, then the others; return times, losses and peak memory."""
     random_weights()
     trainer = SIDES[side](job, work)
-    top_costs, first = _profiled_step(trainer)
-    steps = [{"seconds": 0.0, "processor_seconds": 0.0, "metrics": first}]
-    for _ in range(job.num_steps - 1):
+    steps = []
+    for _ in range(job.num_steps):
         _wait(trainer.device)
         start, processor = time.perf_counter(), time.process_time()
         metrics = trainer.train_step()
@@ -300,7 +295,7 @@ def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
                 "metrics": dict(metrics),
             }
         )
-    return {
+    found = {
         "seconds": [step["seconds"] for step in steps[1:]],
         "processor_seconds": [step["processor_seconds"] for step in steps[1:]],
         "losses": [
@@ -309,23 +304,26 @@ def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
         ],
         "mfu": [step["metrics"]["train/mfu"] for step in steps[1:]],
         "micro_batch_tokens": job.micro_batch_tokens,
-        "top_costs": top_costs,
         "peak_bytes": peak_bytes(trainer.device),
         "step_tokens": trainer.meter.step_tokens,
     }
+    if side == "ours":
+        # Last: the profiler's own memory must not count.
+        found["top_costs"] = _top_costs(trainer)
+    return found
 
 
-def _profiled_step(trainer: Trainer) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Take a step; return the kernels that took longest with their share of it, and its metrics."""
+def _top_costs(trainer: Trainer) -> list[dict[str, Any]]:
+    """Take one more step; return the kernels that took longest, with their share of it."""
     on_gpu = trainer.device.type == "cuda"
     kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
     with profile(activities=kinds, acc_events=True) as profiler:
-        metrics = dict(trainer.train_step())
+        trainer.train_step()
         _wait(trainer.device)
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, attribute))
     total = sum(getattr(event, attribute) for event in events) or 1.0
-    costs = [
+    return [
         {
             "kernel": event.key[:100],
             "share": round(getattr(event, attribute) / total, 4),
@@ -333,7 +331,6 @@ def _profiled_step(trainer: Trainer) -> tuple[list[dict[str, Any]], dict[str, fl
         }
         for event in events[:12]
     ]
-    return costs, metrics
 
 
 def _wait(device: torch.device) -> None:
