@@ -170,3 +170,9 @@ def test_health_needs_an_answer(service: str) -> None:
     command = [sys.executable, str(ROOT / "docker" / "health.py"), service, "http://127.0.0.1:9"]
     result = subprocess.run(command, capture_output=True, env={**os.environ}, check=False)
     assert result.returncode != 0
+
+
+def test_no_password_is_on_a_command_line(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        words = [*service.get("entrypoint", []), *service.get("command", [])]
+        assert not variables(" ".join(words))

@@ -155,6 +155,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
         )
         mlflow = {
             **client,
+            "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://{address}/mlflow",
             "MLFLOW_AUTH_CONFIG_PATH": str(users),
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -167,7 +168,6 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
             "prefect": ["prefect", "server", "start", "--host", "127.0.0.1"],
             "mlflow": ["mlflow", "server", "--host", "127.0.0.1", "--workers", "1", login],
         }
-        commands["mlflow"] += ["--backend-store-uri", f"postgresql+psycopg2://{address}/mlflow"]
         commands["mlflow"] += ["--artifacts-destination", str(folder / "artifacts")]
         started = {}
         for name, environment in {"prefect": prefect, "mlflow": mlflow}.items():
