@@ -4,9 +4,7 @@ What MLflow should hold is read from `run.json` and the journals every time, so 
 away is caught up with later, by this run or by the next one; logging a point twice stores it once.
 """
 
-import fcntl
 import logging
-import os
 import threading
 import time
 from pathlib import Path
@@ -14,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from longred.config import TrackingConfig
 from longred.mirror import Mirror
+from longred.mlflow_home import connect, local_uri
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from longred.runs import RunRecord, StageRecord
     from longred.session import Run
 
@@ -28,52 +25,6 @@ RETRY_SECONDS = 20.0
 START_SECONDS = 20.0
 FINISH_SECONDS = 60.0
 NUM_CAUGHT_UP = 3
-
-# Without these an unreachable server holds each call for minutes.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
-
-def local_uri(root: Path) -> str:
-    """Return the tracking URI of a store's own SQLite file."""
-    return f"sqlite:///{root / 'mlflow.db'}"
-
-
-def artifact_folder(root: Path) -> Path:
-    """Return where a store's own MLflow keeps uploaded artifacts."""
-    return root / "mlflow-artifacts"
-
-
-def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
-    """Return a client and the id of the experiment, made if needed.
-
-    The store's own database is migrated here, under a lock: two processes at once would break it.
-
-    Raises:
-        OSError, MlflowException, SQLAlchemyError, RequestException: MLflow cannot be reached.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "mlflow.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(tracking.uri or local_uri(root))
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        if experiment is not None:
-            return client, str(experiment.experiment_id)
-        # A database alone would put uploads below whatever the current folder is.
-        served = (tracking.uri or "").startswith("http")
-        folder = None if served else artifact_folder(root).as_uri()
-        return client, str(client.create_experiment(tracking.experiment, artifact_location=folder))
 
 
 def open_mirror(root: Path, tracking: TrackingConfig) -> Mirror:

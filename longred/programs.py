@@ -37,7 +37,7 @@ def command(root: Path, name: str, port: int) -> list[str]:
 
 
 def _mlflow_options(root: Path, port: int) -> list[str]:
-    from longred.follower import artifact_folder, local_uri
+    from longred.mlflow_home import artifact_folder, local_uri
 
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--artifacts-destination", str(artifact_folder(root))]

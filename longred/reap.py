@@ -67,7 +67,8 @@ def close_in_mlflow(store: Store, warn: Callable[[str], None]) -> Iterator[str]:
 
 def _close_at(store: Store, tracking: TrackingConfig, ended: dict[str, RunRecord]) -> Iterator[str]:
     """Do so at one server and experiment."""
-    from longred.follower import connect, open_mirror
+    from longred.follower import open_mirror
+    from longred.mlflow_home import connect
 
     client, experiment = connect(store.root, tracking)
     mirror = open_mirror(store.root, tracking)

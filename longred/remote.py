@@ -1,5 +1,6 @@
 """Finished artifacts on object storage: sent when they are made, fetched instead of made again."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,11 +72,10 @@ class Remote:
             StorageError: it could not be fetched.
             MismatchError: its manifest names a file outside the folder.
         """
-        from longred.artifacts import read_json
-
         with self._named(StorageError, f"{name} could not be fetched"):
             self._files.get_file(self._place(name, MANIFEST), str(folder / MANIFEST))
-            for file in read_json(folder / MANIFEST)["files"]:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            for file in manifest["files"]:
                 path = (folder / file).resolve()
                 if not path.is_relative_to(folder.resolve()):
                     raise MismatchError(f"{self.url}/{name}: its manifest names {file}, outside it")

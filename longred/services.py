@@ -288,7 +288,7 @@ def choose_port(name: str, wanted: int | None) -> int:
 
 def _prepare_mlflow(root: Path) -> None:
     """Make or migrate MLflow's database before several processes open it."""
-    from longred.follower import connect
+    from longred.mlflow_home import connect
 
     connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
 

@@ -12,8 +12,8 @@ import pytest
 from longred.artifacts import Artifact, Store, write_json
 from longred.config import RunConfig, TrackingConfig
 from longred.errors import NonFiniteLossError
-from longred.follower import connect
 from longred.mirror import flatten
+from longred.mlflow_home import connect
 from longred.progress import Progress
 from longred.runs import load_config, load_run
 from longred.scope import Scope

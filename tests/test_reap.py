@@ -12,8 +12,8 @@ import pytest
 from longred import reap
 from longred.artifacts import Store
 from longred.config import RunConfig
-from longred.follower import connect
 from longred.mirror import Mirror
+from longred.mlflow_home import connect
 from longred.runs import RunRecord, StageRecord, load_config, process_identity, read_run
 
 
