@@ -100,7 +100,7 @@ PARTS = {
     ),
     "profiling": (
         benchmark(_at("profiling.py", "gpu")),
-        benchmark(_at("profiling.py", "gpu", "--tiny")),
+        benchmark(_at("profiling.py", "tiny")),
     ),
     "generation": (
         benchmark(_at("generation.py", "gpu")),

@@ -1,6 +1,6 @@
 """Measure the attention KL: its time, peak memory and exactness against dense attention maps.
 
-    python tests/benchmarks/profiling.py RESULT.json --preset cpu|gpu|tiny
+    python tests/benchmarks/profiling.py cpu|gpu|tiny [--output RESULT.json]
 
 `cpu`: 4 heads of 64, each measurement in a process of its own, so that peaks do not mix. `gpu`:
 Llama-3-8B, all 32 layers of one sequence of 32K and of 128K tokens, sampled queries against
@@ -246,11 +246,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("result", type=Path, help="the JSON file to write")
-    parser.add_argument("--preset", choices=("cpu", "gpu", "tiny"), default="cpu")
+    parser.add_argument("preset", choices=("cpu", "gpu", "tiny"))
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
     if arguments.preset == "gpu" and not torch.cuda.is_available():
-        parser.error("--preset gpu: torch sees no GPU; `--preset tiny` runs the same code anywhere")
+        parser.error("gpu: torch sees no GPU; `tiny` runs the same code anywhere")
     found = {
         "date": date.today().isoformat(),
         "preset": arguments.preset,
@@ -263,8 +263,9 @@ def main() -> None:
     found["goals"] = goals(arguments.preset, found)
     text = json.dumps(found, indent=2) + "\n"
     print(text)
-    arguments.result.parent.mkdir(parents=True, exist_ok=True)
-    arguments.result.write_text(text, encoding="utf-8")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

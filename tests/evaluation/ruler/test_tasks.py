@@ -151,6 +151,7 @@ def test_table_is_the_configuration(tokenizers: dict[str, Any]) -> None:
         "fwe": 50,
         "qa_1": 32,
         "qa_2": 32,
+        "kv_retrieval": 48,
     }
     metrics = {name for name, task in ruler.TASKS.items() if task.metric == "any_match"}
     assert metrics == {"qa_1", "qa_2"}
