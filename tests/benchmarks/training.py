@@ -135,6 +135,30 @@ PRESETS = {
         distill=3,
         their_micro_batch_tokens=8192,
     ),
+    # As "cpu", with a bucket's rows at once on both sides, and layers computed again on both.
+    "cpu-whole": Preset(
+        {
+            "hidden_size": 512,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "intermediate_size": 1536,
+            "vocab_size": 32768,
+        },
+        (8,),
+        {"long": 8, "short": 48, "original": 8},
+        256,
+        1024,
+        128,
+        {
+            "dtype": "float32",
+            "device": "cpu",
+            "micro_batch_tokens": 8192,
+            "activation_checkpointing": "selective",
+            "uncheckpointed_tokens": 0,
+            "mlp_tile_tokens": 2048,
+        },
+        distill=3,
+    ),
     "gpu-32k": Preset(
         _LLAMA_8B,
         (32, 24, 16, 12, 8, 4),
