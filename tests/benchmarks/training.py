@@ -94,6 +94,13 @@ _LLAMA_8B = {
     "intermediate_size": 14336,
     "vocab_size": 128256,
 }
+_LLAMA_512 = {
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 1536,
+    "vocab_size": 32768,
+}
 _ON_GPU = {
     "dtype": "bfloat16",
     "device": "cuda",
@@ -119,13 +126,7 @@ PRESETS = {
         distill=2,
     ),
     "cpu": Preset(
-        {
-            "hidden_size": 512,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "intermediate_size": 1536,
-            "vocab_size": 32768,
-        },
+        _LLAMA_512,
         (8,),
         {"long": 8, "short": 48, "original": 8},
         256,
@@ -137,13 +138,7 @@ PRESETS = {
     ),
     # As "cpu", with a bucket's rows at once on both sides, and layers computed again on both.
     "cpu-whole": Preset(
-        {
-            "hidden_size": 512,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "intermediate_size": 1536,
-            "vocab_size": 32768,
-        },
+        _LLAMA_512,
         (8,),
         {"long": 8, "short": 48, "original": 8},
         256,
