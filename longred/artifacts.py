@@ -118,6 +118,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_content(folder: Path) -> None:
+    """Force everything in a folder to disk, before it gets its final name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder outside the store: it gets its name when all of it is on disk.
@@ -136,10 +147,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+            _sync_content(temporary)
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -345,13 +353,7 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-                else:
-                    sync_folder(path)
-            sync_folder(temporary)
+            _sync_content(temporary)
             if folder.exists():
                 # os.replace cannot replace a folder that is not empty.
                 shutil.rmtree(folder)
