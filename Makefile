@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A file's tests stay together, for what they share; conftest.py puts the long files first.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -28,10 +30,10 @@ demo: install ## run the whole pipeline on the demo recipe
 	$(BIN)/longred demo
 
 test: install lint types ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: install ## the tests that take no long time
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 # Also where longred is not installed: a bare GPU machine with torch, triton and transformers.
 PART ?= tests

@@ -1,6 +1,7 @@
 """Fixtures that several areas share: a tiny random model, a Prefect server, running services."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,16 @@ import pytest
 
 if TYPE_CHECKING:
     from live import Pipeline
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; threads that wait for each other's core cost more than they give.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that hold slow tests come first, so that no worker ends long after the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
