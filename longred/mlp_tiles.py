@@ -1,8 +1,9 @@
 """MLPs computed some tokens at a time: their inner activations, the widest of a model, stay small.
 
-Shapes: M tokens (rows laid end to end), D hidden dimension.
+Shapes: M tokens (rows laid end to end), D hidden dimension, F of the MLP's inside.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = F
 
     Each tile is computed again in the backward pass; only the MLP's input is held, or, in a
     checkpointed layer, not even that, and then nothing is computed more often than without tiles.
+    The last product, whose output no gradient needs, is not computed again.
     Weight gradients are summed over tiles in the weights' own type.
 
     Args:
@@ -35,11 +37,19 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = F
         forward = layer.mlp.forward
         if is_compiled:
             forward = functools.partial(compiled(type(layer.mlp).forward), layer.mlp)
-        layer.mlp.forward = functools.partial(_tiled, layer.mlp, forward, tile_tokens)
+        # What a compiled tile needs for its gradient is the compiler's to say.
+        last = None if is_compiled else _plain_linear(layer.mlp.down_proj)
+        layer.mlp.forward = functools.partial(_tiled, layer.mlp, forward, last, tile_tokens)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _tiled(mlp: nn.Module, forward: Forward, tile_tokens: int, hidden_BTD: Tensor) -> Tensor:
+def _tiled(
+    mlp: nn.Module,
+    forward: Forward,
+    last: nn.Linear | None,
+    tile_tokens: int,
+    hidden_BTD: Tensor,
+) -> Tensor:
     hidden_MD = hidden_BTD.flatten(0, -2)
     if hidden_MD.shape[0] <= tile_tokens:
         return forward(hidden_BTD)
@@ -48,9 +58,14 @@ def _tiled(mlp: nn.Module, forward: Forward, tile_tokens: int, hidden_BTD: Tenso
         return _by_tile(forward, hidden_MD, tile_tokens).view(hidden_BTD.shape)
     kept = _Kept.apply(torch.empty((), requires_grad=True), hidden_MD)  # type: ignore[no-untyped-call]
     output_MD: Tensor = _Tiled.apply(  # type: ignore[no-untyped-call]
-        forward, tile_tokens, kept.grad_fn, hidden_MD, *weights
+        forward, last, tile_tokens, kept.grad_fn, hidden_MD, *weights
     )
     return output_MD.view(hidden_BTD.shape)
+
+
+def _plain_linear(module: nn.Module) -> nn.Linear | None:
+    """Return a layer whose gradients are the textbook's: none with adapters, none in 8 bits."""
+    return module if type(module) is nn.Linear else None
 
 
 def _by_tile(forward: Forward, hidden_MD: Tensor, tile_tokens: int) -> Tensor:
@@ -90,12 +105,14 @@ class _Tiled(torch.autograd.Function):
     def forward(
         ctx: Any,
         forward: Forward,
+        last: nn.Linear | None,
         tile_tokens: int,
         kept: Any,
         hidden_MD: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.forward, ctx.tile_tokens, ctx.kept, ctx.weights = forward, tile_tokens, kept, weights
+        ctx.forward, ctx.last, ctx.tile_tokens = forward, last, tile_tokens
+        ctx.kept, ctx.weights = kept, weights
         device = hidden_MD.device.type
         ctx.autocast = functools.partial(
             torch.autocast,
@@ -110,12 +127,12 @@ class _Tiled(torch.autograd.Function):
         (output_grad_MD,) = grads
         (hidden_MD,) = ctx.kept.saved_tensors
         ctx.kept, hidden_MD = None, hidden_MD.detach()
-        needs_hidden = ctx.needs_input_grad[3]
+        needs_hidden = ctx.needs_input_grad[4]
         hidden_grad_MD = torch.empty_like(hidden_MD) if needs_hidden else None
         sums: list[Tensor | None] = [None] * len(ctx.weights)
         for part in _parts(hidden_MD.shape[0], ctx.tile_tokens):
             tile = hidden_MD[part].requires_grad_(needs_hidden)
-            with torch.enable_grad(), ctx.autocast():
+            with torch.enable_grad(), ctx.autocast(), _unevaluated(ctx.last):
                 output = ctx.forward(tile)
             inputs = [*ctx.weights, *([tile] if needs_hidden else [])]
             found = torch.autograd.grad(output, inputs, output_grad_MD[part])
@@ -124,4 +141,45 @@ class _Tiled(torch.autograd.Function):
             for i, grad in enumerate(found[: len(sums)]):
                 total = sums[i]
                 sums[i] = grad if total is None else total.add_(grad)
-        return None, None, None, hidden_grad_MD, *sums
+        return None, None, None, None, hidden_grad_MD, *sums
+
+
+@contextlib.contextmanager
+def _unevaluated(layer: nn.Linear | None) -> Iterator[None]:
+    """Let a linear layer give gradients without computing its output."""
+    if layer is None:
+        yield
+        return
+    layer.forward = functools.partial(_last, layer.weight, layer.bias)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def _last(weight_DF: Tensor, bias_D: Tensor | None, inner_MF: Tensor) -> Tensor:
+    output_MD: Tensor = _Unevaluated.apply(inner_MF, weight_DF, bias_D)  # type: ignore[no-untyped-call]
+    return output_MD
+
+
+class _Unevaluated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inner_MF: Tensor, weight_DF: Tensor, bias_D: Tensor | None) -> Tensor:
+        device = inner_MF.device.type
+        if torch.is_autocast_enabled(device):
+            inner_MF = inner_MF.to(torch.get_autocast_dtype(device))
+        ctx.save_for_backward(inner_MF, weight_DF, bias_D)
+        return inner_MF.new_empty(()).expand(len(inner_MF), len(weight_DF))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (output_grad_MD,) = grads
+        inner_MF, weight_DF, bias_D = ctx.saved_tensors
+        inner_grad_MF = weight_grad_DF = bias_grad_D = None
+        if ctx.needs_input_grad[0]:
+            inner_grad_MF = output_grad_MD @ weight_DF.to(inner_MF.dtype)
+        if ctx.needs_input_grad[1]:
+            weight_grad_DF = (output_grad_MD.T @ inner_MF).to(weight_DF.dtype)
+        if ctx.needs_input_grad[2]:
+            bias_grad_D = output_grad_MD.sum(dim=0).to(bias_D.dtype)
+        return inner_grad_MF, weight_grad_DF, bias_grad_D

@@ -55,7 +55,7 @@ def memory_parts(
         "frozen weights": frozen if job.recipe.trains_adapters else 0.0,
         "gradients": 4.0 * trained / shards,
         "optimizer": min(moments, 2 * PART_BYTES) if is_on_host else moments,
-        "teacher": frozen if job.uses_teacher() and not job.recipe.trains_adapters else 0.0,
+        "teacher": _teacher_bytes(shape, job) / shards,
         "gathered": _gathered_bytes(shape, job) if shards > 1 else 0.0,
         **largest,
         "process": float(PROCESS_BYTES[device]),
@@ -126,13 +126,16 @@ def _states_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
 
 
 def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Logits of a chunk with their gradient, and the output embedding's, summed and scaled."""
+    """Logits and log-probabilities of a chunk, and the output embedding's gradient.
+
+    That is summed over chunks, and scaled into a copy when the logits are gone.
+    """
     if not batch.has_head:
         return 0.0
-    chunk = min(CHUNK_TOKENS, batch.tokens) * shape.vocab_size * (8.0 + _width(job))
-    trains_head = not job.recipe.trains_adapters
-    rounded = 2.0 * shape.num_head if _width(job) == 2 else 0.0
-    return chunk + rounded + (8.0 * shape.num_head if trains_head else 0.0)
+    rounded = 2.0 if _width(job) == 2 else 0.0
+    chunk = min(CHUNK_TOKENS, batch.tokens) * shape.vocab_size * (8.0 + rounded)
+    gradient = 0.0 if job.recipe.trains_adapters else 4.0 * shape.num_head
+    return gradient + max(gradient, chunk + rounded * shape.num_head)
 
 
 def _frozen_bytes(shape: ModelShape, job: TrainingJob) -> float:
@@ -140,6 +143,16 @@ def _frozen_bytes(shape: ModelShape, job: TrainingJob) -> float:
     if _width(job) == 4:
         return 4.0 * shape.num_parameters
     return 2.0 * shape.num_linear + 4.0 * (shape.num_parameters - shape.num_linear)
+
+
+def _teacher_bytes(shape: ModelShape, job: TrainingJob) -> float:
+    """The teacher, which is asked for hidden states only: without an output embedding of its own.
+
+    A student with adapters is its own teacher.
+    """
+    if not job.uses_teacher() or job.recipe.trains_adapters:
+        return 0.0
+    return _frozen_bytes(shape, job) - (0.0 if shape.is_tied else 4.0 * shape.num_head)
 
 
 def _gathered_bytes(shape: ModelShape, job: TrainingJob) -> float:

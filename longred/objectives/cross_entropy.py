@@ -94,31 +94,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if ctx.needs_input_grad[1]
             else None
         )
+        needs_gradient = hidden_grad_MD is not None or weight_grad_VD is not None
         with torch.autocast(hidden_MD.device.type, enabled=False):
             weight_VD = weight_VD.to(dtype)
             for start in range(0, target_M.numel(), chunk_tokens):
                 part = slice(start, start + chunk_tokens)
                 hidden_CD = hidden_MD[part].to(dtype)
-                logits_CV = F.linear(hidden_CD, weight_VD).to(precise)
-                slope_CV = None
-                if softcap is not None:
-                    logits_CV = torch.tanh(logits_CV / softcap)
-                    slope_CV = 1.0 - logits_CV.square()
-                    logits_CV = softcap * logits_CV
-                log_probs_CV = logits_CV.log_softmax(dim=-1)
-                total += F.nll_loss(log_probs_CV, target_M[part], reduction="sum")
-                if hidden_grad_MD is None and weight_grad_VD is None:
+                loss, logits_grad_CV = _loss_and_gradient(
+                    hidden_CD, weight_VD, target_M[part], softcap, needs_gradient
+                )
+                total += loss
+                if logits_grad_CV is None:
                     continue
-                logits_grad_CV = log_probs_CV.exp_()
-                rows_C = torch.arange(logits_grad_CV.shape[0], device=target_M.device)
-                logits_grad_CV[rows_C, target_M[part]] -= 1.0
-                if slope_CV is not None:
-                    logits_grad_CV *= slope_CV
-                logits_grad_CV = logits_grad_CV.to(dtype)
                 if hidden_grad_MD is not None:
                     hidden_grad_MD[part] = logits_grad_CV @ weight_VD
                 if weight_grad_VD is not None:
                     _add_product(weight_grad_VD, logits_grad_CV.T, hidden_CD)
+                # Else the next chunk's logits would exist beside this one's.
+                del logits_grad_CV
         ctx.save_for_backward(hidden_grad_MD, weight_grad_VD)
         return total
 
@@ -133,6 +126,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for kept in ctx.saved_tensors
         )
         return hidden_grad_MD, weight_grad_VD, None, None, None, None
+
+
+def _loss_and_gradient(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    target_C: Tensor,
+    softcap: float | None,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return a chunk's summed loss and its gradient with respect to the logits, if needed."""
+    precise = at_least_fp32(hidden_CD.dtype)
+    slope_CV = None
+    logits_CV = F.linear(hidden_CD, weight_VD)
+    if softcap is not None:
+        logits_CV = torch.tanh(logits_CV.to(precise) / softcap)
+        slope_CV = 1.0 - logits_CV.square()
+        logits_CV = softcap * logits_CV
+    log_probs_CV = logits_CV.log_softmax(dim=-1, dtype=precise)
+    del logits_CV
+    loss = F.nll_loss(log_probs_CV, target_C, reduction="sum")
+    if not needs_gradient:
+        return loss, None
+    logits_grad_CV = log_probs_CV.exp_()
+    rows_C = torch.arange(logits_grad_CV.shape[0], device=target_C.device)
+    logits_grad_CV[rows_C, target_C] -= 1.0
+    if slope_CV is not None:
+        logits_grad_CV *= slope_CV
+    return loss, logits_grad_CV.to(hidden_CD.dtype)
 
 
 def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:

@@ -72,9 +72,8 @@ def shard_student(model: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 
 def shard_teacher(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Divide a model that is only asked for hidden states; its output embedding is dropped."""
+    """Divide a model that is only asked for hidden states."""
     base: Any = model.base_model
-    model.lm_head = None
     _shard_layers(base, mesh)
     fully_shard(base, mesh=mesh)
 

@@ -30,6 +30,7 @@ def load_teacher(
     Under autocast a linear layer rounds its float32 weight to bfloat16 and everything else is left
     in float32. A teacher that keeps linear layers in bfloat16 and the rest in float32 therefore
     computes, bit for bit, what an unchanged student computes, in little more than half the memory.
+    It is asked for hidden states only: its output embedding is dropped.
 
     Args:
         folder: the original model's.
@@ -48,6 +49,7 @@ def load_teacher(
     model.requires_grad_(False)
     if dtype == "bfloat16":
         round_linear_layers(model)
+    model.lm_head = None
     if mesh is not None:
         shard_teacher(model, mesh)
 

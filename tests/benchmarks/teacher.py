@@ -45,7 +45,7 @@ def main() -> None:
             teachers = {
                 "bf16 weights, no autocast": load_model(folder, dtype=torch.bfloat16),
                 "fp32 weights, autocast": load_model(folder),
-                "linear layers bf16, rest fp32, autocast (ours)": kept,
+                "linear layers bf16, rest fp32, autocast, no output embedding (ours)": kept,
             }
         lines, last = [], CONFIG.num_hidden_layers
         with torch.no_grad():

@@ -15,6 +15,7 @@ Needs torch, transformers, accelerate, numpy and safetensors only.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,6 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -47,6 +49,7 @@ from longred.cost.speeds import Speeds
 from longred.training.job import TrainingJob
 from longred.training.loop import Trainer
 from longred.training.step import MicroBatch
+from longred.training.teacher import Teacher, round_linear_layers
 
 RESULTS = Path(__file__).parent / "results"
 OUT_OF_MEMORY = 9
@@ -258,7 +261,19 @@ class TheirTrainer(Trainer):
         ours = dataclasses.replace(job, activation_checkpointing="none", mlp_tile_tokens=0)
         super().__init__(ours, work)
         checkpoint_activations(self.student, "full")
-        self.teacher = self.objectives.teacher
+
+    def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher:
+        """Keep the output embedding, which our teacher has none of."""
+        self.teacher = random_model(
+            Path(self.job.teacher_folder),
+            dtype=torch.float32,
+            device=self.device,
+            backend=self.job.attention_backend,
+            compute_dtype=getattr(torch, self.job.dtype),
+        ).requires_grad_(False)
+        if self.job.dtype == "bfloat16":
+            round_linear_layers(self.teacher)
+        return lambda: contextlib.nullcontext(self.teacher)
 
     def _backward(self, batch: MicroBatch, weights: Mapping[Any, float]) -> dict[Any, Tensor]:
         batch = batch.to(self.device)
@@ -282,8 +297,8 @@ class TheirTrainer(Trainer):
         )
         if objective == "cross_entropy":
             return cross_entropy
-        with torch.no_grad(), self.teacher() as teacher:
-            shown = teacher(input_ids=ids, **settings)
+        with torch.no_grad():
+            shown = self.teacher(input_ids=ids, **settings)
         layers = self.job.distill_layers if objective == "hidden_distill" else (last,)
         similar = [
             F.cosine_similarity(
