@@ -37,6 +37,7 @@ def check(part: str, tmp_path: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_the_tests_that_need_a_gpu_are_found(tmp_path: Path) -> None:
     found = check("tests", tmp_path)
     assert found["tests"] >= 3

@@ -81,6 +81,7 @@ def test_an_estimate_knows_how_far_compressed_text_expands(
     assert found.buckets[0].available_tokens == plain.buckets[0].available_tokens
 
 
+@pytest.mark.slow
 def test_plan_reads_a_recipe_and_writes_nothing(tmp_path: Path) -> None:
     changes = ["data.num_tokens=65536", f"store.path={tmp_path / 'store'}"]
     result = CliRunner().invoke(app, ["plan", "demo", *changes, "--json"])

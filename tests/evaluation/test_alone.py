@@ -13,6 +13,7 @@ COMMON = ["--tasks", "brackets", "--ruler-tasks", "niah_single_1", "--num-sample
 COMMON += ["--dtype", "float32", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None:
     page = tmp_path / "page"
     command = ["evaluate", "demo", "--ruler", "256", "--store", str(tmp_path), *COMMON]
@@ -32,6 +33,7 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
     assert {path.name: path.stat().st_mtime_ns for path in artifacts.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -155,6 +155,7 @@ def test_other_lengths_and_models_redo_nothing(
     assert {name: other[name] for name in after} == after
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same(
     run: Run, finished: Path, config: EvaluationConfig, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_several_processes_give_the_same(
     assert len(units(tmp_path)) == 10
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_keeps_what_the_others_finished(
     run: Run, samples_folder: Path, config: EvaluationConfig, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ evaluate(request, folder, work, store=Store(sys.argv[2]), on_progress=stop)
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_loses_nothing_that_was_finished(
     run: Run,
     finished: Path,

@@ -51,6 +51,7 @@ def wait_until_free(lock: Path, seconds: float) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_parent_then_the_same_command_again(
     make_job: MakeJob, uninterrupted: Path, tmp_path: Path
 ):
@@ -162,6 +163,7 @@ def trainers(context: psutil.Process) -> dict[str, psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     rows = {"long": 2, "short": 4, "original": 2}
     job = make_job(rows=rows, num_steps=5000, parallel={"num_processes": 2})
@@ -198,6 +200,7 @@ def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     assert max(steps) >= 8
 
 
+@pytest.mark.slow
 def test_an_error_of_several_processes_keeps_its_kind(
     make_job: MakeJob, tmp_path: Path, monkeypatch
 ):
@@ -208,6 +211,7 @@ def test_an_error_of_several_processes_keeps_its_kind(
         launch.run(job, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_paused_training_goes_on_to_the_same_bits(
     make_job: MakeJob, uninterrupted: Path, tmp_path: Path
 ) -> None:
