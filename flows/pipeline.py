@@ -8,6 +8,7 @@ from flows.notify import HOOKS
 from flows.windows import Start, starting_points
 from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
+from longred.preflight import refuse_early
 from longred.runs import load_config, pin_run
 from longred.scope import WHAT_CHANGED
 from longred.session import open_run
@@ -46,6 +47,7 @@ def full_pipeline(
     recipe = pin_run(recipe, overrides, flow_run["prefect_flow_run_id"])
     config = load_config(recipe, overrides)
     with open_run(config, recipe, overrides, start_from=start_from, **flow_run) as run:
+        refuse_early(run, config)
         base = find_model(config.model, config.selection)
         extended = extend_model(config.extension, base)
         data = prepare_data(config.data, base)

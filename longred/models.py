@@ -179,6 +179,45 @@ def load_model(
     return loaded
 
 
+def build_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str = "auto",
+    compute_dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """Build what `load_model` loads, with its weights on the meta device: they take no memory.
+
+    Buffers, which no file holds, are real and follow from the configuration: RoPE's frequencies.
+
+    Args:
+        folder: as `load_model`.
+        dtype: of the parameters.
+        device: where they will be.
+        backend: of attention.
+        compute_dtype: as `load_model`.
+
+    Raises:
+        PreflightError: the configuration is missing, or the backend cannot serve the model.
+    """
+    from accelerate import init_empty_weights
+
+    register()
+    config = copy.deepcopy(load_config(folder))
+    kernels = choose_backend(backend, needs_of(config, device, compute_dtype or dtype))
+    loader: Any = AutoModelForCausalLM
+    with init_empty_weights(include_buffers=False):
+        model = loader.from_config(
+            config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
+        )
+    # Weights that are one were taken to the meta device one by one.
+    model.tie_weights()
+    guard(model, kernels)
+    built: PreTrainedModel = model.eval()
+    return built
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load a tokenizer that reads control tokens in a text as plain text.
 

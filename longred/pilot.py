@@ -19,6 +19,7 @@ from longred.cost.recipe import RecipePlan, choose_speeds, plan_recipe
 from longred.cost.shape import shape_of
 from longred.errors import ConfigError
 from longred.models import load_config
+from longred.preflight import check_trainings
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training.launch import PausedError
 
@@ -113,6 +114,7 @@ def run_pilot(
     training = at_window.training
     method = training.recipe(training.method).merges or training.method
     base = stages.find_model(config.model, config.selection, store=store)
+    check_trainings(config)
     shape = shape_of(load_config(base.folder))
     plan = plan_recipe(config, shape, choose_speeds(config, shape))
     tell(_planned_text(plan.trainings[0]))

@@ -104,11 +104,13 @@ class Begun:
     """What a stage asked the store for.
 
     Attributes:
+        stage: the stage.
         digest: identity of its artifact.
         work: folder of resumable progress.
         reason: why it has to be made; None where it exists.
     """
 
+    stage: str
     digest: str
     work: Path
     reason: str | None
@@ -167,7 +169,7 @@ class ScopedStore(Store):
             reason = why(self, stage, digest, identity, self._previous())
         elif again:
             reason = f"asked for (--from {self.scope.start})"
-        self._begun(Begun(digest, self.work(digest), reason))
+        self._begun(Begun(stage, digest, self.work(digest), reason))
         mode = self.scope.mode(stage)
         if mode is Mode.REQUIRE and reason is not None:
             raise ConfigError(

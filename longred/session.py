@@ -69,6 +69,7 @@ class Run:
         record: written to disk at every change, unless the run is dry.
         store: where its stages put their artifacts.
         is_dry: whether it only tells what would be made.
+        before_making: called with the name of a stage that is about to be made; may refuse it.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Run:
         self.record = record
         self.store = ScopedStore(root, scope, self._note, self._previous_digest, remote)
         self.is_dry = scope.is_dry
+        self.before_making: Callable[[str], None] = lambda stage: None
         self._listeners = list(listeners)
         self._lock = threading.Lock()
 
@@ -161,6 +163,8 @@ class Run:
             stage = self.record.stages[-1]
             stage.digest, stage.work, stage.reason = begun.digest, str(begun.work), begun.reason
             self.save()
+        if not self.is_dry and self.store.scope.fate(begun.stage, begun.reason) == "runs":
+            self.before_making(begun.stage)
 
     @cached_property
     def _previous(self) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Refuses a training that this machine's memory cannot hold, before its weights are loaded."""
 
 import logging
-import os
 from collections.abc import Mapping
 
 import torch
@@ -20,16 +19,27 @@ log = logging.getLogger(__name__)
 
 
 def refuse_what_cannot_fit(
-    shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], device: torch.device
+    shape: ModelShape,
+    job: TrainingJob,
+    lengths: Mapping[str, int],
+    device: torch.device,
+    *,
+    num_here: int,
 ) -> None:
     """Refuse a training that would not fit even if its plan were wrong by `TOLERANCE`.
+
+    Args:
+        shape: of the model.
+        job: the training.
+        lengths: tokens of a row of each bucket.
+        device: where each process trains.
+        num_here: processes on this machine.
 
     Raises:
         PreflightError: it would not; the message names the settings that would make it fit.
     """
     # Processes of one machine have a GPU each, and its memory in common.
-    sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    limit = memory_of(device) / sharing
+    limit = memory_of(device) / (1 if device.type == "cuda" else num_here)
     parts = memory_parts(shape, job, batches(job, lengths), device=device.type)
     needed = sum(parts.values())
     if needed <= limit:

@@ -63,6 +63,11 @@ def job_of(
     return TrainingJob(**nowhere, **plain)
 
 
+def lengths_of(config: "RunConfig", job: TrainingJob) -> dict[str, int]:
+    """Return the tokens of a row of each bucket in one of a recipe's trainings."""
+    return {**config.training.block_lengths(), "long": job.target_window}
+
+
 def _num_distilled(config: "RunConfig", shape: ModelShape) -> int:
     selection = config.selection
     wanted = len(selection.layers) if selection.layers else selection.num_distill_layers
@@ -157,11 +162,9 @@ class RecipePlan:
 
 def plan_recipe(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> RecipePlan:
     """Return what a recipe takes on a device."""
-    lengths = config.training.block_lengths()
-    found = []
-    for job in jobs(config, shape):
-        own = {**lengths, "long": job.target_window, "original": job.original_window}
-        found.append(plan_training(shape, job, own, speeds))
+    found = [
+        plan_training(shape, job, lengths_of(config, job), speeds) for job in jobs(config, shape)
+    ]
     return RecipePlan(
         shape=shape,
         speeds=speeds,

@@ -5,6 +5,7 @@ the weights is held.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from longred import models
 from longred.artifacts import storage_errors
@@ -24,26 +25,37 @@ ADAPTERS_NAME = "adapters"
 """Folder of the adapters alone inside a student's; beside its weights they would be added twice."""
 
 
-def check_adapters(settings: Mapping[str, Any], student: Path, original: Path) -> None:
-    """Refuse adapters that the model has no place for, before its weights are loaded.
+def check_weights(student: Path, original: Path) -> None:
+    """Refuse adapters on weights that are not the teacher's.
 
     Args:
-        settings: `rank` and `targets`.
         student: the extended model's folder.
         original: the original model's.
 
     Raises:
-        ConfigError: a target is no linear layer of the model, the rank is larger than a target's
-            smaller side, or the student's weights are not the original's.
+        ConfigError: the student's weights are not the original's.
     """
     if weight_files(student, original=original)[0].parent != weight_files(original)[0].parent:
         raise ConfigError(
             "training.method: adapters need the original model's own weights, since the teacher is "
             f"the student without them, but {student} has others (trained or merged ones)"
         )
+
+
+def check_places(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    """Refuse adapters that the model has no place for.
+
+    Args:
+        settings: `rank` and `targets`.
+        config: the model's.
+
+    Raises:
+        ConfigError: a target is no linear layer of the model, or the rank is larger than a target's
+            smaller side.
+    """
     with torch.device("meta"):
         loader: Any = AutoModelForCausalLM
-        model = loader.from_config(models.load_config(student), trust_remote_code=False)
+        model = loader.from_config(copy.deepcopy(config), trust_remote_code=False)
     sides: dict[str, int] = {}
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.Linear):
@@ -70,7 +82,7 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, dtype: 
     adapters are trained in float32.
 
     Args:
-        model: changed in place.
+        model: changed in place; its own weights may be on the meta device, adapters never are.
         settings: `rank`, `alpha` and `targets`.
         dtype: the compute type, `bfloat16` or `float32`.
     """
@@ -86,10 +98,30 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, dtype: 
         lora_dropout=0.0,
         bias="none",
     )
-    inject_adapter_in_model(config, model)
+    with _on_host(model):
+        inject_adapter_in_model(config, model)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+
+
+@contextlib.contextmanager
+def _on_host(model: PreTrainedModel) -> Iterator[None]:
+    """Let linear layers on the meta device look as if they were on the host, and take no memory.
+
+    peft moves adapters to where their layer is, and on the meta device they would lose the values
+    that they were drawn with.
+    """
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.is_meta]
+    weights = [linear.weight for linear in linears]
+    for linear, weight in zip(linears, weights, strict=True):
+        shape = torch.empty(1, dtype=weight.dtype).expand(weight.shape)
+        linear.weight = nn.Parameter(shape, requires_grad=False)
+    try:
+        yield
+    finally:
+        for linear, weight in zip(linears, weights, strict=True):
+            linear.weight = weight
 
 
 def without_adapters(model: PreTrainedModel, original: Path) -> Teacher:

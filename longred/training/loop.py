@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from longred import models
-from longred.architectures import sequence_problem
 from longred.artifacts import storage_errors
 from longred.cost.fit import refuse_what_cannot_fit
 from longred.cost.shape import shape_of
 from longred.data.loader import StepLoader
-from longred.errors import ConfigError, LossSpikeError, NonFiniteLossError, Stopped
+from longred.errors import LossSpikeError, NonFiniteLossError, Stopped
 from longred.methods import Term
 from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
@@ -26,10 +25,11 @@ from longred.training.fp8_quality import check_fp8_quality
 from longred.training.job import TrainingJob
 from longred.training.meter import Meter
 from longred.training.not_finite import explain
-from longred.training.optimizer import build_optimizer, named_weights, update
+from longred.training.optimizer import build_optimizer, checkpoint_bytes, update
 from longred.training.persistence import checkpoint_of, restore
+from longred.training.requirements import check_machine, check_model
 from longred.training.result import keep_student, write_result
-from longred.training.sharding import make_meshes, shard_student, whole
+from longred.training.sharding import make_meshes, whole
 from longred.training.spikes import SpikeGuard
 from longred.training.step import (
     MicroBatch,
@@ -43,6 +43,9 @@ from longred.training.teacher import Teacher, load_teacher
 from longred.training.world import ALONE, World
 
 log = logging.getLogger(__name__)
+
+_OTHER_BYTES = 2**20
+"""Of what lies beside the tensors of a checkpoint or a model."""
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 StopRequested = Callable[[], int | None]
@@ -119,10 +122,9 @@ class Trainer:
             self._check()
             self.loader = self._open_data()
             self.meter = self._make_meter()
-            self.student = load_student(job, self.device)
         self.meshes = make_meshes(job.layout, self.device)
-        if self.meshes.weights is not None:
-            shard_student(self.student, self.meshes.weights)
+        with world.together():
+            self.student = load_student(job, self.device, self.meshes.weights)
         with world.together():
             teacher = self._load_teacher(self.meshes.weights)
         self.objectives = Objectives(job, self.student, teacher, self.device, self.meshes.sequence)
@@ -139,28 +141,16 @@ class Trainer:
         self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints, world=world)
 
     def _check(self) -> None:
-        """Refuse what the model has no place for, before its weights are loaded.
+        """Refuse what cannot work with this model on this machine, before weights are loaded.
 
         Raises:
-            ConfigError: a distilled layer or an adapter's target does not exist, or the model's
-                rows cannot be shared by so many processes.
+            ConfigError, PreflightError: as `check_model`, `check_machine` and `check_weights`.
         """
-        job, student = self.job, Path(self.job.student_folder)
-        config = models.load_config(student)
-        problems = [sequence_problem(config, job.layout.sequence_parallel)]
-        for bucket, num_rows in job.rows.items():
-            problems.append(job.layout.rows_problem(bucket, num_rows, job.target_window))
-        for problem in filter(None, problems):
-            raise ConfigError(problem)
-        num_layers = config.num_hidden_layers
-        wrong = [layer for layer in job.distill_layers if not 1 <= layer <= num_layers]
-        if wrong:
-            raise ConfigError(
-                f"training.distill_layers: {wrong} are not in 1 to {num_layers}, the model's "
-                "hidden states; choose others in selection.layers"
-            )
-        if job.recipe.trains_adapters:
-            adapters.check_adapters(job.lora, student, Path(job.teacher_folder))
+        student = Path(self.job.student_folder)
+        check_model(self.job, models.load_config(student))
+        check_machine(self.job, self.device)
+        if self.job.recipe.trains_adapters:
+            adapters.check_weights(student, Path(self.job.teacher_folder))
 
     def _make_meter(self) -> Meter:
         """Plan the training's memory and FLOPs from its model's shape.
@@ -170,7 +160,7 @@ class Trainer:
         """
         shape = shape_of(models.load_config(Path(self.job.student_folder)))
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
-        refuse_what_cannot_fit(shape, self.job, lengths, self.device)
+        refuse_what_cannot_fit(shape, self.job, lengths, self.device, num_here=self.world.num_here)
         return Meter(shape, self.job, lengths, self.device)
 
     def _open_data(self) -> StepLoader:
@@ -335,16 +325,13 @@ class Trainer:
 
     def _prepare_work(self) -> None:
         self.journal.truncate_after(self.step)
-        weight_bytes = sum(
-            w.numel() * w.element_size() for w in named_weights(self.student).values()
-        )
         if self.step < self.job.num_steps:
-            num_to_keep = sum(step > self.step for step in self.job.keep_steps)
-            # A checkpoint holds weights and two moments; the result and every student that is
-            # kept hold the weights once more.
+            # The result and every student that is kept are whole models in float32.
+            num_models = 1 + sum(step > self.step for step in self.job.keep_steps)
+            one = 4 * sum(weight.numel() for weight in self.student.parameters())
             self.checkpoints.require_space(
-                3 * weight_bytes + 2**20,
-                result_bytes=(1 + num_to_keep) * (weight_bytes + 2**20),
+                checkpoint_bytes(self.optimizer, self.student) + _OTHER_BYTES,
+                result_bytes=num_models * (one + _OTHER_BYTES),
             )
         repeated = {bucket: epochs for bucket, epochs in self.epochs.items() if epochs > 1}
         if repeated:

@@ -42,7 +42,12 @@ def _adamw(groups: list[dict[str, Any]], job: TrainingJob) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, **settings, fused=True)
 
 
-def _adamw8bit(groups: list[dict[str, Any]], job: TrainingJob) -> torch.optim.Optimizer:
+def adamw8bit_class() -> type[torch.optim.Optimizer]:
+    """Return torchao's optimizer.
+
+    Raises:
+        PreflightError: torchao is not installed.
+    """
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
@@ -50,10 +55,13 @@ def _adamw8bit(groups: list[dict[str, Any]], job: TrainingJob) -> torch.optim.Op
             f"training.optimizer: adamw8bit needs torchao ({error}); pip install torchao, or use "
             "adamw, with training.optimizer_offload where its state does not fit the GPU"
         ) from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(
-        groups, lr=job.learning_rate, betas=job.betas, eps=job.epsilon
-    )
-    return optimizer
+    found: type[torch.optim.Optimizer] = AdamW8bit
+    return found
+
+
+def _adamw8bit(groups: list[dict[str, Any]], job: TrainingJob) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": job.learning_rate, "betas": job.betas, "eps": job.epsilon}
+    return adamw8bit_class()(groups, **settings)
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainingJob], torch.optim.Optimizer]] = {
@@ -110,6 +118,20 @@ def plain_parts(kind: str, value: Tensor) -> dict[str, Tensor]:
     if hasattr(quantised, "codes"):
         return {f"{kind}_codes": quantised.codes, f"{kind}_scale": quantised.scale}
     return {kind: quantised}
+
+
+def checkpoint_bytes(optimizer: Optimizer, model: nn.Module) -> int:
+    """Return what all trained weights and the optimizer's state of them take, bytes.
+
+    Known before the first step makes the state, and of divided weights for all their rows.
+    """
+    total = 0
+    for weight in named_weights(model).values():
+        whole = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+        state = _empty_state(optimizer, whole)
+        parts = [part for kind in state for part in plain_parts(kind, state[kind]).values()]
+        total += sum(part.nbytes for part in (whole, *parts))
+    return total
 
 
 def load_optimizer_tensors(

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from longred import models
+from longred.model_folder import weight_files
+from longred.training.own_rows import OwnRows
 from longred.training.sharding import shard_teacher
 
 Teacher = Callable[[], AbstractContextManager[PreTrainedModel]]
@@ -37,21 +40,31 @@ def load_teacher(
         dtype: the compute type, `bfloat16` or `float32`.
         device: where it is run.
         backend: of its attention; the student's.
-        mesh: the processes that its weights are divided over, or None.
+        mesh: the processes that its weights are divided over, each of which reads its own rows; or
+            None.
+
+    Raises:
+        PreflightError: a file is missing or damaged.
+        MismatchError: the weights do not fit the configuration.
     """
-    model = models.load_model(
-        folder,
-        dtype=torch.float32,
-        device=device,
-        backend=backend,
-        compute_dtype=getattr(torch, dtype),
-    )
+    settings: dict[str, Any] = {
+        "dtype": torch.float32,
+        "device": device,
+        "backend": backend,
+        "compute_dtype": getattr(torch, dtype),
+    }
+    if mesh is None:
+        model = models.load_model(folder, **settings)
+    else:
+        model = models.build_model(folder, **settings)
+        rows = OwnRows(model, weight_files(folder))
     model.requires_grad_(False)
     if dtype == "bfloat16":
         round_linear_layers(model)
     model.lm_head = None
     if mesh is not None:
         shard_teacher(model, mesh)
+        rows.read_into(model, device)
 
     @contextlib.contextmanager
     def opened() -> Iterator[PreTrainedModel]:

@@ -26,11 +26,13 @@ class World:
     Args:
         rank: this process, from 0.
         size: number of processes.
+        num_here: those of them on this machine.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, num_here: int = 1) -> None:
         self.rank = rank
         self.size = size
+        self.num_here = num_here
 
     @property
     def is_first(self) -> bool:
@@ -91,6 +93,19 @@ def _error(code: int, message: str) -> LongredError:
     return Stopped(code - 128) if code > 128 else BY_EXIT_CODE.get(code, LongredError)(message)
 
 
+def check_gpus(num_here: int) -> None:
+    """Refuse more processes than this machine has GPUs.
+
+    Raises:
+        PreflightError: there are.
+    """
+    if num_here > torch.cuda.device_count():
+        raise PreflightError(
+            f"training.parallel.num_processes: {num_here} processes on a machine with "
+            f"{torch.cuda.device_count()} GPUs; start one for each GPU"
+        )
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
     """Meet the other processes that a launcher started, as torchrun's variables name them.
@@ -108,16 +123,12 @@ def joined(device: str) -> Iterator[World]:
         yield ALONE
         return
     on_gpu = choose_device(device).type == "cuda"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if on_gpu and here > torch.cuda.device_count():
-        raise PreflightError(
-            f"training.parallel.num_processes: {here} processes on a machine with "
-            f"{torch.cuda.device_count()} GPUs; start one for each GPU"
-        )
+    num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu:
+        check_gpus(num_here)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Gloo carries the few numbers that the processes agree on, whatever carries the weights.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
-    yield World(dist.get_rank(), size)
+    yield World(dist.get_rank(), size, num_here)
     # Not after an error: others may be waiting in another operation, and so would this process.
     dist.destroy_process_group()

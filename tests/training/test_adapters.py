@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from test_loop import first_step, relative_error
-from tiny_training import MakeJob
+from tiny_training import MakeJob, assert_same_run, curve
 
 from longred.errors import ConfigError
 from longred.models import hidden_states, load_model
@@ -102,6 +102,31 @@ def test_the_result_is_a_whole_model_and_its_adapters(make_job: MakeJob, tmp_pat
         assert not torch.allclose(student(tokens).logits, expected, atol=1e-3)
     adapted = [module for module in trainer.student.modules() if isinstance(module, LoraLayer)]
     assert len(adapted) == 6
+
+
+def test_adapters_in_little_memory(make_job: MakeJob, tmp_path: Path):
+    """Tiles, checkpointing and 8-bit moments at once: the same steps, and the same after a stop."""
+    lora = {"rank": 64, "alpha": 64.0, "objectives": "longred-c"}
+    lora["targets"] = ["q_proj", "gate_proj", "up_proj", "down_proj"]
+    savers = {"mlp_tile_tokens": 16, "activation_checkpointing": "selective"}
+    values = {"method": "lora", "lora": lora, "optimizer": "adamw8bit", "num_steps": 6}
+    saving = make_job(**values, **savers, dtype="bfloat16", save_every_steps=3)
+    plain = train(make_job(**values, dtype="bfloat16"), tmp_path / "plain")
+    result = train(saving, tmp_path / "saving")
+    found, expected = ({(s, k): float.fromhex(v) for s, k, v in curve(r)} for r in (result, plain))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=0.02), key
+    assert found[6, "train/long_loss"] < found[1, "train/long_loss"]
+    saved = load_file(tmp_path / "saving/checkpoints/step-000003/optimizer.safetensors")
+    codes = [name for name in saved if name.startswith("exp_avg_codes.")]
+    assert len(codes) == 24
+    assert all("lora_" in name for name in codes)
+    (tmp_path / "again/checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/step-000003", "metrics.jsonl"):
+        copy = shutil.copytree if name.startswith("checkpoints") else shutil.copyfile
+        copy(tmp_path / "saving" / name, tmp_path / "again" / name)
+    assert_same_run(train(saving, tmp_path / "again"), result)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,27 @@ def test_other_block_counts_are_refused(make_job: MakeJob, tmp_path: Path):
         train(make_job(num_steps=1, data_folder=str(tmp_path / "data")), tmp_path / "work")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_room_is_asked_for_what_is_written(
+    optimizer: str, make_job: MakeJob, tmp_path: Path, monkeypatch
+):
+    """Enough room is what checkpoints of this optimizer and the results take, and little more."""
+    values = {"num_steps": 2, "save_every_steps": 1, "num_checkpoints": 1, "keep_steps": [1]}
+    job = make_job(optimizer=optimizer, **values)
+    result = train(job, tmp_path / "first")
+    one = sum(p.stat().st_size for p in (tmp_path / "first/checkpoints/step-000002").iterdir())
+    needed = 2 * one + sum(p.stat().st_size for p in result.rglob("model.safetensors"))
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    for free, name in ((needed, "refused"), (needed + 4 * 2**20, "enough")):
+        own = usage._replace(free=free)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, own=own: own)
+        if name == "enough":
+            train(job, tmp_path / name)
+            continue
+        with pytest.raises(PreflightError, match="free some space"):
+            train(job, tmp_path / name)
+
+
 def test_full_disk_is_told_before_the_first_step(make_job: MakeJob, tmp_path: Path, monkeypatch):
     usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)

@@ -13,7 +13,7 @@ from longred import fp8
 from longred.activations import CHECKPOINTING
 from longred.errors import ConfigError, PreflightError
 from longred.models import hidden_states, load_model
-from longred.training import fp8_quality, student
+from longred.training import fp8_quality, requirements, student
 from longred.training.loop import Trainer
 
 
@@ -21,7 +21,7 @@ from longred.training.loop import Trainer
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the trainer use 8-bit floats here."""
     to_fp8 = student.to_fp8
-    monkeypatch.setattr(student, "check_fp8", lambda device: None)
+    monkeypatch.setattr(requirements, "check_fp8", lambda device: None)
     monkeypatch.setattr(student, "to_fp8", lambda model: to_fp8(model, emulate=True))
 
 

@@ -97,7 +97,7 @@ def test_the_refusal_names_settings_that_would_do(
     limit = sum(memory_parts(shape, saving, batches(saving, lengths), device="cpu").values())
     monkeypatch.setattr(fit, "memory_of", lambda device: limit)
     with pytest.raises(PreflightError) as error:
-        fit.refuse_what_cannot_fit(shape, job, lengths, torch.device("cpu"))
+        fit.refuse_what_cannot_fit(shape, job, lengths, torch.device("cpu"), num_here=1)
     assert "training.activation_checkpointing=selective would need" in str(error.value)
 
 

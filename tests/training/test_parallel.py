@@ -1,5 +1,6 @@
 """Several processes take the steps that one takes alone, however weights and rows are divided."""
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -263,6 +264,31 @@ def test_each_process_shows_the_teacher_the_documents_of_its_tokens(document_ids
         touched = {ids[t] for t in range(start, start + 3) if shown[0, t]}
         expected = [bool(shown[0, t]) and ids[t] in touched for t in range(12)]
         assert found == (expected if touched else [True] + [False] * 11)
+
+
+@pytest.fixture
+def fp8_job(make_job: MakeJob) -> TrainingJob:
+    """Two steps in 8-bit floats, a row at a time, so that every row has scales of its own."""
+    values = {"dtype": "bfloat16", "micro_batch_tokens": 1, "num_steps": 2}
+    return make_job(fp8=True, rows=ROWS, **values)
+
+
+def test_eight_bit_floats_on_several_processes(fp8_job: TrainingJob, processes, tmp_path: Path):
+    assert run_together(processes, fp8_job, tmp_path / "two", faults=["fp8@0", "fp8@0"]) == [0, 0]
+    assert run(processes, fp8_job, tmp_path / "one", fault="fp8@0") == 0
+    assert_equal_but_for_the_last_bits(tmp_path / "two/result", tmp_path / "one/result")
+    exact = dataclasses.replace(fp8_job, fp8=False)
+    plain = metrics(train(exact, tmp_path / "exact"))[1, "train/long_loss"]
+    assert metrics(tmp_path / "two/result")[1, "train/long_loss"] != plain
+
+
+def test_eight_bit_floats_that_are_too_rough_in_one_process_end_all(
+    fp8_job: TrainingJob, processes, tmp_path: Path
+):
+    faults = ["fp8@0", "fp8-too-rough@0"]
+    assert run_together(processes, fp8_job, tmp_path, faults=faults) == [3, 3]
+    assert not (tmp_path / "result").exists()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_an_unchanged_student_is_the_teacher_in_every_process(

@@ -100,21 +100,32 @@ def run_together(
 
     They find each other by the variables that torchrun sets.
     """
+    job = dataclasses.replace(job, parallel={**job.parallel, "num_processes": len(faults)})
+    arguments = [(job.to_json(), str(work), fault) for fault in faults]
+    return call_together(context, _main, arguments, timeout=timeout)
+
+
+def call_together(
+    context: Any,
+    function: Callable[..., None],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    timeout: float = 300.0,
+) -> list[int]:
+    """Call a function in as many processes as it is given arguments for; return their codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = dataclasses.replace(job, parallel={**job.parallel, "num_processes": len(faults)})
     processes = []
-    for rank, fault in enumerate(faults):
+    for rank, own in enumerate(arguments):
         environment = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(len(faults)),
+            "WORLD_SIZE": str(len(arguments)),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        arguments = (job.to_json(), str(work), fault, environment)
-        processes.append(context.Process(target=_main, args=arguments))
+        processes.append(context.Process(target=_call, args=(environment, function, own)))
         processes[-1].start()
     deadline = time.monotonic() + timeout
     for process in processes:
@@ -123,17 +134,21 @@ def run_together(
     for process in late:
         process.kill()
         process.join()
-    assert not late, f"{len(late)} trainers did not end within {timeout} s"
+    assert not late, f"{len(late)} processes did not end within {timeout} s"
     return [int(process.exitcode) for process in processes]
 
 
-def _main(
-    values: Mapping[str, Any], work: str, fault: str | None, environment: Mapping[str, str]
+def _call(
+    environment: Mapping[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     os.environ.update(environment)
     import torch
 
     torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _main(values: Mapping[str, Any], work: str, fault: str | None) -> None:
     from longred.errors import LongredError
     from longred.training import loop
     from longred.training.stop import StopRequest
@@ -230,6 +245,21 @@ def _multiply_long_loss(factor: float, steps: range) -> Any:
     return _at(-1, None)
 
 
+def _emulate_fp8(bound: float) -> Any:
+    """Let the trainer use 8-bit floats here, if they move hidden states by no more than a bound."""
+
+    def arrange(step: int) -> Any:
+        from longred.training import fp8_quality, requirements, student
+
+        to_fp8 = student.to_fp8
+        requirements.check_fp8 = lambda device: None
+        student.to_fp8 = lambda model: to_fp8(model, emulate=True)
+        fp8_quality.HIDDEN_BOUND = bound
+        return _at(-1, None)
+
+    return arrange
+
+
 FAULTS = {
     "none": lambda step: _at(-1, None),
     "kill": _kill_after_step,
@@ -241,5 +271,7 @@ FAULTS = {
     "kill-before-rename": _kill_before_rename,
     "nan": _factor(float("nan")),
     "spike": _factor(100.0),
+    "fp8": _emulate_fp8(10.0),
+    "fp8-too-rough": _emulate_fp8(1e-9),
     "three-spikes": _factor(100.0, num_steps=3),
 }

@@ -1,0 +1,75 @@
+"""What the trainings of a run need, checked before the first stage that is made for them."""
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from longred.config import RunConfig
+from longred.scope import STAGES, Mode
+
+if TYPE_CHECKING:
+    from longred.session import Run
+
+
+def refuse_early(run: "Run", config: RunConfig) -> None:
+    """Let a run refuse a training that cannot work before it makes what the training waits for.
+
+    A run that finds all that finished, or makes a part of the pipeline without a training, is not
+    refused: it may well be on another machine.
+    """
+    if run.store.scope.mode("training") in (Mode.MAKE, Mode.REMAKE):
+        run.before_making = functools.partial(_before, config)
+
+
+def _before(config: RunConfig, stage: str) -> None:
+    if stage in STAGES[: STAGES.index("training")]:
+        check_trainings(config, with_layers=stage in ("profiling", "selection"))
+
+
+def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
+    """Refuse trainings that cannot work with their model, or on this machine.
+
+    Where a command of the user's own starts the trainers, that may be on other machines: what they
+    can do is left to the trainers.
+
+    Args:
+        config: the run's.
+        with_layers: look at those alone that distil selected layers.
+
+    Raises:
+        ConfigError: the model has no place for what is asked for.
+        PreflightError: memory, a package or a GPU is missing.
+    """
+    from longred.cost.fit import refuse_what_cannot_fit
+    from longred.cost.recipe import jobs, lengths_of
+    from longred.cost.shape import shape_of
+    from longred.extension import extend_config
+    from longred.models import choose_device, load_config, resolve_model
+    from longred.training.launch import LAUNCHER
+    from longred.training.requirements import check_machine, check_model
+    from longred.training.world import check_gpus
+
+    model = load_config(resolve_model(config.model.path, config.model.revision, weights=False))
+    shape = shape_of(model)
+    extensions = {w.target_window: w.extension for w in [*config.windows(), config]}
+    is_here = not os.environ.get(LAUNCHER)
+    for job in jobs(config, shape):
+        if with_layers and not job.recipe.uses_layers():
+            continue
+        extension = extensions[job.target_window]
+        extended = extend_config(
+            model,
+            method=extension.method,
+            original_window=extension.original_window,
+            target_window=extension.target_window,
+            **extension.settings(),
+        )
+        check_model(job, extended)
+        if is_here:
+            device = choose_device(job.device)
+            check_machine(job, device)
+            num_here = job.layout.num_processes
+            if device.type == "cuda":
+                check_gpus(num_here)
+            lengths = lengths_of(config, job)
+            refuse_what_cannot_fit(shape, job, lengths, device, num_here=num_here)
