@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from longred.errors import ConfigError
-from longred.evaluation.prompts import token_counter
+from longred.evaluation.counting import token_counter
 from longred.evaluation.ruler.fitting import FULL_LENGTH, run
 from longred.evaluation.ruler.questions import OWN, Questions
 from longred.evaluation.ruler.request import Parameters, Request, Revision

@@ -1,9 +1,14 @@
 """Words that occur most often: in a numbered list (cwe), and in coded text (fwe)."""
 
 import math
+import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+import numpy as np
 
 from longred.evaluation.ruler.fitting import Steps, fit, linear, per_unit
 from longred.evaluation.ruler.request import Request, Revision, Start
@@ -71,7 +76,7 @@ def prepare_list(request: Request) -> Start:
     settings: ListSettings = request.settings
     rare = settings.repeats[1]
     prefix = LIST_PREFIX.format(count=settings.num_common)
-    some = list_words(random.Random(0), 256)  # noqa: S311
+    some = [*list_words(random.Random(0), 256)]  # noqa: S311
     word_tokens = per_unit(
         lambda num_words: _numbered(some[:num_words], 0, (0, rare), 0), request.count, 128
     )
@@ -80,11 +85,14 @@ def prepare_list(request: Request) -> Start:
         del index
         order = rng.getrandbits(64)
         largest = settings.num_common + request.length // (2 * rare)
-        words = list_words(rng, settings.example_words + largest)
-        example = _example(words[: settings.example_words], order, settings, request.revision)
-        del words[: settings.example_words]
+        drawn = list_words(rng, settings.example_words + largest)
+        shown = [*islice(drawn, settings.example_words)]
+        example = _example(shown, order, settings, request.revision)
+        words: list[str] = []
 
+        @cache
         def question(num_words: int) -> str:
+            words.extend(islice(drawn, max(0, num_words - len(words))))
             context = _numbered(words[:num_words], settings.num_common, settings.repeats, order)
             return example + LIST_TASK.format(context=context, count=settings.num_common)
 
@@ -118,8 +126,13 @@ def _example(words: Sequence[str], order: int, settings: ListSettings, revision:
 
 def _numbered(words: Sequence[str], num_common: int, repeats: tuple[int, int], order: int) -> str:
     entries = [*words[:num_common]] * repeats[0] + [*words[num_common:]] * repeats[1]
-    shuffled = _shuffled(entries, order)
-    return " ".join(f"{number}. {word}" for number, word in enumerate(shuffled, start=1))
+    numbers = _numbers(1 << len(entries).bit_length())
+    return " ".join(map(operator.add, numbers, _shuffled(entries, order)))
+
+
+@cache
+def _numbers(count: int) -> list[str]:
+    return [f"{number}. " for number in range(1, count + 1)]
 
 
 def prepare_text(request: Request) -> Start:
@@ -141,6 +154,7 @@ def prepare_text(request: Request) -> Start:
         words = distinct(lambda: coded_word(rng, settings.word_length))
         vocabulary = [DOTS, *(next(words) for _ in range(num_coded - 1))]
 
+        @cache
         def question(num_units: int) -> str:
             return TEXT_TASK.format(context=_coded_text(vocabulary, num_units, order))
 
@@ -171,7 +185,7 @@ def _coded_text(vocabulary: Sequence[str], num_units: int, order: int) -> str:
 
 
 def _shuffled(entries: Sequence[str], order: int) -> list[str]:
-    """Return entries in random order, several times faster than `random.shuffle`."""
+    """Return entries in random order, many times faster than `random.shuffle`."""
     draw = random.Random(order).random  # noqa: S311
-    keys = [draw() for _ in entries]
-    return [entries[number] for number in sorted(range(len(keys)), key=keys.__getitem__)]
+    keys = np.array([draw() for _ in entries])
+    return [*map(entries.__getitem__, keys.argsort(kind="stable").tolist())]

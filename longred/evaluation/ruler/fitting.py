@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from longred.errors import ConfigError
-from longred.evaluation.prompts import Counter
+from longred.evaluation.counting import Counter
 
 FULL_LENGTH = 4096
 """Tokens from which on RULER's own parameters are used; below, the compact ones."""

@@ -2,8 +2,9 @@
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _WORD = re.compile(r"\S+\s*")
@@ -67,13 +68,13 @@ def noise_haystack() -> Haystack:
     return Haystack(lambda num_units: "\n".join([NOISE] * num_units), splits_lines=False)
 
 
-def line_haystack(draw: Callable[[], str]) -> Haystack:
+def line_haystack(lines: Iterator[str]) -> Haystack:
     """Return lines that are drawn when they are needed, always in the same order."""
-    lines: list[str] = []
+    drawn: list[str] = []
 
     def text(num_units: int) -> str:
-        lines.extend(draw() for _ in range(num_units - len(lines)))
-        return "\n".join(lines[:num_units])
+        drawn.extend(islice(lines, max(0, num_units - len(drawn))))
+        return "\n".join(drawn[:num_units])
 
     return Haystack(text, splits_lines=False)
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 from longred.evaluation.ruler.fitting import Steps, cumulative, fit, linear, per_unit
@@ -98,6 +99,7 @@ def prepare(request: Request) -> Start:
         needles = _draw(settings, rng, taken, on_grid=stack.on_grid)
         asked = prefix.format(kind=kind, query=needles.query)
 
+        @cache
         def question(num_units: int) -> tuple[str, list[float]]:
             context, places = haystack.insert(needles.sentences, num_units, needles.depths)
             return task.format(kind=kind, context=context, query=needles.query), places
@@ -124,8 +126,8 @@ def prepare(request: Request) -> Start:
 
 
 def _draw(settings: Settings, rng: random.Random, taken: set[str], *, on_grid: bool) -> _Needles:
-    draw_key = distinct(lambda: DRAWS[settings.keys](rng), taken)
-    draw_value = distinct(lambda: DRAWS[settings.values](rng), taken)
+    draw_key = distinct(partial(DRAWS[settings.keys], rng), taken)
+    draw_value = distinct(partial(DRAWS[settings.values], rng), taken)
     keys, pairs = [], []
     for _ in range(settings.num_keys):
         keys.append(next(draw_key))
@@ -160,14 +162,14 @@ def _noise(request: Request) -> _Stack:
 
 def _needles(request: Request) -> _Stack:
     settings: Settings = request.settings
+    line = NEEDLE.format(kind=settings.values.removesuffix("s"), key="%s", value="%s")
 
     def build(rng: random.Random, taken: set[str]) -> Haystack:
         # Lines are drawn when they are needed, after everything else of a sample.
         own = random.Random(rng.getrandbits(64))  # noqa: S311
-        keys = distinct(lambda: DRAWS[settings.keys](own), taken)
-        values = distinct(lambda: DRAWS[settings.values](own), taken)
-        kind = settings.values.removesuffix("s")
-        return line_haystack(lambda: NEEDLE.format(kind=kind, key=next(keys), value=next(values)))
+        keys = distinct(partial(DRAWS[settings.keys], own), taken)
+        values = distinct(partial(DRAWS[settings.values], own), taken)
+        return line_haystack(line % pair for pair in zip(keys, values, strict=False))
 
     probe = build(random.Random(0), set())  # noqa: S311
     return _Stack(build=build, tokens=linear(per_unit(probe.text, request.count)))

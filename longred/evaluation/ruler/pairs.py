@@ -7,6 +7,7 @@ Not one of RULER's tasks. Form, wording and score follow Liu et al. 2023, "Lost 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 from longred.evaluation.ruler.fitting import Steps, fit, linear, per_unit
 from longred.evaluation.ruler.request import Request, Start
@@ -44,6 +45,7 @@ def prepare(request: Request) -> Start:
         pairs: list[tuple[str, str]] = []
         draw = _pairs(settings, random.Random(rng.getrandbits(64)))  # noqa: S311
 
+        @cache
         def prompt(num_pairs: int) -> str:
             pairs.extend(next(draw) for _ in range(num_pairs - len(pairs)))
             key, _ = pairs[_place(depth, num_pairs)]
@@ -72,8 +74,8 @@ def prepare(request: Request) -> Start:
 
 def _pairs(settings: Settings, rng: random.Random) -> Iterator[tuple[str, str]]:
     taken: set[str] = set()
-    keys = distinct(lambda: DRAWS[settings.keys](rng), taken)
-    values = distinct(lambda: DRAWS[settings.values](rng), taken)
+    keys = distinct(partial(DRAWS[settings.keys], rng), taken)
+    values = distinct(partial(DRAWS[settings.values], rng), taken)
     return zip(keys, values, strict=False)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longred.evaluation.prompts import Counter
+from longred.evaluation.counting import Counter
 from longred.evaluation.ruler.fitting import Steps
 from longred.evaluation.ruler.questions import Questions
 

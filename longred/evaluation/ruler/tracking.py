@@ -4,6 +4,7 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from longred.evaluation.ruler.fitting import Steps, fit, linear, per_unit
 from longred.evaluation.ruler.haystacks import NOISE
@@ -75,6 +76,7 @@ def prepare(request: Request) -> Start:
             example = _example(examples, num_example_units, settings, revision)
         prefix = PREFIX.format(count=num_variables, assigned=assigned, value=chain.value)
 
+        @cache
         def question(num_units: int) -> tuple[str, list[float]]:
             context, depths = _hide(chain, num_units, places, revision)
             return example + TASK.format(context=context, value=chain.value), depths

@@ -4,11 +4,12 @@ RULER's words are the lists of the wonderwords package. The small lists here are
 parameters: short in any vocabulary, and none of them is a practice word of the demo model.
 """
 
+import math
 import random
 import string
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 _ADJECTIVES = """
@@ -61,24 +62,42 @@ def all_words() -> tuple[str, ...]:
     return tuple(sorted({w for c in ("adjective", "noun", "verb") for w in word_list(c)}))
 
 
+def below(rng: random.Random, count: int) -> int:
+    """Return what `rng.randrange(count)` would, in a third of its time."""
+    bits = count.bit_length()
+    number = rng.getrandbits(bits)
+    while number >= count:
+        number = rng.getrandbits(bits)
+    return number
+
+
+def _choice(rng: random.Random, words: Sequence[str]) -> str:
+    return words[below(rng, len(words))]
+
+
 def draw_short_key(rng: random.Random) -> str:
     """Return an adjective-noun key of the small lists, such as `misty-anvil`."""
-    return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
+    return f"{_choice(rng, ADJECTIVES)}-{_choice(rng, NOUNS)}"
 
 
 def draw_key(rng: random.Random) -> str:
     """Return an adjective-noun key of RULER's lists."""
-    return f"{rng.choice(word_list('adjective'))}-{rng.choice(word_list('noun'))}"
+    return f"{_choice(rng, word_list('adjective'))}-{_choice(rng, word_list('noun'))}"
 
 
 def draw_number(rng: random.Random) -> str:
     """Return a number of seven digits."""
-    return str(rng.randint(1_000_000, 9_999_999))
+    return str(1_000_000 + below(rng, 9_000_000))
+
+
+# Bits of a UUID that say its version, 4, and its variant, that of RFC 9562.
+_SET, _CLEARED = 4 << 76 | 2 << 62, 0xF << 76 | 3 << 62
 
 
 def draw_uuid(rng: random.Random) -> str:
     """Return a random UUID (version 4)."""
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    text = f"{rng.getrandbits(128) & ~_CLEARED | _SET:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def coded_word(rng: random.Random, length: int, alphabet: str = string.ascii_lowercase) -> str:
@@ -102,25 +121,31 @@ def distinct(draw: Callable[[], str], taken: set[str] | None = None) -> Iterator
         ValueError: a thousand draws in a row brought nothing new.
     """
     seen = set() if taken is None else taken
-    num_repeats = 0
-    while num_repeats < 1000:
-        word = draw()
-        num_repeats += 1
-        if word not in seen:
-            seen.add(word)
-            num_repeats = 0
-            yield word
-    raise ValueError("there are no further distinct words to draw")
+    while True:
+        word, num_repeats = draw(), 0
+        while word in seen:
+            num_repeats += 1
+            if num_repeats == 1000:
+                raise ValueError("there are no further distinct words to draw")
+            word = draw()
+        seen.add(word)
+        yield word
 
 
-def list_words(rng: random.Random, count: int) -> list[str]:
-    """Return distinct words for a list: RULER's in random order, then made-up ones."""
+def list_words(rng: random.Random, count: int) -> Iterator[str]:
+    """Yield distinct words for a list: RULER's in random order, then made-up ones."""
     pool = all_words()
-    words = rng.sample(pool, min(count, len(pool)))
+    yield from sampled(rng, pool, min(count, len(pool)))
     if count > len(pool):
-        more = distinct(lambda: _made_up(rng), set(pool))
-        words += [next(more) for _ in range(count - len(pool))]
-    return words
+        yield from islice(distinct(lambda: _made_up(rng), set(pool)), count - len(pool))
+
+
+def sampled(rng: random.Random, pool: Sequence[str], count: int) -> Iterator[str]:
+    """Yield what `rng.sample(pool, count)` returns, drawing a small sample as it is taken."""
+    if count > 5 and len(pool) > 21 + 4 ** math.ceil(math.log(3 * count, 4)):
+        yield from islice(distinct(lambda: _choice(rng, pool)), count)
+    else:
+        yield from rng.sample(pool, count)
 
 
 def _made_up(rng: random.Random) -> str:

@@ -39,8 +39,7 @@ def test_needles_go_between_lines() -> None:
 
 
 def test_lines_are_drawn_once_and_in_order() -> None:
-    numbers = iter(range(100))
-    haystack = line_haystack(lambda: f"line {next(numbers)}")
+    haystack = line_haystack(f"line {number}" for number in range(100))
     assert haystack.text(3) == "line 0\nline 1\nline 2"
     assert haystack.text(1) == "line 0"
     assert haystack.text(5).endswith("line 4")

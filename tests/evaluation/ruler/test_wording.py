@@ -193,7 +193,7 @@ def test_common_words_go_on_when_the_list_is_used_up(tokenizers: dict[str, Any])
 
     from longred.evaluation.ruler.words import all_words, list_words
 
-    words = list_words(random.Random(0), 12_000)
+    words = [*list_words(random.Random(0), 12_000)]
     assert len(set(words)) == 12_000
     assert set(all_words()) < set(words)
 

@@ -1,4 +1,4 @@
-"""Counting word by word against encoding whole texts, under the pre-tokenizers in use."""
+"""Counting piece by piece against encoding whole texts, under the pre-tokenizers in use."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longred.evaluation.prompts import count_tokens, splits_before_words, token_counter
+from longred.evaluation.counting import _PART, _Pieces, splits_at_fronts, token_counter
+from longred.evaluation.prompts import count_tokens
 from longred.evaluation.ruler.texts import library_text
 
 WORDS = (
@@ -16,10 +17,27 @@ WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 AWKWARD = st.text(
-    st.sampled_from("abZ019 \n\t\r.-,'\"\u00a0\u0301\x1c\u2028é你ﬁ_:!")
+    st.sampled_from("abZ019 \n\t\r.-,'\"\u00a0\u0301\x1c\u2028é你ﬁ_:!<s>")
     | st.characters(codec="utf-8"),
     max_size=40,
 )
+LINES = st.lists(
+    st.sampled_from(
+        [
+            "VAR AB12 = 9 ",
+            "x is: 3f2a-9b0c.",
+            "",
+            " a",
+            "...",
+            "it's 'd9",
+            "<s>",
+            "<s>1",
+            "é1.",
+            "\t",
+        ]
+    ),
+    max_size=8,
+).map("\n".join)
 
 
 def split(pattern: str) -> Any:
@@ -63,17 +81,37 @@ def backends() -> dict[str, Tokenizer]:
 
 
 @settings(deadline=None, max_examples=100)
-@given(texts=st.lists(AWKWARD, max_size=5))
-def test_word_by_word_counts_as_a_whole(backends: dict[str, Tokenizer], texts: list[str]) -> None:
+@given(texts=st.lists(AWKWARD | LINES, max_size=5))
+def test_pieces_count_as_a_whole(backends: dict[str, Tokenizer], texts: list[str]) -> None:
     for backend in backends.values():
-        assert splits_before_words(backend)
+        assert splits_at_fronts(backend)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
         count, wanted = token_counter(tokenizer), [count_tokens(tokenizer, t) for t in texts]
         assert count(texts) == wanted
         assert count(texts[::-1]) == wanted[::-1]
+        pieces, num_bos = _Pieces(backend), int(tokenizer.bos_token_id is not None)
+        assert [size + num_bos for size in pieces(texts)] == wanted
 
 
-def test_tokenizers_that_may_join_words_are_counted_as_a_whole() -> None:
+@given(text=AWKWARD)
+def test_parts_are_the_text(text: str) -> None:
+    assert "".join(_PART.findall(text)) == text
+
+
+def test_a_wrong_count_of_pieces_is_not_believed(
+    backends: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backends["gpt2"], bos_token="<s>")
+    count, texts = token_counter(tokenizer), ["one two", "three", "four five six"]
+    wanted = [count_tokens(tokenizer, text) for text in texts]
+    assert count(texts) == wanted
+    monkeypatch.setattr(_Pieces, "__call__", lambda self, texts: [3 for _ in texts])
+    assert count(texts[:1]) != wanted[:1]
+    assert count(texts) == wanted
+    assert count(texts[:1]) == wanted[:1]
+
+
+def test_tokenizers_that_may_join_pieces_are_counted_as_a_whole() -> None:
     for token in (
         AddedToken("<m>", lstrip=True),
         AddedToken("<m>", rstrip=True),
@@ -81,10 +119,12 @@ def test_tokenizers_that_may_join_words_are_counted_as_a_whole() -> None:
         AddedToken("two words"),
         AddedToken(" a"),
         AddedToken("a-b"),
+        AddedToken("<m1>"),
+        AddedToken("<m>\n</m>"),
     ):
         backend = trained(PRE_TOKENIZERS["gpt2"])
         backend.add_tokens([token])
-        assert not splits_before_words(backend)
+        assert not splits_at_fronts(backend)
     for pre_tokenizer in (
         None,
         pre_tokenizers.Metaspace(),
@@ -94,7 +134,7 @@ def test_tokenizers_that_may_join_words_are_counted_as_a_whole() -> None:
     ):
         backend = trained(PRE_TOKENIZERS["gpt2"])
         backend.pre_tokenizer = pre_tokenizer
-        assert not splits_before_words(backend)
+        assert not splits_at_fronts(backend)
     backend = trained(PRE_TOKENIZERS["gpt2"])
     backend.normalizer = normalizers.Replace(" ", "_")
-    assert not splits_before_words(backend)
+    assert not splits_at_fronts(backend)
