@@ -128,6 +128,8 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    from longred.hub import HUB
+
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError(
             f"model.path: {name} is no folder here, so it is looked for on the hub, and there "
@@ -137,14 +139,15 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
     # Some hold the weights twice, once more in the maker's own layout.
     files = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME] if weights else []
     wanted = ["config.json", *files, *COMPANIONS]
+    HUB.probe()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, HFValidationError, httpx.HTTPError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = HUB.problem or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise PreflightError(
-            f"model.path: {name} at {revision} cannot be fetched "
-            f"({type(error).__name__}: {reason}); connect to the hub and accept the model's "
-            "licence there, or set model.path to a local folder that holds the model"
+            f"model.path: {name} at {revision} cannot be fetched ({reason}); connect to the hub "
+            "and accept the model's licence there, or set model.path to a local folder that holds "
+            "the model"
         ) from error
 
 

@@ -30,12 +30,12 @@ from longred.errors import ConfigError, MismatchError, NonFiniteLossError, Prefl
 from longred.evaluation.benchmarks import MAX_PROMPT_CHARACTERS
 from longred.evaluation.examinee import Examinee
 from longred.evaluation.harness_index import NAMES, find_leaves
-from longred.evaluation.hub import HUB
 from longred.evaluation.local_data import override
 from longred.evaluation.prompts import count_tokens
 from longred.evaluation.scoring import summary
 from longred.evaluation.suites import SuiteTask, nearest
 from longred.evaluation.units import Unit
+from longred.hub import HUB
 
 FEWSHOT_SEED = 1234
 """The harness's own default: the same examples as its command line shows."""

@@ -15,10 +15,10 @@ from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.evaluation import harness
 from longred.evaluation.examinee import examinee
-from longred.evaluation.hub import HUB
 from longred.evaluation.samples import freeze
 from longred.evaluation.suites import SuiteTask
 from longred.evaluation.units import read_index, read_units
+from longred.hub import HUB
 from longred.models import load_model
 
 NUM_QUESTIONS = 6

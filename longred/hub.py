@@ -1,6 +1,7 @@
-"""The hub, asked once whether it is there: an unreachable one is not tried again task by task."""
+"""The hub, asked once whether it is there: its client tries each file again for half a minute."""
 
 import logging
+import sys
 
 logger = logging.getLogger(__name__)
 
@@ -8,9 +9,14 @@ PROBE_SECONDS = 5.0
 
 
 class Hub:
-    """Whether data sets may be fetched in this process; what was fetched before is always used."""
+    """Whether anything may be fetched in this process; what was fetched before is always used.
+
+    Attributes:
+        problem: why the hub cannot be reached, if that is so.
+    """
 
     def __init__(self) -> None:
+        self.problem: str | None = None
         self._is_known = False
 
     def probe(self) -> None:
@@ -28,14 +34,16 @@ class Hub:
 
     def give_up(self, reason: str) -> None:
         """Go offline: each request would be retried for half a minute otherwise."""
-        import datasets.config
         from huggingface_hub import constants
 
         if not constants.HF_HUB_OFFLINE:
+            self.problem = reason
             logger.warning("the hub cannot be reached (%s); only local data are used", reason)
         self._is_known = True
         constants.HF_HUB_OFFLINE = True
-        datasets.config.HF_HUB_OFFLINE = True
+        # It copies the setting when it is imported.
+        if loaded := sys.modules.get("datasets.config"):
+            vars(loaded)["HF_HUB_OFFLINE"] = True
 
 
 HUB = Hub()
