@@ -1,5 +1,6 @@
 """The verb that evaluates any checkpoint, outside of a pipeline."""
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,85 +16,195 @@ if TYPE_CHECKING:
     from longred.config import EvaluationConfig
 
 
+Models = Annotated[
+    list[str], typer.Argument(help="`demo`, folders or hub names", metavar="MODEL...")
+]
+Original = Annotated[
+    str | None, typer.Option(help="what retention and similarity are measured against")
+]
+Revision = Annotated[str | None, typer.Option(help="commit of models named on the hub")]
+Suite = Annotated[str, typer.Option(help="short tasks: a suite's name or YAML file")]
+Tasks = Annotated[str, typer.Option(help="of the suite, only these: a,b")]
+RulerLengths = Annotated[str, typer.Option(help="RULER's lengths in tokens: 4096,8192")]
+RulerTasks = Annotated[
+    str, typer.Option(help="RULER's tasks, and kv_retrieval: a,b (default: RULER's)")
+]
+PerplexityLengths = Annotated[
+    str, typer.Option(help="lengths in tokens at which text is predicted: 4096,8192")
+]
+Judge = Annotated[
+    str | None, typer.Option(help="model folder that tells LongPPL's key tokens, for --perplexity")
+]
+NumSamples = Annotated[int, typer.Option(min=1, help="questions a task at most")]
+Text = Annotated[
+    Path | None, typer.Option(help="file or folder of text (default: Python's library)")
+]
+DataType = Annotated[str, typer.Option(help="bfloat16 or float32")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Backend = Annotated[str, typer.Option(help="what generates answers: hf or vllm")]
+BatchSize = Annotated[int, typer.Option(min=1)]
+NumProcesses = Annotated[int, typer.Option(min=1, help="one model and device each")]
+ChatTemplate = Annotated[str, typer.Option(help="auto, true or false")]
+Seed = Annotated[int, typer.Option(min=0)]
+BeyondWindow = Annotated[
+    bool, typer.Option("--beyond-window", help="ask lengths that a model was not made for")
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code-execution", help="run code that models write")
+]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="n/a for tasks whose data cannot be had")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="any other setting: evaluation.ruler.squad=dev-v2.0.json"
+    ),
+]
+Report = Annotated[Path | None, typer.Option(help="folder for a page with plots")]
+AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
 def evaluate(
-    models: Annotated[
-        list[str], typer.Argument(help="`demo`, folders or hub names", metavar="MODEL...")
-    ],
-    original: Annotated[
-        str | None, typer.Option(help="what retention and similarity are measured against")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="commit of models named on the hub")] = None,
-    suite: Annotated[str, typer.Option(help="short tasks: a suite's name or YAML file")] = "demo",
-    tasks: Annotated[str, typer.Option(help="of the suite, only these: a,b")] = "",
-    capacities: Annotated[str, typer.Option(help="of the suite, only these: a,b")] = "",
-    ruler: Annotated[str, typer.Option(help="RULER's lengths in tokens: 4096,8192")] = "",
-    ruler_tasks: Annotated[str, typer.Option(help="RULER's tasks: a,b (default: all)")] = "",
-    num_samples: Annotated[int, typer.Option(min=1, help="questions a task at most")] = 100,
-    text: Annotated[
-        Path | None, typer.Option(help="file or folder of text (default: Python's library)")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    num_processes: Annotated[int, typer.Option(min=1, help="one model and device each")] = 1,
-    chat_template: Annotated[str, typer.Option(help="auto, true or false")] = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    beyond_window: Annotated[
-        bool, typer.Option("--beyond-window", help="ask lengths that a model was not made for")
-    ] = False,
-    allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="run code that models write")
-    ] = False,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="n/a for tasks whose data cannot be had")
-    ] = False,
-    report: Annotated[Path | None, typer.Option(help="folder for a page with plots")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    models: Models,
+    original: Original = None,
+    revision: Revision = None,
+    suite: Suite = "demo",
+    tasks: Tasks = "",
+    capacities: Tasks = "",
+    ruler: RulerLengths = "",
+    ruler_tasks: RulerTasks = "",
+    perplexity: PerplexityLengths = "",
+    judge: Judge = None,
+    num_samples: NumSamples = 100,
+    text: Text = None,
+    dtype: DataType = "bfloat16",
+    device: DeviceOption = "auto",
+    backend: Backend = "hf",
+    batch_size: BatchSize = 8,
+    num_processes: NumProcesses = 1,
+    chat_template: ChatTemplate = "auto",
+    seed: Seed = 0,
+    beyond_window: BeyondWindow = False,
+    allow_code_execution: AllowCode = False,
+    skip_missing: SkipMissing = False,
+    settings: Settings = None,
+    report: Report = None,
+    as_json: AsJson = False,
     store: StoreOption = None,
 ) -> None:
     """Ask models the same frozen questions; what was answered before is not asked again."""
     from longred import stages
-    from longred.config import ModelConfig
-    from longred.evaluation.alone import check_lengths, evaluation_config, text_config
+    from longred.evaluation.alone import text_config
 
-    lengths, place = _lengths(ruler), open_store(store)
-    found = {
-        name: stages.find_model(ModelConfig(path=path, revision=revision), store=place)
-        for name, path in _names(models, original).items()
+    values: dict[str, Any] = {
+        "ruler": _ruler(ruler, ruler_tasks, num_samples),
+        "short": _short(
+            suite, tasks, capacities, num_samples, skip=skip_missing, allow=allow_code_execution
+        ),
+        "perplexity": _perplexity(perplexity, judge),
+        **{"dtype": dtype, "device": device, "backend": backend, "batch_size": batch_size},
+        **{"num_processes": num_processes, "chat_template": chat_template, "seed": seed},
     }
-    base = found.get("original") or next(iter(found.values()))
-    if not beyond_window:
-        check_lengths({n: m.folder for n, m in found.items() if n != "original"}, lengths)
-    config = _validated(
-        lambda: evaluation_config(
-            base.folder,
-            [model.folder for model in found.values()],
-            lengths,
-            ruler={
-                "num_samples": num_samples,
-                **({"tasks": _list(ruler_tasks)} if ruler_tasks else {}),
-            },
-            short={
-                "suite": suite,
-                "tasks": _list(tasks),
-                "capacities": _list(capacities),
-                "num_samples": num_samples,
-                "limit": num_samples,
-                "on_missing": "skip" if skip_missing else "error",
-                "allow_code_execution": allow_code_execution,
-            },
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            num_processes=num_processes,
-            chat_template=chat_template,
-            seed=seed,
-        )
-    )
+    _set(values, settings or [])
+    place = open_store(store)
+    found = _found(_names(models, original), revision, place)
+    config = _config(found, values, beyond_window=beyond_window)
+    base = _base(found)
     data = stages.prepare_data(text_config(base.folder, text, seed), base, store=place)
     samples = stages.freeze_samples(config, base, data, store=place)
     scores = _ask(config, found, base, samples, data, place)
     _show(config, scores, samples, report, as_json)
+
+
+def _ruler(lengths: str, tasks: str, num_samples: int) -> dict[str, Any]:
+    if tasks and not lengths:
+        raise ConfigError("--ruler-tasks: say at which lengths, e.g. --ruler 4096,8192")
+    found = {"lengths": _lengths("--ruler", lengths), "num_samples": num_samples}
+    return {**found, "tasks": _list(tasks)} if tasks else found
+
+
+def _perplexity(lengths: str, judge: str | None) -> dict[str, Any]:
+    if judge and not lengths:
+        raise ConfigError("--judge: say at which lengths, e.g. --perplexity 4096,8192")
+    return {"lengths": _lengths("--perplexity", lengths), "judge": judge}
+
+
+def _short(
+    suite: str, tasks: str, capacities: str, num_samples: int, *, skip: bool, allow: bool
+) -> dict[str, Any]:
+    return {
+        "suite": suite,
+        "tasks": _list(tasks),
+        "capacities": _list(capacities),
+        "num_samples": num_samples,
+        "limit": num_samples,
+        "on_missing": "skip" if skip else "error",
+        "allow_code_execution": allow,
+    }
+
+
+def _set(values: dict[str, Any], settings: Sequence[str]) -> None:
+    """Change settings by their dotted keys, in place."""
+    from longred.recipes import apply_override
+
+    for setting in settings:
+        if not setting.startswith("evaluation."):
+            raise ConfigError(
+                f"--set: {setting} does not begin with `evaluation.`; what can be set is under "
+                "`evaluation` in a recipe, e.g. evaluation.ruler.squad=dev-v2.0.json"
+            )
+        apply_override({"evaluation": values}, setting)
+
+
+def _found(names: Mapping[str, str], revision: str | None, store: "Store") -> "dict[str, Artifact]":
+    from longred import stages
+    from longred.config import ModelConfig
+
+    return {
+        name: stages.find_model(ModelConfig(path=path, revision=revision), store=store)
+        for name, path in names.items()
+    }
+
+
+def _base(found: "Mapping[str, Artifact]") -> "Artifact":
+    """Return the model whose tokenizer and window questions are made for."""
+    return found.get("original") or next(iter(found.values()))
+
+
+def _config(
+    found: "Mapping[str, Artifact]", values: Mapping[str, Any], *, beyond_window: bool
+) -> "EvaluationConfig":
+    """Return the configuration of an evaluation, whose lengths suit the models.
+
+    Raises:
+        ConfigError: a setting is unknown or cannot be used, or a length exceeds a window.
+    """
+    from pydantic import ValidationError
+
+    from longred.evaluation.alone import check_lengths, evaluation_config
+
+    folders = {name: model.folder for name, model in found.items()}
+    try:
+        config = evaluation_config(_base(found).folder, [*folders.values()], values)
+    except ValidationError as error:
+        raise ConfigError(_problem(error.errors()[0])) from None
+    if not beyond_window:
+        asked = {name: folder for name, folder in folders.items() if name != "original"}
+        check_lengths(asked, config.ruler.lengths if config.ruler.tasks else [], "--ruler")
+        check_lengths(asked, config.perplexity.lengths, "--perplexity")
+    return config
+
+
+def _problem(problem: Any) -> str:
+    """Return what is wrong with a setting, by the name that it was given under."""
+    place = [str(part) for part in problem["loc"]]
+    name = ".".join(["evaluation", *place])
+    if len(place) == 1 and place[0] in inspect.signature(evaluate).parameters:
+        name = "--" + place[0].replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: is no setting"
+    return f"{name}: {problem['msg']} (got {problem['input']!r})"
 
 
 def _names(models: Sequence[str], original: str | None) -> dict[str, str]:
@@ -112,26 +223,14 @@ def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _lengths(text: str) -> list[int]:
+def _lengths(option: str, text: str) -> list[int]:
     try:
         lengths = [int(part) for part in _list(text)]
     except ValueError:
-        raise ConfigError(f"--ruler: {text} is not a list of lengths; e.g. 4096,8192") from None
+        raise ConfigError(f"{option}: {text} is not a list of lengths; e.g. 4096,8192") from None
     if any(length < 1 for length in lengths):
-        raise ConfigError(f"--ruler: {text}: lengths are at least 1")
+        raise ConfigError(f"{option}: {text}: lengths are at least 1")
     return lengths
-
-
-def _validated(make: Any) -> "EvaluationConfig":
-    from pydantic import ValidationError
-
-    try:
-        config: EvaluationConfig = make()
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][-1]).replace("_", "-")
-        raise ConfigError(f"--{option}: {first['msg']} (got {first['input']!r})") from None
-    return config
 
 
 def _ask(

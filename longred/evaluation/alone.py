@@ -1,6 +1,6 @@
 """What is asked of a model outside of a pipeline: its configuration, and text that nobody saw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ def window_of(folder: Path) -> int:
     return int(load_config(folder).max_position_embeddings)
 
 
-def check_lengths(folders: dict[str, Path], lengths: Sequence[int]) -> None:
-    """Refuse lengths that a model was not made for.
+def check_lengths(folders: dict[str, Path], lengths: Sequence[int], option: str) -> None:
+    """Refuse lengths that a model was not made for; `option` is how they were given.
 
     Raises:
         ConfigError: a length exceeds a model's window.
@@ -28,35 +28,39 @@ def check_lengths(folders: dict[str, Path], lengths: Sequence[int]) -> None:
         too_long = [length for length in lengths if length > window]
         if too_long:
             raise ConfigError(
-                f"--ruler: {', '.join(map(str, too_long))} tokens exceed the window of {name} "
+                f"{option}: {', '.join(map(str, too_long))} tokens exceed the window of {name} "
                 f"({window}, max_position_embeddings of {folder / 'config.json'}); ask for "
                 "shorter lengths, or say --beyond-window to ask all the same"
             )
 
 
 def evaluation_config(
-    original: Path, models: Sequence[Path], lengths: Sequence[int], **values: Any
+    original: Path, models: Sequence[Path], values: Mapping[str, Any]
 ) -> EvaluationConfig:
     """Return the configuration of an evaluation by its command line.
 
     Args:
         original: folder of the original model, whose window short tasks fit.
         models: folders of all models; what exceeds the largest window is cut for all of them.
-        lengths: RULER's lengths; none asks no RULER.
-        values: fields of `EvaluationConfig`; `ruler` and `short` as groups.
+        values: fields of `EvaluationConfig`; no lengths ask no RULER.
     """
-    window = window_of(original)
-    ruler = {**values.pop("ruler"), "lengths": list(lengths) or [window]}
+    window, ruler = window_of(original), dict(values["ruler"])
+    lengths = ruler["lengths"]
     if not lengths:
-        ruler["tasks"] = []
+        ruler |= {"lengths": [window], "tasks": []}
     return EvaluationConfig.model_validate(
         {
             **values,
             "ruler": ruler,
             "original_window": window,
-            "target_window": max([*map(window_of, models), *lengths]),
+            "target_window": max([*map(window_of, models), *_numbers(lengths)]),
         }
     )
+
+
+def _numbers(lengths: Any) -> list[int]:
+    """Return what of a setting that was not checked yet can be compared."""
+    return [n for n in lengths if isinstance(n, int)] if isinstance(lengths, list) else []
 
 
 def text_config(original: Path, text: Path | None, seed: int) -> DataConfig:

@@ -47,10 +47,11 @@ def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
     config = evaluation_config(
         base.folder,
         [base.folder],
-        [],
-        ruler={"num_samples": 1},
-        short={"suite": "demo", "num_samples": num_samples},
-        device="cpu",
+        {
+            "ruler": {"lengths": [], "num_samples": 1},
+            "short": {"suite": "demo", "num_samples": num_samples},
+            "device": "cpu",
+        },
     )
     return base.folder, stages.freeze_samples(config, base, data, store=store).folder
 

@@ -17,12 +17,15 @@ COMMON += ["--dtype", "float32", "--device", "cpu"]
 def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None:
     page = tmp_path / "page"
     command = ["evaluate", "demo", "--ruler", "256", "--store", str(tmp_path), *COMMON]
+    command += ["--perplexity", "128", "--set", "evaluation.perplexity.num_tokens=256"]
     result = CliRunner().invoke(app, [*command, "--report", str(page), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["demo"]
     assert set(found["scores"]["short"]) == {"brackets", "average"}
     assert set(found["scores"]["ruler"]) == {"256"}
     assert 0 <= found["scores"]["overall"] <= 100
+    written = json.loads((Path(found["artifact"]) / "scores.json").read_text())
+    assert written["perplexity"]["128"]["num_tokens"] == 2 * 127
     assert "ruler-heat-map" in (page / "index.html").read_text()
     assert (page / "plots" / "depth-heat-map.png").is_file()
 
@@ -39,6 +42,13 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
     [
         (["--ruler", "512"], "512 tokens exceed the window of demo .*--beyond-window"),
         (["--ruler", "many"], "--ruler: many is not a list of lengths"),
+        (["--ruler-tasks", "vt"], "--ruler-tasks: say at which lengths, e.g. --ruler 4096"),
+        (["--perplexity", "512"], "--perplexity: 512 tokens exceed the window of demo"),
+        (["--perplexity", "0"], "--perplexity: 0: lengths are at least 1"),
+        (["--judge", "demo"], "--judge: say at which lengths, e.g. --perplexity 4096"),
+        (["--set", "ruler.squad=a"], "--set: ruler.squad=a does not begin with `evaluation.`"),
+        (["--set", "evaluation.ruler.squat=a"], r"^evaluation\.ruler\.squat: is no setting"),
+        (["--set", "evaluation.ruler.lengths=a"], r"^evaluation\.ruler\.lengths: Input should be"),
         (["--ruler", "256", "--ruler-tasks", "niah_1"], r"ruler\.tasks: niah_1 is unknown"),
         (["--suite", "demmo"], "did you mean demo"),
         (["--suite", "paper", "--capacities", "maths"], "did you mean math"),
