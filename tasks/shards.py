@@ -13,7 +13,6 @@ TICK_SECONDS = 1.0
 
 @task(
     task_run_name="tokenise {label}",
-    tags=["longred", "data"],
     cache_policy=NO_CACHE,
     persist_result=False,
 )

@@ -49,19 +49,19 @@ def is_worth_another_try(task: Task[Any, Any], run: TaskRun, state: State[Any]) 
 
 
 def stage_task(
-    name: str, stage: str
+    name: str,
 ) -> Callable[[Callable[P, State[Artifact] | Artifact]], Callable[P, Artifact]]:
     """Make a Prefect task of a function that makes one artifact.
 
     Args:
         name: name of its runs; `{parameter}` stands for an argument.
-        stage: the stage it belongs to, as a tag.
     """
 
     def decorate(function: Callable[P, State[Artifact] | Artifact]) -> Callable[P, Artifact]:
+        # No tags: before a tagged task Prefect asks its server for the tags' limits, and waits two
+        # seconds whenever the server's database is busy.
         tried = task(
             task_run_name=name,
-            tags=["longred", stage],
             retries=2,
             retry_delay_seconds=[2, 30],
             retry_condition_fn=is_worth_another_try,

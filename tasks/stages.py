@@ -25,13 +25,13 @@ from tasks.stage import make, stage_task
 Made = State[Artifact] | Artifact
 
 
-@stage_task("model", "model")
+@stage_task("model")
 def find_model(config: ModelConfig, selection: SelectionConfig) -> Made:
     """Find the original model, which must have the layers that are asked for."""
     return make("model", lambda store, progress: stages.find_model(config, selection, store=store))
 
 
-@stage_task("data{at}", "data")
+@stage_task("data{at}")
 def prepare_data(config: DataConfig, base: Artifact, at: str = "") -> Made:
     """Fill the long, short and original buckets."""
     return make(
@@ -43,7 +43,7 @@ def prepare_data(config: DataConfig, base: Artifact, at: str = "") -> Made:
     )
 
 
-@stage_task("extension{at}", "extension")
+@stage_task("extension{at}")
 def extend_model(
     config: ExtensionConfig, base: Artifact, start: Artifact | None = None, at: str = ""
 ) -> Made:
@@ -54,7 +54,7 @@ def extend_model(
     )
 
 
-@stage_task("profiling{at}", "profiling")
+@stage_task("profiling{at}")
 def profile_attention(
     config: ProfilingConfig, base: Artifact, extended: Artifact, data: Artifact, at: str = ""
 ) -> Made:
@@ -68,7 +68,7 @@ def profile_attention(
     )
 
 
-@stage_task("selection{at}", "selection")
+@stage_task("selection{at}")
 def select_layers(config: SelectionConfig, profile: Artifact, at: str = "") -> Made:
     """Choose the layers to distil."""
     return make(
@@ -76,7 +76,7 @@ def select_layers(config: SelectionConfig, profile: Artifact, at: str = "") -> M
     )
 
 
-@stage_task("training {method}{at}", "training")
+@stage_task("training {method}{at}")
 def train_student(
     config: TrainingConfig,
     method: str,
@@ -96,7 +96,7 @@ def train_student(
     )
 
 
-@stage_task("evaluation samples", "evaluation")
+@stage_task("evaluation samples")
 def freeze_samples(config: EvaluationConfig, base: Artifact, data: Artifact) -> Made:
     """Write every question once."""
     return make(
@@ -105,7 +105,7 @@ def freeze_samples(config: EvaluationConfig, base: Artifact, data: Artifact) -> 
     )
 
 
-@stage_task("evaluation {name}", "evaluation")
+@stage_task("evaluation {name}")
 def evaluate_model(
     config: EvaluationConfig,
     name: str,
@@ -124,7 +124,7 @@ def evaluate_model(
     )
 
 
-@stage_task("report", "report")
+@stage_task("report")
 def write_report(
     config: ReportConfig,
     recipe: dict[str, Any],

@@ -32,7 +32,7 @@ attempts: list[str] = []
 errors: list[LongredError] = []
 
 
-@stage_task("toy {part}", "data")
+@stage_task("toy {part}")
 def toy(part: str) -> State[Artifact] | Artifact:
     """Make a small artifact, after the errors that the test wants."""
 
