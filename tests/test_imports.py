@@ -32,6 +32,7 @@ CORE = [
     "training.loop",
     "training.optimizer",
     "training.schedules",
+    "training.trainer",
 ]
 HEAVY = [
     "pydantic",

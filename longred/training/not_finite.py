@@ -1,7 +1,6 @@
 """Words about a step whose loss or gradient is NaN or infinite: which micro-batch, and where."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,14 +8,14 @@ from torch import Tensor
 from longred.methods import Term
 from longred.training.optimizer import named_weights
 from longred.training.sharding import local
-from longred.training.step import MicroBatch
-
-if TYPE_CHECKING:
-    from longred.training.loop import Trainer
+from longred.training.step import MicroBatch, Objectives
+from longred.training.world import World
 
 
 def explain(
-    trainer: "Trainer",
+    step: int,
+    objectives: Objectives,
+    world: World,
     batches: Sequence[MicroBatch],
     losses: Sequence[Mapping[Term, Tensor]],
 ) -> str:
@@ -26,30 +25,31 @@ def explain(
     together; the first that finds something tells it.
 
     Args:
-        trainer: in the step that failed, before its update.
-        batches: of that step.
+        step: the step that failed, before its update.
+        objectives: which took it.
+        world: the processes that took it.
+        batches: of that step, this process's.
         losses: of every micro-batch, by term.
     """
-    world = trainer.world
     for batch, by_term in zip(batches, losses, strict=True):
         for term, loss in by_term.items():
             blocks = batch.block_ids
             what = _wrong_loss(term, loss)
             if not world.any(what is not None):
-                what = _wrong_gradient(trainer, batch, term, loss)
+                what = _wrong_gradient(objectives, batch, term, loss)
                 blocks = sorted({b for own in world.gather(blocks) for b in own})
             if not world.any(what is not None):
                 continue
-            where = trainer.objectives.where_not_finite(batch)
+            where = objectives.where_not_finite(batch)
             told = what and (
-                f"step {trainer.step + 1}: the {batch.bucket} bucket's {what} on blocks "
+                f"step {step}: the {batch.bucket} bucket's {what} on blocks "
                 f"{blocks} ({where}). No weight "
                 "was changed by this step; lower training.learning_rate, raise "
                 "training.warmup_steps, or look at these blocks"
             )
             return str(next(text for text in world.gather(told) if text))
     return (
-        f"step {trainer.step + 1}: the gradient norm overflowed though every micro-batch's "
+        f"step {step}: the gradient norm overflowed though every micro-batch's "
         "gradient is finite; lower training.learning_rate"
     )
 
@@ -58,10 +58,12 @@ def _wrong_loss(term: Term, loss: Tensor) -> str | None:
     return None if bool(torch.isfinite(loss)) else f"{term.objective} loss is {float(loss)}"
 
 
-def _wrong_gradient(trainer: "Trainer", batch: MicroBatch, term: Term, loss: Tensor) -> str | None:
-    trainer.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(trainer.objectives.losses(batch)[term] * batch.shares[term])
-    weights = named_weights(trainer.student)
+def _wrong_gradient(
+    objectives: Objectives, batch: MicroBatch, term: Term, loss: Tensor
+) -> str | None:
+    objectives.student.zero_grad(set_to_none=True)
+    torch.autograd.backward(objectives.losses(batch)[term] * batch.shares[term])
+    weights = named_weights(objectives.student)
     grads = {name: local(w.grad) for name, w in weights.items() if w.grad is not None}
     wrong = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
     if not wrong:

@@ -1,32 +1,89 @@
-"""A trainer's state as a value: what a checkpoint is made of, and how a trainer goes on from it."""
+"""What a trainer's checkpoint is made of, when it is saved, and how a trainer goes on from it."""
 
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from longred.artifacts import storage_errors
 from longred.errors import MismatchError
 from longred.training.checkpoint import Checkpoint, SavedCheckpoint
 from longred.training.environment import environment_of
+from longred.training.fp8_quality import check_fp8_quality
 from longred.training.optimizer import (
     MOMENTS,
+    checkpoint_bytes,
     load_optimizer_tensors,
     named_weights,
     optimizer_tensors,
 )
 from longred.training.sharding import local, rows_of
 from longred.training.tensor_files import Part, SavedTensors
-
-if TYPE_CHECKING:
-    from longred.training.loop import Trainer
+from longred.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+_OTHER_BYTES = 2**20
+"""Of what lies beside the tensors of a checkpoint or a model."""
 
-def checkpoint_of(trainer: "Trainer") -> Checkpoint:
+
+def save(trainer: Trainer) -> None:
+    """Commit a checkpoint of the step that is done, unless there is one.
+
+    Raises:
+        StorageError: the disk is full; older checkpoints are intact.
+    """
+    if trainer.step == trainer.saved_step:
+        return
+    # The journal first: a checkpoint must never know steps that the journal lost.
+    with trainer.world.together(), storage_errors(trainer.journal.path):
+        trainer.journal.flush()
+    trainer.checkpoints.save(checkpoint_of(trainer))
+    trainer.saved_step = trainer.step
+    log.info("saved step %d of %d", trainer.step, trainer.job.num_steps)
+
+
+def load(trainer: Trainer) -> None:
+    """Go on from the newest whole checkpoint, or start at step 0 where none was ever saved.
+
+    Raises:
+        MismatchError: every checkpoint is damaged, or it belongs to another job or other data.
+        PreflightError: the disk has no room for the next checkpoint, or 8-bit floats are not
+            exact enough.
+    """
+    checkpoint = trainer.checkpoints.newest()
+    if checkpoint is not None:
+        restore(trainer, checkpoint)
+    with trainer.world.together():
+        if trainer.world.is_first:
+            _prepare_work(trainer)
+    if trainer.job.fp8:
+        batches = trainer.next_batches()
+        with trainer.world.together():
+            check_fp8_quality(trainer.objectives, batches)
+
+
+def _prepare_work(trainer: Trainer) -> None:
+    job = trainer.job
+    trainer.journal.truncate_after(trainer.step)
+    if trainer.step < job.num_steps:
+        # The result and every student that is kept are whole models in float32.
+        num_models = 1 + sum(step > trainer.step for step in job.keep_steps)
+        one = 4 * sum(weight.numel() for weight in trainer.student.parameters())
+        trainer.checkpoints.require_space(
+            checkpoint_bytes(trainer.optimizer, trainer.student) + _OTHER_BYTES,
+            result_bytes=num_models * (one + _OTHER_BYTES),
+        )
+    repeated = {bucket: epochs for bucket, epochs in trainer.epochs.items() if epochs > 1}
+    if repeated:
+        log.warning("%s: reads blocks more than once, in epochs: %s", job.method, repeated)
+    log.info("%s: starting after step %d of %d", job.method, trainer.step, job.num_steps)
+
+
+def checkpoint_of(trainer: Trainer) -> Checkpoint:
     """Return everything that a trainer needs to go on from the step that it has finished."""
     weights = named_weights(trainer.student)
     tensors = {
@@ -57,7 +114,7 @@ def checkpoint_of(trainer: "Trainer") -> Checkpoint:
     return Checkpoint(trainer.step, tensors, state, parts)
 
 
-def _divided(trainer: "Trainer") -> Part:
+def _divided(trainer: Trainer) -> Part:
     """Return which of the parts that the weights are divided into this process holds."""
     mesh = trainer.meshes.weights
     if mesh is None:
@@ -67,7 +124,7 @@ def _divided(trainer: "Trainer") -> Part:
     return Part(mesh.get_local_rank(last), mesh.size(last), is_written=is_written)
 
 
-def restore(trainer: "Trainer", checkpoint: SavedCheckpoint) -> None:
+def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     """Bring a trainer to where `checkpoint_of` was called.
 
     Raises:
@@ -101,7 +158,7 @@ def restore(trainer: "Trainer", checkpoint: SavedCheckpoint) -> None:
 class _OwnPart(Mapping[str, Tensor]):
     """A saved group of tensors as this process holds it: its rows, whoever wrote them."""
 
-    def __init__(self, group: SavedTensors, trainer: "Trainer") -> None:
+    def __init__(self, group: SavedTensors, trainer: Trainer) -> None:
         self.group = group
         self.part = _divided(trainer)
         self.weights = named_weights(trainer.student)
@@ -127,7 +184,7 @@ class _OwnPart(Mapping[str, Tensor]):
         return self.group.own(name, self.part.number)
 
 
-def _check_identity(trainer: "Trainer", state: Mapping[str, Any]) -> None:
+def _check_identity(trainer: Trainer, state: Mapping[str, Any]) -> None:
     folder = trainer.checkpoints.folder
     wanted, saved = trainer.job.identity(), state["job"]
     different = sorted(

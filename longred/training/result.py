@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,12 +18,10 @@ from longred.training.kept import kept_place
 from longred.training.optimizer import named_weights
 from longred.training.sharding import whole
 from longred.training.student import load_student
-
-if TYPE_CHECKING:
-    from longred.training.loop import Trainer
+from longred.training.trainer import Trainer
 
 
-def write_result(trainer: "Trainer") -> Path:
+def write_result(trainer: Trainer) -> Path:
     """Write the trained student to `result` in the work folder and return that folder.
 
     Called by all processes.
@@ -48,7 +46,7 @@ def write_result(trainer: "Trainer") -> Path:
     return result
 
 
-def keep_student(trainer: "Trainer") -> None:
+def keep_student(trainer: Trainer) -> None:
     """Write the student of the step that was just done, where it is one to keep.
 
     The folder gets its name when all of it is on disk, before the next checkpoint is saved: what
@@ -78,7 +76,7 @@ def keep_student(trainer: "Trainer") -> None:
             sync_folder(folder.parent)
 
 
-def _add_kept(trainer: "Trainer", result: Path) -> None:
+def _add_kept(trainer: Trainer, result: Path) -> None:
     """Put the kept students into a result, sharing the files' bytes where the disk can."""
     for step in trainer.job.keep_steps:
         place = kept_place(step)
@@ -92,7 +90,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def write_student(trainer: "Trainer", folder: Path) -> None:
+def write_student(trainer: Trainer, folder: Path) -> None:
     """Write the student as it is now as a plain model folder, adapters merged into its weights.
 
     Called by all processes; the first one writes.
@@ -114,7 +112,7 @@ def _write(job: TrainingJob, model: PreTrainedModel, folder: Path) -> None:
     models.save_model(model, student, folder)
 
 
-def _whole_student(trainer: "Trainer") -> PreTrainedModel | None:
+def _whole_student(trainer: Trainer) -> PreTrainedModel | None:
     """Return the student with all its weights in the first process, and None in the others."""
     if trainer.meshes.weights is None:
         return trainer.student
@@ -131,7 +129,7 @@ def _whole_student(trainer: "Trainer") -> PreTrainedModel | None:
     return student
 
 
-def _summary(trainer: "Trainer") -> dict[str, Any]:
+def _summary(trainer: Trainer) -> dict[str, Any]:
     tokens = trainer.step * trainer.meter.step_tokens
     return {
         "method": trainer.job.method,

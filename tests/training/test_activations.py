@@ -10,8 +10,8 @@ from tiny_training import MakeJob
 from longred.activations import CHECKPOINTING, checkpoint_activations, holding_activations
 from longred.attention import BACKENDS, flash
 from longred.models import hidden_states, load_model
-from longred.training.loop import Trainer
 from longred.training.meter import MACHINE_METRICS
+from longred.training.trainer import Trainer
 
 NUM_LAYERS = 3
 

@@ -15,10 +15,12 @@ from tiny_training import MakeJob, assert_same_run, curve
 
 from longred.errors import ConfigError
 from longred.models import hidden_states, load_model
-from longred.training.loop import Trainer, train
+from longred.training.loop import train
 from longred.training.optimizer import named_weights
+from longred.training.persistence import save
 from longred.training.result import write_result
 from longred.training.teacher import load_teacher
+from longred.training.trainer import Trainer
 
 LAYERS = (1, 2, 3)
 
@@ -74,7 +76,7 @@ def test_only_adapters_are_trained_and_saved(make_job: MakeJob, tmp_path: Path):
     trainer = Trainer(make_job(method="lora", dtype="bfloat16"), tmp_path)
     before = {name: weight.clone() for name, weight in trainer.student.named_parameters()}
     trainer.train_step()
-    trainer.save()
+    save(trainer)
     saved = load_file(tmp_path / "checkpoints/step-000001/model.safetensors")
     assert saved.keys() == {name for name in before if "lora_" in name}
     for name, weight in trainer.student.named_parameters():

@@ -13,7 +13,8 @@ from longred.errors import ConfigError
 from longred.methods import LONG, LONGRED, METHODS, SHORT_DISTILL, SHORT_TO_LONG
 from longred.tracking import Journal
 from longred.training.balance import LIMIT, SMOOTHING, Balance
-from longred.training.loop import Trainer, train
+from longred.training.loop import train
+from longred.training.trainer import Trainer
 
 FIXED = {LONG: 1.0, SHORT_DISTILL: 3.75, SHORT_TO_LONG: 2.5}
 

@@ -16,8 +16,8 @@ from longred.compiling import check_compiler, compile_layers
 from longred.errors import PreflightError
 from longred.mlp_tiles import tile_mlps
 from longred.models import hidden_states
-from longred.training.loop import Trainer
 from longred.training.meter import MACHINE_METRICS
+from longred.training.trainer import Trainer
 
 CONFIG = LlamaConfig(
     vocab_size=64,

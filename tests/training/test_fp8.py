@@ -14,7 +14,8 @@ from longred.activations import CHECKPOINTING
 from longred.errors import ConfigError, PreflightError
 from longred.models import hidden_states, load_model
 from longred.training import fp8_quality, requirements, student
-from longred.training.loop import Trainer
+from longred.training.persistence import load
+from longred.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -65,10 +66,10 @@ def test_the_check_measures_the_first_rows_and_takes_no_step(
     monkeypatch.setattr(fp8_quality, "HIDDEN_BOUND", 10.0)
     job = make_job(fp8=True, dtype="bfloat16")
     trainer = Trainer(job, tmp_path)
-    trainer.load()
+    load(trainer)
     said = [m for m in caplog.messages if m.startswith("fp8: hidden states of the")]
     assert len(said) == 3
-    batch = next(b for b in trainer._next_batches() if b.bucket == "long")
+    batch = next(b for b in trainer.next_batches() if b.bucket == "long")
     states = []
     for context in (fp8.without_fp8(trainer.student), torch.no_grad()):
         with context, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -101,7 +102,7 @@ def test_what_moves_too_far_is_refused_before_the_first_step(
     monkeypatch.setattr(fp8_quality, name, 1e-9 if name == "HIDDEN_BOUND" else -1e9)
     trainer = Trainer(make_job(fp8=True, dtype="bfloat16"), tmp_path)
     with pytest.raises(PreflightError, match=message):
-        trainer.load()
+        load(trainer)
     assert trainer.step == 0
 
 

@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from longred.data.loader import StepLoader
 from longred.errors import NonFiniteLossError, Stopped
-from longred.training import loop, optimizer
+from longred.training import optimizer
+from longred.training import trainer as trainer_module
 from longred.training.job import TrainingJob
-from longred.training.loop import Trainer, train
+from longred.training.loop import train
 from longred.training.optimizer import named_weights
+from longred.training.persistence import save
 from longred.training.step import micro_batches, term_counts
+from longred.training.trainer import Trainer
 
 KEYS = ("train/long_loss", "train/short_distill_loss", "train/short_to_long_loss", "train/loss")
 
@@ -35,7 +38,7 @@ def first_step(job: TrainingJob, work: Path, monkeypatch) -> tuple[dict, dict[st
         grads.update({n: w.grad.double() for n, w in weights.items() if w.grad is not None})
         return update(adamw, step, job)
 
-    monkeypatch.setattr(loop, "update", keep)
+    monkeypatch.setattr(trainer_module, "update", keep)
     return dict(trainer.train_step()), grads
 
 
@@ -117,7 +120,7 @@ def test_teacher_is_no_part_of_what_is_trained(make_job: MakeJob, tmp_path: Path
         teacher = model
     before = {name: weight.clone() for name, weight in teacher.named_parameters()}
     trainer.train_step()
-    trainer.save()
+    save(trainer)
     trained = {id(w) for group in trainer.optimizer.param_groups for w in group["params"]}
     for name, weight in teacher.named_parameters():
         assert not weight.requires_grad

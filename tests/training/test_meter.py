@@ -18,10 +18,10 @@ from longred.errors import PreflightError
 from longred.tracking import Journal
 from longred.training import launch
 from longred.training.checkpoint import Checkpoints
-from longred.training.loop import Trainer
 from longred.training.meter import MACHINE_METRICS
 from longred.training.optimizer import optimizer_tensors
 from longred.training.persistence import checkpoint_of
+from longred.training.trainer import Trainer
 
 
 def test_a_step_tells_mfu_memory_and_time_left(make_job: MakeJob, tmp_path: Path) -> None:
@@ -125,7 +125,9 @@ def test_weights_and_optimizer_are_what_a_trainer_holds(
     lengths = {bucket: file.block_length for bucket, file in trainer.loader.files.items()}
     parts = memory_parts(shape, job, batches(job, lengths), device="cpu")
     weights = sum(w.nbytes for w in trainer.student.parameters())
-    assert parts["weights"] == parts["gradients"] == parts["teacher"] == weights
+    assert parts["weights"] == parts["gradients"] == weights
+    with trainer.objectives.teacher() as teacher:
+        assert parts["teacher"] == sum(w.nbytes for w in teacher.parameters())
     state = optimizer_tensors(trainer.optimizer, trainer.student)
     # torchao keeps the moments of weights below 4,096 values whole: of real models, the norms.
     large = {n: w.numel() for n, w in trainer.student.named_parameters() if w.numel() >= 4096}

@@ -62,7 +62,6 @@ def compare(job: TrainingJob, meshes: Meshes, num_parts: int) -> None:
         opened = load_teacher(folder, dtype=job.dtype, device=CPU, backend="auto", mesh=mesh)
         with opened() as teacher:
             teachers.append(teacher)
-    teachers[0].lm_head = None
     own, all_ = (sum(local(w).nbytes for w in student.parameters()) for student in students[::-1])
     # Where rows are not divided evenly, some have one row more.
     assert own <= all_ / num_parts + 4 * 128 * len(list(students[0].parameters()))

@@ -12,8 +12,10 @@ from tiny_training import MakeJob, assert_same_run, run
 
 from longred.errors import LossSpikeError
 from longred.tracking import Journal
-from longred.training.loop import Trainer, train
+from longred.training.loop import leave_if_spiking, train
+from longred.training.persistence import load, save
 from longred.training.spikes import SpikeGuard
+from longred.training.trainer import Trainer
 
 
 def guard(**values) -> SpikeGuard:
@@ -130,16 +132,16 @@ def test_spikes_before_a_checkpoint_count_after_it(
     first = Trainer(long_job, tmp_path)
     first.train_step()
     first.train_step()
-    first.leave_if_spiking()
-    first.save()
+    leave_if_spiking(first)
+    save(first)
     second = Trainer(long_job, tmp_path)
-    second.load()
+    load(second)
     second.train_step()
     with pytest.raises(LossSpikeError, match=r"step 3: .* 3 steps in a row, from step 1 on") as end:
-        second.leave_if_spiking()
+        leave_if_spiking(second)
     assert end.value.exit_code == 5
     regardless = Trainer(dataclasses.replace(long_job, halt_after_spikes=0), tmp_path)
-    regardless.load()
+    load(regardless)
     assert regardless.step == 2
     regardless.train_step()
-    regardless.leave_if_spiking()
+    leave_if_spiking(regardless)

@@ -228,12 +228,12 @@ def _factor(factor: float, *, num_steps: int = 1) -> Any:
 
 def _multiply_long_loss(factor: float, steps: range) -> Any:
     from longred.objectives import table
-    from longred.training import loop
+    from longred.training.trainer import Trainer
 
-    train_step, long_loss = loop.Trainer.train_step, table.long_loss
+    train_step, long_loss = Trainer.train_step, table.long_loss
     now = [0]
 
-    def remember_step(trainer: loop.Trainer) -> Any:
+    def remember_step(trainer: Trainer) -> Any:
         now[0] = trainer.step + 1
         return train_step(trainer)
 
@@ -241,7 +241,7 @@ def _multiply_long_loss(factor: float, steps: range) -> Any:
         loss = long_loss(*args, **kwargs)
         return loss * factor if now[0] in steps else loss
 
-    loop.Trainer.train_step, table.long_loss = remember_step, changed_loss
+    Trainer.train_step, table.long_loss = remember_step, changed_loss
     return _at(-1, None)
 
 
