@@ -2,9 +2,14 @@
 
 import functools
 import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longred.artifacts import Store
 from longred.config import RunConfig
+from longred.errors import PreflightError
 from longred.scope import STAGES, Mode
 
 if TYPE_CHECKING:
@@ -38,9 +43,10 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
 
     Raises:
         ConfigError: the model has no place for what is asked for.
-        PreflightError: memory, a package or a GPU is missing.
+        PreflightError: memory, room on the disk, a package or a GPU is missing.
     """
     from longred.cost.fit import refuse_what_cannot_fit
+    from longred.cost.memory import disk_bytes
     from longred.cost.recipe import jobs, lengths_of
     from longred.cost.shape import shape_of
     from longred.extension import extend_config
@@ -65,6 +71,7 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
             **extension.settings(),
         )
         check_model(job, extended)
+        _check_room(Store(config.store.path).root, job.method, disk_bytes(shape, job))
         if is_here:
             device = choose_device(job.device)
             check_machine(job, device)
@@ -73,3 +80,16 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
                 check_gpus(num_here)
             lengths = lengths_of(config, job)
             refuse_what_cannot_fit(shape, job, lengths, device, num_here=num_here)
+
+
+def _check_room(root: Path, method: str, disk: Mapping[str, float]) -> None:
+    """Refuse a training whose checkpoints and result the store's disk has no room for."""
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    free, needed = shutil.disk_usage(place).free, disk["checkpoints"] + disk["result"]
+    if needed > free:
+        raise PreflightError(
+            f"store.path: checkpoints and result of {method} need {needed / 1e9:.2f} GB and "
+            f"{free / 1e9:.2f} GB are free at {root}; free some space, set store.path elsewhere, "
+            "keep fewer (training.num_checkpoints), or keep moments in 8 bits "
+            "(training.optimizer=adamw8bit)"
+        )

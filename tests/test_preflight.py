@@ -1,5 +1,6 @@
 """A training that cannot work is refused before a run makes what the training waits for."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from longred import stages
 from longred.artifacts import Artifact, Store
 from longred.cost import fit
+from longred.cost.memory import disk_bytes
+from longred.cost.recipe import jobs, shape_of_model
 from longred.errors import ConfigError, PreflightError
 from longred.preflight import check_trainings, refuse_early
 from longred.runs import load_config
@@ -127,6 +130,28 @@ def test_what_the_machine_lacks(change: str, problem: str, monkeypatch: pytest.M
     # A launcher of the user's own may start the trainers elsewhere.
     monkeypatch.setenv(LAUNCHER, "srun torchrun")
     check_trainings(config)
+
+
+def test_room_for_checkpoints_and_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    changes = [f"store.path={tmp_path / 'store'}", "training.baselines=[]"]
+    config = load_config("demo", changes)
+    (job,) = jobs(config, shape_of_model(config))
+    disk = disk_bytes(shape_of_model(config), job)
+    usage = shutil.disk_usage(tmp_path)
+    free = int(disk["checkpoints"] + disk["result"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free + 1))
+    check_trainings(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free - 1))
+    with pytest.raises(PreflightError, match=r"store\.path: checkpoints and result of longred-c"):
+        check_trainings(config)
+    # What is advised would do.
+    for change in ("training.optimizer=adamw8bit", "training.num_checkpoints=1"):
+        check_trainings(load_config("demo", [*changes, change]))
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        check_trainings(load_config("demo", [*changes, "training.num_checkpoints=3"]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free + 1))
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        check_trainings(load_config("demo", [*changes, "training.keep_steps=[1]"]))
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch):

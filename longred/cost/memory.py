@@ -167,11 +167,14 @@ def _width(job: TrainingJob) -> int:
 
 
 def disk_bytes(shape: ModelShape, job: TrainingJob) -> Mapping[str, float]:
-    """Return what a training writes: all checkpoints that exist at once, and its result."""
+    """Return what a training writes: all checkpoints that exist at once, and its result.
+
+    The result is a whole model in float32, as is every student that is kept beside it.
+    """
     trained = num_trained(shape, job)
     one = (4.0 + MOMENT_BYTES[job.optimizer]) * trained
     return {
         "checkpoint": one,
         "checkpoints": one * (job.num_checkpoints + 1),
-        "result": 4.0 * shape.num_parameters,
+        "result": 4.0 * shape.num_parameters * (1 + len(job.keep_steps)),
     }
