@@ -1,7 +1,7 @@
 """What a run is made of: one frozen section per stage, read from a recipe and dotted overrides.
 
-`section` is what they share, one module a section; `run` puts them together, `checks` refuses what
-cannot work across them, `load` reads a recipe.
+`section` is what they share, one module a section; `values` puts them together, `checks` refuses
+what cannot work across them, `run` is both, `load` reads a recipe.
 """
 
 from longred.config.data import DataConfig, SourceConfig

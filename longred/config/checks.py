@@ -2,29 +2,26 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from longred import rope_methods
+from longred.config.values import RunValues
 from longred.methods import BUCKETS, METHODS
 from longred.training.job import fp8_problem
 from longred.training.kept import kept_problem
 from longred.training.schedules import schedule_problem
 
-if TYPE_CHECKING:
-    from longred.config.run import RunConfig
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MIN_PRACTICE_TOKENS = 64
 
 
-def problems(config: "RunConfig") -> list[str]:
+def problems(config: RunValues) -> list[str]:
     """Return what cannot work across sections, each naming its dotted key."""
     found = [problem for check in CHECKS for problem in check(config)]
     # A step cannot be divided as long as windows and ratio are wrong.
     return found or [*_step_problems(config), *_way_problems(config)]
 
 
-def _window_problems(config: "RunConfig") -> Iterator[str]:
+def _window_problems(config: RunValues) -> Iterator[str]:
     if config.target_window <= config.original_window:
         yield (
             f"target_window: {config.target_window} must be larger than "
@@ -32,7 +29,7 @@ def _window_problems(config: "RunConfig") -> Iterator[str]:
         )
 
 
-def _data_problems(config: "RunConfig") -> Iterator[str]:
+def _data_problems(config: RunValues) -> Iterator[str]:
     data = config.data
     if data.short_length * 2 > config.original_window:
         yield (
@@ -49,7 +46,7 @@ def _data_problems(config: "RunConfig") -> Iterator[str]:
         yield "data.sources: names must differ"
 
 
-def _source_problems(config: "RunConfig") -> Iterator[str]:
+def _source_problems(config: RunValues) -> Iterator[str]:
     for number, source in enumerate(config.data.sources):
         key = f"data.sources.{number}"
         if source.kind in ("files", "hub") and not source.path:
@@ -66,13 +63,13 @@ def _source_problems(config: "RunConfig") -> Iterator[str]:
             )
 
 
-def _executor_problems(config: "RunConfig") -> Iterator[str]:
+def _executor_problems(config: RunValues) -> Iterator[str]:
     executor = config.data.executor
     if executor.kind == "slurm" and not executor.partition:
         yield "data.executor.partition: a Slurm job needs the name of a partition"
 
 
-def _extension_problems(config: "RunConfig") -> Iterator[str]:
+def _extension_problems(config: RunValues) -> Iterator[str]:
     extension = config.extension
     if extension.method == "abf" and extension.rope_theta is None:
         yield "extension.rope_theta: method abf needs the raised theta"
@@ -83,7 +80,7 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
         )
 
 
-def _way_problems(config: "RunConfig") -> Iterator[str]:
+def _way_problems(config: RunValues) -> Iterator[str]:
     """Check the windows on the way to the target, each as if it were one."""
     windows = config.extension.windows
     reached = config.original_window
@@ -112,13 +109,13 @@ def _way_problems(config: "RunConfig") -> Iterator[str]:
                 yield f"extension.windows.{number}: at this window, {problem}"
 
 
-def _selection_problems(config: "RunConfig") -> Iterator[str]:
+def _selection_problems(config: RunValues) -> Iterator[str]:
     selection = config.selection
     if (selection.strategy == "manual") != (selection.layers is not None):
         yield "selection.layers: give the layers with strategy manual, and only with it"
 
 
-def _training_problems(config: "RunConfig") -> Iterator[str]:
+def _training_problems(config: RunValues) -> Iterator[str]:
     training = config.training
     if training.method in training.baselines:
         yield f"training.baselines: {training.method} is already training.method"
@@ -147,7 +144,7 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
             )
 
 
-def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
+def _evaluation_problems(config: RunValues) -> Iterator[str]:
     if config.evaluation.kept and not config.training.keep_steps:
         yield "evaluation.kept: nothing is kept; name the steps in training.keep_steps"
     asked = {
@@ -161,7 +158,7 @@ def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
             yield f"evaluation.{name}.lengths: {too_long} exceed target_window ({window})"
 
 
-def _step_problems(config: "RunConfig") -> Iterator[str]:
+def _step_problems(config: RunValues) -> Iterator[str]:
     training = config.training
     lengths = training.block_lengths()
     layout = training.parallel.layout()

@@ -1,19 +1,16 @@
-"""A whole run: its sections, and the values that several of them share."""
+"""A whole run: values said once are copied into the sections that use them, and all is checked."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from longred.config.checks import problems
 from longred.config.data import DataConfig
-from longred.config.evaluation import EvaluationConfig
-from longred.config.model import AttentionConfig, ExtensionConfig, ModelConfig, WindowConfig
-from longred.config.outputs import ReportConfig, StoreConfig, TrackingConfig
-from longred.config.profiling import ProfilingConfig, SelectionConfig
-from longred.config.section import Count, Section
+from longred.config.model import AttentionConfig
+from longred.config.section import Section
 from longred.config.strings import refused_texts
-from longred.config.training import TrainingConfig
+from longred.config.values import RunValues
 
 COPIES = {
     "seed": "seed",
@@ -26,24 +23,8 @@ COPIES = {
 """What sections hold copies of, filled at load: field → the key that a user sets."""
 
 
-class RunConfig(Section):
+class RunConfig(RunValues):
     """A whole run; windows and seed are said once and copied into the sections that use them."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    seed: Annotated[int, Field(ge=0)] = 0
-    original_window: Count
-    target_window: Count
-    model: ModelConfig = ModelConfig()
-    attention: AttentionConfig = AttentionConfig()
-    data: DataConfig
-    extension: ExtensionConfig = ExtensionConfig()
-    profiling: ProfilingConfig = ProfilingConfig()
-    selection: SelectionConfig = SelectionConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig
-    report: ReportConfig = ReportConfig()
-    store: StoreConfig = StoreConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -84,25 +65,6 @@ class RunConfig(Section):
                     raise ValueError(f"{name}.{key}: is a copy of {owner}; set {owner} instead")
             result[name] = {**section, **copies}
         return result
-
-    def windows(self) -> "list[RunConfig]":
-        """Return this run at each window on the way to its target, smallest first."""
-        return [self._at(window) for window in self.extension.windows]
-
-    def _at(self, window: WindowConfig) -> "RunConfig":
-        reach = {"target_window": window.target_window}
-        theta = window.rope_theta or self.extension.rope_theta
-        steps = window.num_steps or self.training.num_steps
-        changed: dict[str, dict[str, Any]] = {
-            "extension": {"rope_theta": theta, "windows": []},
-            "data": {},
-            "training": {"num_steps": steps, "keep_steps": []},
-        }
-        sections = {
-            name: getattr(self, name).model_copy(update={**reach, **values})
-            for name, values in changed.items()
-        }
-        return self.model_copy(update={**reach, **sections})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
