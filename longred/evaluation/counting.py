@@ -4,26 +4,57 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from longred.errors import PreflightError
 from longred.evaluation.prompts import count_tokens
 
-Counter = Callable[[Sequence[str]], list[int]]
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A prompt with a long list in it, which is joined only where its text is needed.
+
+    Attributes:
+        before: text in front of the list.
+        words: two or more, without white space; in the text there is one space between them.
+        after: text behind the list.
+    """
+
+    before: str
+    words: Sequence[str]
+    after: str
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return f"{self.before}{' '.join(self.words)}{self.after}"
+
+    def frame(self) -> str:
+        """Return the text without the words between the first and the last."""
+        return f"{self.before}{self.words[0]} {self.words[-1]}{self.after}"
+
+
+Prompt = str | Listing
+Counter = Callable[[Sequence[Prompt]], list[int]]
 """Returns the number of tokens of each of many prompts, BOS included."""
 
 _PROBE = "One of the special magic numbers for misty-anvil is: 1234567.\nVAR ABCDE = 12345 \n"
 
-# Where a text always splits, whatever stands around, and how what is between two fronts looks.
-_LINE_FRONT = re.compile(r"(?<=\S\n)(?=\S)")
+
+def _part(other: str, end: str) -> re.Pattern[str]:
+    """Return what is between fronts within a word: `other` is no letter or digit."""
+    run = "(?:[A-Za-z]+|[0-9]+)"
+    return re.compile(rf" ?{other}*{run}(?:(?![-.]){other}+(?:{run}|{end}))*| ?{other}+{end}")
+
+
+# Where a text always splits, whatever stands around, and what is between two fronts.
+_LINE_FRONT = re.compile(r"\n(?<=\S\n)(?=\S)")
 _WORD_FRONT = re.compile(r" (?<=\S )(?=\S)")
-_PART = re.compile(
-    r"[^A-Za-z0-9]*(?:[A-Za-z]+|[0-9]+)"
-    r"(?:(?![-.])[^A-Za-z0-9]+(?:[A-Za-z]+|[0-9]+|\Z))*"
-    r"|[^A-Za-z0-9]+\Z"
-)
-_JOINING_LINES = re.compile(r"\n(?:\s|(?<=\s\n))")
+_PART = _part("[^A-Za-z0-9]", r"\Z")
+_PLAIN_PART = _part("[^A-Za-z0-9 ]", r"(?= |\Z)")
+# Behind a letter or digit, a line end is a token of its own.
+_BEFORE_LINE_END = re.compile(r" ?[!-~]*[A-Za-z0-9]")
 
 _PATTERNS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"|"
@@ -39,8 +70,8 @@ def token_counter(tokenizer: Any) -> Counter:
 
     A fast tokenizer encodes them together on all cores, without what transformers builds around
     each. Where it surely splits between lines, words and their parts, each of these is encoded
-    once; the first prompt of several is encoded as a whole too, and if that gives another number,
-    all are from then on. A tokenizer that counts otherwise in a batch, or has no such call, is
+    once; now and then a prompt is encoded as a whole too, and if that gives another number, all are
+    from then on. A tokenizer that counts otherwise in a batch, or has no such call, is
     asked for one prompt at a time.
 
     Raises:
@@ -55,12 +86,12 @@ def token_counter(tokenizer: Any) -> Counter:
         )
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
 
-    def together(texts: Sequence[str]) -> list[int]:
-        encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    def together(prompts: Sequence[Prompt]) -> list[int]:
+        encoded = backend.encode_batch_fast([*map(str, prompts)], add_special_tokens=False)
         return [len(encoding) + num_bos for encoding in encoded]
 
     if not hasattr(backend, "encode_batch_fast") or together([_PROBE]) != [expected]:
-        return lambda texts: [count_tokens(tokenizer, text) for text in texts]
+        return lambda prompts: [count_tokens(tokenizer, str(prompt)) for prompt in prompts]
     return _Checked(_Pieces(backend), together, num_bos) if splits_at_fronts(backend) else together
 
 
@@ -106,18 +137,25 @@ def _may_join(token: Mapping[str, Any]) -> bool:
 
 
 class _Checked:
-    """Counts by pieces, until a prompt encoded as a whole gives another number."""
+    """Counts by pieces, until a prompt encoded as a whole gives another number.
+
+    The longest of the first, second, fourth and so on of the calls is encoded as a whole.
+    """
 
     def __init__(self, pieces: Counter, whole: Counter, num_bos: int) -> None:
         self._pieces, self._whole, self._num_bos = pieces, whole, num_bos
-        self._agree = True
+        self._agree, self._num_calls = True, 0
 
-    def __call__(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text."""
-        if self._agree:
-            sizes = [size + self._num_bos for size in self._pieces(texts)]
-            self._agree = len(texts) < 2 or self._whole(texts[:1]) == sizes[:1]
-        return sizes if self._agree else self._whole(texts)
+    def __call__(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Return the number of tokens of each prompt."""
+        if not prompts or not self._agree:
+            return self._whole(prompts)
+        sizes = [size + self._num_bos for size in self._pieces(prompts)]
+        self._num_calls += 1
+        if self._num_calls.bit_count() == 1:
+            longest = sizes.index(max(sizes))
+            self._agree = self._whole([prompts[longest]]) == [sizes[longest]]
+        return sizes if self._agree else self._whole(prompts)
 
 
 class _Sizes(dict[str, int]):
@@ -139,36 +177,55 @@ class _Pieces:
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
-        self._separator = _separator(backend)
+        self._line_end = backend.encode("\n", add_special_tokens=False).ids[0]
         # Lines are known without their ends, words without the spaces in front of them.
-        self._known = {kind: _Sizes() for kind in ("lines", "heads", "words", "parts")}
+        self._known = {kind: _Sizes() for kind in ("lines", "words", "parts")}
 
-    def __call__(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text, without BOS."""
+    def __call__(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Return the number of tokens of each prompt, without BOS."""
         for known in self._known.values():
             if len(known) > _MAX_PIECES:
                 known.clear()
-        found = [_lines(text) for text in texts]
+        texts = (prompt if isinstance(prompt, str) else prompt.frame() for prompt in prompts)
+        found = [_LINE_FRONT.split(text) for text in texts]
         # The last line has no end, and is another in every prompt.
-        lasts = self._by_words([lines.pop() for lines in found])
-        sums = self._sums("lines", found, lambda fresh: self._by_words([f"{x}\n" for x in fresh]))
-        return [*map(operator.add, sums, lasts)]
+        lasts = self._by_lines([lines.pop() for lines in found])
+        sums = self._sums("lines", found, lambda fresh: self._by_lines([f"{x}\n" for x in fresh]))
+        lists = (() if isinstance(prompt, str) else prompt.words[1:-1] for prompt in prompts)
+        inner = self._sums("words", lists, self._by_parts)
+        return [*map(sum, zip(sums, lasts, inner, strict=True))]
+
+    def _by_lines(self, lines: Sequence[str]) -> list[int]:
+        """Return the tokens of lines: plain and short ones by their parts, others by their words.
+
+        The beginning that all plain lines share is counted once.
+        """
+        plain = [line for line in lines if len(line) <= _MAX_LINE and _is_plain(line)]
+        shared = _shared(plain)
+        (beginning,) = self._by_parts([plain[0][:shared]] if shared else [""], front="")
+        rests = (_PLAIN_PART.findall(line, shared) for line in plain)
+        found = self._sums("parts", rests, self._by_encoding)
+        sizes = {line: beginning + size for line, size in zip(plain, found, strict=True)}
+        others = [line for line in lines if line not in sizes]
+        sizes.update(zip(others, self._by_words(others), strict=True))
+        return [sizes[line] for line in lines]
 
     def _by_words(self, lines: Sequence[str]) -> list[int]:
         heads = []
 
         def rests() -> Iterator[list[str]]:
             for line in lines:
-                words = _words(line)
+                words = line.split(" ") if _is_plain(line) else _WORD_FRONT.split(line)
                 # In front of the first there is no space.
                 heads.append(words.pop(0))
                 yield words
 
-        sums = self._sums("words", rests(), lambda fresh: self._by_parts([f" {x}" for x in fresh]))
-        return [*map(operator.add, sums, self._sums("heads", zip(heads), self._by_parts))]
+        sums = self._sums("words", rests(), self._by_parts)
+        return [*map(operator.add, sums, self._by_parts(heads, front=""))]
 
-    def _by_parts(self, words: Sequence[str]) -> list[int]:
-        return self._sums("parts", map(_PART.findall, words), self._by_encoding)
+    def _by_parts(self, words: Sequence[str], front: str = " ") -> list[int]:
+        found = (_PART.findall(front + word) for word in words)
+        return self._sums("parts", found, self._by_encoding)
 
     def _sums(
         self,
@@ -200,49 +257,36 @@ class _Pieces:
         return sums
 
     def _by_encoding(self, parts: Sequence[str]) -> list[int]:
-        chunks = (parts[first : first + _MAX_PARTS] for first in range(0, len(parts), _MAX_PARTS))
-        return [size for chunk in chunks for size in self._encoded(chunk)]
-
-    def _encoded(self, parts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of parts, encoded as one text where they can be told apart.
-
-        That takes half the time of a text for each.
-        """
-        if self._separator is not None:
-            text, number = self._separator
+        """Return the tokens of parts; many that a line end surely tells apart are one text."""
+        sizes: dict[str, int] = {}
+        plain = [part for part in parts if _BEFORE_LINE_END.fullmatch(part)]
+        for first in range(0, len(plain), _MAX_PARTS):
+            chunk = plain[first : first + _MAX_PARTS]
             (encoding,) = self._backend.encode_batch_fast(
-                [text.join(parts)], add_special_tokens=False
+                ["\n".join(chunk)], add_special_tokens=False
             )
-            places = [place for place, token in enumerate(encoding.ids) if token == number]
-            if len(places) == len(parts) - 1:
-                ends = zip([-1, *places], [*places, len(encoding)], strict=True)
-                return [end - start - 1 for start, end in ends]
-        encoded = self._backend.encode_batch_fast(list(parts), add_special_tokens=False)
-        return [len(encoding) for encoding in encoded]
+            tokens = encoding.ids
+            ends = [place for place, token in enumerate(tokens) if token == self._line_end]
+            if len(ends) == len(chunk) - 1:
+                places = pairwise([-1, *ends, len(tokens)])
+                sizes.update(zip(chunk, (end - start - 1 for start, end in places), strict=True))
+        others = [part for part in parts if part not in sizes]
+        encoded = self._backend.encode_batch_fast(others, add_special_tokens=False)
+        sizes.update(zip(others, map(len, encoded), strict=True))
+        return [sizes[part] for part in parts]
 
 
-def _lines(text: str) -> list[str]:
-    """Return what is between the fronts of lines, without the line ends there."""
-    if _JOINING_LINES.search(text) is None and text[:1] != "\n" != text[-1:]:
-        return text.split("\n")
-    *lines, last = _LINE_FRONT.split(text)
-    return [*(line[:-1] for line in lines), last]
+def _shared(lines: Sequence[str]) -> int:
+    """Return where the last word begins that all lines have in common from their start on."""
+    if not lines:
+        return 0
+    pairs = enumerate(zip(min(lines), max(lines), strict=False))
+    end = next((place for place, (one, other) in pairs if one != other), 0)
+    return max(0, lines[0].rfind(" ", 0, end))
 
 
-def _words(line: str) -> list[str]:
-    """Return what is between the fronts of words, without the spaces there."""
+def _is_plain(line: str) -> bool:
+    """Return whether every space of a line is the front of a word."""
     bare = line.removesuffix("\n")
     # All white space but the space is unprintable.
-    if not bare.isprintable() or "  " in bare or bare.startswith(" ") or bare.endswith(" "):
-        return _WORD_FRONT.split(line)
-    return line.split(" ")
-
-
-def _separator(backend: Any) -> tuple[str, int] | None:
-    """Return an added token that stands for itself wherever it is, and its id."""
-    if backend.encode_special_tokens:
-        return None
-    for number, token in backend.get_added_tokens_decoder().items():
-        if token.special and not token.normalized:
-            return token.content, number
-    return None
+    return bare.isprintable() and "  " not in bare and bare[:1] != " " != bare[-1:]

@@ -13,9 +13,10 @@ expression in the place of a sentence model that nltk would download. Question a
 make offline.
 
 The time to load is measured apart: Python packages and tokenizer, and for lm-eval's needle tasks a
-list of six million keys, which every run of one of them builds again. Every prompt of both is
-encoded once more outside the time: how full they are, and whether one is too long with its answer
-prefix and its generated tokens.
+list of six million keys, which every run of one of them builds again. Ours counts the tokens of
+every prompt as it is returned, theirs leave the answer prefix out. Every prompt of both is encoded
+as a whole once more outside the time: how full they are, and whether one is too long with its
+answer prefix and its generated tokens.
 """
 
 import argparse

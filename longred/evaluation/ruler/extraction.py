@@ -1,18 +1,19 @@
 """Words that occur most often: in a numbered list (cwe), and in coded text (fwe)."""
 
 import math
-import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 
+from longred.evaluation.counting import Listing
 from longred.evaluation.ruler.fitting import Steps, fit, linear, per_unit
 from longred.evaluation.ruler.request import Request, Revision, Start
-from longred.evaluation.ruler.words import coded_word, distinct, list_words
+from longred.evaluation.ruler.words import coded_word, distinct, list_words, uniform
 
 LIST_TASK = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
@@ -78,7 +79,10 @@ def prepare_list(request: Request) -> Start:
     prefix = LIST_PREFIX.format(count=settings.num_common)
     some = [*list_words(random.Random(0), 256)]  # noqa: S311
     word_tokens = per_unit(
-        lambda num_words: _numbered(some[:num_words], 0, (0, rare), 0), request.count, 128
+        lambda num_words: " ".join(_numbered(some[:num_words], 0, (0, rare), 0)), request.count, 128
+    )
+    before, after = LIST_TASK.format(context="{context}", count=settings.num_common).split(
+        "{context}"
     )
 
     def start(rng: random.Random, index: int) -> Steps:
@@ -91,13 +95,13 @@ def prepare_list(request: Request) -> Start:
         words: list[str] = []
 
         @cache
-        def question(num_words: int) -> str:
+        def question(num_words: int) -> Listing:
             words.extend(islice(drawn, max(0, num_words - len(words))))
-            context = _numbered(words[:num_words], settings.num_common, settings.repeats, order)
-            return example + LIST_TASK.format(context=context, count=settings.num_common)
+            listed = _numbered(words[:num_words], settings.num_common, settings.repeats, order)
+            return Listing(example + before, listed, f"{after} {prefix}")
 
         num_words, num_tokens = yield from fit(
-            lambda num_words: f"{question(num_words)} {prefix}",
+            question,
             request.room,
             smallest=settings.num_common + 1,
             largest=largest,
@@ -105,7 +109,7 @@ def prepare_list(request: Request) -> Start:
             slack=request.slack,
         )
         return {
-            "input": question(num_words),
+            "input": str(question(num_words)).removesuffix(f" {prefix}"),
             "prefix": prefix,
             "outputs": words[: settings.num_common],
             "num_tokens": num_tokens,
@@ -117,22 +121,25 @@ def prepare_list(request: Request) -> Start:
 
 def _example(words: Sequence[str], order: int, settings: ListSettings, revision: Revision) -> str:
     count = settings.num_common
-    context = _numbered(words, count, settings.example_repeats, order)
+    context = " ".join(_numbered(words, count, settings.example_repeats, order))
     question = f"{LIST_TASK} {LIST_PREFIX}".format(context=context, count=count)
     answer = " ".join(f"{number}. {word}" for number, word in enumerate(words[:count], start=1))
     gap = "" if revision == "paper" else " "
     return f"{question}{gap}{answer}\n"
 
 
-def _numbered(words: Sequence[str], num_common: int, repeats: tuple[int, int], order: int) -> str:
+def _numbered(
+    words: Sequence[str], num_common: int, repeats: tuple[int, int], order: int
+) -> list[str]:
     entries = [*words[:num_common]] * repeats[0] + [*words[num_common:]] * repeats[1]
     numbers = _numbers(1 << len(entries).bit_length())
-    return " ".join(map(operator.add, numbers, _shuffled(entries, order)))
+    shuffled = _shuffled(np.array(entries, dtype=object), order)
+    return [*chain.from_iterable(zip(numbers, shuffled, strict=False))]
 
 
 @cache
 def _numbers(count: int) -> list[str]:
-    return [f"{number}. " for number in range(1, count + 1)]
+    return [f"{number}." for number in range(1, count + 1)]
 
 
 def prepare_text(request: Request) -> Start:
@@ -146,7 +153,10 @@ def prepare_text(request: Request) -> Start:
     coded = distinct(lambda: coded_word(letters, settings.word_length))
     letters = random.Random(0)  # noqa: S311
     some = [DOTS, *(next(coded) for _ in range(num_coded - 1))]
-    unit_tokens = per_unit(lambda num_units: _coded_text(some, num_units, 0), request.count, 512)
+    unit_tokens = per_unit(
+        lambda num_units: " ".join(_coded(some, num_units, 0)), request.count, 512
+    )
+    before, after = TEXT_TASK.split("{context}")
 
     def start(rng: random.Random, index: int) -> Steps:
         del index
@@ -155,11 +165,11 @@ def prepare_text(request: Request) -> Start:
         vocabulary = [DOTS, *(next(words) for _ in range(num_coded - 1))]
 
         @cache
-        def question(num_units: int) -> str:
-            return TEXT_TASK.format(context=_coded_text(vocabulary, num_units, order))
+        def question(num_units: int) -> Listing:
+            return Listing(before, _coded(vocabulary, num_units, order), f"{after} {TEXT_PREFIX}")
 
         num_units, num_tokens = yield from fit(
-            lambda num_units: f"{question(num_units)} {TEXT_PREFIX}",
+            question,
             request.room,
             smallest=_SMALLEST_TEXT,
             largest=2 * request.length,
@@ -167,7 +177,7 @@ def prepare_text(request: Request) -> Start:
             slack=request.slack,
         )
         return {
-            "input": question(num_units),
+            "input": str(question(num_units)).removesuffix(f" {TEXT_PREFIX}"),
             "prefix": TEXT_PREFIX,
             "outputs": vocabulary[1 : 1 + NUM_FREQUENT],
             "num_tokens": num_tokens,
@@ -177,15 +187,14 @@ def prepare_text(request: Request) -> Start:
     return start
 
 
-def _coded_text(vocabulary: Sequence[str], num_units: int, order: int) -> str:
-    entries: list[str] = []
-    for rank, word in enumerate(vocabulary, start=1):
-        entries += [word] * int(num_units / (rank * rank * _ZETA_2))
-    return " ".join(_shuffled(entries, order))
+def _coded(vocabulary: Sequence[str], num_units: int, order: int) -> list[str]:
+    ranks = np.arange(1, len(vocabulary) + 1)
+    counts = (num_units / (ranks * ranks * _ZETA_2)).astype(np.int64)
+    return _shuffled(np.array(vocabulary, dtype=object).repeat(counts), order)
 
 
-def _shuffled(entries: Sequence[str], order: int) -> list[str]:
+def _shuffled(entries: "np.ndarray[Any, np.dtype[np.object_]]", order: int) -> list[str]:
     """Return entries in random order, many times faster than `random.shuffle`."""
-    draw = random.Random(order).random  # noqa: S311
-    keys = np.array([draw() for _ in entries])
-    return [*map(entries.__getitem__, keys.argsort(kind="stable").tolist())]
+    places = uniform(order, len(entries)).argsort(kind="stable")
+    found: list[str] = entries[places].tolist()
+    return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from longred.errors import ConfigError
-from longred.evaluation.counting import Counter
+from longred.evaluation.counting import Counter, Prompt
 
 FULL_LENGTH = 4096
 """Tokens from which on RULER's own parameters are used; below, the compact ones."""
@@ -17,7 +17,7 @@ FULL_LENGTH = 4096
 COMPACT_BUDGET = 16
 """Tokens kept for one number of seven digits, one token a digit, and a little more."""
 
-Steps = Generator[str, int, dict[str, Any]]
+Steps = Generator[Prompt, int, dict[str, Any]]
 _INTERPOLATIONS = 6
 
 
@@ -37,14 +37,14 @@ def run(samples: Sequence[Steps], count: Counter) -> list[dict[str, Any]]:
 
 
 def fit(
-    prompt: Callable[[int], str],
+    prompt: Callable[[int], Prompt],
     room: int,
     *,
     smallest: int,
     largest: int,
     tokens: Callable[[int], float],
     slack: int = 0,
-) -> Generator[str, int, tuple[int, int]]:
+) -> Generator[Prompt, int, tuple[int, int]]:
     """Search the largest number of haystack units whose prompt takes at most `room` tokens.
 
     Args:

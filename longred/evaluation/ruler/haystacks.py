@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _WORD = re.compile(r"\S+\s*")
@@ -48,12 +48,19 @@ class Haystack:
         return result, [place / len(text) for place in chosen]
 
     def _places(self, text: str) -> tuple[list[int], str]:
-        places = [match.end() for match in _LINE_END.finditer(text)]
-        separator = "\n"
+        places, separator = _line_ends(text), "\n"
         if self.splits_lines and not places:
             places = [match.end() for match in _SENTENCE_END.finditer(text)]
             separator = " " if places else "\n"
         return [0, *places, len(text)], separator
+
+
+def _line_ends(text: str) -> list[int]:
+    """Return the places behind line ends, and behind the last of several in a row."""
+    if "\n\n" in text:
+        return [match.end() for match in _LINE_END.finditer(text)]
+    *lines, _ = text.split("\n")
+    return [*accumulate(len(line) + 1 for line in lines)]
 
 
 def _insert(text: str, needle: str, place: int, separator: str) -> str:

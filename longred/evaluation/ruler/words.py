@@ -7,10 +7,13 @@ parameters: short in any vocabulary, and none of them is a practice word of the 
 import math
 import random
 import string
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any
+
+import numpy as np
 
 _ADJECTIVES = """
 absent amber arctic ashen balmy bleak blunt brisk bulky candid chilly civic coarse cosmic cozy
@@ -71,6 +74,24 @@ def below(rng: random.Random, count: int) -> int:
     return number
 
 
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.twister = np.random.RandomState(0)
+
+
+_OWN = _OfThread()
+
+
+def uniform(seed: int, count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Return what `random.Random(seed).random()` gives, `count` times; `seed` is below 2**64.
+
+    The generator is the same in Python and numpy, and so is what seeds it.
+    """
+    low, high = seed & 0xFFFFFFFF, seed >> 32
+    _OWN.twister.seed([low, high] if high else [low])
+    return _OWN.twister.random_sample(count)
+
+
 def _choice(rng: random.Random, words: Sequence[str]) -> str:
     return words[below(rng, len(words))]
 
@@ -101,8 +122,9 @@ def draw_uuid(rng: random.Random) -> str:
 
 
 def coded_word(rng: random.Random, length: int, alphabet: str = string.ascii_lowercase) -> str:
-    """Return random letters."""
-    return "".join(rng.choices(alphabet, k=length))
+    """Return random letters, as `rng.choices` draws them."""
+    draw, size = rng.random, len(alphabet)
+    return "".join([alphabet[int(draw() * size)] for _ in range(length)])
 
 
 DRAWS: dict[str, Callable[[random.Random], str]] = {

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from longred.evaluation.ruler import words
-from longred.evaluation.ruler.words import below, distinct, draw_number, draw_uuid, sampled
+from longred.evaluation.ruler.words import below, distinct, draw_number, draw_uuid, sampled, uniform
 
 
 def pair(seed: int) -> tuple[random.Random, random.Random]:
@@ -30,6 +30,13 @@ def test_samples_are_drawn_as_they_are_taken(size: int, count: int) -> None:
         assert one.getstate() == other.getstate()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 + 5, 2**64 - 1])
+def test_many_numbers_at_a_time(seed: int) -> None:
+    rng = random.Random(seed)
+    assert uniform(seed, 700).tolist() == [rng.random() for _ in range(700)]
+    assert uniform(seed, 2).tolist() == uniform(seed, 700).tolist()[:2]
+
+
 def test_keys_numbers_and_identifiers() -> None:
     for seed in range(50):
         one, other = pair(seed)
@@ -37,6 +44,8 @@ def test_keys_numbers_and_identifiers() -> None:
         assert draw_uuid(one) == str(uuid.UUID(int=other.getrandbits(128), version=4))
         wanted = f"{other.choice(words.ADJECTIVES)}-{other.choice(words.NOUNS)}"
         assert words.draw_short_key(one) == wanted
+        wanted = "".join(other.choices("abcdefghijklmnopqrstuvwxyz", k=6))
+        assert words.coded_word(one, 6) == wanted
         assert one.getstate() == other.getstate()
 
 
