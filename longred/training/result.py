@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from longred import models
@@ -17,7 +18,6 @@ from longred.training.job import TrainingJob
 from longred.training.kept import kept_place
 from longred.training.optimizer import named_weights
 from longred.training.sharding import whole
-from longred.training.student import load_student
 from longred.training.trainer import Trainer
 
 
@@ -113,19 +113,33 @@ def _write(job: TrainingJob, model: PreTrainedModel, folder: Path) -> None:
 
 
 def _whole_student(trainer: Trainer) -> PreTrainedModel | None:
-    """Return the student with all its weights in the first process, and None in the others."""
+    """Return the student with all that was trained in the first process, None in the others.
+
+    One weight at a time is gathered; under adapters the others stay on the meta device.
+    """
     if trainer.meshes.weights is None:
         return trainer.student
-    student, weights = None, {}
+    student = None
     with trainer.world.together():
         if trainer.world.is_first:
-            student = load_student(trainer.job, torch.device("cpu"))
-            weights = named_weights(student)
-    with torch.no_grad():
-        for name, weight in named_weights(trainer.student).items():
-            gathered = whole(weight)
-            if student is not None:
-                weights[name].copy_(gathered)
+            student = _empty_student(trainer.job)
+    for name, weight in named_weights(trainer.student).items():
+        gathered = whole(weight.detach())
+        if student is not None:
+            module, _, key = name.rpartition(".")
+            setattr(student.get_submodule(module), key, nn.Parameter(gathered.cpu()))
+    if student is not None:
+        student.tie_weights()
+    return student
+
+
+def _empty_student(job: TrainingJob) -> PreTrainedModel:
+    """Return the student with its weights on the meta device, and with its adapters."""
+    student = models.build_model(
+        Path(job.student_folder), dtype=torch.float32, device=torch.device("cpu"), backend="sdpa"
+    )
+    if job.recipe.trains_adapters:
+        adapters.add_adapters(student, job.lora, dtype=job.dtype)
     return student
 
 

@@ -46,6 +46,10 @@ def assert_equal_but_for_the_last_bits(result: Path, reference: Path) -> None:
         assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-12), key
     for place in (".", *(f"kept/{kept.name}" for kept in reference.glob("kept/*"))):
         assert_close_weights(result / place, reference / place)
+        ours, theirs = (sorted(p.name for p in (f / place).iterdir()) for f in (result, reference))
+        assert ours == theirs
+        for name in ("config.json", "generation_config.json"):
+            assert (result / place / name).read_bytes() == (reference / place / name).read_bytes()
 
 
 def assert_close_weights(result: Path, reference: Path) -> None:
