@@ -81,17 +81,21 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
     return folder
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, key: str = "device") -> torch.device:
     """Return the device that `auto`, `cpu` or `cuda` stands for.
+
+    Args:
+        name: one of them.
+        key: the setting that an error names.
 
     Raises:
         PreflightError: `cuda` is asked for and there is none.
         ConfigError: the name is unknown.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device: {name!r} is not one of auto, cpu, cuda")
+        raise ConfigError(f"{key}: {name!r} is not one of auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise PreflightError("device: cuda is asked for but torch finds no GPU; use auto or cpu")
+        raise PreflightError(f"{key}: cuda is asked for but torch finds no GPU; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -73,7 +73,7 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
         check_model(job, extended)
         _check_room(Store(config.store.path).root, job.method, disk_bytes(shape, job))
         if is_here:
-            device = choose_device(job.device)
+            device = choose_device(job.device, "training.device")
             check_machine(job, device)
             num_here = job.layout.num_processes
             if device.type == "cuda":

@@ -118,7 +118,7 @@ def test_rows_that_processes_cannot_divide_are_refused_with_the_recipe():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ("training.device=cuda", r"cuda is asked for but torch finds no GPU"),
+        ("training.device=cuda", r"^training\.device: cuda is asked for but torch finds no GPU"),
         ("training.fp8=true", r"training\.fp8: needs a GPU of compute capability 8\.9"),
     ],
 )

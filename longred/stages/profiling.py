@@ -26,7 +26,7 @@ def profile_attention(
         from longred.profiling.drift import profile_drift
         from longred.profiling.table import write_parquet
 
-        device, backend = choose_device(config.device), config.attention_backend
+        device, backend = choose_device(config.device, "profiling.device"), config.attention_backend
         drift = profile_drift(
             load_model(base.folder, device=device, backend=backend),
             load_model(extended.folder, device=device, original=base.folder, backend=backend),

@@ -62,7 +62,7 @@ class Trainer:
         if job.num_threads:
             torch.set_num_threads(job.num_threads)
         torch.manual_seed(job.seed)
-        self.device = models.choose_device(job.device)
+        self.device = models.choose_device(job.device, "training.device")
         with world.together():
             self._check()
             self.loader = self._open_data()

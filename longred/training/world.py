@@ -122,7 +122,7 @@ def joined(device: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    on_gpu = choose_device(device).type == "cuda"
+    on_gpu = choose_device(device, "training.device").type == "cuda"
     num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu:
         check_gpus(num_here)
