@@ -37,19 +37,23 @@ def _forward(linear: nn.Linear, forward: Forward, input_: Tensor) -> Tensor:
     if not (is_master and torch.is_autocast_enabled(device) and torch.is_grad_enabled()):
         return forward(input_)
     dtype = torch.get_autocast_dtype(device)
-    output: Tensor = _Linear.apply(input_.to(dtype), linear.weight, linear.bias)  # type: ignore[no-untyped-call]
+    output: Tensor = RoundedLinear.apply(input_.to(dtype), linear.weight, linear.bias)  # type: ignore[no-untyped-call]
     return output
 
 
-class _Linear(torch.autograd.Function):
+class RoundedLinear(torch.autograd.Function):
+    """A linear layer in its input's type, which its weight is rounded to anew for its gradient."""
+
     @staticmethod
     def forward(ctx: Any, input_: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Return the output."""
         ctx.save_for_backward(input_, weight_OI)
         dtype = input_.dtype
         return F.linear(input_, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Return the gradients of what needs one."""
         (output_grad,) = grads
         input_, weight_OI = ctx.saved_tensors
         output_grad_MO, input_MI = output_grad.flatten(0, -2), input_.flatten(0, -2)

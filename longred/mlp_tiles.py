@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longred.compiling import compiled
+from longred.masters import RoundedLinear
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -150,36 +151,27 @@ def _unevaluated(layer: nn.Linear | None) -> Iterator[None]:
     if layer is None:
         yield
         return
-    layer.forward = functools.partial(_last, layer.weight, layer.bias)  # type: ignore[method-assign]
+    values: Any = vars(layer)
+    forward = values.get("forward")
+    values["forward"] = functools.partial(_last, layer)
     try:
         yield
     finally:
-        del layer.forward
+        del values["forward"]
+        if forward is not None:
+            values["forward"] = forward
 
 
-def _last(weight_DF: Tensor, bias_D: Tensor | None, inner_MF: Tensor) -> Tensor:
-    output_MD: Tensor = _Unevaluated.apply(inner_MF, weight_DF, bias_D)  # type: ignore[no-untyped-call]
+def _last(layer: nn.Linear, inner_MF: Tensor) -> Tensor:
+    device = inner_MF.device.type
+    if torch.is_autocast_enabled(device):
+        inner_MF = inner_MF.to(torch.get_autocast_dtype(device))
+    output_MD: Tensor = _Unevaluated.apply(inner_MF, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     return output_MD
 
 
-class _Unevaluated(torch.autograd.Function):
+class _Unevaluated(RoundedLinear):
     @staticmethod
-    def forward(ctx: Any, inner_MF: Tensor, weight_DF: Tensor, bias_D: Tensor | None) -> Tensor:
-        device = inner_MF.device.type
-        if torch.is_autocast_enabled(device):
-            inner_MF = inner_MF.to(torch.get_autocast_dtype(device))
-        ctx.save_for_backward(inner_MF, weight_DF, bias_D)
-        return inner_MF.new_empty(()).expand(len(inner_MF), len(weight_DF))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (output_grad_MD,) = grads
-        inner_MF, weight_DF, bias_D = ctx.saved_tensors
-        inner_grad_MF = weight_grad_DF = bias_grad_D = None
-        if ctx.needs_input_grad[0]:
-            inner_grad_MF = output_grad_MD @ weight_DF.to(inner_MF.dtype)
-        if ctx.needs_input_grad[1]:
-            weight_grad_DF = (output_grad_MD.T @ inner_MF).to(weight_DF.dtype)
-        if ctx.needs_input_grad[2]:
-            bias_grad_D = output_grad_MD.sum(dim=0).to(bias_D.dtype)
-        return inner_grad_MF, weight_grad_DF, bias_grad_D
+    def forward(ctx: Any, input_: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input_, weight_OI)
+        return input_.new_empty(()).expand(len(input_), len(weight_OI))

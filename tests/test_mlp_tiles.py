@@ -16,6 +16,7 @@ from transformers import (
 
 from longred import attention
 from longred.activations import CHECKPOINTING, checkpoint_activations
+from longred.masters import hold_no_copies
 from longred.mlp_tiles import tile_mlps
 from longred.models import hidden_states
 
@@ -108,6 +109,16 @@ def test_few_tokens_and_no_tiles_leave_the_forward_alone():
             tiled = build("llama", "none", tile_tokens)
             found = hidden_states(tiled, TOKENS, layers=[2])[2]
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_are_rounded_anew_before_and_after_a_tile():
+    model, plain = build("llama", "none", TILE), build("llama", "none", 0)
+    hold_no_copies(model)
+    down = model.model.layers[0].mlp.down_proj
+    forward = down.forward
+    found = gradients(model, torch.bfloat16)
+    assert down.forward is forward
+    assert error(found, gradients(plain, torch.bfloat16)) < 1e-2
 
 
 def test_frozen_weights_get_no_gradient():
