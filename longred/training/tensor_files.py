@@ -81,6 +81,10 @@ class SavedTensors(Mapping[str, Tensor]):
         """Return the names."""
         return iter((*self._rows, *self._own))
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a tensor of a name; nothing is read."""
+        return name in self._rows or name in self._own
+
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self._rows) + len(self._own)
