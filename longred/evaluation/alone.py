@@ -6,7 +6,7 @@ from typing import Any
 
 from longred.config import DataConfig, EvaluationConfig
 from longred.errors import ConfigError
-from longred.models import load_config
+from longred.models import load_config, load_tokenizer
 
 MAX_TEXT_WINDOW = 2048
 NUM_HELD_OUT_TOKENS = 131072
@@ -86,6 +86,7 @@ def text_config(original: Path, text: Path | None, seed: int) -> DataConfig:
             "target_window": 2 * window,
             "num_held_out_tokens": NUM_HELD_OUT_TOKENS,
             "validation_fraction": 0.1,
+            "add_bos": load_tokenizer(original).bos_token_id is not None,
             "seed": seed,
         }
     )

@@ -94,6 +94,23 @@ def freeze(
         },
     }
     write_json(folder / "index.json", index)
+    _note_repeated(index["ruler"])
+
+
+def _note_repeated(entries: Mapping[str, Mapping[str, Entry]]) -> None:
+    """Say where a prompt holds the same text several times, since there is not enough of it."""
+    found = [
+        f"{task} at {length} tokens ({entry['haystack_uses']} times)"
+        for task, lengths in entries.items()
+        for length, entry in lengths.items()
+        if entry.get("haystack_uses", 1) > 1
+    ]
+    if found:
+        logger.warning(
+            "there is too little text to fill prompts with, so it is repeated in %s; give more by "
+            "evaluation.ruler.haystack, squad or hotpot",
+            ", ".join(found),
+        )
 
 
 @dataclass

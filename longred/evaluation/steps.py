@@ -13,7 +13,7 @@ from longred.artifacts import Artifact, Store, sha256_file, write_json
 from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
 from longred.data.loader import read_rows
-from longred.errors import MismatchError
+from longred.errors import MismatchError, NonFiniteLossError
 from longred.evaluation.chat import is_chat
 from longred.evaluation.long_text import measure
 from longred.evaluation.perplexity import held_out_loss
@@ -77,10 +77,17 @@ def finish(store: Store, step: Step, subject: Subject) -> Artifact:
         store: where finished units are kept.
         step: what is to be done.
         subject: the model.
+
+    Raises:
+        NonFiniteLossError: the model's logits are NaN; names model and step.
     """
 
     def make(folder: Path, work: Path) -> None:
-        measured = step.make(subject)
+        try:
+            measured = step.make(subject)
+        except NonFiniteLossError as error:
+            place = f"{subject.request.name}: {step.key}"
+            raise NonFiniteLossError(f"{place}: {error}; what is finished is kept") from error
         write_json(folder / "result.json", measured.result)
         write_lines(folder / "answers.jsonl", measured.answers)
 

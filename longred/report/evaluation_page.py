@@ -52,6 +52,13 @@ def write_page(
         write_json(folder / "scores.json", comparison.models)
 
 
+def _ruler_facts(config: EvaluationConfig) -> dict[str, str]:
+    if not config.ruler.tasks:
+        return {}
+    lengths = ", ".join(f"{length:,}" for length in sorted(set(config.ruler.lengths)))
+    return {"RULER": f"{config.ruler.num_samples} questions a task at {lengths} tokens"}
+
+
 def _content(
     config: EvaluationConfig, folders: Mapping[str, Path], samples: Path, comparison: Comparison
 ) -> dict[str, Any]:
@@ -61,6 +68,8 @@ def _content(
         "facts": {
             "suite": config.short.suite,
             "original window": f"{config.original_window:,} tokens",
+            **_ruler_facts(config),
+            "dtype": config.dtype,
             "seed": str(config.seed),
         },
         "headlines": [],

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatter, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from longred.report.drift_figures import (
@@ -94,19 +94,23 @@ def perplexity_plot(comparison: Comparison) -> Plot | None:
     if not lengths:
         return None
     longest = max(lengths)
-    series = {
-        name: {
-            int(each["end"]): math.exp(each["nats"])
-            for each in raw["perplexity"][str(longest)]["bins"]
-        }
+    measured = {
+        name: raw["perplexity"][str(longest)]
         for name, raw in comparison.raw.items()
         if str(longest) in (raw.get("perplexity") or {})
+    }
+    series = {
+        name: {int(each["end"]): math.exp(each["nats"]) for each in found["bins"]}
+        for name, found in measured.items()
     }
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         draw_lines(axes, series, list(comparison.raw), markers=True)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        # Powers of ten are far apart; the numbers between them are told where there is room.
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.set_ylabel("perplexity")
         axes.set_xlabel("position in the text (tokens)")
         axes.set_xlim(left=0)
@@ -116,10 +120,22 @@ def perplexity_plot(comparison: Comparison) -> Plot | None:
         "perplexity",
         f"Perplexity by position in held-out text of {longest:,} tokens",
         "exp of the mean cross-entropy of the tokens up to each mark, since the mark before; lower "
-        "is better. The vertical axis is logarithmic.",
+        f"is better. The vertical axis is logarithmic. {_overall(measured)}",
         series_table("position", series, 3),
         paint,
     )
+
+
+def _overall(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return each model's perplexity on all of the text, and on its key tokens if known."""
+    whole = ", ".join(f"{name} {found['perplexity']:.2f}" for name, found in measured.items())
+    text = f"On all of the text: {whole}."
+    keys = {name: found for name, found in measured.items() if found.get("long_ppl") is not None}
+    if not keys:
+        return text
+    number = next(iter(keys.values()))["num_key_tokens"]
+    long_ppl = ", ".join(f"{name} {found['long_ppl']:.2f}" for name, found in keys.items())
+    return f"{text} LongPPL, on the {number:,} tokens that need what is far away: {long_ppl}."
 
 
 def ruler_plot(comparison: Comparison, original_window: int) -> Plot | None:

@@ -1,13 +1,19 @@
 """The verb on its own: one command evaluates a checkpoint, a second asks nothing again."""
 
 import json
+import math
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from longred.cli import app
-from longred.errors import ConfigError
+from longred.demo import model_path
+from longred.errors import ConfigError, NonFiniteLossError
 
 COMMON = ["--tasks", "brackets", "--ruler-tasks", "niah_single_1", "--num-samples", "2"]
 COMMON += ["--dtype", "float32", "--device", "cpu"]
@@ -18,6 +24,7 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
     page = tmp_path / "page"
     command = ["evaluate", "demo", "--ruler", "256", "--store", str(tmp_path), *COMMON]
     command += ["--perplexity", "128", "--set", "evaluation.perplexity.num_tokens=256"]
+    command += ["--judge", "demo", "--set", "evaluation.perplexity.short_context=32"]
     result = CliRunner().invoke(app, [*command, "--report", str(page), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["demo"]
@@ -26,7 +33,10 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
     assert 0 <= found["scores"]["overall"] <= 100
     written = json.loads((Path(found["artifact"]) / "scores.json").read_text())
     assert written["perplexity"]["128"]["num_tokens"] == 2 * 127
-    assert "ruler-heat-map" in (page / "index.html").read_text()
+    html = (page / "index.html").read_text()
+    assert "ruler-heat-map" in html
+    assert "LongPPL, on the" in html
+    assert "2 questions a task at 256 tokens" in html
     assert (page / "plots" / "depth-heat-map.png").is_file()
 
     artifacts = tmp_path / "artifacts"
@@ -37,6 +47,57 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def changed_model(folder: Path, change: Callable[[Path], None]) -> Path:
+    """A copy of the demo model that something was done to."""
+    shutil.copytree(model_path(), folder)
+    change(folder)
+    return folder
+
+
+def test_a_tokenizer_without_bos_and_a_short_text(tmp_path: Path) -> None:
+    def forget(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        values = json.loads(path.read_text())
+        kept = {k: v for k, v in values.items() if k not in ("bos_token", "eos_token", "pad_token")}
+        path.write_text(json.dumps(kept))
+
+    model = changed_model(tmp_path / "plain", forget)
+    (tmp_path / "short.txt").write_text("Just a few words here.")
+    command = ["evaluate", str(model), "--ruler", "256", "--store", str(tmp_path / "store")]
+    command += ["--set", f"evaluation.ruler.haystack={tmp_path / 'short.txt'}", *COMMON]
+    command[command.index("niah_single_1")] = "niah_single_2"
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"it is repeated in niah_single_2 at 256 tokens \(\d+ times\)", result.stderr)
+
+
+def test_a_broken_model_is_named(tmp_path: Path) -> None:
+    def spoil(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        weights["model.norm.weight"].fill_(math.nan)
+        save_file(weights, path, {"format": "pt"})
+
+    model = changed_model(tmp_path / "broken", spoil)
+    command = [
+        "evaluate",
+        str(model),
+        "--store",
+        str(tmp_path / "store"),
+        "--tasks",
+        "brackets",
+        "--num-samples",
+        "2",
+        "--dtype",
+        "float32",
+    ]
+    result = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert isinstance(result.exception, NonFiniteLossError)
+    message = str(result.exception)
+    assert message.startswith("broken: short-brackets: the model's likelihoods are not finite")
+    assert message.endswith("what is finished is kept")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
