@@ -54,7 +54,9 @@ def changed_model(folder: Path, change: Callable[[Path], None]) -> Path:
     return folder
 
 
-def test_a_tokenizer_without_bos_and_a_short_text(tmp_path: Path) -> None:
+def test_a_tokenizer_without_bos_and_a_short_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def forget(folder: Path) -> None:
         path = folder / "tokenizer_config.json"
         values = json.loads(path.read_text())
@@ -68,7 +70,7 @@ def test_a_tokenizer_without_bos_and_a_short_text(tmp_path: Path) -> None:
     command[command.index("niah_single_1")] = "niah_single_2"
     result = CliRunner().invoke(app, [*command, "--json"])
     assert result.exit_code == 0, result.output
-    assert re.search(r"it is repeated in niah_single_2 at 256 tokens \(\d+ times\)", result.stderr)
+    assert re.search(r"it is repeated in niah_single_2 at 256 tokens \(\d+ times\)", caplog.text)
 
 
 def test_a_broken_model_is_named(tmp_path: Path) -> None:
@@ -79,19 +81,9 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
         save_file(weights, path, {"format": "pt"})
 
     model = changed_model(tmp_path / "broken", spoil)
-    command = [
-        "evaluate",
-        str(model),
-        "--store",
-        str(tmp_path / "store"),
-        "--tasks",
-        "brackets",
-        "--num-samples",
-        "2",
-        "--dtype",
-        "float32",
-    ]
-    result = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    command = ["evaluate", str(model), "--store", str(tmp_path / "store"), "--tasks", "brackets"]
+    command += ["--num-samples", "2", "--dtype", "float32", "--device", "cpu"]
+    result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, NonFiniteLossError)
     message = str(result.exception)
     assert message.startswith("broken: short-brackets: the model's likelihoods are not finite")
