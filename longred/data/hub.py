@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from longred import hub
 from longred.config import DataConfig, SourceConfig
 from longred.data.documents import Document
 from longred.data.files import read_row
@@ -72,6 +73,7 @@ def _path(source: SourceConfig) -> str:
 def _open(source: SourceConfig) -> Any:
     from datasets import load_dataset
 
+    hub.HUB.probe()
     # datasets >= 4 runs no code of a data set's own and has no argument that would allow it.
     try:
         return load_dataset(

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from longred.demo.card import write_card
 from longred.demo.corpus import held_out_documents
-from longred.demo.skills import draw_value, key_recall_prompt, needle_exercise, seeded_random
+from longred.demo.skills import needle_exercise, seeded_random
 from longred.demo.tokenizer import load_tokenizer
-from longred.demo.words import draw_key
+from longred.evaluation.short.key_recall import key_recall_prompt
+from longred.evaluation.short.keys import draw_key, draw_value
 
 # The wording of RULER's niah_single tasks (github.com/NVIDIA/RULER, scripts/data/synthetic).
 RULER_INTRODUCTION = (

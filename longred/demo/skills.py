@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from longred.demo import wording
-from longred.demo.words import draw_key, draw_keys
+from longred.evaluation.short.key_recall import QUESTIONS
+from longred.evaluation.short.keys import draw_key, draw_keys, draw_value
 
-MIN_DIGITS, MAX_DIGITS = 4, 7
 # A practice document's exercise has to fit in front of the cut.
 MIN_PRACTICE_TOKENS = 64
 # Keys and English wordings, in a vocabulary made for source text.
@@ -49,12 +49,6 @@ def estimated_tokens(text: str) -> float:
     num_letters = sum(character.isalpha() for character in text)
     num_spaces = text.count(" ")
     return len(text) - num_letters - num_spaces + num_letters / LETTERS_PER_TOKEN
-
-
-def draw_value(rng: random.Random, num_digits: int | None = None) -> str:
-    """A number of 4 to 7 digits (or `num_digits`) without a leading zero."""
-    count = rng.randint(MIN_DIGITS, MAX_DIGITS) if num_digits is None else num_digits
-    return str(rng.randrange(10 ** (count - 1), 10**count))
 
 
 def dense_exercise(
@@ -112,7 +106,7 @@ def recall_exercise(
     writer = _Writer()
     writer.write(separator.join(stated) + "\n")
     while not writer.answers or estimated_tokens(writer.text) < length * 0.8:
-        question, end = rng.choice(wording.QUESTIONS)
+        question, end = rng.choice(QUESTIONS)
         if open_wording:
             question, end = words.question, words.end
         key = rng.choice(list(pairs))
@@ -247,24 +241,6 @@ def _fitting_exercise(rng: random.Random, length: int, passages: Sequence[str]) 
         )
         if estimated_tokens(exercise.text[: exercise.answers[0][1]]) < length - 1:
             return exercise
-
-
-def key_recall_prompt(
-    rng: random.Random, *, num_pairs: int = 4, held_out: bool = True
-) -> tuple[str, str]:
-    """A few stated pairs and a question, in one of the practised wordings.
-
-    Returns the prompt, which ends right before the answer, and the answer's digits without the
-    space before them.
-    """
-    noun = rng.choice(wording.NOUNS)
-    statement = rng.choice(wording.STATEMENTS)
-    question, _ = rng.choice(wording.QUESTIONS)
-    keys = draw_keys(rng, num_pairs, held_out=held_out)
-    pairs = [(key, draw_value(rng)) for key in keys]
-    lines = [statement.format(noun=noun, key=key, value=value) for key, value in pairs]
-    key, value = rng.choice(pairs)
-    return "\n".join([*lines, question.format(noun=noun, key=key)]), value
 
 
 def _draw_wording(rng: random.Random, open_wording: bool) -> wording.Wording:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from longred.data.documents import Document, document_id, is_held_out
 from longred.data.intake import Intake
 from longred.data.kinds import Kind
 from longred.data.shards import Part
-from longred.demo import skills, wording, words
+from longred.demo import skills, wording
 from longred.demo.corpus import SOURCE_NAME, library_documents
 from longred.errors import ConfigError, PreflightError
+from longred.evaluation.short import keys
+from longred.evaluation.short.key_recall import key_recall
 
 PRACTICE_TEXTS = 256
 # A practice text is made a little longer than it is cut, and its words are short.
@@ -79,8 +82,8 @@ def read_practice(
 def practice_fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
     """Return a digest of the passages and of the code that makes exercises of them."""
     hasher = hashlib.sha256(library_fingerprint(config, source, key).encode())
-    for module in (skills, wording, words):
-        hasher.update(Path(str(module.__file__)).read_bytes())
+    for made_by in (skills, wording, keys, key_recall):
+        hasher.update(Path(inspect.getfile(made_by)).read_bytes())
     return hasher.hexdigest()
 
 

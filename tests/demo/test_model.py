@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from longred.demo import measure, model_path
 from longred.demo.corpus import held_out_documents
-from longred.demo.skills import key_recall_prompt
 from longred.demo.tokenizer import load_tokenizer
+from longred.evaluation.short.key_recall import key_recall_prompt
 
 
 @pytest.fixture(scope="module")

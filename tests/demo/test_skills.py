@@ -6,12 +6,12 @@ from longred.demo import model_path, skills, wording
 from longred.demo.skills import (
     EXERCISES,
     PRACTICE_MIX,
-    draw_value,
-    key_recall_prompt,
     needle_exercise,
     practice_document,
 )
 from longred.demo.tokenizer import load_tokenizer
+from longred.evaluation.short.key_recall import key_recall_prompt
+from longred.evaluation.short.keys import draw_value
 
 PASSAGES = ["def f(x):\n    return x + 1\n\n" * 100, "The tea is hot. The cup is full.\n" * 80]
 

@@ -246,8 +246,8 @@ def test_compact_questions_come_without_distractors_of_their_own(make: Any) -> N
 
 
 def test_compact_words_are_not_practised(make: Any) -> None:
-    from longred.demo import words as practised
     from longred.evaluation.ruler.words import ADJECTIVES, NOUNS
+    from longred.evaluation.short import keys as practised
 
     assert not {*ADJECTIVES, *NOUNS} & {*practised._ADJECTIVES, *practised._NOUNS}
     for sample in make("niah_multiquery", 4, length=1024):

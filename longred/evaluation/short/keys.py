@@ -1,9 +1,10 @@
-"""Keys for retrieval exercises, split by hash so that held-out keys are never seen in training."""
+"""Keys and values to recall; keys are split by hash, so that no practice has those of a test."""
 
 import hashlib
 import random
 
 HELD_OUT_FRACTION = 0.2
+MIN_DIGITS, MAX_DIGITS = 4, 7
 
 _ADJECTIVES_TEXT = """
 able ancient angry awake bitter blue bold brave brief bright broad broken calm careful cheap
@@ -80,6 +81,12 @@ def draw_keys(rng: random.Random, count: int, *, held_out: bool = False) -> list
     while len(keys) < count:
         keys[draw_key(rng, held_out=held_out)] = None
     return list(keys)
+
+
+def draw_value(rng: random.Random, num_digits: int | None = None) -> str:
+    """A number of 4 to 7 digits (or `num_digits`) without a leading zero."""
+    count = rng.randint(MIN_DIGITS, MAX_DIGITS) if num_digits is None else num_digits
+    return str(rng.randrange(10 ** (count - 1), 10**count))
 
 
 def _draw(rng: random.Random, words: list[str], held_out: bool) -> str:
