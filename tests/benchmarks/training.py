@@ -152,7 +152,7 @@ PRESETS = {
             "device": "cpu",
             "micro_batch_tokens": 8192,
             "activation_checkpointing": "selective",
-            "uncheckpointed_tokens": 2048,
+            "uncheckpointed_tokens": 0,
             "mlp_tile_tokens": 2048,
         },
         distill=3,
