@@ -46,6 +46,8 @@ STYLE: dict[str, Any] = {
 # Okabe and Ito's colours, told apart with every common colour blindness; the references are
 # neutral, and markers, dashes and hatches tell the models apart once more in grey print.
 INK = "#202124"
+FEW_BARS = 6
+"""With fewer, bars stay as narrow as of so many."""
 LOOKS: dict[str, tuple[str, str, str, str]] = {
     "original": ("#1f1f1f", "o", "-", ""),
     "rescaled": ("#9aa0a6", "s", "--", "\\\\\\\\"),
@@ -216,6 +218,11 @@ def draw_bars(
                 )
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
+    missing = FEW_BARS - len(groups) * len(values)
+    if missing > 0:
+        # One bar alone would be as wide as the plot.
+        margin = missing / 2 * width
+        axes.set_xlim(-0.5 - margin, len(groups) - 0.5 + margin)
 
 
 def legend_above(figure: Figure, axes: Axes, first: Sequence[str] = ()) -> None:
