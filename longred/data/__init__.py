@@ -6,7 +6,8 @@ lengths alone what every block is made of, and then copies tokens.
     kinds.py, sources.py     what a recipe names    -> shards (files.py, hub.py, demo/sources.py)
     files.py, lines.py       text of a shard        -> documents; intake.py counts the bad rows
     tokenise.py, tokens.py   a shard                -> token ids, a table of documents, a record
-    executors.py, cluster.py shards                 -> records: processes, or datatrove's executors
+    executors.py, cluster.py shards                 -> records: processes, or datatrove's executors;
+                                                       counts.py says how far they are
     reading.py               records of a source    -> as much of it as its quotas need
     filling.py, packing.py   lengths                -> blocks: which stretch of which document
     copying.py               blocks and token ids   -> a bucket's file

@@ -12,8 +12,9 @@ from typing import Any
 from longred.artifacts import canonical_digest, storage_errors, write_json
 from longred.config import DataConfig
 from longred.data.copying import write_bucket
+from longred.data.counts import Counts
 from longred.data.estimate import refuse_hopeless
-from longred.data.executors import Counts, MapGroups, run_shards
+from longred.data.executors import MapGroups, run_shards
 from longred.data.layout import DTYPES, FOLDERS, FORMAT_VERSION, SPLITS
 from longred.data.quotas import block_lengths, shortage, source_quotas
 from longred.data.reading import HISTOGRAM_EDGES, Reading

@@ -10,32 +10,18 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any
 
+from longred.data.counts import Counts, Tick, wait_for
 from longred.data.shards import Shard
 from longred.data.tokenise import Job, tokenise_shard
 
-TICK_SECONDS = 0.5
 BYTES_PER_GROUP = 2**26
 # Less text than this for each process is done sooner without one.
 BYTES_PER_WORKER = 2**24
 
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How far tokenising is: bytes of text, documents, tokens, rejected rows."""
-
-    num_bytes: int = 0
-    documents: int = 0
-    tokens: int = 0
-    rejected: int = 0
-
-
-Tick = Callable[[Counts], None]
-"""Told every now and then of what has been done since the call."""
 
 Group = list[Shard]
 MapGroups = Callable[[Callable[[Group], None], list[Group], Callable[[], None]], None]
@@ -115,16 +101,6 @@ def map_in_threads(
     finally:
         # After an error they still wait for the pool, which is stopped next.
         threads.shutdown(wait=False, cancel_futures=True)
-
-
-def wait_for(futures: Sequence[Future[Any]], tick: Callable[[], None]) -> None:
-    """Wait for futures, ticking; the first error ends the wait."""
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=TICK_SECONDS, return_when="FIRST_COMPLETED")
-        for future in done:
-            future.result()
-        tick()
 
 
 def num_workers(job: Job, shards: Sequence[Shard]) -> int:

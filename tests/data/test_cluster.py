@@ -12,7 +12,7 @@ import pytest
 from longred.config import DataConfig, load_recipe
 from longred.data import cluster
 from longred.data.cluster import EXECUTORS, run_in_datatrove, write_task
-from longred.data.executors import Counts
+from longred.data.counts import Counts
 from longred.data.shards import read_record
 from longred.data.sources import shards_of
 from longred.data.tokenise import Job
