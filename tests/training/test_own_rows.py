@@ -91,6 +91,7 @@ def compare_models(expected: Any, found: Any) -> None:
     assert torch.equal(entered(found, lambda: states(found)), states(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_processes", "replicas", "cases"), [(3, 1, tuple(CASES)), (4, 2, ("llama", "gemma3"))]
 )

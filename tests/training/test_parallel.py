@@ -171,6 +171,7 @@ def test_several_processes_go_on_where_one_stopped(
     assert_equal_but_for_the_last_bits(tmp_path / "result", undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "exit_code", "left"),
     [
@@ -203,6 +204,7 @@ def test_a_damaged_file_of_one_process_is_noticed(
     assert_same_run(tmp_path / "result", undisturbed)
 
 
+@pytest.mark.slow
 def test_eight_bit_moments_go_on_with_as_many_processes_alone(
     make_job: MakeJob, processes, tmp_path: Path
 ):
