@@ -62,6 +62,7 @@ def test_what_cannot_fit_is_refused_before_any_stage(small_machine, tmp_path: Pa
     assert artifacts(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_only_a_run_that_trains_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changes = (*SMALL_DATA, "profiling.num_tokens=1024")
     assert begin(tmp_path, *changes) == ["extension", "data", "profiling", "selection"]

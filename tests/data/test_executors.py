@@ -148,6 +148,7 @@ def test_only_missing_shards_are_done_again_after_every_kind_of_end(
     assert len(set(finished)) == len(finished) > 10
 
 
+@pytest.mark.slow
 def test_killed_with_all_its_processes_and_run_again(
     expected: dict[str, str],
     many_shards: Callable[..., DataConfig],

@@ -190,6 +190,7 @@ def say_yes(tmp_path: Path, model: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_pickled_model_is_refused_before_it_is_read(tmp_path: Path) -> None:
     model, canary = demo_copy(tmp_path / "model"), tmp_path / "canary"
     (model / "model.safetensors").unlink()
@@ -203,6 +204,7 @@ def test_a_pickled_model_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_code_that_comes_with_a_model_is_refused_whatever_the_user_answers(tmp_path: Path) -> None:
     model, canary = demo_copy(tmp_path / "model"), tmp_path / "canary"
     (model / "evil.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n")

@@ -44,6 +44,7 @@ def notified(works: bool) -> None:
         raise RuntimeError("out of luck")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_the_webhook_is_told_of_success_and_failure_and_its_address_is_not_logged(
     receiver: tuple[str, list[dict[str, Any]]],

@@ -112,6 +112,7 @@ def test_numbers_can_be_traced(report: Path, study: Study) -> None:
     assert "torch: 2.13.0" in html
 
 
+@pytest.mark.slow
 def test_the_same_inputs_write_the_same_bytes(study: Study, report: Path, tmp_path: Path) -> None:
     again = write_report(study, tmp_path / "again")
     for path in sorted(report.rglob("*")):

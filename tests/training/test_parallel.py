@@ -279,6 +279,7 @@ def fp8_job(make_job: MakeJob) -> TrainingJob:
     return make_job(fp8=True, rows=ROWS, **values)
 
 
+@pytest.mark.slow
 def test_eight_bit_floats_on_several_processes(fp8_job: TrainingJob, processes, tmp_path: Path):
     assert run_together(processes, fp8_job, tmp_path / "two", faults=["fp8@0", "fp8@0"]) == [0, 0]
     assert run(processes, fp8_job, tmp_path / "one", fault="fp8@0") == 0
