@@ -139,24 +139,6 @@ PRESETS = {
         distill=3,
         their_micro_batch_tokens=8192,
     ),
-    # As "cpu", with a bucket's rows at once on both sides, and layers computed again on both.
-    "cpu-whole": Preset(
-        _LLAMA_512,
-        (8,),
-        {"long": 8, "short": 48, "original": 8},
-        256,
-        1024,
-        128,
-        {
-            "dtype": "float32",
-            "device": "cpu",
-            "micro_batch_tokens": 8192,
-            "activation_checkpointing": "selective",
-            "uncheckpointed_tokens": 0,
-            "mlp_tile_tokens": 2048,
-        },
-        distill=3,
-    ),
     "gpu-32k": Preset(
         _LLAMA_8B,
         (32, 24, 16, 12, 8, 4),
@@ -178,6 +160,18 @@ PRESETS = {
         with_theirs=False,
     ),
 }
+# With a bucket's rows at once on both sides, and layers computed again on both.
+PRESETS["cpu-whole"] = dataclasses.replace(
+    PRESETS["cpu"],
+    settings={
+        **PRESETS["cpu"].settings,
+        "micro_batch_tokens": 8192,
+        "activation_checkpointing": "selective",
+        "uncheckpointed_tokens": 0,
+        "mlp_tile_tokens": 2048,
+    },
+    their_micro_batch_tokens=0,
+)
 PRESETS["gpu-tiny"] = dataclasses.replace(
     PRESETS["tiny"], settings={**PRESETS["tiny"].settings, "dtype": "bfloat16", "device": "cuda"}
 )
