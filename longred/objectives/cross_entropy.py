@@ -1,6 +1,6 @@
 """Next-token cross-entropy that never holds the logits of all tokens.
 
-Shapes: B rows, T tokens, M tokens that have a target, C tokens of a chunk, D hidden dimension, V
+Shapes: B rows, T tokens, M = B x T, C tokens of a chunk, D hidden dimension, V
 vocabulary.
 """
 
@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longred.objectives.precision import at_least_fp32
+from longred.objectives.precision import at_least_fp32, product
+
+NO_TARGET = -100
+"""Marks a token whose next token is not predicted."""
 
 
 def long_loss(
@@ -39,18 +42,22 @@ def long_loss(
     Returns:
         A scalar in fp32 (fp64 for fp64 input); 0 if no token has a target.
     """
+    # Tokens without a target are computed and left out of the sum: choosing the others would make
+    # the host wait for the device. Rows are flattened without a copy.
     has_target_BT = targets(input_ids_BT, document_ids_BT)
-    hidden_MD = hidden_BTD[:, : input_ids_BT.shape[1] - 1][has_target_BT]
-    target_M = input_ids_BT[:, 1:][has_target_BT]
+    target_BT = input_ids_BT[:, 1:].masked_fill(~has_target_BT, NO_TARGET)
+    missing = hidden_BTD.shape[1] - target_BT.shape[1]
+    target_BT = F.pad(target_BT, (0, missing), value=NO_TARGET)
+    hidden_MD = hidden_BTD.flatten(0, 1)
     total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_MD,
         lm_head_weight_VD,
-        target_M,
+        target_BT.flatten(),
         chunk_tokens,
         _compute_dtype(hidden_MD),
         logit_softcap,
     )
-    return total / max(1, target_M.numel())
+    return total / has_target_BT.sum().clamp(min=1)
 
 
 def targets(input_ids_BT: Tensor, document_ids_BT: Tensor | None) -> Tensor:
@@ -106,9 +113,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total += loss
                 if logits_grad_CV is None:
                     continue
+                # Rows without a target are left out here, where they are narrowest.
+                no_target_C1 = (target_M[part] == NO_TARGET)[:, None]
                 if hidden_grad_MD is not None:
-                    hidden_grad_MD[part] = logits_grad_CV @ weight_VD
+                    grad_CD = logits_grad_CV @ weight_VD
+                    hidden_grad_MD[part] = grad_CD.masked_fill_(no_target_C1, 0.0)
                 if weight_grad_VD is not None:
+                    hidden_CD = hidden_CD.masked_fill(no_target_C1, 0.0)
                     _add_product(weight_grad_VD, logits_grad_CV.T, hidden_CD)
                 # Else the next chunk's logits would exist beside this one's.
                 del logits_grad_CV
@@ -135,7 +146,10 @@ def _loss_and_gradient(
     softcap: float | None,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a chunk's summed loss and its gradient with respect to the logits, if needed."""
+    """Return a chunk's summed loss and its gradient with respect to the logits, if needed.
+
+    The gradient's rows without a target are not those of the loss, which leaves them out.
+    """
     precise = at_least_fp32(hidden_CD.dtype)
     slope_CV = None
     logits_CV = F.linear(hidden_CD, weight_VD)
@@ -145,12 +159,12 @@ def _loss_and_gradient(
         logits_CV = softcap * logits_CV
     log_probs_CV = logits_CV.log_softmax(dim=-1, dtype=precise)
     del logits_CV
-    loss = F.nll_loss(log_probs_CV, target_C, reduction="sum")
+    loss = F.nll_loss(log_probs_CV, target_C, reduction="sum", ignore_index=NO_TARGET)
     if not needs_gradient:
         return loss, None
     logits_grad_CV = log_probs_CV.exp_()
     rows_C = torch.arange(logits_grad_CV.shape[0], device=target_C.device)
-    logits_grad_CV[rows_C, target_C] -= 1.0
+    logits_grad_CV[rows_C, target_C.clamp(min=0)] -= 1.0
     if slope_CV is not None:
         logits_grad_CV *= slope_CV
     return loss, logits_grad_CV.to(hidden_CD.dtype)
@@ -160,4 +174,4 @@ def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
     if total_VD.dtype == left_VC.dtype:
         total_VD.addmm_(left_VC, right_CD)
     else:
-        total_VD += left_VC @ right_CD
+        total_VD += product(left_VC, right_CD, total_VD.dtype)

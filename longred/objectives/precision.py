@@ -1,8 +1,21 @@
 """Losses are taken in float32 at least, whatever the models compute in."""
 
 import torch
+from torch import Tensor
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     """Return float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def product(left_MK: Tensor, right_KN: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply two matrices into a type that may be wider than theirs.
+
+    On a GPU the kernel sums bfloat16 or float16 products in float32 and writes those sums as they
+    are; elsewhere the result is first rounded to the inputs' type, as autocast does.
+    """
+    is_half = left_MK.dtype in (torch.bfloat16, torch.float16)
+    if left_MK.is_cuda and is_half and dtype == torch.float32:
+        return torch.mm(left_MK, right_KN, out_dtype=dtype)
+    return (left_MK @ right_KN).to(dtype)
