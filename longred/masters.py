@@ -3,8 +3,9 @@
 Shapes: M tokens (rows laid end to end), I input and O output features.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longred.objectives.precision import product
+
 Forward = Callable[[Tensor], Tensor]
 
 
 def hold_no_copies(model: PreTrainedModel) -> None:
-    """Make a model's trained linear layers round their weights anew in the backward pass.
+    """Make a model's trained linear layers round their weights again in the backward pass.
 
     Under autocast each layer's bfloat16 copy is held until its backward: 2 bytes a parameter, all
-    layers together. Rounding a second time costs one pass over the weights a micro-batch. The
-    numbers are those of autocast, to the last bit.
+    layers together. Rounding a second time costs one pass over the weights a micro-batch. On a CPU
+    the numbers are those of autocast, to the last bit; on a GPU the gradients of weights are not
+    rounded to bfloat16 on their way to float32.
 
     Args:
         model: changed in place; nothing changes outside autocast.
@@ -32,36 +36,133 @@ def hold_no_copies(model: PreTrainedModel) -> None:
 
 
 def _forward(linear: nn.Linear, forward: Forward, input_: Tensor) -> Tensor:
+    dtype = compute_type(linear, input_)
+    return forward(input_) if dtype is None else rounded_linear(linear, input_.to(dtype))
+
+
+def compute_type(linear: nn.Linear, input_: Tensor) -> torch.dtype | None:
+    """Return the type that autocast gives a trained layer on float32 masters; None elsewhere."""
     device = input_.device.type
     is_master = linear.weight.dtype == torch.float32
     if not (is_master and torch.is_autocast_enabled(device) and torch.is_grad_enabled()):
-        return forward(input_)
-    dtype = torch.get_autocast_dtype(device)
-    output: Tensor = RoundedLinear.apply(input_.to(dtype), linear.weight, linear.bias)  # type: ignore[no-untyped-call]
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def rounded_linear(linear: nn.Linear, input_: Tensor) -> Tensor:
+    """Return a layer's output in its input's type, its weight rounded to that type on every pass.
+
+    Inside `without_output` the product is left out and the output has no values.
+    """
+    kept = save_first(input_, linear.weight)
+    computes = not getattr(linear, _WITHOUT_OUTPUT, False)
+    output: Tensor = _RoundedLinear.apply(kept, computes, input_, linear.weight, linear.bias)  # type: ignore[no-untyped-call]
     return output
 
 
-class RoundedLinear(torch.autograd.Function):
-    """A linear layer in its input's type, which its weight is rounded to anew for its gradient."""
+_WITHOUT_OUTPUT = "is_without_output"
 
+
+@contextlib.contextmanager
+def without_output(linear: nn.Linear | None) -> Iterator[None]:
+    """Let a linear layer give gradients without computing its output, which nobody will read.
+
+    A layer computed again for its gradients ends with a product that no gradient needs.
+    """
+    if linear is None:
+        yield
+        return
+    values: Any = vars(linear)
+    forward = values.get("forward")
+    values["forward"] = functools.partial(_unevaluated, linear)
+    values[_WITHOUT_OUTPUT] = True
+    try:
+        yield
+    finally:
+        del values["forward"], values[_WITHOUT_OUTPUT]
+        if forward is not None:
+            values["forward"] = forward
+
+
+def _unevaluated(linear: nn.Linear, input_: Tensor) -> Tensor:
+    device = input_.device.type
+    if torch.is_autocast_enabled(device):
+        input_ = input_.to(torch.get_autocast_dtype(device))
+    return rounded_linear(linear, input_)
+
+
+def save_first(*tensors: Tensor) -> Any:
+    """Save tensors for a backward pass before the work that is done with them.
+
+    A checkpointed layer is computed again only until everything that it saved is there. A function
+    that saves its own inputs saves them when it is done: as the last one of a layer it would run
+    once more for nothing.
+
+    Args:
+        tensors: at least one of them needs a gradient.
+
+    Returns:
+        A node of the graph that the function hands to its own backward pass, which reads
+        `node.saved_tensors`.
+    """
+    return _Saved.apply(*tensors).grad_fn  # type: ignore[no-untyped-call]
+
+
+class _Saved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input_: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Return the output."""
-        ctx.save_for_backward(input_, weight_OI)
-        dtype = input_.dtype
-        return F.linear(input_, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return torch.empty(())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Return the gradients of what needs one."""
+        raise AssertionError("nothing is computed from what this returns")
+
+
+class _RoundedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kept: Any,
+        computes: bool,
+        input_: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+    ) -> Tensor:
+        ctx.kept = kept
+        if not computes:
+            return input_.new_empty(()).expand(*input_.shape[:-1], len(weight_OI))
+        return rounded_product(input_, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         (output_grad,) = grads
-        input_, weight_OI = ctx.saved_tensors
-        output_grad_MO, input_MI = output_grad.flatten(0, -2), input_.flatten(0, -2)
-        input_grad = weight_grad_OI = bias_grad_O = None
-        if ctx.needs_input_grad[0]:
-            input_grad = (output_grad_MO @ weight_OI.to(input_.dtype)).view(input_.shape)
-        if ctx.needs_input_grad[1]:
-            weight_grad_OI = (output_grad_MO.T @ input_MI).to(weight_OI.dtype)
-        if ctx.needs_input_grad[2]:
-            bias_grad_O = output_grad_MO.sum(dim=0).to(weight_OI.dtype)
-        return input_grad, weight_grad_OI, bias_grad_O
+        input_, weight_OI = ctx.kept.saved_tensors
+        ctx.kept = None
+        _, _, needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        input_grad = input_gradient(output_grad, weight_OI) if needs_input else None
+        weight_grad_OI = weight_gradient(output_grad, input_, weight_OI) if needs_weight else None
+        bias_grad_O = bias_gradient(output_grad, weight_OI) if needs_bias else None
+        return None, None, input_grad, weight_grad_OI, bias_grad_O
+
+
+def rounded_product(input_: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return a linear layer's output, weight and bias rounded to the input's type."""
+    dtype = input_.dtype
+    return F.linear(input_, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+
+
+def input_gradient(output_grad: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return the gradient of a linear layer's input, in the type of its output's."""
+    grad_MI = output_grad.flatten(0, -2) @ weight_OI.to(output_grad.dtype)
+    return grad_MI.view(*output_grad.shape[:-1], -1)
+
+
+def weight_gradient(output_grad: Tensor, input_: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return the gradient of a linear layer's weight, in the weight's type."""
+    return product(output_grad.flatten(0, -2).T, input_.flatten(0, -2), weight_OI.dtype)
+
+
+def bias_gradient(output_grad: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return the gradient of a linear layer's bias, in its weight's type."""
+    return output_grad.flatten(0, -2).sum(dim=0).to(weight_OI.dtype)

@@ -3,7 +3,6 @@
 Shapes: M tokens (rows laid end to end), D hidden dimension, F of the MLP's inside.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longred.compiling import compiled
-from longred.masters import RoundedLinear
+from longred.masters import save_first, without_output
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -57,10 +56,8 @@ def _tiled(
     weights = [weight for weight in mlp.parameters() if weight.requires_grad]
     if not (torch.is_grad_enabled() and (weights or hidden_MD.requires_grad)):
         return _by_tile(forward, hidden_MD, tile_tokens).view(hidden_BTD.shape)
-    kept = _Kept.apply(torch.empty((), requires_grad=True), hidden_MD)  # type: ignore[no-untyped-call]
-    output_MD: Tensor = _Tiled.apply(  # type: ignore[no-untyped-call]
-        forward, last, tile_tokens, kept.grad_fn, hidden_MD, *weights
-    )
+    kept = save_first(hidden_MD, *weights)
+    output_MD: Tensor = _Tiled.apply(forward, last, tile_tokens, kept, hidden_MD, *weights)  # type: ignore[no-untyped-call]
     return output_MD.view(hidden_BTD.shape)
 
 
@@ -82,23 +79,6 @@ def _by_tile(forward: Forward, hidden_MD: Tensor, tile_tokens: int) -> Tensor:
 def _parts(num_tokens: int, tile_tokens: int) -> Iterator[slice]:
     for start in range(0, num_tokens, tile_tokens):
         yield slice(start, start + tile_tokens)
-
-
-class _Kept(torch.autograd.Function):
-    """Saves a tensor before the work that is done with it.
-
-    A checkpointed layer is computed again only until everything that it saved is there. Saved by
-    `_Tiled` itself, which saves when it is done, its input would cost the whole MLP once more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, hidden_MD: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden_MD)
-        return torch.empty((), device=anchor.device)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("nothing is computed from what this returns")
 
 
 class _Tiled(torch.autograd.Function):
@@ -126,14 +106,14 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (output_grad_MD,) = grads
-        (hidden_MD,) = ctx.kept.saved_tensors
+        hidden_MD, *_ = ctx.kept.saved_tensors
         ctx.kept, hidden_MD = None, hidden_MD.detach()
         needs_hidden = ctx.needs_input_grad[4]
         hidden_grad_MD = torch.empty_like(hidden_MD) if needs_hidden else None
         sums: list[Tensor | None] = [None] * len(ctx.weights)
         for part in _parts(hidden_MD.shape[0], ctx.tile_tokens):
             tile = hidden_MD[part].requires_grad_(needs_hidden)
-            with torch.enable_grad(), ctx.autocast(), _unevaluated(ctx.last):
+            with torch.enable_grad(), ctx.autocast(), without_output(ctx.last):
                 output = ctx.forward(tile)
             inputs = [*ctx.weights, *([tile] if needs_hidden else [])]
             found = torch.autograd.grad(output, inputs, output_grad_MD[part])
@@ -143,35 +123,3 @@ class _Tiled(torch.autograd.Function):
                 total = sums[i]
                 sums[i] = grad if total is None else total.add_(grad)
         return None, None, None, None, hidden_grad_MD, *sums
-
-
-@contextlib.contextmanager
-def _unevaluated(layer: nn.Linear | None) -> Iterator[None]:
-    """Let a linear layer give gradients without computing its output."""
-    if layer is None:
-        yield
-        return
-    values: Any = vars(layer)
-    forward = values.get("forward")
-    values["forward"] = functools.partial(_last, layer)
-    try:
-        yield
-    finally:
-        del values["forward"]
-        if forward is not None:
-            values["forward"] = forward
-
-
-def _last(layer: nn.Linear, inner_MF: Tensor) -> Tensor:
-    device = inner_MF.device.type
-    if torch.is_autocast_enabled(device):
-        inner_MF = inner_MF.to(torch.get_autocast_dtype(device))
-    output_MD: Tensor = _Unevaluated.apply(inner_MF, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
-    return output_MD
-
-
-class _Unevaluated(RoundedLinear):
-    @staticmethod
-    def forward(ctx: Any, input_: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input_, weight_OI)
-        return input_.new_empty(()).expand(len(input_), len(weight_OI))
