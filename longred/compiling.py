@@ -1,6 +1,7 @@
 """Decoder layers compiled by torch, each by itself; attention runs as it is written."""
 
 import functools
+import importlib.util
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -33,11 +34,25 @@ def compile_layers(model: PreTrainedModel) -> None:
         layer.forward = functools.partial(_forward, layer, plain)
 
 
+SHAPES = 64
+"""Shapes that one function is compiled for; further ones run as written.
+
+A training has few: rows of a bucket have one length. torch's own limit is 8.
+"""
+
+
 def compiled(forward: Forward) -> Forward:
-    """Return a function that torch compiles when it is called, keeping eager mode's roundings."""
+    """Return a function that torch compiles for each shape, keeping eager mode's roundings."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
     options: dict[str, Any] = {"emulate_precision_casts": True}
-    made: Forward = torch.compile(forward, options=options)
+    made: Forward = torch.compile(forward, dynamic=False, options=options)
     return made
+
+
+def has_triton() -> bool:
+    """Return whether torch's compiler can write kernels for a GPU."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def check_compiler(device: torch.device) -> None:
@@ -47,12 +62,8 @@ def check_compiler(device: torch.device) -> None:
         PreflightError: a C++ compiler (CPU) or Triton (GPU) is missing.
     """
     if device.type == "cuda":
-        try:
-            import triton  # noqa: F401
-        except ImportError as error:
-            raise PreflightError(
-                f"training.compile: needs Triton ({error}); install it, or set it to false"
-            ) from error
+        if not has_triton():
+            raise PreflightError("training.compile: needs Triton; install it, or set it to false")
     elif shutil.which("g++") is None and shutil.which("clang++") is None:
         raise PreflightError(
             "training.compile: needs a C++ compiler; install g++, or set it to false"

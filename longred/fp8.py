@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from longred.compiling import compiled
 from longred.errors import PreflightError
 
 CAPABILITY = (8, 9)
@@ -39,7 +40,7 @@ def check_fp8(device: torch.device) -> None:
         )
 
 
-def to_fp8(model: PreTrainedModel, *, emulate: bool = False) -> None:
+def to_fp8(model: PreTrainedModel, *, emulate: bool = False, is_compiled: bool = False) -> None:
     """Make the linear layers of a model's decoder compute in 8-bit floats.
 
     Layers with a side that is no multiple of 16, which the kernels do not take, stay as they are.
@@ -47,6 +48,8 @@ def to_fp8(model: PreTrainedModel, *, emulate: bool = False) -> None:
     Args:
         model: changed in place; its weights stay the same tensors.
         emulate: round as the kernels do but multiply in higher precision, on any device.
+        is_compiled: whether each layer is compiled by itself. Without, scales and roundings take
+            passes of their own, which cost about what the products gain.
 
     Raises:
         PreflightError: torchao is not installed.
@@ -64,16 +67,28 @@ def to_fp8(model: PreTrainedModel, *, emulate: bool = False) -> None:
             module_filter_fn=lambda module, name: not any(s % 16 for s in module.weight.shape),
             config=Float8LinearConfig(emulate=emulate),
         )
+    if is_compiled:
+        changed = _changed(model)
+        forward = compiled(type(changed[0]).forward) if changed else None
+        for module in changed:
+            module.forward = functools.partial(forward, module)
+
+
+def _changed(model: PreTrainedModel) -> list[Any]:
+    return [module for module in model.modules() if type(module).__name__ == "Float8Linear"]
 
 
 @contextlib.contextmanager
 def without_fp8(model: PreTrainedModel) -> Iterator[None]:
     """Run a model that `to_fp8` changed as if it had not."""
-    changed: list[Any] = [m for m in model.modules() if type(m).__name__ == "Float8Linear"]
+    changed = _changed(model)
+    forwards = [vars(module).get("forward") for module in changed]
     for module in changed:
         module.forward = functools.partial(nn.Linear.forward, module)
     try:
         yield
     finally:
-        for module in changed:
+        for module, forward in zip(changed, forwards, strict=True):
             del module.forward
+            if forward is not None:
+                module.forward = forward

@@ -55,12 +55,17 @@ def rounded_linear(linear: nn.Linear, input_: Tensor) -> Tensor:
     Inside `without_output` the product is left out and the output has no values.
     """
     kept = save_first(input_, linear.weight)
-    computes = not getattr(linear, _WITHOUT_OUTPUT, False)
+    computes = not is_without_output(linear)
     output: Tensor = _RoundedLinear.apply(kept, computes, input_, linear.weight, linear.bias)  # type: ignore[no-untyped-call]
     return output
 
 
 _WITHOUT_OUTPUT = "is_without_output"
+
+
+def is_without_output(linear: nn.Linear) -> bool:
+    """Return whether a layer is inside `without_output`."""
+    return bool(getattr(linear, _WITHOUT_OUTPUT, False))
 
 
 @contextlib.contextmanager

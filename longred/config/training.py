@@ -88,8 +88,13 @@ class TrainingConfig(Section):
     attention outputs (selective) or whole (full), in micro-batches of more than
     `uncheckpointed_tokens`; `short_micro_batch_tokens` cuts short and original rows into smaller
     ones than `micro_batch_tokens`, so that they need none. `mlp_tile_tokens` computes MLPs so many
-    tokens at a time, which very long rows need; `compile` compiles what decoder layers do around
-    attention. None of these changes a result beyond rounding.
+    tokens at a time, which very long rows need. `fused` computes norms, RoPE and gated MLPs as one
+    function each, compiled on a GPU, which hold less; `compile` compiles all that decoder layers do
+    around attention instead. None of these changes a result beyond rounding.
+
+    On a GPU the fastest kernels add in an order of their own each time, so that a repeated or
+    resumed training differs in its last bits. `deterministic` uses only kernels that give the same
+    bits every time; attention's backward pass is slower for it. On a CPU all are.
 
     `fp8` takes the products of the decoder's linear layers in 8-bit floats, on GPUs from compute
     capability 8.9; the training starts only if hidden states and losses stay where they were.
@@ -144,7 +149,9 @@ class TrainingConfig(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = runtime("none")
     uncheckpointed_tokens: Annotated[int, Field(ge=0)] = runtime(8192)
     mlp_tile_tokens: Annotated[int, Field(ge=0)] = runtime(0)
+    fused: bool = runtime(True)
     compile: bool = runtime(False)
+    deterministic: bool = runtime(False)
     spike_mads: Positive = runtime(10.0)
     halt_after_spikes: Annotated[int, Field(ge=0)] = runtime(3)
 

@@ -1,12 +1,32 @@
-"""What a training ran on: another one may change the last bits of its result."""
+"""What a training runs on, set up before it and told after it: it may change the last bits."""
 
 import dataclasses
+import os
 import platform
 from typing import Any
 
 import torch
 
 from longred.training.job import TrainingJob
+
+
+def prepare(job: TrainingJob) -> None:
+    """Set up torch for a training in this process, before anything is put on a GPU.
+
+    Memory of a GPU is taken in segments that grow: micro-batches of three shapes would otherwise
+    leave holes that none of the others fits into. A variable that is set already stays as it is.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    if job.deterministic:
+        # cuBLAS adds in one order only with a workspace of its own for every stream.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Memory that is written anyway needs no pattern to find reads of it.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(job.seed)
 
 
 def environment_of(device: torch.device, job: TrainingJob) -> dict[str, Any]:
@@ -19,6 +39,8 @@ def environment_of(device: torch.device, job: TrainingJob) -> dict[str, Any]:
         "torch": torch.__version__,
         "attention_backend": job.attention_backend,
         "mlp_tile_tokens": job.mlp_tile_tokens,
+        "fused": job.fused,
         "compile": job.compile,
+        "deterministic": job.deterministic,
         **dataclasses.asdict(job.layout),
     }

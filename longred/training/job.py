@@ -45,7 +45,9 @@ class TrainingJob:
         activation_checkpointing: one of `longred.activations.CHECKPOINTING`; same bits.
         uncheckpointed_tokens: micro-batches of at most so many tokens hold all activations.
         mlp_tile_tokens: tokens of an MLP's tile, see `longred.mlp_tiles`; 0 for no tiles.
-        compile: whether decoder layers are compiled, see `longred.compiling`.
+        fused: whether norms, RoPE and gated MLPs are computed by `longred.fused`; the last bits.
+        compile: whether decoder layers are compiled instead, see `longred.compiling`.
+        deterministic: whether only kernels are used that give the same bits every time.
         spike_mads: see `longred.training.spikes`; a loss that leaps so far up is told of.
         halt_after_spikes: so many in a row end the training; 0 for never.
         max_grad_norm: gradients are scaled down to this global norm.
@@ -122,7 +124,9 @@ class TrainingJob:
     activation_checkpointing: str = field(default="none", metadata={"runtime": True})
     uncheckpointed_tokens: int = field(default=8192, metadata={"runtime": True})
     mlp_tile_tokens: int = field(default=0, metadata={"runtime": True})
+    fused: bool = field(default=True, metadata={"runtime": True})
     compile: bool = field(default=False, metadata={"runtime": True})
+    deterministic: bool = field(default=False, metadata={"runtime": True})
     spike_mads: float = field(default=10.0, metadata={"runtime": True})
     halt_after_spikes: int = field(default=3, metadata={"runtime": True})
     attention_backend: str = field(default="auto", metadata={"runtime": True})

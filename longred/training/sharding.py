@@ -13,7 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -51,13 +56,25 @@ def make_meshes(layout: Layout, device: torch.device) -> Meshes:
     )
 
 
-def shard_student(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+def shard_student(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     """Divide a model that is trained; from here on it runs inside `entered` only.
 
     Its root holds the final norm and the output embedding, with the input's where they are tied.
+    Weights of a decoder layer's products are gathered in the compute type, which they would be
+    rounded to anyway: half the bytes on the way and in memory. Their gradients are summed over
+    processes in float32. Norms, which compute in float32, are gathered as they are, by themselves.
+
+    Args:
+        model: divided in place.
+        mesh: the processes.
+        dtype: the compute type.
     """
     base: Any = model.base_model
-    _shard_layers(base, mesh)
+    if dtype != torch.float32:
+        for layer in base.layers:
+            for norm in _norms(layer):
+                fully_shard(norm, mesh=mesh, reshard_after_forward=False)
+    _shard_layers(base, mesh, dtype)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if base.embed_tokens.weight is not head.weight:
         fully_shard(base.embed_tokens, mesh=mesh)
@@ -78,9 +95,20 @@ def shard_teacher(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     fully_shard(base, mesh=mesh)
 
 
-def _shard_layers(base: Any, mesh: DeviceMesh) -> None:
+def _shard_layers(base: Any, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+    policy = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     for layer in base.layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+
+
+def _norms(layer: nn.Module) -> list[nn.Module]:
+    """Return the modules of a layer that have vectors alone."""
+    own = ((module, list(module.parameters(recurse=False))) for module in layer.modules())
+    return [module for module, weights in own if weights and all(w.ndim == 1 for w in weights)]
 
 
 def _enter(model: nn.Module, body: Callable[[], T]) -> T:

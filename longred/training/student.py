@@ -11,6 +11,7 @@ from longred import models
 from longred.activations import checkpoint_activations
 from longred.compiling import compile_layers
 from longred.fp8 import to_fp8
+from longred.fused import fuse
 from longred.masters import hold_no_copies
 from longred.mlp_tiles import tile_mlps
 from longred.model_folder import weight_files
@@ -50,15 +51,17 @@ def load_student(
     if job.recipe.trains_adapters:
         adapters.add_adapters(student, job.lora, dtype=job.dtype)
     if job.fp8:
-        to_fp8(student)
+        to_fp8(student, is_compiled=device.type == "cuda" and not job.compile)
     if job.compile:
         compile_layers(student)
     else:
+        if job.fused:
+            fuse(student)
         hold_no_copies(student)
     tile_mlps(student, job.mlp_tile_tokens, is_compiled=job.compile)
     checkpoint_activations(student, job.activation_checkpointing)
     if mesh is not None:
-        shard_student(student, mesh)
+        shard_student(student, mesh, getattr(torch, job.dtype))
         rows.read_into(student, device)
     student.train()
     return student

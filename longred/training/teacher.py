@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from longred import models
+from longred.fused import fuse
 from longred.model_folder import weight_files
 from longred.training.own_rows import OwnRows
 from longred.training.sharding import shard_teacher
@@ -26,6 +27,7 @@ def load_teacher(
     dtype: str,
     device: torch.device,
     backend: str,
+    is_fused: bool = True,
     mesh: DeviceMesh | None = None,
 ) -> Teacher:
     """Load the original model, frozen, to be run under the student's autocast.
@@ -40,6 +42,7 @@ def load_teacher(
         dtype: the compute type, `bfloat16` or `float32`.
         device: where it is run.
         backend: of its attention; the student's.
+        is_fused: whether it computes norms, RoPE and MLPs as `longred.fused` does.
         mesh: the processes that its weights are divided over, each of which reads its own rows; or
             None.
 
@@ -61,6 +64,8 @@ def load_teacher(
     model.requires_grad_(False)
     if dtype == "bfloat16":
         round_linear_layers(model)
+    if is_fused:
+        fuse(model)
     model.lm_head = None
     if mesh is not None:
         shard_teacher(model, mesh)

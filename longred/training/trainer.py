@@ -20,6 +20,7 @@ from longred.tracking import JOURNAL_NAME, Journal
 from longred.training import adapters
 from longred.training.balance import Balance, measure
 from longred.training.checkpoint import Checkpoints
+from longred.training.environment import prepare
 from longred.training.job import TrainingJob
 from longred.training.meter import Meter
 from longred.training.not_finite import explain
@@ -59,9 +60,7 @@ class Trainer:
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.saved_step = 0
-        if job.num_threads:
-            torch.set_num_threads(job.num_threads)
-        torch.manual_seed(job.seed)
+        prepare(job)
         self.device = models.choose_device(job.device, "training.device")
         with world.together():
             self._check()
@@ -130,6 +129,7 @@ class Trainer:
             dtype=self.job.dtype,
             device=self.device,
             backend=self.job.attention_backend,
+            is_fused=self.job.fused,
             mesh=mesh,
         )
 

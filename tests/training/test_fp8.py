@@ -1,6 +1,7 @@
 """8-bit floats, emulated where there is no GPU for them: what they change, and what is refused."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the trainer use 8-bit floats here."""
     to_fp8 = student.to_fp8
     monkeypatch.setattr(requirements, "check_fp8", lambda device: None)
-    monkeypatch.setattr(student, "to_fp8", lambda model: to_fp8(model, emulate=True))
+    monkeypatch.setattr(student, "to_fp8", lambda model, **_: to_fp8(model, emulate=True))
 
 
 def e4m3(value: torch.Tensor) -> torch.Tensor:
@@ -47,6 +48,27 @@ def test_a_layer_against_the_rounding_written_out(tiny_model_folder: Path):
     with fp8.without_fp8(model):
         assert torch.equal(layer(input_), nn.functional.linear(input_, layer.weight))
     torch.testing.assert_close(layer(input_).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_round_as_others_do(tiny_model_folder: Path):
+    tokens = torch.randint(2, 500, (2, 32), generator=torch.Generator().manual_seed(0))
+    states, grads = [], []
+    for is_compiled in (False, True):
+        model = load_model(tiny_model_folder)
+        fp8.to_fp8(model, emulate=True, is_compiled=is_compiled)
+        for _ in range(2):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                state = hidden_states(model, tokens, layers=[3])[3].float()
+            state.square().sum().backward()
+        with fp8.without_fp8(model), torch.no_grad():
+            assert not torch.equal(hidden_states(model, tokens, layers=[3])[3], state)
+        states.append(state.detach())
+        grads.append(model.model.layers[0].mlp.up_proj.weight.grad)
+    for plain, compiled in (states, grads):
+        assert float((compiled - plain).norm() / plain.norm()) < 0.02
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTING)

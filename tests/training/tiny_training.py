@@ -253,7 +253,7 @@ def _emulate_fp8(bound: float) -> Any:
 
         to_fp8 = student.to_fp8
         requirements.check_fp8 = lambda device: None
-        student.to_fp8 = lambda model: to_fp8(model, emulate=True)
+        student.to_fp8 = lambda model, **_: to_fp8(model, emulate=True)
         fp8_quality.HIDDEN_BOUND = bound
         return _at(-1, None)
 
