@@ -36,9 +36,11 @@ test-fast: install ## the tests that take no long time
 	$(PYTEST) -m "not slow and not gpu"
 
 # Also where longred is not installed: a bare GPU machine with torch, triton and transformers.
-PART ?= tests
-gpu-check: ## PART=tests|training|profiling|generation on this machine's GPU, with PYTHON as it is
-	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_check.py $(PART) $(FLAGS)
+DEADLINE ?= 540
+RESULTS ?= tests/benchmarks/results
+RESUME ?=
+gpu-check: ## measure this GPU in DEADLINE seconds, into RESULTS=folder; RESUME=file goes on; PYTHON as it is
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_check.py --deadline $(DEADLINE) --results $(RESULTS) $(if $(RESUME),--resume $(RESUME)) $(FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

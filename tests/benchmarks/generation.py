@@ -13,7 +13,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -100,17 +100,20 @@ def score_whole(model: PreTrainedModel, ids_BT: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(preset: str) -> dict[str, Any]:
-    """Measure every length."""
+def measure(
+    preset: str, lengths: Sequence[int] | None = None, new_tokens: int | None = None
+) -> dict[str, Any]:
+    """Measure every length; the preset's where none are given."""
+    lengths = LENGTHS[preset] if lengths is None else lengths
     device = torch.device("cuda" if preset == "gpu" else "cpu")
     dtype = torch.bfloat16 if preset == "gpu" else torch.float32
     model = make_model(preset, device, dtype)
     shape = shape_of(model.config)
     with torch.enable_grad():
-        speeds = calibrate(shape, LENGTHS[preset], tokens=8192, device=device, dtype=dtype)
-    new = NEW_TOKENS[preset]
+        speeds = calibrate(shape, lengths, tokens=8192, device=device, dtype=dtype)
+    new = NEW_TOKENS[preset] if new_tokens is None else new_tokens
     found: dict[str, Any] = {"shape": SIZES[preset], "dtype": str(dtype), "new_tokens": new}
-    for length in LENGTHS[preset]:
+    for length in lengths:
         ids = torch.randint(shape.vocab_size, (1, length), device=device)
         mask = torch.ones_like(ids)
         flops = forward_flops(shape, length, head=False) * length

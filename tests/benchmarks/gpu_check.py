@@ -1,148 +1,121 @@
-"""Check and measure what needs a GPU, one part at a time: `make gpu-check PART=training`.
+"""Measure all that needs a GPU in ten minutes: `make gpu-check`.
 
-Each part takes 8 minutes at most on one H100 or H200 and writes
-`tests/benchmarks/results/<date>-<machine>-<part>.json`. It needs Python with torch, triton,
-transformers, accelerate, numpy and safetensors, and pytest for the tests; of longred's other
-requirements none. `--tiny` runs the same code on a CPU in a minute.
+    python tests/benchmarks/gpu_check.py --results DIR --deadline 540
+    python tests/benchmarks/gpu_check.py --resume FILE   # what is in the file is not measured again
+    python tests/benchmarks/gpu_check.py --tiny          # small shapes, on the CPU
+
+Items are measured in order of worth (`--list`), each in a process of its own. After each
+measurement a JSON line is on disk, in `<device>-<model>-<length>.jsonl` of the results; a killed
+run has lost one item at most. Where tests/benchmarks/results has figures of the same device, what
+is more than 15 % slower or needs 2 % more memory is named at the end.
+
+Needs Python with torch, triton, transformers, accelerate, numpy and safetensors, and pytest for the
+tests. Exit codes: 0 · 1 an item failed or is worse than before · 2 usage · 3 no GPU here.
 """
 
 import argparse
-import json
-import platform
-import re
-import subprocess
+import os
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
-import torch
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [path for path in (str(HERE), str(ROOT)) if path not in sys.path]
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-Command = list[str]
-
-
-def gpu_tests() -> list[str]:
-    """Return the files of tests that need a GPU; collecting others would need other packages."""
-    found = [
-        path
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))
-        and "import longred.cli" not in path.read_text(encoding="utf-8")
-    ]
-    return [str(path.relative_to(ROOT)) for path in found]
+from gpu.items import ITEMS, Item  # noqa: E402 - found by the path above
+from gpu.lines import (  # noqa: E402
+    Results,
+    by_device,
+    compare,
+    finished,
+    new_path,
+    read_lines,
+    stem_of,
+    table,
+)
+from gpu.run import Runner, run  # noqa: E402
 
 
-def run(command: Command, log: list[str]) -> int:
-    """Run a Python program, showing what it prints and keeping it."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        sys.stdout.write(line)
-        log.append(line.rstrip())
-    return process.wait()
-
-
-def run_tests(tiny: bool, folder: Path, log: list[str]) -> dict[str, Any]:
-    """Run the tests that need a GPU; on a CPU they say that they are skipped."""
-    report = folder / "tests.xml"
-    command = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    code = run([*command, *gpu_tests()], log)
-    suite = ElementTree.parse(report).getroot().find("testsuite")  # noqa: S314 - as above
-    assert suite is not None
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    if not tiny and counts["tests"] == counts["skipped"]:
-        log.append("every test was skipped: no GPU was found")
-        code = code or 1
-    return {"exit_code": code, **counts}
-
-
-def benchmark(*programs: Command) -> Callable[[bool, Path, list[str]], dict[str, Any]]:
-    """Return a part that runs benchmarks, each of which writes a JSON file."""
-
-    def part(tiny: bool, folder: Path, log: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {"exit_code": 0}
-        for number, program in enumerate(programs):
-            output = folder / f"{number}.json"
-            code = run([*program, "--output", str(output)], log)
-            found["exit_code"] = found["exit_code"] or code
-            if output.is_file():
-                found[" ".join(program[1:])] = json.loads(output.read_text(encoding="utf-8"))
-        return found
-
-    return part
-
-
-def _at(name: str, *arguments: str) -> Command:
-    return [str(HERE / name), *arguments]
-
-
-# Ours alone first: the larger comparison may use up the minutes.
-PARTS = {
-    "tests": (run_tests, run_tests),
-    "training": (
-        benchmark(
-            _at("training.py", "gpu-32k", "--steps", "4"),
-            _at("training.py", "gpu-128k", "--steps", "2"),
-        ),
-        benchmark(_at("training.py", "tiny", "--steps", "2")),
-    ),
-    "profiling": (
-        benchmark(_at("profiling.py", "gpu")),
-        benchmark(_at("profiling.py", "tiny")),
-    ),
-    "generation": (
-        benchmark(_at("generation.py", "gpu")),
-        benchmark(_at("generation.py", "tiny")),
-    ),
-}
-"""What each part runs: on a GPU, and with `--tiny`."""
-
-
-def main() -> int:
-    """Run one part, write its JSON, and print where that is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, on the CPU")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    arguments = parser.parse_args()
-    if not arguments.tiny and not torch.cuda.is_available():
-        sys.stderr.write("torch finds no GPU here; --tiny runs the same code on the CPU\n")
+def main(items: Sequence[Item] = ITEMS) -> int:
+    """Measure, write, compare; return the exit code."""
+    arguments = _arguments(items)
+    if arguments.list:
+        for item in items:
+            print(f"{item.name:>14}  {item.tiny_seconds if arguments.tiny else item.seconds:>4} s")
+        return 0
+    earlier = read_lines(arguments.resume) if arguments.resume else []
+    _prepare_environment()
+    runner = Runner(tiny=arguments.tiny, deadline=arguments.deadline)
+    machine = runner.find_machine()
+    if machine["problem"]:
+        sys.stderr.write(f"{machine['problem']}; --tiny runs the same code on the CPU\n")
         return 3
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    started, log = time.perf_counter(), []
-    with tempfile.TemporaryDirectory() as folder:
-        whole, small = PARTS[arguments.part]
-        chosen = small if arguments.tiny else whole
-        found = chosen(arguments.tiny, Path(folder), log)
-    result = {
-        "date": date.today().isoformat(),
-        "machine": machine,
-        "part": arguments.part,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "seconds": round(time.perf_counter() - started, 1),
-        **found,
-        "output": log[-60:],
-    }
-    name = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
-    tiny = "-tiny" if arguments.tiny else ""
-    path = arguments.results / f"{result['date']}-{name}-{arguments.part}{tiny}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"{arguments.part}: exit code {result['exit_code']}, {result['seconds']} s, {path}")
-    return int(result["exit_code"])
+    stem = stem_of(machine["device"], machine["model"], machine["length"])
+    path = _path(arguments, stem)
+    results = Results(path)
+    if path != arguments.resume:
+        for line in earlier:
+            results.append(line)
+    print(f"{machine['device']}: {path}", flush=True)
+    wanted = [item for item in items if not arguments.only or item.name in arguments.only]
+    all_well = run(runner, wanted, results, finished(earlier))
+    print(table(results.lines))
+    return int(_is_worse(arguments.baselines, stem, results) or not all_well)
+
+
+def _arguments(items: Sequence[Item]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
+    parser.add_argument("--deadline", type=float, default=540.0, metavar="SECONDS")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="results of an earlier run")
+    parser.add_argument("--only", default="", metavar="ITEM,…")
+    parser.add_argument("--list", action="store_true", help="items, and about how long they take")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, on the CPU")
+    parser.add_argument(
+        "--baselines", type=Path, default=HERE / "results", metavar="DIR", help="to compare with"
+    )
+    found = parser.parse_args()
+    found.only = [name for name in found.only.split(",") if name]
+    unknown = set(found.only) - {item.name for item in items}
+    if unknown:
+        parser.error(f"--only: {min(unknown)} is not one of {', '.join(i.name for i in items)}")
+    if found.resume and not found.resume.is_file():
+        parser.error(f"--resume: {found.resume} is no file")
+    return found
+
+
+def _prepare_environment() -> None:
+    """Set what every process inherits."""
+    paths = [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # Looking for GPUs must not start CUDA in the process that the others are forked from.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _path(arguments: argparse.Namespace, stem: str) -> Path:
+    resume: Path | None = arguments.resume
+    if resume and resume.resolve().parent == arguments.results.resolve():
+        return resume
+    return new_path(arguments.results, stem, date.today().isoformat())
+
+
+def _is_worse(folder: Path, stem: str, results: Results) -> bool:
+    """Compare with the newest other results of the same device, model and length."""
+    own = results.path.resolve()
+    others = [path for path in by_device(folder).get(stem, []) if path.resolve() != own]
+    if not others:
+        return False
+    differences = compare(read_lines(others[-1]), results.lines)
+    print(f"compared with {others[-1].name}: {len(differences)} figures differ")
+    for difference in differences:
+        print(f"  {difference}")
+    return any(difference.is_worse for difference in differences)
 
 
 if __name__ == "__main__":

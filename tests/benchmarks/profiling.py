@@ -29,6 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from longred.profiling.attention_kl import attention_kl
 
+GOAL_SECONDS = {"32768": 4.0, "131072": 64.0}
+"""For all layers of Llama-3-8B on a Hopper GPU, by length."""
+
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -155,8 +158,8 @@ def gpu(tiny: bool) -> dict[str, Any]:
         for length in (256, 512) if tiny else (32768, 131072):
             inputs = tensors(num_heads, num_key_heads, length, dim, device, dtype)
             found[str(length)] = {
-                **_layers_seconds(inputs, num_layers, tiny),
-                **_exactness(inputs, length, device),
+                **layers_seconds(inputs, num_layers),
+                **exactness(inputs, length),
             }
             print(length, found[str(length)], flush=True)
         if not tiny:
@@ -164,16 +167,18 @@ def gpu(tiny: bool) -> dict[str, Any]:
     return found
 
 
-def _layers_seconds(inputs: Tensors, num_layers: int, tiny: bool) -> dict[str, float]:
+def layers_seconds(inputs: Tensors, num_layers: int) -> dict[str, float]:
+    """Return the time of so many layers, after a first that does not count, and peak memory."""
+    on_gpu = inputs[0].is_cuda
     attention_kl(*inputs)
-    if not tiny:
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     start = time.perf_counter()
     for _ in range(num_layers):
         attention_kl(*inputs)
-    if tiny:
+    if not on_gpu:
         return {"seconds_all_layers": time.perf_counter() - start}
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
@@ -181,8 +186,9 @@ def _layers_seconds(inputs: Tensors, num_layers: int, tiny: bool) -> dict[str, f
     return {"seconds_all_layers": seconds, "peak_mib": peak / 2**20}
 
 
-def _exactness(inputs: Tensors, length: int, device: str) -> dict[str, float]:
-    rows = torch.linspace(0, length - 1, 64, device=device).round().long()
+def exactness(inputs: Tensors, length: int) -> dict[str, float]:
+    """Compare sampled queries with float64."""
+    rows = torch.linspace(0, length - 1, 64, device=inputs[0].device).round().long()
     exact = dense_float64(inputs, rows)
     error = (attention_kl(*inputs)[:, :, rows].double() - exact).abs()
     large = exact >= 1e-3
@@ -215,12 +221,11 @@ def goals(preset: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         ]
         measured = [(what, found[key], aim, at_least) for what, key, aim, at_least in aims]
     else:
-        seconds = {"32768": 4.0, "131072": 64.0}
         measured = []
         for length, row in ((n, found[n]) for n in found if n.isdigit()):
-            if length in seconds:
+            if length in GOAL_SECONDS:
                 what = f"seconds for all layers at {int(length):,}"
-                measured.append((what, row["seconds_all_layers"], seconds[length], False))
+                measured.append((what, row["seconds_all_layers"], GOAL_SECONDS[length], False))
             for key, aim in (
                 ("largest_relative_error", 1e-3),
                 ("largest_error_below_1e-3_nats", 1e-5),

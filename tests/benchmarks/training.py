@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds
 from longred.training.job import TrainingJob
 from longred.training.loop import Trainer
+from longred.training.meter import Meter
 from longred.training.step import MicroBatch
 from longred.training.teacher import Teacher, round_linear_layers
 
@@ -191,6 +192,8 @@ def model_config(preset: Preset, layers: int, *, theta: float) -> LlamaConfig:
 def make_job(preset: Preset, layers: int, folder: Path, num_steps: int) -> TrainingJob:
     distill = np.linspace(1, layers, min(preset.distill, layers)).round().astype(int)
     uses_layers = preset.method != "cpt"
+    # The authors mask no documents.
+    settings = {"mask_documents": False, **preset.settings}
     return TrainingJob(
         method=preset.method,
         data_folder=str(folder / "data"),
@@ -202,9 +205,8 @@ def make_job(preset: Preset, layers: int, folder: Path, num_steps: int) -> Train
         target_window=preset.target_window,
         num_steps=num_steps,
         distill_layers=tuple(map(int, distill)) if uses_layers else (),
-        mask_documents=False,
         save_every_steps=10**6,
-        **preset.settings,
+        **settings,
     )
 
 
@@ -252,9 +254,17 @@ class TheirTrainer(Trainer):
     """The authors' micro-steps inside the same step: only what is computed for a loss differs."""
 
     def __init__(self, job: TrainingJob, work: Path) -> None:
-        ours = dataclasses.replace(job, activation_checkpointing="none", mlp_tile_tokens=0)
+        ours = dataclasses.replace(
+            job, activation_checkpointing="none", mlp_tile_tokens=0, fused=False
+        )
         super().__init__(ours, work)
         checkpoint_activations(self.student, "full")
+
+    def _make_meter(self) -> Meter:
+        """Plan FLOPs alone: the plan of memory knows our way, and would refuse theirs."""
+        shape = shape_of(models.load_config(Path(self.job.student_folder)))
+        lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
+        return Meter(shape, self.job, lengths, self.device)
 
     def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher:
         """Keep the output embedding, which our teacher has none of."""
@@ -337,17 +347,17 @@ def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
     }
     if side == "ours":
         # Last: the profiler's own memory must not count.
-        found["top_costs"] = _top_costs(trainer)
+        found["top_costs"] = top_costs(trainer.train_step, trainer.device)
     return found
 
 
-def _top_costs(trainer: Trainer) -> list[dict[str, Any]]:
-    """Take one more step; return the kernels that took longest, with their share of it."""
-    on_gpu = trainer.device.type == "cuda"
+def top_costs(work: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    """Run some work once; return the kernels that took longest, with their share of it."""
+    on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
     with profile(activities=kinds, acc_events=True) as profiler:
-        trainer.train_step()
-        _wait(trainer.device)
+        work()
+        _wait(device)
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, attribute))
     total = sum(getattr(event, attribute) for event in events) or 1.0
@@ -488,13 +498,10 @@ def _compared(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], layers: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Check that both sides took the same losses, and compare what that took."""
-    tolerance = 1e-4 if settings["dtype"] == "float32" else 2e-2
-    error = 0.0
-    for mine, other in zip(ours["losses"], theirs["losses"], strict=True):
-        assert mine.keys() == other.keys(), (mine, other)
-        for key, value in mine.items():
-            error = max(error, abs(value - other[key]) / max(abs(other[key]), 1e-3))
-    assert error <= tolerance, f"the losses differ by {error:.1e}, more than {tolerance}"
+    error = max(
+        largest_difference(mine, other, settings["dtype"])
+        for mine, other in zip(ours["losses"], theirs["losses"], strict=True)
+    )
     sides = (("o", ours), ("t", theirs))
     seconds = {side: _median(x["seconds"]) for side, x in sides}
     processor = {side: _median(x["processor_seconds"]) for side, x in sides}
@@ -509,6 +516,15 @@ def _compared(
         "their_micro_batch_tokens": theirs["micro_batch_tokens"],
         "share_of_their_peak": ours["peak_bytes"] / theirs["peak_bytes"],
     }
+
+
+def largest_difference(ours: Mapping[str, float], theirs: Mapping[str, float], dtype: str) -> float:
+    """Return by which share of theirs our losses differ at most; refuse what is not rounding."""
+    tolerance = 1e-4 if dtype == "float32" else 2e-2
+    assert ours.keys() == theirs.keys(), (ours, theirs)
+    error = max(abs(ours[key] - theirs[key]) / max(abs(theirs[key]), 1e-3) for key in theirs)
+    assert error <= tolerance, f"the losses differ by {error:.1e}, more than {tolerance}"
+    return error
 
 
 def _show_plan(plan: Mapping[str, Any], layers: int) -> None:

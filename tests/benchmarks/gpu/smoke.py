@@ -1,0 +1,71 @@
+"""Does it run at all: libraries and kernels by name, a tiny model's step, the attention KL."""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import profiling
+import torch
+import training
+
+from gpu.child import Check
+from gpu.sizes import device_of, scale_of
+from longred.attention import kernel_report
+from longred.profiling.attention_kl import Problem, attention_kl, blockwise
+from longred.training.trainer import Trainer
+
+
+def measure(check: Check) -> None:
+    """Name what is loaded and what ran, then take steps of a tiny model, in bfloat16 on a GPU."""
+    device = device_of(check)
+    _, heads, key_heads, dim, _ = scale_of(check).kl
+    report = kernel_report(device, torch.bfloat16, dim)
+    check.line("kernels", settings={"head_dim": dim}, measured={**_libraries(device), **report})
+    _train(check)
+    _kl(check, heads, key_heads, dim)
+
+
+def _libraries(device: torch.device) -> dict[str, Any]:
+    """Return the device's size and the cuDNN that is loaded, with its path."""
+    if device.type != "cuda":
+        return {}
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "memory_bytes": facts.total_memory,
+        "free_bytes": torch.cuda.mem_get_info()[0],
+        "capability": f"{facts.major}.{facts.minor}",
+        "multiprocessors": facts.multi_processor_count,
+    }
+
+
+def _train(check: Check) -> None:
+    preset = training.PRESETS["tiny" if check.tiny else "gpu-tiny"]
+    training.random_weights()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training.write_inputs(preset, preset.layers[0], folder, 2)
+        trainer = Trainer(training.make_job(preset, preset.layers[0], folder, 2), folder / "work")
+        steps = [dict(trainer.train_step()) for _ in range(2)]
+    losses = {key: value for key, value in steps[0].items() if key.endswith("loss")}
+    assert all(math.isfinite(value) for value in losses.values()), losses
+    assert steps[0]["train/grad_norm"] > 0
+    assert steps[1]["train/loss"] != steps[0]["train/loss"], "an update changed nothing"
+    check.line("training", settings=dict(preset.settings), measured=losses)
+
+
+def _kl(check: Check, heads: int, key_heads: int, dim: int) -> None:
+    """Run the attention KL once, by the kernel that the device takes, beside float64."""
+    length = 64 if check.tiny else 1024
+    inputs = profiling.tensors(heads, key_heads, length, dim, check.device_type, torch.bfloat16)
+    with torch.no_grad():
+        found = attention_kl(*inputs).double()
+        problem = Problem(*(x.double() for x in inputs), dim**-0.5, None)
+        exact = blockwise(problem).kl_BHT
+    error = (found - exact).abs().max().item()
+    assert error < 1e-4, f"the attention KL is off by {error:.1e} nats"
+    check.line(
+        "attention-kl",
+        settings={"length": length, "dtype": "bfloat16"},
+        measured={"largest_error_nats": error, "mean_kl_nats": exact.mean().item()},
+    )

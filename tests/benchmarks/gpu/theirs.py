@@ -1,0 +1,95 @@
+"""The authors' way beside ours: the same micro-batches, losses and gradients, at one depth."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import training
+
+from gpu.buckets import BUCKETS
+from gpu.child import Check, Skip
+from gpu.sizes import device_of, scale_of, shape_at
+from gpu.steps import backward, measure_batch, trainer_at
+from longred.cost.machine import memory_of
+
+LOGIT_BYTES = 14
+"""Of one logit at the peak of the authors' way: in bfloat16, in float32, its probability, its
+gradient in both."""
+RESERVE_BYTES = 3 * 2**30
+GRADIENT_TOLERANCE = 0.05
+DEPTHS = (24, 16, 12, 8, 4, 2, 1)
+
+
+def their_bytes(check: Check, layers: int) -> float:
+    """Return about what the authors' way needs at its peak, on the longest rows.
+
+    Weights and gradients in float32, a teacher with bfloat16 linear layers, a part of the
+    optimizer's state, every layer's input, and the logits of all tokens.
+    """
+    shape, preset = shape_at(check, layers), scale_of(check).preset
+    tokens = preset.target_window
+    embeddings = shape.num_parameters - shape.num_linear
+    teacher = 2.0 * shape.num_linear + 4.0 * embeddings
+    held = 4.0 * shape.hidden_size * tokens * layers
+    return 8.0 * shape.num_parameters + teacher + held + LOGIT_BYTES * tokens * shape.vocab_size
+
+
+def depth(check: Check) -> int:
+    """Return the largest depth at which the authors' way should fit."""
+    if check.tiny:
+        return scale_of(check).depths[0]
+    limit = memory_of(device_of(check)) - RESERVE_BYTES
+    found = next((layers for layers in DEPTHS if their_bytes(check, layers) <= limit), None)
+    if found is None:
+        raise Skip("the authors' way fits this device at no depth")
+    return found
+
+
+def measure(check: Check, side: str) -> None:
+    """Measure one side; the second is compared with the first."""
+    layers = depth(check)
+    ours = {bucket: check.found.get(f"ours/{bucket}") for bucket in BUCKETS}
+    differences = []
+    with trainer_at(check, layers, {}, kind=training.SIDES[side]) as (trainer, batches):
+        for bucket in BUCKETS:
+            losses = backward(trainer, batches[bucket])
+            named = {term.metric: float(loss) for term, loss in losses.items()}
+            norm = float(torch.nn.utils.get_total_norm([w.grad for w in _trained(trainer)]))
+            trainer.optimizer.zero_grad(set_to_none=True)
+            measured = measure_batch(trainer, batches[bucket], repeats=2)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            measured |= {"losses": named, "grad_norm": norm}
+            if side == "theirs" and (line := ours[bucket]) is not None:
+                compared = _compared(line["measured"], measured, trainer.job.dtype)
+                differences += compared.pop("problems")
+                measured |= compared
+            rows = len(batches[bucket].input_ids_BT)
+            check.line(bucket, settings={"layers": layers, "rows": rows}, measured=measured)
+    if side == "theirs" and None in ours.values():
+        raise RuntimeError("needs the item ours, which is not there: nothing was compared")
+    assert not differences, "; ".join(differences)
+
+
+def _trained(trainer: Any) -> list[torch.Tensor]:
+    return [weight for weight in trainer.student.parameters() if weight.grad is not None]
+
+
+def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return how much faster ours is, and what says that both are not the same computation."""
+    problems = []
+    try:
+        largest = training.largest_difference(ours["losses"], theirs["losses"], dtype)
+    except AssertionError as error:
+        largest, problems = float("nan"), [str(error)]
+    norm = abs(ours["grad_norm"] / theirs["grad_norm"] - 1)
+    if norm > GRADIENT_TOLERANCE:
+        problems.append(
+            f"the gradients' norms differ by {norm:.1e}, more than {GRADIENT_TOLERANCE}"
+        )
+    return {
+        "times_as_fast": theirs["seconds"] / ours["seconds"],
+        "share_of_peak": ours["peak_bytes"] / theirs["peak_bytes"],
+        "loss_difference": largest,
+        "grad_norm_difference": norm,
+        "problems": problems,
+    }
