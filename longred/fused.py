@@ -123,18 +123,14 @@ def _fuse_norm(module: Any, *, feeds_linears: bool) -> None:
 
 
 def _norm(module: Any, eps: float, formula: Formula, feeds_linears: bool, hidden: Tensor) -> Tensor:
-    hidden_MD = hidden.flatten(0, -2)
     dtype = _autocast_type(hidden) if feeds_linears else None
     if dtype is None:
         dtype = hidden.dtype
         if formula.rounds_first:
             dtype = torch.promote_types(dtype, module.weight.dtype)
-    output: Tensor
-    if torch.is_grad_enabled():
-        output = _Norm.apply(hidden_MD, module.weight, eps, formula, dtype)  # type: ignore[no-untyped-call]
-    else:
-        output, _ = _fastest(normalise, hidden)(hidden_MD, module.weight, eps, formula, dtype)
-    return output.view(hidden.shape)
+    # Also where no gradient is needed: nothing is saved then.
+    output: Tensor = _Norm.apply(hidden, module.weight, eps, formula, dtype)  # type: ignore[no-untyped-call]
+    return output
 
 
 def normalise(
@@ -172,28 +168,31 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_MD: Tensor,
+        hidden: Tensor,
         weight_D: Tensor,
         eps: float,
         formula: Formula,
         dtype: torch.dtype,
     ) -> Tensor:
-        kernel = _fastest(normalise, hidden_MD)
-        output_MD, scale_M1 = kernel(hidden_MD.detach(), weight_D.detach(), eps, formula, dtype)
+        hidden_MD = hidden.detach().flatten(0, -2)
+        kernel = _fastest(normalise, hidden)
+        output_MD, scale_M1 = kernel(hidden_MD, weight_D.detach(), eps, formula, dtype)
         ctx.formula = formula
-        ctx.save_for_backward(hidden_MD, weight_D, scale_M1)
-        return output_MD
+        ctx.save_for_backward(hidden, weight_D, scale_M1)
+        return torch.ops.aten._unsafe_view(output_MD, hidden.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_MD: Tensor) -> Any:
-        hidden_MD, weight_D, scale_M1 = ctx.saved_tensors
-        kernel = _fastest(normalise_backward, hidden_MD)
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        hidden, weight_D, scale_M1 = ctx.saved_tensors
+        hidden_MD, grad_MD = hidden.detach().flatten(0, -2), grad.flatten(0, -2)
+        kernel = _fastest(normalise_backward, hidden)
         hidden_grad_MD, weight_grad_D = kernel(
-            grad_MD, hidden_MD.detach(), weight_D.detach(), scale_M1, ctx.formula
+            grad_MD, hidden_MD, weight_D.detach(), scale_M1, ctx.formula
         )
         needs_weight = ctx.needs_input_grad[1]
-        return hidden_grad_MD, weight_grad_D if needs_weight else None, None, None, None
+        weight_grad_D = weight_grad_D if needs_weight else None
+        return hidden_grad_MD.view(hidden.shape), weight_grad_D, None, None, None
 
 
 # --- RoPE -----------------------------------------------------------------------------------------
@@ -243,10 +242,8 @@ def rotated(
 
 def _turned(x_BHTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     dtype = _autocast_type(x_BHTd) or torch.promote_types(x_BHTd.dtype, cos.dtype)
-    if torch.is_grad_enabled():
-        output: Tensor = _Turn.apply(x_BHTd, cos, sin, dtype)  # type: ignore[no-untyped-call]
-        return output
-    return _fastest(turn, x_BHTd)(x_BHTd, cos, sin, dtype)  # type: ignore[no-any-return]
+    output: Tensor = _Turn.apply(x_BHTd, cos, sin, dtype)  # type: ignore[no-untyped-call]
+    return output
 
 
 def turn(x_BHTd: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
@@ -309,10 +306,9 @@ def _phi3_mlp(module: Any, activation: str, hidden: Tensor) -> Tensor:
 
 
 def _down(linear: Any, activation: str, gate: Tensor, up: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        output: Tensor = linear(_fastest(gated, gate)(gate, up, activation))
-        return output
+    output: Tensor
     is_trained = type(linear) is nn.Linear and linear.weight.requires_grad
+    is_trained = is_trained and torch.is_grad_enabled()
     if is_trained and gate.dtype == up.dtype == (compute_type(linear, gate) or linear.weight.dtype):
         kept = save_first(gate, up, linear.weight)
         computes = not is_without_output(linear)

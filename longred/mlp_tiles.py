@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from longred.compiling import compiled
 from longred.masters import save_first, without_output
+from longred.objectives.precision import at_least_fp32
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -23,7 +24,7 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = F
     Each tile is computed again in the backward pass; only the MLP's input is held, or, in a
     checkpointed layer, not even that, and then nothing is computed more often than without tiles.
     The last product, whose output no gradient needs, is not computed again.
-    Weight gradients are summed over tiles in the weights' own type.
+    Weight gradients are summed over tiles in float32 at least, whatever type they are gathered in.
 
     Args:
         model: changed in place.
@@ -121,5 +122,9 @@ class _Tiled(torch.autograd.Function):
                 hidden_grad_MD[part] = found[-1]
             for i, grad in enumerate(found[: len(sums)]):
                 total = sums[i]
-                sums[i] = grad if total is None else total.add_(grad)
-        return None, None, None, None, hidden_grad_MD, *sums
+                sums[i] = grad.to(at_least_fp32(grad.dtype)) if total is None else total.add_(grad)
+        grads = (
+            None if total is None else total.to(weight.dtype)
+            for total, weight in zip(sums, ctx.weights, strict=True)
+        )
+        return None, None, None, None, hidden_grad_MD, *grads
