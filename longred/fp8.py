@@ -69,9 +69,9 @@ def to_fp8(model: PreTrainedModel, *, emulate: bool = False, is_compiled: bool =
         )
     if is_compiled:
         changed = _changed(model)
-        forward = compiled(type(changed[0]).forward) if changed else None
+        forwards = {kind: compiled(kind.forward) for kind in {type(module) for module in changed}}
         for module in changed:
-            module.forward = functools.partial(forward, module)
+            module.forward = functools.partial(forwards[type(module)], module)
 
 
 def _changed(model: PreTrainedModel) -> list[Any]:

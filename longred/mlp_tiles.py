@@ -123,8 +123,8 @@ class _Tiled(torch.autograd.Function):
             for i, grad in enumerate(found[: len(sums)]):
                 total = sums[i]
                 sums[i] = grad.to(at_least_fp32(grad.dtype)) if total is None else total.add_(grad)
-        grads = (
+        summed = (
             None if total is None else total.to(weight.dtype)
             for total, weight in zip(sums, ctx.weights, strict=True)
         )
-        return None, None, None, None, hidden_grad_MD, *grads
+        return None, None, None, None, hidden_grad_MD, *summed

@@ -24,7 +24,8 @@ def prepare(job: TrainingJob) -> None:
         # cuBLAS adds in one order only with a workspace of its own for every stream.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Memory that is written anyway needs no pattern to find reads of it.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        settings: Any = torch.utils.deterministic
+        settings.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(job.seed)
 

@@ -22,7 +22,7 @@ PART_BYTES = 2**29
 """Weights of a part, bytes; their state is up to twice that."""
 
 PARTS_ON_DEVICE = 3
-"""Parts whose state is on the device at once: one on its way in, one in work, one on its way out."""
+"""Parts whose state is on the device at once: on its way in, in work, on its way out."""
 
 
 class HostState:
@@ -156,7 +156,8 @@ class _GpuLanes(_Lanes):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.work = torch.cuda.current_stream(device)
-        self.inward, self.outward = (torch.cuda.Stream(device) for _ in range(2))
+        new_stream: Any = torch.cuda.Stream
+        self.inward, self.outward = new_stream(device), new_stream(device)
         self.returned: collections.deque[torch.cuda.Event] = collections.deque()
 
     def into(self) -> contextlib.AbstractContextManager[Any]:
