@@ -62,8 +62,8 @@ def shard_student(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) 
     Its root holds the final norm and the output embedding, with the input's where they are tied.
     Weights of a decoder layer's products are gathered in the compute type, which they would be
     rounded to anyway: half the bytes on the way and in memory. A micro-batch's gradient of them
-    is rounded to that type once, then summed over processes and micro-batches in float32. Norms compute in float32 and are gathered
-    as they are, by themselves.
+    is rounded to that type once, then summed over processes and micro-batches in float32.
+    Norms compute in float32 and are gathered as they are, by themselves.
 
     Args:
         model: divided in place.
