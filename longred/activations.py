@@ -13,12 +13,12 @@ CHECKPOINTING = ("none", "selective", "full")
 """Hold everything; hold the layers' inputs and attention outputs; hold the layers' inputs alone."""
 
 _TORCH_ATTENTION = frozenset(
-    f"aten::_scaled_dot_product_{kernel}"
-    for kernel in (
-        "cudnn_attention",
-        "efficient_attention",
-        "flash_attention",
-        "flash_attention_for_cpu",
+    (
+        "aten::_scaled_dot_product_cudnn_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "torch_attn::_varlen_attn",
     )
 )
 _FLASH_FORWARD = ("forward", "fwd")

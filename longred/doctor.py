@@ -1,5 +1,6 @@
 """Looks at everything a run and the services need, and says what to do about what is wrong."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -19,6 +20,8 @@ Level = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
 MIN_FREE_BYTES = GIB
 COMFORTABLE_FREE_BYTES = 20 * GIB
+HEAD_DIM = 128
+"""Of the models of the recipes, for which the attention kernels are looked at."""
 CHECKED_BY_VERSION = ("torch", "transformers", "prefect", "fastapi", "mlflow", "SQLAlchemy")
 
 
@@ -53,6 +56,7 @@ def examine(store: Store, repository: Path | None) -> Iterator[Finding]:
     yield check_runs(store)
     yield check_gpu()
     yield check_attention()
+    yield from check_kernels()
 
 
 def check_versions(repository: Path | None) -> Iterator[Finding]:
@@ -221,20 +225,70 @@ def check_gpu() -> Finding:
 
 
 def check_attention() -> Finding:
-    """Look which attention kernels can be imported."""
+    """Look which attention kernels can be imported, and whether the GPU's fastest are missing."""
     import torch
 
     from longred.attention import flash
+    from longred.attention.backends import AUTO
 
-    found, missing = ["sdpa"], []
-    for name, package in flash.PACKAGES.items():
-        try:
+    found = ["sdpa"]
+    for name in flash.PACKAGES:
+        with contextlib.suppress(ImportError):
             flash.load(name)
             found.append(name)
-        except ImportError:
-            missing.append(package)
     text = ", ".join(found)
-    if len(found) == 1 and torch.cuda.is_available():
-        advice = f"install {missing[0]} for long windows on this GPU; sdpa works, slower"
-        return Finding("attention", "warn", text, advice)
-    return Finding("attention", "ok", text)
+    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+    best = AUTO.get(major, ("sdpa",))[0]
+    if best in found:
+        return Finding("attention", "ok", text)
+    advice = f"install {flash.PACKAGES[best]} for long windows on this GPU; sdpa works, slower"
+    return Finding("attention", "warn", text, advice)
+
+
+def check_kernels() -> Iterator[Finding]:
+    """Run each kind of attention once on the first GPU and name its kernels and the cuDNN."""
+    import torch
+    from torch.nn.attention import SDPBackend
+
+    from longred.attention import kernel_order, kernel_report
+
+    if not torch.cuda.is_available():
+        return
+    # The profiler's library writes to stderr whenever it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    try:
+        report = kernel_report("cuda:0", torch.bfloat16, HEAD_DIM)
+    except RuntimeError as error:
+        advice = "look at nvidia-smi, the driver and this build of torch"
+        yield Finding("attention kernels", "fail", f"torch's attention fails: {error}", advice)
+        return
+    order = kernel_order(torch.cuda.get_device_capability(0), "rows", deterministic=False)
+    yield from judge_kernels(report, wants_cudnn=order[0] is SDPBackend.CUDNN_ATTENTION)
+
+
+def judge_kernels(report: dict[str, str], *, wants_cudnn: bool) -> Iterator[Finding]:
+    """Say whether the kernels of a `kernel_report` are those that this GPU should run.
+
+    Args:
+        report: of bf16, as `kernel_report` returns it.
+        wants_cudnn: whether cuDNN's is the GPU's fastest kernel for whole rows.
+    """
+    kinds = ("rows", "documents", "window")
+    text = "; ".join(f"{kind}: {report[kind]}" for kind in kinds)
+    if wants_cudnn and not report["rows"].startswith("cuDNN"):
+        advice = "cuDNN's kernel is faster on this GPU: look at the next line"
+        yield Finding("attention kernels", "warn", text, advice)
+    elif any(report[kind].startswith("math") for kind in kinds):
+        advice = "math holds all logits: install a build of torch with FlashAttention"
+        yield Finding("attention kernels", "warn", text, advice)
+    else:
+        yield Finding("attention kernels", "ok", text)
+    if "cudnn_version" not in report:
+        yield Finding("cuDNN", "warn", "this build of torch has none", "install torch's own wheel")
+        return
+    text = f"{report['cudnn_version']}, {report['cudnn_path']}"
+    if report["cudnn_origin"] == "torch":
+        yield Finding("cuDNN", "ok", text)
+    else:
+        advice = "it hides the cuDNN that came with torch: take its folder from LD_LIBRARY_PATH"
+        yield Finding("cuDNN", "warn", text, advice)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from longred import doctor, services
 from longred.artifacts import Store
+from longred.attention import flash
 from longred.cli import app
 from longred.flow_host import repository
 from longred.runs import RunRecord, process_identity
@@ -105,3 +107,66 @@ def test_runs_of_dead_processes_are_pointed_out(tmp_path: Path) -> None:
     assert finding.level == "warn"
     assert record.id in finding.text
     assert "longred reap" in finding.advice
+
+
+OWN_CUDNN = {"cudnn_version": "9.19.0", "cudnn_path": "/site/nvidia/cudnn/lib"}
+GOOD_KERNELS = {
+    "rows": "cuDNN (cudnn_sdpa_sm90)",
+    "documents": "FlashAttention (flash_fwd_kernel)",
+    "window": "FlashAttention (flash_fwd_kernel)",
+    **OWN_CUDNN,
+    "cudnn_origin": "torch",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wants_cudnn", "levels", "text"),
+    [
+        ({}, True, ("ok", "ok"), "9.19.0, /site/nvidia/cudnn/lib"),
+        ({"rows": "FlashAttention"}, False, ("ok", "ok"), "rows: FlashAttention"),
+        ({"rows": "FlashAttention"}, True, ("warn", "ok"), "is faster on this GPU"),
+        ({"documents": "math"}, True, ("warn", "ok"), "with FlashAttention"),
+        ({"cudnn_origin": "system"}, True, ("ok", "warn"), "LD_LIBRARY_PATH"),
+        ({"cudnn_origin": "mixed"}, True, ("ok", "warn"), "LD_LIBRARY_PATH"),
+    ],
+)
+def test_slow_attention_kernels_and_a_hidden_cudnn_are_told(
+    changes: dict[str, str], wants_cudnn: bool, levels: tuple[str, str], text: str
+) -> None:
+    found = list(doctor.judge_kernels({**GOOD_KERNELS, **changes}, wants_cudnn=wants_cudnn))
+    assert [each.name for each in found] == ["attention kernels", "cuDNN"]
+    assert tuple(each.level for each in found) == levels
+    assert any(text in each.text + each.advice for each in found)
+    assert all(bool(each.advice) == (each.level == "warn") for each in found)
+
+
+def test_a_torch_without_cudnn_is_told() -> None:
+    report = {kind: "FlashAttention" for kind in ("rows", "documents", "window")}
+    *_, cudnn = doctor.judge_kernels(report, wants_cudnn=False)
+    assert (cudnn.name, cudnn.level) == ("cuDNN", "warn")
+
+
+def test_kernels_are_looked_at_on_a_gpu_alone() -> None:
+    names = {each.name for each in doctor.check_kernels()}
+    assert names == ({"attention kernels", "cuDNN"} if torch.cuda.is_available() else set())
+
+
+@pytest.mark.parametrize(
+    ("capability", "package"),
+    [((8, 0), "flash-attn"), ((9, 0), "flash-attn-3"), ((10, 0), None), ((12, 0), "flash-attn")],
+)
+def test_the_package_that_a_gpu_is_faster_with_is_named(
+    capability: tuple[int, int], package: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(flash, "load", missing)
+    finding = doctor.check_attention()
+    assert finding.text == "sdpa"
+    assert finding.level == ("ok" if package is None else "warn")
+    assert finding.advice.split(" for ")[0].split(" (")[0] == (
+        f"install {package}" if package else ""
+    )

@@ -7,8 +7,13 @@ for the start of a new document.
     function.py   what transformers calls: refuses masks, tells the capture, calls a backend
     backends.py   the table of backends, and whether one can serve a model
     sdpa.py       torch's kernels, and the exact path for soft-capped logits
+    kernels.py    which of torch's kernels are tried on a GPU, in which order
+    varlen.py     torch's one call for documents and windows on a GPU
     flash.py      FlashAttention 2, 3 and 4
     documents.py  where packed documents begin and end
+    sequence.py   rows whose tokens are divided over processes
+    probe.py      which kernels really run on a device
+    cudnn.py      which cuDNN is loaded
 """
 
 from longred.attention.backends import BACKENDS, Backend, Needs, choose_backend, needs_of
@@ -21,6 +26,8 @@ from longred.attention.function import (
     guard,
     register,
 )
+from longred.attention.kernels import kernel_order
+from longred.attention.probe import kernel_report
 from longred.attention.sdpa import Rules, attend_exactly, attend_sdpa
 
 __all__ = [
@@ -40,6 +47,8 @@ __all__ = [
     "document_bounds",
     "find_documents",
     "guard",
+    "kernel_order",
+    "kernel_report",
     "needs_of",
     "register",
 ]

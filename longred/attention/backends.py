@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from longred.attention import flash
+from longred.attention.cudnn import loaded_cudnn, say_cudnn
 from longred.attention.sdpa import Rules, attend_sdpa
+from longred.attention.varlen import HALF
 from longred.errors import ConfigError, PreflightError
 
 log = logging.getLogger("longred.attention")
@@ -78,17 +80,22 @@ def choose_backend(name: str, needs: Needs) -> Backend:
             f"attention.backend: {name!r} is not one of {', '.join(('auto', *BACKENDS))}"
         )
     backend, why = BACKENDS["sdpa"], ""
-    if needs.dtype not in flash.HALF:
+    if needs.dtype not in HALF:
         why = f"; {name} computes in bf16 or fp16" if name not in ("auto", "sdpa") else ""
     elif name == "auto":
-        backend = next(b for b in map(BACKENDS.get, AUTO) if b and b.problem(needs) is None)
+        names = automatic_order(needs)
+        backend = next(BACKENDS[n] for n in names if BACKENDS[n].problem(needs) is None)
     else:
         backend = BACKENDS[name]
         problem = backend.problem(needs)
         if problem is not None:
             raise PreflightError(f"attention.backend: {name} {problem}; use auto or sdpa")
-    exact = "; logits are soft-capped, so by the exact path" if needs.softcap else ""
-    _say(f"attention: {backend.name}{exact if backend.name == 'sdpa' else ''}{why}")
+    of_torch = ""
+    if backend.name == "sdpa":
+        exact = "; logits are soft-capped, so by the exact path" if needs.softcap else ""
+        cudnn = say_cudnn(loaded_cudnn()) if needs.device == "cuda" else ""
+        of_torch = exact or (f" ({cudnn})" if cudnn else "")
+    _say(f"attention: {backend.name}{of_torch}{why}")
     return backend
 
 
@@ -108,6 +115,9 @@ def _flash_problem(name: str, capabilities: tuple[int, ...], needs: Needs) -> st
         return f"takes head dimensions up to 256 by eights, and the model has {needs.head_dim}"
     if needs.dropout and name != "flash_attention_2":
         return "has no dropout, and the model's attention_dropout is not 0"
+    is_exact = torch.are_deterministic_algorithms_enabled()
+    if is_exact and needs.head_dim > 192 and name != "flash_attention_2":
+        return f"has no deterministic backward pass for head dimension {needs.head_dim}"
     if name == "flash_attention_4" and needs.capability[0] >= 10:
         if 128 < needs.head_dim < 256:
             return f"has no kernel for head dimension {needs.head_dim} on this GPU"
@@ -141,5 +151,22 @@ BACKENDS: dict[str, Backend] = {
         _flash("flash_attention_4", 9, 10, 11),
     )
 }
-AUTO = ("flash_attention_3", "flash_attention_2", "sdpa")
-"""Tried in this order. Version 4 is a beta and has to be asked for by name."""
+AUTO: dict[int, tuple[str, ...]] = {
+    8: ("flash_attention_2", "sdpa"),
+    9: ("flash_attention_3", "sdpa"),
+    10: ("sdpa",),
+    12: ("flash_attention_2", "sdpa"),
+}
+"""By major compute capability, what `auto` tries in this order; elsewhere sdpa alone.
+
+On Hopper and data-center Blackwell torch runs cuDNN's kernel, which is faster than
+FlashAttention 2. Version 4 is a beta and has to be asked for by name.
+"""
+
+SOFTCAPPED = ("flash_attention_3", "flash_attention_2", "sdpa")
+"""The same where logits are soft-capped, which sdpa computes by its exact, slow path alone."""
+
+
+def automatic_order(needs: Needs) -> tuple[str, ...]:
+    """Return the backends that `auto` tries for a model, first to last."""
+    return SOFTCAPPED if needs.softcap else AUTO.get(needs.capability[0], ("sdpa",))

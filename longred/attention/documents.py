@@ -32,27 +32,40 @@ def document_bounds(document_ids_BT: Tensor) -> tuple[Bounds, ...] | None:
     """Return each row's documents as (start, end) pairs; None if every row is a single document.
 
     A document is a run of equal ids: an id that comes back later in the row starts a new document.
+    Ids on a GPU are waited for once; those on the host are not waited for at all.
     """
-    starts_BT = F.pad(document_ids_BT[:, 1:] != document_ids_BT[:, :-1], (1, 0), value=True)
-    if int(starts_BT.sum()) == starts_BT.shape[0]:
-        return None
+    changes_BT = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    starts_BT = F.pad(changes_BT, (1, 0), value=True).cpu()
     length = starts_BT.shape[1]
     rows = []
-    for starts_T in starts_BT.cpu():
+    for starts_T in starts_BT:
         starts = starts_T.nonzero().flatten().tolist()
         rows.append(tuple(zip(starts, [*starts[1:], length], strict=True)))
-    return tuple(rows)
+    return tuple(rows) if any(len(bounds) > 1 for bounds in rows) else None
 
 
-def find_documents(document_ids_BT: Tensor) -> Documents | None:
-    """Return the documents of packed rows; None if every row is a single document."""
+def find_documents(document_ids_BT: Tensor, device: torch.device | None = None) -> Documents | None:
+    """Return the documents of packed rows; None if every row is a single document.
+
+    Args:
+        document_ids_BT: ids whose runs are documents.
+        device: where `cu_seqlens` are wanted; that of the ids if None.
+    """
     bounds = document_bounds(document_ids_BT)
     if bounds is None:
         return None
-    length = document_ids_BT.shape[1]
+    length, device = document_ids_BT.shape[1], device or document_ids_BT.device
     ends = [row * length + end for row, pairs in enumerate(bounds) for _, end in pairs]
-    cu_seqlens = torch.tensor([0, *ends], dtype=torch.int32, device=document_ids_BT.device)
-    return Documents(bounds, cu_seqlens, max(end - start for row in bounds for start, end in row))
+    # From pinned memory, so that the host does not wait for what the GPU still computes.
+    on_host = torch.tensor([0, *ends], dtype=torch.int32, pin_memory=device.type == "cuda")
+    longest = max(end - start for row in bounds for start, end in row)
+    return Documents(bounds, on_host.to(device, non_blocking=True), longest)
+
+
+def whole_rows(rows: int, length: int, device: torch.device) -> Documents:
+    """Return rows of which each is one document, in the form of packed ones."""
+    ends = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=device)
+    return Documents((((0, length),),) * rows, ends, length)
 
 
 def ids_from_cu_seqlens(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from longred.attention.sdpa import Rules
-
-HALF = (torch.bfloat16, torch.float16)
+from longred.attention.varlen import HALF
 
 
 class Kernels(NamedTuple):
@@ -95,7 +94,8 @@ def attend_flash(
 def _options(rules: Rules) -> dict[str, Any]:
     """Return the options that a layer needs; what it does not need is left to the default.
 
-    The defaults mean the same in all packages, and only version 2 knows dropout.
+    The defaults mean the same in all packages, and only version 2 knows dropout. The packages do
+    not know of torch's switch for deterministic algorithms, so it is handed to them.
     """
     options: dict[str, Any] = {"softmax_scale": rules.scale, "causal": True}
     if rules.window is not None:
@@ -105,6 +105,8 @@ def _options(rules: Rules) -> dict[str, Any]:
         options["softcap"] = rules.softcap
     if rules.dropout:
         options["dropout_p"] = rules.dropout
+    if torch.are_deterministic_algorithms_enabled():
+        options["deterministic"] = True
     return options
 
 

@@ -100,7 +100,7 @@ def attend(
         tensors = (query_BHTd, key_BhTd, value_BhTd)
         capture(Captured(layer, *tensors, scaling, sliding_window, softcap))
     if documents is None and document_ids_BT is not None:
-        documents = find_documents(document_ids_BT)
+        documents = find_documents(document_ids_BT, query_BHTd.device)
     backend: Any = getattr(module, "attention_backend", BACKENDS["sdpa"])
     rules = Rules(scaling, dropout, sliding_window, softcap, documents)
     if sequence is None:
@@ -129,7 +129,7 @@ def _prepare(
         return args, kwargs
     tokens: Any = kwargs.get("input_ids", args[0] if args else None)
     if document_ids_BT is None:
-        document_ids_BT = ids_from_cu_seqlens(cu_seqlens, *tokens.shape)
+        document_ids_BT = ids_from_cu_seqlens(cu_seqlens.cpu(), *tokens.shape)
     sequence = kwargs.get("sequence")
     times = 1 if sequence is None else sequence.size()
     if tokens is not None and (tokens.shape[0], tokens.shape[1] * times) != document_ids_BT.shape:
@@ -141,4 +141,6 @@ def _prepare(
         raise ValueError(
             "document_ids_BT describes whole rows and cannot be used with a key-value cache"
         )
-    return args, {**kwargs, "documents": find_documents(document_ids_BT), "use_cache": False}
+    device = document_ids_BT.device if tokens is None else tokens.device
+    documents = find_documents(document_ids_BT, device)
+    return args, {**kwargs, "documents": documents, "use_cache": False}

@@ -4,29 +4,20 @@ Shapes: B rows, T tokens, H query heads, h key heads (h divides H), g = H / h, d
 Q queries of a block, K keys that it can see.
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from longred.attention.documents import Bounds, Documents
+from longred.attention.documents import Bounds, Documents, whole_rows
+from longred.attention.kernels import CallKind, capability_of, using_kernels
+from longred.attention.varlen import attend_varlen, supports
 
 BLOCK_LOGITS = 2**24
 """Logits that the exact path holds at once, over rows and heads."""
-
-KERNELS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-"""The order in which torch's kernels are tried on a GPU; cuDNN's is the fastest on Hopper."""
 
 
 class Rules(NamedTuple):
@@ -53,20 +44,26 @@ def attend_sdpa(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules:
     Returns:
         The heads' outputs [B, T, H, d].
     """
-    with _gpu_kernels(query_BHTd.device):
-        tensors = (query_BHTd, key_BhTd, value_BhTd)
-        if rules.documents is None:
-            output_BHTd = _causal(*tensors, rules)
-        else:
-            output_BHTd = _by_document(*tensors, rules.documents.bounds, rules)
+    tensors = (query_BHTd, key_BhTd, value_BhTd)
+    if _takes_varlen(*tensors, rules):
+        rows, _, length, _ = key_BhTd.shape
+        documents = rules.documents or whole_rows(rows, length, key_BhTd.device)
+        return attend_varlen(*tensors, documents, scale=rules.scale, window=rules.window)
+    if rules.documents is None:
+        output_BHTd = _causal(*tensors, rules, "rows")
+    else:
+        output_BHTd = _by_document(*tensors, rules.documents.bounds, rules)
     return output_BHTd.transpose(1, 2)
 
 
-def _gpu_kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    prefer: Callable[..., contextlib.AbstractContextManager[None]] = sdpa_kernel
-    return prefer(KERNELS, set_priority=True)
+def _takes_varlen(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules) -> bool:
+    """Return whether there are documents or a window, and torch's one call for them can serve."""
+    num_keys, device = key_BhTd.shape[2], value_BhTd.device
+    is_whole = rules.documents is None and (rules.window is None or rules.window >= num_keys)
+    if is_whole or rules.softcap is not None or rules.dropout or query_BHTd.shape[2] != num_keys:
+        return False
+    d, value_d = query_BHTd.shape[3], value_BhTd.shape[3]
+    return d == value_d and supports(device, capability_of(device), value_BhTd.dtype, d)
 
 
 def _by_document(
@@ -76,21 +73,26 @@ def _by_document(
     documents: tuple[Bounds, ...],
     rules: Rules,
 ) -> Tensor:
-    """Attend document by document, which costs less than one mask over whole rows."""
-    rows, first = [], 0
-    for bounds, same in itertools.groupby(documents):
-        last = first + len(list(same))
-        query, key, value = (x[first:last] for x in (query_BHTd, key_BhTd, value_BhTd))
-        parts = [
-            _causal(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], rules)
-            for start, end in bounds
-        ]
+    """Attend document by document, which costs less than one mask over whole rows.
+
+    Tensors are split, not sliced: the backward pass of a split is one concatenation, that of a
+    slice a gradient of the whole tensor, which is then added to the others.
+    """
+    groups = [(bounds, len(list(same))) for bounds, same in itertools.groupby(documents)]
+    counts = [count for _, count in groups]
+    queries, keys, values = (torch.split(x, counts) for x in (query_BHTd, key_BhTd, value_BhTd))
+    rows = []
+    for (bounds, _), *group in zip(groups, queries, keys, values, strict=True):
+        lengths = [end - start for start, end in bounds]
+        alone = zip(*(torch.split(x, lengths, dim=2) for x in group), strict=True)
+        parts = [_causal(q, k, v, rules, "documents") for q, k, v in alone]
         rows.append(torch.cat(parts, dim=2))
-        first = last
     return torch.cat(rows)
 
 
-def _causal(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules) -> Tensor:
+def _causal(
+    query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules, kind: CallKind
+) -> Tensor:
     num_queries, num_keys = query_BHTd.shape[2], key_BhTd.shape[2]
     if rules.softcap is not None:
         return attend_exactly(query_BHTd, key_BhTd, value_BhTd, rules)
@@ -98,9 +100,12 @@ def _causal(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rul
     settings: dict[str, Any] = {"scale": rules.scale, "dropout_p": rules.dropout}
     if window is None or window >= num_keys:
         if num_queries in (1, num_keys):
-            return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
+            kind = kind if num_queries == num_keys else "decoding"
+            with using_kernels(query_BHTd.device, kind):
+                return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
         window = num_keys
-    return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
+    with using_kernels(query_BHTd.device, "masked"):
+        return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
 
 
 def _whole(
@@ -138,12 +143,14 @@ def _windowed(
     key_BHTd, value_BHTd = (x.repeat_interleave(repeats, dim=1) for x in (key_BhTd, value_BhTd))
     past = num_keys - num_queries
     parts = []
-    for start in range(0, num_queries, window):
+    for start, query_BHQd in zip(
+        range(0, num_queries, window), torch.split(query_BHTd, window, dim=2), strict=True
+    ):
         end = min(start + window, num_queries)
         low, high = max(0, past + start - window + 1), past + end
         parts.append(
             F.scaled_dot_product_attention(
-                query_BHTd[:, :, start:end],
+                query_BHQd,
                 key_BHTd[:, :, low:high],
                 value_BHTd[:, :, low:high],
                 attn_mask=_seen(past + start, low, high, window, query_BHTd.device),

@@ -82,7 +82,7 @@ def build(config: PreTrainedConfig, implementation: str) -> PreTrainedModel:
 
 def assert_near(got: Tensor, expected: Tensor) -> None:
     """Equal up to the fp32 inside transformers' norms and softmax; a wrong mask gives about 1."""
-    assert ((got - expected).norm() / expected.norm()).item() < 2e-5
+    assert ((got - expected).norm() / expected.norm()).item() < 5e-5
 
 
 def causal_mask(length: int, window: int | None, document_ids_BT: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from longred.attention import (
     Needs,
     Rules,
     attend_exactly,
+    backends,
     choose_backend,
     find_documents,
     flash,
@@ -199,6 +200,43 @@ def test_flash_packages_are_called_right(installed: str, rules: Rules, ids: Tens
     check(installed, draw(torch.bfloat16), rules, ids, 2e-2)
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("installed", SIGNATURES, indirect=True)
+@pytest.mark.parametrize("ids", [None, packed()], ids=["whole", "documents"])
+def test_torchs_switch_for_deterministic_algorithms_reaches_the_flash_packages(
+    installed: str, ids: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        given.append(options.get("deterministic", False))
+        return (original.rows if ids is None else original.varlen)(*args, **options)
+
+    original = flash.load(installed)
+    documents = None if ids is None else find_documents(ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(flash, "load", lambda name: flash.Kernels(spy, spy))
+        for switch in (False, True, False):
+            torch.use_deterministic_algorithms(switch)
+            BACKENDS[installed].attend(*draw(torch.bfloat16), Rules(documents=documents))
+    assert given == [False, True, False]
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("name", ["flash_attention_3", "flash_attention_4"])
+def test_a_backend_without_a_deterministic_backward_pass_is_refused(name: str) -> None:
+    with pytest.raises(PreflightError, match="no deterministic backward pass for head dimension"):
+        choose_backend(name, HOPPER._replace(head_dim=256))
+    assert "deterministic" not in (BACKENDS[name].problem(HOPPER) or "")
+
+
 @pytest.mark.parametrize("installed", ["flash_attention_2"], indirect=True)
 def test_flash_under_autocast_takes_the_type_of_the_values(installed: str) -> None:
     query, key, value = draw(torch.float32)
@@ -246,18 +284,32 @@ def test_auto_is_sdpa_where_nothing_else_can(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("installed", ["flash_attention_2", "flash_attention_3"], indirect=True)
-def test_auto_takes_what_is_installed(installed: str) -> None:
-    assert choose_backend("auto", HOPPER).name == installed
-    assert choose_backend("sdpa", HOPPER).name == "sdpa"
-    ampere = HOPPER._replace(capability=(8, 0))
-    expected = "flash_attention_2" if installed == "flash_attention_2" else "sdpa"
-    assert choose_backend("auto", ampere).name == expected
+@pytest.mark.parametrize(
+    ("capability", "softcap", "takes"),
+    [
+        ((8, 0), False, {"flash_attention_2"}),
+        ((8, 9), False, {"flash_attention_2"}),
+        ((9, 0), False, {"flash_attention_3"}),
+        ((10, 0), False, set()),
+        ((12, 0), False, {"flash_attention_2"}),
+        ((7, 5), False, set()),
+        ((9, 0), True, {"flash_attention_2", "flash_attention_3"}),
+        ((10, 0), True, {"flash_attention_2"}),
+    ],
+)
+def test_auto_takes_the_fastest_of_the_architecture(
+    installed: str, capability: tuple[int, int], softcap: bool, takes: set[str]
+) -> None:
+    needs = HOPPER._replace(capability=capability, softcap=softcap)
+    assert choose_backend("auto", needs).name == (installed if installed in takes else "sdpa")
+    assert choose_backend("sdpa", needs).name == "sdpa"
 
 
-def test_the_log_names_the_backend_once(caplog: pytest.LogCaptureFixture) -> None:
-    from longred.attention import backends
-
+def test_the_log_names_the_backend_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backends._say.cache_clear()
+    monkeypatch.setattr(backends, "loaded_cudnn", dict)
     caplog.set_level("INFO", logger="longred.attention")
     for softcap in (True, True, False):
         choose_backend("sdpa", HOPPER._replace(softcap=softcap))
@@ -266,6 +318,22 @@ def test_the_log_names_the_backend_once(caplog: pytest.LogCaptureFixture) -> Non
     assert plain == "attention: sdpa"
     choose_backend("flash_attention_2", HOPPER._replace(dtype=torch.float32))
     assert caplog.messages[-1] == ("attention: sdpa; flash_attention_2 computes in bf16 or fp16")
+
+
+@pytest.mark.parametrize(
+    ("origin", "end"), [("torch", ")"), ("system", ", not the one that came with torch)")]
+)
+def test_on_a_gpu_the_log_names_the_loaded_cudnn(
+    origin: str, end: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"cudnn_version": "9.19.0", "cudnn_path": "/usr/lib", "cudnn_origin": origin}
+    backends._say.cache_clear()
+    monkeypatch.setattr(backends, "loaded_cudnn", lambda: found)
+    caplog.set_level("INFO", logger="longred.attention")
+    choose_backend("sdpa", HOPPER._replace(device="cpu", capability=(0, 0)))
+    choose_backend("auto", HOPPER._replace(capability=(10, 0)))
+    choose_backend("auto", HOPPER._replace(capability=(10, 0)))
+    assert caplog.messages == ["attention: sdpa", f"attention: sdpa (cuDNN 9.19.0, /usr/lib{end}"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Which attention kernels really run on a device, found by running each kind of call once.
+
+torch chooses among its kernels without a word, and a cuDNN that the system carries can take the
+place of torch's own: both cost up to half the speed and change nothing else that can be seen.
+"""
+
+import re
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from longred.attention.backends import BACKENDS
+from longred.attention.cudnn import loaded_cudnn
+from longred.attention.documents import whole_rows
+from longred.attention.sdpa import Rules
+
+HEADS, KEY_HEADS, TOKENS = 4, 2, 256
+
+FAMILIES = (
+    ("cuDNN", ("cudnn",)),
+    ("FlashAttention", ("flash", "_varlen_attn")),
+    ("memory-efficient", ("fmha", "efficient_attention", "attentionkernel")),
+    ("math", ("scaled_dot_product_attention_math", "softmax")),
+)
+"""What a kernel or an operator is called by, and what its name contains in lower case."""
+
+
+def kernel_report(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, backend: str = "sdpa"
+) -> dict[str, str]:
+    """Return which kernels compute the attention, forward and backward, and which cuDNN is loaded.
+
+    Runs every kind of call once on a few hundred tokens, with fewer key heads than query heads.
+
+    Args:
+        device: where to run.
+        dtype: of queries, keys and values.
+        head_dim: of queries, keys and values.
+        backend: a key of `BACKENDS`.
+
+    Returns:
+        `rows`, `documents` and `window` name a family and, on a GPU, its kernels:
+        `cuDNN (forward_kernel, backward_kernel)`. On CUDA also `cudnn_version`, `cudnn_path` and
+        `cudnn_origin` (`torch`, `system` or `mixed`), where cuDNN is loaded.
+    """
+    device = torch.device(device)
+    packed = whole_rows(2, TOKENS // 2, device)
+    documents = packed._replace(bounds=(((0, TOKENS // 2), (TOKENS // 2, TOKENS)),))
+    kinds = {
+        "rows": Rules(),
+        "documents": Rules(documents=documents),
+        "window": Rules(window=TOKENS // 4),
+    }
+    report = {kind: _ran(device, dtype, head_dim, backend, r) for kind, r in kinds.items()}
+    return report | (loaded_cudnn() if device.type == "cuda" else {})
+
+
+def _ran(
+    device: torch.device, dtype: torch.dtype, head_dim: int, backend: str, rules: Rules
+) -> str:
+    query, key, value = (
+        torch.randn(1, heads, TOKENS, head_dim, device=device, dtype=dtype, requires_grad=True)
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    )
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, acc_events=True) as profiler:
+        output = BACKENDS[backend].attend(query, key, value, rules)
+        torch.autograd.grad(output.sum(), (query, key, value))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    events = profiler.events() or []
+    kernels = [e.name for e in events if e.device_type.name == "CUDA"]
+    operators = [e.name for e in events if e.device_type.name == "CPU"]
+    return name_kernels(kernels, operators)
+
+
+def name_kernels(kernels: list[str], operators: list[str]) -> str:
+    """Return the family of what ran, with the names of its kernels where there are any.
+
+    Kernels are believed before operators; where the driver lets nobody watch kernels, as in some
+    containers, the operators alone are known.
+    """
+    for names in (kernels, operators):
+        for family, parts in FAMILIES:
+            found = [n for n in names if any(part in n.lower() for part in parts)]
+            if found and names is operators:
+                return family
+            if found:
+                return f"{family} ({', '.join(dict.fromkeys(map(_short, found)))})"
+    return "unknown"
+
+
+def _short(kernel: str) -> str:
+    """Return a kernel's name without its return type, template and arguments."""
+    name = re.sub(r"^void ", "", re.split(r"[<(]", kernel, maxsplit=1)[0])
+    inner = re.search(r"FlashAttn\w+", kernel)
+    # CUTLASS launches everything by one function; the template says what it does.
+    return inner.group() if inner and name.startswith("cutlass::") else name
