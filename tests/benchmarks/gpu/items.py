@@ -12,9 +12,9 @@ class Item:
     Attributes:
         name: of the item; its measurements are named `<name>/…`.
         module: what is imported.
-        seconds: estimated, on one H100 or H200; an item is not started with less time left, and
-            is taken for hung after twice as many and a minute.
+        seconds: estimated, on one H100 or H200; an item is not started with less time left.
         tiny_seconds: the same with `--tiny` on one CPU core.
+        limit: seconds after which it is taken for hung; 0 for twice the estimate and a minute.
         options: for `measure`.
     """
 
@@ -22,6 +22,7 @@ class Item:
     module: str
     seconds: float
     tiny_seconds: float
+    limit: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -76,9 +76,11 @@ class Results:
 
     def append(self, line: dict[str, Any]) -> None:
         """Write a line and wait until it is on disk."""
-        os.write(self._file, (json.dumps(line) + "\n").encode())
+        text = json.dumps(line)
+        os.write(self._file, f"{text}\n".encode())
         os.fsync(self._file)
-        self.lines.append(line)
+        # As it will be read: compared with other files, a tuple would not be the list in them.
+        self.lines.append(json.loads(text))
 
 
 def measured_line(

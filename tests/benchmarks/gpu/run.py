@@ -68,7 +68,8 @@ class Runner:
             yield {"item": item.name, "is_end": True, "status": "skipped", "reason": reason}
             return
         started = time.monotonic()
-        for line in self._lines_of(item, before, min(2 * estimated + 60, self.left)):
+        limit = item.limit or 2 * estimated + 60
+        for line in self._lines_of(item, before, min(limit, self.left)):
             if line.get("is_end"):
                 line["seconds"] = round(time.monotonic() - started, 2)
                 if line["status"] == "ok":
