@@ -13,7 +13,7 @@ from gpu.child import Check, Skip
 from longred.cost.calibrate import calibrate
 from longred.cost.flops import Batches, batches
 from longred.cost.machine import memory_of
-from longred.cost.memory import memory_parts
+from longred.cost.memory import batch_parts, memory_parts
 from longred.cost.plan import TrainingPlan, plan_training, step_seconds
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds, key_of, known
@@ -200,6 +200,10 @@ def shallow(check: Check) -> int:
     return max(1, min(scale_of(check).shallow, deepest(check)[0] // 2))
 
 
+STANDING = ("weights", "frozen weights", "gradients", "teacher")
+"""Parts of the plan that are there in every micro-batch; no step is taken beside them."""
+
+
 def planned_batch(
     check: Check, layers: int, job: TrainingJob, bucket: str, lengths: Mapping[str, int]
 ) -> dict[str, float]:
@@ -209,9 +213,9 @@ def planned_batch(
     one = _one(work)
     seconds = step_seconds(shape, job, [one], speeds) - step_seconds(shape, job, [], speeds)
     parts = memory_parts(shape, job, [one], device=speeds.kind)
-    # Its allocator does not see the context; no step is taken.
-    left_out = ("process", "optimizer") if speeds.kind == "cuda" else ("optimizer",)
-    peak = sum(size for part, size in parts.items() if part not in left_out)
+    peak = sum(parts[part] for part in STANDING) + sum(batch_parts(shape, job, one).values())
+    # Of a GPU the allocator is asked, which does not know of the process.
+    peak += parts["process"] if speeds.kind == "cpu" else 0.0
     return {"seconds": seconds, "peak_bytes": peak}
 
 
