@@ -98,6 +98,37 @@ def test_no_target_at_all_gives_zero() -> None:
     assert not h.grad.any()
 
 
+class _Waits(TorchDispatchMode):
+    """Operators whose result the host has to wait for."""
+
+    NAMES = frozenset({"aten::nonzero", "aten::_local_scalar_dense", "aten::masked_select"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        is_choice = func._schema.name == "aten::index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if func._schema.name in self.NAMES or is_choice:
+            self.found.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_for_the_device() -> None:
+    hidden, weight, tokens, documents = case()
+    with _Waits() as waits:
+        hidden[documents == 0]
+        assert waits.found == ["aten::index"]
+        waits.found.clear()
+        loss = long_loss(
+            hidden.requires_grad_(), weight.requires_grad_(), tokens, document_ids_BT=documents
+        )
+        loss.backward()
+    assert not waits.found
+
+
 class _LargestTensor(TorchDispatchMode):
     largest = 0
 
