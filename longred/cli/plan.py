@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longred.cli.common import Overrides, print_table
-from longred.errors import ConfigError
+from longred.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
     from longred.config import RunConfig
@@ -37,7 +37,11 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
-    """Say what a recipe will take and whether it fits, before anything is written."""
+    """Say what a recipe will take and whether it fits, before anything is written.
+
+    Without a network the costs of the packaged recipes are known all the same; what their data can
+    fill is then left out.
+    """
     from longred.runs import load_config
 
     if section is not None and section not in SECTIONS:
@@ -46,11 +50,22 @@ def plan(
     config = load_config(recipe, [*(overrides or []), *processes])
     options = {"device": device, "measure": measure, "price": price}
     names = [name for name in SECTIONS if section in (None, name)]
-    sections = {name: SECTIONS[name][0](config, options) for name in names}
+    sections = {}
+    for name in names:
+        try:
+            sections[name] = SECTIONS[name][0](config, options)
+        except PreflightError as error:
+            # Costs need neither a hub nor data: alone they are the answer too.
+            if name != "data" or section == "data":
+                raise
+            sections[name] = {"left_out": str(error).partition("; ")[0]}
     if as_json:
         typer.echo(json.dumps(sections, indent=2))
         return
     for name, values in sections.items():
+        if "left_out" in values:
+            typer.echo(f"{name:<12}left out: {values['left_out']}\n")
+            continue
         typer.echo(f"{name}\n")
         SECTIONS[name][1](values)
 
@@ -99,7 +114,7 @@ def _show_cost(values: Mapping[str, Any]) -> None:
             for one in trainings
         ],
     )
-    _show_memory(trainings, device["memory_bytes"])
+    _show_memory(trainings)
     for name in ("profiling", "evaluation"):
         stage = values[name]
         typer.echo(
@@ -111,14 +126,16 @@ def _show_cost(values: Mapping[str, Any]) -> None:
     typer.echo("FLOPs count attention as it is causal, and nothing that is computed again")
 
 
-def _show_memory(trainings: Sequence[Mapping[str, Any]], limit: float) -> None:
+def _show_memory(trainings: Sequence[Mapping[str, Any]]) -> None:
     parts = list(dict.fromkeys(part for one in trainings for part in one["memory"]))
     used = [part for part in parts if any(one["memory"][part] for one in trainings)]
+    has_reserve = any(one["reserve_bytes"] for one in trainings)
     print_table(
         ("GiB a GPU", *(one["method"] for one in trainings)),
         [
             *([part, *(_gib(one["memory"][part]) for one in trainings)] for part in used),
             ["all", *(_gib(one["memory_bytes"]) for one in trainings)],
+            *([["reserve", *(_gib(one["reserve_bytes"]) for one in trainings)]] * has_reserve),
             ["host", *(_gib(one["host_bytes"]) for one in trainings)],
             ["checkpoints", *(_gib(one["disk"]["checkpoints"]) for one in trainings)],
             ["result", *(_gib(one["disk"]["result"]) for one in trainings)],
@@ -128,11 +145,14 @@ def _show_memory(trainings: Sequence[Mapping[str, Any]], limit: float) -> None:
         if one["fits"]:
             typer.echo(f"{one['method']}: fits")
             continue
-        typer.echo(f"{one['method']}: does not fit into {limit / GIB:,.1f} GiB")
+        kept = f", {_gib(one['reserve_bytes'])} of it reserved" if one["reserve_bytes"] else ""
+        typer.echo(f"{one['method']}: does not fit into {one['limit_bytes'] / GIB:,.1f} GiB{kept}")
         for step in one["advice"]:
-            typer.echo(f"  with {step['setting']}: {_gib(step['memory_bytes'])} GiB")
-        if not one["advice"] or one["advice"][-1]["memory_bytes"] > limit:
-            typer.echo("  more GPUs: --gpus; or method lora, or a smaller target_window")
+            how = "or alone" if step["is_alone"] else "with"
+            fits = ", fits" if step["fits"] else ""
+            typer.echo(f"  {how} {step['setting']}: {_gib(step['memory_bytes'])} GiB{fits}")
+        if not one["advice"] or not one["advice"][-1]["fits"]:
+            typer.echo("  more GPUs: --gpus; or a smaller target_window")
     typer.echo("")
 
 

@@ -2,12 +2,35 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from longred.cost.flops import batches
 from longred.cost.memory import memory_parts
 from longred.cost.shape import ModelShape
+from longred.methods import METHODS
 from longred.training.job import TrainingJob
+
+
+class Setting(NamedTuple):
+    """A setting that saves memory.
+
+    Attributes:
+        setting: `key=value`, several with spaces between.
+        memory_bytes: what the training then needs.
+        is_alone: whether it is meant without the settings before it.
+    """
+
+    setting: str
+    memory_bytes: float
+    is_alone: bool = False
+
+
+LORA: Mapping[str, Any] = {
+    "rank": 16,
+    "alpha": 32.0,
+    "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+"""The adapters that are proposed where all weights cannot be trained; the configuration's own."""
 
 
 def advice(
@@ -17,35 +40,70 @@ def advice(
     *,
     kind: str,
     limit_bytes: float,
-) -> Iterator[tuple[str, float]]:
-    """Yield settings, each with those before it, until the training fits; and what it then needs.
+) -> Iterator[Setting]:
+    """Yield settings, each with those before it, until the training fits.
 
-    Those come first that cost no time and no exactness.
+    Those come first that cost no time and no exactness. Where none of them is enough, the last is
+    to train adapters instead, with all that these need, if that fits.
 
     Args:
         shape: of the model.
         job: the training as it is set.
         lengths: tokens of a row of each bucket.
         kind: `cpu` or `cuda`.
-        limit_bytes: what one device has.
+        limit_bytes: what one device has, less the reserve.
     """
-    current = job
+    needed = float("inf")
+    for setting in _saving(shape, job, lengths, kind):
+        yield setting
+        needed = setting.memory_bytes
+        if needed <= limit_bytes:
+            return
+    adapted = _with_adapters(shape, job)
+    if adapted is None:
+        return
+    words = ["training.method=lora", f"training.lora.objectives={job.method}"]
+    needed = _peak(shape, adapted, lengths, kind)
+    savers = iter(_saving(shape, adapted, lengths, kind))
+    while needed > limit_bytes:
+        saver = next(savers, None)
+        if saver is None:
+            return
+        words.append(saver.setting)
+        needed = saver.memory_bytes
+    yield Setting(" ".join(words), needed, is_alone=True)
+
+
+def _saving(
+    shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], kind: str
+) -> Iterator[Setting]:
+    """Yield the settings that save memory, each with those before it."""
+    current, before = job, _peak(shape, job, lengths, kind)
     for name, value in _savers(job, lengths, kind):
         values: dict[str, Any] = {name: value}
         changed = dataclasses.replace(current, **values)
-        before = _peak(shape, current, lengths, kind)
         after = _peak(shape, changed, lengths, kind)
         if after > 0.99 * before:
             continue
-        current = changed
-        yield f"training.{name}={value}", after
-        if after <= limit_bytes:
-            return
+        current, before = changed, after
+        yield Setting(f"training.{name}={value}", after)
+
+
+def _with_adapters(shape: ModelShape, job: TrainingJob) -> TrainingJob | None:
+    """Return the same training of adapters, or None where there is none."""
+    method = METHODS[job.method]
+    targets = [name for name in LORA["targets"] if name in shape.linears]
+    if method.trains_adapters or method.merges or job.fp8 or not targets:
+        return None
+    lora = {**LORA, "targets": targets, "objectives": job.method}
+    return dataclasses.replace(job, method="lora", lora=lora)
 
 
 def _savers(
     job: TrainingJob, lengths: Mapping[str, int], kind: str
 ) -> Iterator[tuple[str, object]]:
+    if not (job.fused or job.compile):
+        yield "fused", True
     longest = max(lengths[bucket] for bucket in job.recipe.buckets())
     if job.activation_checkpointing == "none":
         yield "activation_checkpointing", "selective"

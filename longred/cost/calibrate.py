@@ -73,6 +73,7 @@ def calibrate(
         },
         bandwidth=_bandwidth(device),
         link_bandwidth=known(key).link_bandwidth if key else 0.0,
+        float32_flops=matmul if dtype == torch.float32 else fastest_product(device, torch.float32),
         is_measured=True,
     )
 

@@ -8,7 +8,7 @@ import torch
 from longred.cost.advice import advice
 from longred.cost.flops import batches
 from longred.cost.machine import memory_of
-from longred.cost.memory import memory_parts
+from longred.cost.memory import memory_parts, reserve_bytes
 from longred.cost.plan import TOLERANCE
 from longred.cost.shape import ModelShape
 from longred.cost.speeds import GIB
@@ -28,6 +28,8 @@ def refuse_what_cannot_fit(
 ) -> None:
     """Refuse a training that would not fit even if its plan were wrong by `TOLERANCE`.
 
+    One that fits without the reserve alone, or perhaps, is warned of.
+
     Args:
         shape: of the model.
         job: the training.
@@ -42,22 +44,27 @@ def refuse_what_cannot_fit(
     limit = memory_of(device) / (1 if device.type == "cuda" else num_here)
     parts = memory_parts(shape, job, batches(job, lengths), device=device.type)
     needed = sum(parts.values())
-    if needed <= limit:
+    reserve = reserve_bytes(limit, device=device.type)
+    if needed + reserve <= limit:
         return
     largest = sorted(parts, key=lambda part: -parts[part])[:3]
     shares = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in largest)
+    kept = f", {reserve / GIB:.1f} of it for CUDA itself" if reserve else ""
     text = (
         f"{job.method} needs about {needed / GIB:.1f} GiB ({shares}) and this machine's "
-        f"{device.type} has {limit / GIB:.1f} GiB"
+        f"{device.type} has {limit / GIB:.1f} GiB{kept}"
     )
     if needed * (1 - TOLERANCE) <= limit:
         log.warning("training: %s; it may run out of memory", text)
         return
-    settings = list(advice(shape, job, lengths, kind=device.type, limit_bytes=limit))
-    words = "nothing but more GPUs (training.parallel.num_processes) or method lora would fit"
-    if settings and settings[-1][1] <= limit:
-        together = " ".join(setting for setting, _ in settings)
-        words = f"{together} would need {settings[-1][1] / GIB:.1f} GiB"
+    left = limit - reserve
+    settings = list(advice(shape, job, lengths, kind=device.type, limit_bytes=left))
+    words = "nothing but more GPUs (training.parallel.num_processes) would fit"
+    if settings and settings[-1].memory_bytes <= left:
+        last = settings[-1]
+        together = [last] if last.is_alone else settings
+        named = " ".join(one.setting for one in together)
+        words = f"{named} would need {last.memory_bytes / GIB:.1f} GiB"
     raise PreflightError(
-        f"{settings[0][0].partition('=')[0] if settings else 'training'}: {text}; {words}"
+        f"{settings[0].setting.partition('=')[0] if settings else 'training'}: {text}; {words}"
     )

@@ -181,20 +181,45 @@ def needed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
 
 
 def recomputed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
-    """Return what checkpointing and MLP tiles compute a second time in a step of one process."""
-    forward = forward_flops(shape, batch.length, head=False)
+    """Return what checkpointing and MLP tiles compute a second time in a step of one process.
+
+    The last product of a layer or tile is not: no gradient needs it. Compiled layers and those in
+    8 bits take it, and so do adapters of that layer, which come after it.
+    """
+    is_spared = not (job.compile or job.fp8)
+    if job.recipe.trains_adapters:
+        is_spared = not LAST & set(job.lora["targets"])
+    last = 2.0 * last_weights(shape) if is_spared else 0.0
     if not batch.is_checkpointed:
         if not 0 < job.mlp_tile_tokens < batch.tokens:
             return Flops()
-        mlp = sum(
-            linears.num_weights
-            for linears in shape.linears.values()
-            if shape.intermediate_size in (linears.inputs, linears.outputs)
-        )
-        return Flops(linear=2.0 * mlp) * batch.step_tokens
+        return Flops(linear=2.0 * mlp_weights(shape) - last) * batch.step_tokens
+    forward = forward_flops(shape, batch.length, head=False)
+    adapters = 2.0 * shape.num_adapter(job.lora) if job.recipe.trains_adapters else 0.0
+    linear = forward.linear + adapters - last
     if job.activation_checkpointing == "selective":
-        forward = Flops(linear=forward.linear)
-    return forward * batch.step_tokens
+        return Flops(linear=linear) * batch.step_tokens
+    return dataclasses.replace(forward, linear=linear) * batch.step_tokens
+
+
+LAST = frozenset({"down_proj"})
+"""Names of the last linear layer of an MLP, and so of a decoder layer."""
+
+
+def last_weights(shape: ModelShape) -> float:
+    """Return the weights of the last linear layers of all decoder layers."""
+    return float(sum(one.num_weights for name, one in shape.linears.items() if name in LAST))
+
+
+def mlp_weights(shape: ModelShape) -> float:
+    """Return the weights of all MLPs."""
+    return float(
+        sum(
+            one.num_weights
+            for one in shape.linears.values()
+            if shape.intermediate_size in (one.inputs, one.outputs)
+        )
+    )
 
 
 def step_flops(shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int]) -> float:

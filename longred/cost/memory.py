@@ -1,24 +1,42 @@
-"""Memory of one process of a training, by part, in bytes.
+"""Memory of one process of a training, by part, in bytes: the largest of its moments.
 
-Activations are what autograd holds of transformers' decoders: a residual stream, norms and their
-outputs in float32, the inputs of linear layers and attention in the compute type.
+A micro-batch has two: when its losses are taken, and when its last decoder layer is computed
+backward. The update is another. Parts that are not alive together are never added.
+
+Activations are what autograd holds of a decoder: a residual stream in float32, the inputs of norms
+and of linear layers, and attention in the compute type. `longred.fused` holds least.
 """
 
 from collections.abc import Mapping, Sequence
 
-from longred.cost.flops import Batches, teacher_length
+from longred.cost.flops import LAST, Batches, mlp_weights, teacher_length
 from longred.cost.shape import ModelShape
-from longred.training.host_state import PART_BYTES
+from longred.training.host_state import PART_BYTES, PARTS_ON_DEVICE
 from longred.training.job import TrainingJob
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once, as in `longred.objectives.long_loss`."""
 
-PROCESS_BYTES = {"cpu": 420 * 2**20, "cuda": 700 * 2**20}
-"""What a trainer holds before any model: torch and transformers, or a CUDA context."""
+PROCESS_BYTES = {"cpu": 420 * 2**20, "cuda": 0}
+"""What a trainer's process holds before any model. On a GPU that is part of the reserve."""
+
+RESERVE_BYTES = 2 * 2**30
+RESERVE_SHARE = 0.03
+"""Of a GPU's memory, kept free: the larger of both.
+
+The CUDA context with its kernels takes about 0.7 GiB, workspaces of cuBLAS and cuDNN 0.3, and what
+the allocator cannot give out for fragmentation is the rest.
+"""
 
 MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}
 """Of the optimizer's state, for every trained weight."""
+
+
+def reserve_bytes(device_bytes: float, *, device: str) -> float:
+    """Return what a plan leaves free of a device's memory: `fits` is plan + reserve <= device."""
+    if device != "cuda":
+        return 0.0
+    return max(float(RESERVE_BYTES), RESERVE_SHARE * device_bytes)
 
 
 def shards_of(job: TrainingJob) -> int:
@@ -36,7 +54,7 @@ def num_trained(shape: ModelShape, job: TrainingJob) -> int:
 def memory_parts(
     shape: ModelShape, job: TrainingJob, work: Sequence[Batches], *, device: str
 ) -> dict[str, float]:
-    """Return the peak of one process's memory by part, bytes.
+    """Return one process's memory by part at the moment that needs most, bytes.
 
     Args:
         shape: of the model.
@@ -45,22 +63,28 @@ def memory_parts(
         device: `cpu` or `cuda`.
     """
     shards, trained = shards_of(job), num_trained(shape, job)
-    is_on_host = job.optimizer_offload and device == "cuda"
     moments = MOMENT_BYTES[job.optimizer] * trained / shards
-    peaks = [batch_parts(shape, job, batch) for batch in work]
-    largest = max(peaks, key=lambda parts: sum(parts.values()))
+    is_on_host = job.optimizer_offload and device == "cuda"
+    updates = {"optimizer": _crossing_bytes(shape, job) if is_on_host else 0.0}
+    largest = max(
+        [updates, *(batch_parts(shape, job, batch) for batch in work)],
+        key=lambda parts: sum(parts.values()),
+    )
     frozen = _frozen_bytes(shape, job) / shards
-    parts = {
+    return {
         "weights": 4.0 * trained / shards,
         "frozen weights": frozen if job.recipe.trains_adapters else 0.0,
         "gradients": 4.0 * trained / shards,
-        "optimizer": min(moments, 2 * PART_BYTES) if is_on_host else moments,
+        "optimizer": 0.0 if is_on_host else moments,
         "teacher": _teacher_bytes(shape, job) / shards,
         "gathered": _gathered_bytes(shape, job) if shards > 1 else 0.0,
+        "activations": 0.0,
+        "working set": 0.0,
+        "states": 0.0,
+        "logits": 0.0,
         **largest,
         "process": float(PROCESS_BYTES[device]),
     }
-    return parts
 
 
 def host_bytes(shape: ModelShape, job: TrainingJob, *, device: str) -> float:
@@ -72,36 +96,78 @@ def host_bytes(shape: ModelShape, job: TrainingJob, *, device: str) -> float:
 
 def batch_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
     """Return what a bucket's largest micro-batch needs beside weights and optimizer, by part."""
-    whole = layer_bytes(shape, job, batch.tokens)
-    held = whole
-    if batch.is_checkpointed:
-        held = kept_bytes(shape, job, batch.tokens)
-    if 0 < job.mlp_tile_tokens < batch.tokens:
-        whole -= mlp_bytes(shape, job, batch.tokens - job.mlp_tile_tokens)
-        held = min(held, whole)
+    moments = (losses_parts(shape, job, batch), backward_parts(shape, job, batch))
+    return max(moments, key=lambda parts: sum(parts.values()))
+
+
+def losses_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
+    """Return what is alive when a micro-batch's losses are taken, by part, bytes."""
     return {
-        # The final norm holds its input and output.
-        "activations": held * shape.num_layers + 8.0 * shape.hidden_size * batch.tokens,
-        # One layer's activations computed again, and about as much of their gradients.
-        "working set": whole * (1.0 if batch.is_checkpointed else 0.0) + 0.5 * whole,
+        "activations": _held_bytes(shape, job, batch) * shape.num_layers
+        + _final_norm_bytes(shape, job) * batch.tokens,
         "states": _states_bytes(shape, job, batch),
         "logits": _logits_bytes(shape, job, batch),
     }
 
 
+def backward_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
+    """Return what is alive in the backward pass of the last decoder layer, by part, bytes.
+
+    What that layer has beside what all layers hold is its working set: its activations where they
+    are computed again, and the gradients inside it.
+    """
+    tokens, held = batch.tokens, _held_bytes(shape, job, batch)
+    inside = min(tokens, job.mlp_tile_tokens or tokens)
+    own = layer_bytes(shape, job, tokens) - mlp_bytes(shape, job, tokens - inside)
+    gradients = max(inside * _mlp_gradients(shape, job), tokens * _attention_gradients(shape, job))
+    if inside < tokens:
+        gradients += tokens * _width(job) * shape.hidden_size
+        if not job.recipe.trains_adapters:
+            # Those of the weights are summed over tiles, beside the last tile's.
+            gradients += 2 * 4.0 * mlp_weights(shape) / shape.num_layers
+    # The gradient of the residual stream, and as it enters a linear layer.
+    gradients += tokens * (4.0 + _width(job)) * shape.hidden_size
+    return {
+        "activations": held * shape.num_layers,
+        "working set": max(0.0, own - held) + gradients,
+        "states": _states_kept_bytes(shape, job, batch),
+    }
+
+
 def layer_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
-    """Return what autograd holds of one decoder layer, bytes."""
-    size, width = shape.hidden_size, _width(job)
-    norms = 2 * 2 * 4.0 * size
-    # In bfloat16 every linear layer rounds its input for itself; in float32 they share it.
-    inputs = 5 * 2.0 * size if width == 2 else 2 * 4.0 * size
-    attention = width * 2.0 * (shape.attention_size + shape.key_size)
+    """Return what autograd holds of one decoder layer without MLP tiles, bytes.
+
+    Fused, a norm holds its input, and its output once for all linear layers that read it. As
+    transformers writes them, norms hold the normalised values too, and in bfloat16 every linear
+    layer rounds its input for itself. Frozen linear layers hold nothing; adapters each round the
+    input of their layer.
+    """
+    size, width, is_frozen = shape.hidden_size, _width(job), job.recipe.trains_adapters
+    norms = 2 * 4.0 * size
+    if not is_fused(job) and not is_frozen:
+        norms *= 2
+    if is_frozen:
+        inputs = width * _adapted_inputs(shape, job, inside=False)
+    elif is_fused(job) or width == 4:
+        inputs = 2.0 * width * size
+    else:
+        inputs = width * size * num_readers(shape)
+    # Queries and keys after RoPE, values, the kernel's output, and a log-sum-exp for every head.
+    attention = width * 2.0 * (shape.attention_size + shape.key_size) + 4.0 * shape.num_heads
     return tokens * (norms + inputs + attention) + mlp_bytes(shape, job, tokens)
 
 
 def mlp_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
-    """Return what autograd holds of the inside of an MLP: four values as wide as it, bytes."""
-    return 4.0 * _width(job) * shape.intermediate_size * tokens
+    """Return what autograd holds of the inside of an MLP, bytes.
+
+    Gate and up; and, unless these are fused, the activated gate and the product. The product is
+    computed again where they are. An adapter of the last layer holds its rounded input.
+    """
+    values = 2.0 if is_fused(job) else 4.0
+    if job.recipe.trains_adapters:
+        values = 2.0 if is_fused(job) else 3.0
+        values += _adapted_inputs(shape, job, inside=True) / shape.intermediate_size
+    return values * _width(job) * shape.intermediate_size * tokens
 
 
 def kept_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
@@ -112,30 +178,108 @@ def kept_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
     return tokens * kept
 
 
+def is_fused(job: TrainingJob) -> bool:
+    """Return whether norms, RoPE and gated MLPs are those of `longred.fused`."""
+    return job.fused and not job.compile
+
+
+def _held_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
+    """Return what every decoder layer holds between its forward and its backward pass."""
+    if batch.is_checkpointed:
+        return kept_bytes(shape, job, batch.tokens)
+    held = layer_bytes(shape, job, batch.tokens)
+    if 0 < job.mlp_tile_tokens < batch.tokens:
+        held -= mlp_bytes(shape, job, batch.tokens)
+    if job.compile:
+        # Compiled layers hold the rounded copies of their weights.
+        held += _rounded_bytes(shape, job) / shape.num_layers
+    return held
+
+
+def _rounded_bytes(shape: ModelShape, job: TrainingJob) -> float:
+    return 2.0 * shape.num_linear if _width(job) == 2 and not job.recipe.trains_adapters else 0.0
+
+
+def _final_norm_bytes(shape: ModelShape, job: TrainingJob) -> float:
+    """The last layer's output and the norm's, a token; the normalised values too, unless fused."""
+    values = 2 if is_fused(job) or job.recipe.trains_adapters else 3
+    return 4.0 * values * shape.hidden_size
+
+
+def num_readers(shape: ModelShape) -> float:
+    """Return how many linear layers of a decoder layer read a norm's output."""
+    readers = [one for name, one in shape.linears.items() if name not in ("o_proj", *LAST)]
+    return sum(one.count for one in readers) / shape.num_layers
+
+
+def _adapted_inputs(shape: ModelShape, job: TrainingJob, *, inside: bool) -> float:
+    """Return the inputs of a layer's adapted linear layers, values a token: inside MLPs or out."""
+    names = [name for name in job.lora["targets"] if name in shape.linears]
+    adapted = [shape.linears[name] for name in names if (name in LAST) == inside]
+    values = sum(one.inputs * one.count for one in adapted)
+    return values / shape.num_layers
+
+
+def _mlp_gradients(shape: ModelShape, job: TrainingJob) -> float:
+    """Return the gradients alive at once inside an MLP, bytes a token.
+
+    Fused: of the product, gate and up, and the product again. Otherwise the product's, gate's and
+    up's at most, and one more between them, when the product itself is gone.
+    """
+    return (4.0 if is_fused(job) else 2.0) * _width(job) * shape.intermediate_size
+
+
+def _attention_gradients(shape: ModelShape, job: TrainingJob) -> float:
+    """Return the gradients alive at once around attention, bytes a token: its four tensors'."""
+    return _width(job) * 2.0 * (shape.attention_size + shape.key_size)
+
+
+def _distilled(job: TrainingJob, batch: Batches) -> int:
+    """Return how many hidden states a bucket's losses compare; 0 where none distils states."""
+    kinds = {term.objective for term in batch.terms} - {"cross_entropy", "attention_distill"}
+    if not kinds:
+        return 0
+    return len(job.distill_layers) if "hidden_distill" in kinds else 1
+
+
 def _states_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Both models' hidden states that a loss compares, and the copies that it makes of one pair."""
-    distils = [term for term in batch.terms if term.objective != "cross_entropy"]
-    if not distils:
-        return 0.0
-    layers = max(
-        len(job.distill_layers) if term.objective == "hidden_distill" else 1 for term in distils
-    )
+    """The teacher's states, their distances from the student's, and what one of these takes."""
     shown = teacher_length(job, batch) / batch.length
-    state = 4.0 * shape.hidden_size * batch.tokens
-    return state * (layers * shown + 4)
+    state = 4.0 * shape.hidden_size * batch.tokens * shown
+    layers = _distilled(job, batch)
+    return state * (2 * layers + 3) if layers else 0.0
+
+
+def _states_kept_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
+    """The distances of states that the backward pass has not come to yet."""
+    shown = teacher_length(job, batch) / batch.length
+    return 4.0 * shape.hidden_size * batch.tokens * shown * max(0, _distilled(job, batch) - 1)
 
 
 def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Logits and log-probabilities of a chunk, and the output embedding's gradient.
+    """Gradients of hidden states and output embedding, and a chunk's logits or their product.
 
-    That is summed over chunks, and scaled into a copy when the logits are gone.
+    The embedding's gradient is summed over chunks; each adds a product of its size.
     """
     if not batch.has_head:
         return 0.0
     rounded = 2.0 if _width(job) == 2 else 0.0
-    chunk = min(CHUNK_TOKENS, batch.tokens) * shape.vocab_size * (8.0 + rounded)
+    weights = rounded * shape.num_head
     gradient = 0.0 if job.recipe.trains_adapters else 4.0 * shape.num_head
-    return gradient + max(gradient, chunk + rounded * shape.num_head)
+    tokens = min(CHUNK_TOKENS, batch.tokens)
+    logits = tokens * shape.vocab_size * (4.0 + 2 * max(2.0, rounded))
+    product = gradient + tokens * shape.vocab_size * max(4.0, rounded) if rounded else 0.0
+    hidden = 4.0 * shape.hidden_size * batch.tokens
+    return hidden + weights + gradient + max(logits, product)
+
+
+def _crossing_bytes(shape: ModelShape, job: TrainingJob) -> float:
+    """Return the state on the GPU while parts of it cross; a large weight is a part of its own."""
+    own = 4.0 * num_trained(shape, job) / shards_of(job)
+    whole = 4.0 * shape.num_head / shards_of(job)
+    largest = PART_BYTES if job.recipe.trains_adapters else max(PART_BYTES, whole)
+    in_flight = min(own, (PARTS_ON_DEVICE - 1) * PART_BYTES + largest)
+    return MOMENT_BYTES[job.optimizer] / 4.0 * in_flight
 
 
 def _frozen_bytes(shape: ModelShape, job: TrainingJob) -> float:
@@ -156,10 +300,14 @@ def _teacher_bytes(shape: ModelShape, job: TrainingJob) -> float:
 
 
 def _gathered_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """Weights of two layers, and of the embeddings, that sharded processes gather; one gradient."""
+    """Return what sharded processes gather at once in the backward pass of a layer, bytes.
+
+    The layer that is computed and the next in the compute type, the output embedding in float32,
+    and the layer's gradients before and while they are summed. With adapters few have gradients.
+    """
     layer = shape.num_linear / shape.num_layers
-    embeddings = shape.num_head * (1 if shape.is_tied else 2)
-    return _width(job) * (2 * layer + embeddings) + 4.0 * max(layer, shape.num_head)
+    summed = 0.0 if job.recipe.trains_adapters else 2 * 4.0 * layer
+    return _width(job) * 2 * layer + 4.0 * shape.num_head + summed
 
 
 def _width(job: TrainingJob) -> int:

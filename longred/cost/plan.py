@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.cost.advice import advice
+from longred.cost.advice import Setting, advice
 from longred.cost.flops import (
     Batches,
     Flops,
@@ -15,7 +15,15 @@ from longred.cost.flops import (
     step_flops,
     teacher_length,
 )
-from longred.cost.memory import disk_bytes, host_bytes, memory_parts, num_trained, shards_of
+from longred.cost.memory import (
+    disk_bytes,
+    host_bytes,
+    memory_parts,
+    num_trained,
+    reserve_bytes,
+    shards_of,
+)
+from longred.cost.passes import elementwise_bytes
 from longred.cost.shape import ModelShape
 from longred.cost.speeds import Speeds
 from longred.training.job import TrainingJob
@@ -43,7 +51,8 @@ class TrainingPlan:
         host_bytes: optimizer state in host memory, all processes.
         disk: checkpoints and result, bytes.
         limit_bytes: what one device has.
-        advice: what would make it fit: `key=value`, and how much it would then need.
+        reserve_bytes: of that, what is left free: see `longred.cost.memory.reserve_bytes`.
+        advice: what would make it fit, see `longred.cost.advice`.
     """
 
     method: str
@@ -61,8 +70,9 @@ class TrainingPlan:
     host_bytes: float
     disk: Mapping[str, float]
     limit_bytes: float
+    reserve_bytes: float
     mfu: float
-    advice: tuple[tuple[str, float], ...] = ()
+    advice: tuple[Setting, ...] = ()
 
     @property
     def memory_bytes(self) -> float:
@@ -76,8 +86,8 @@ class TrainingPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is below what the device has."""
-        return self.memory_bytes <= self.limit_bytes
+        """Whether the peak and the reserve are not more than what the device has."""
+        return self.memory_bytes + self.reserve_bytes <= self.limit_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
@@ -86,7 +96,11 @@ class TrainingPlan:
         values["tokens_per_second"] = self.tokens_per_second
         values["fits"] = self.fits
         values["advice"] = [
-            {"setting": setting, "memory_bytes": size} for setting, size in self.advice
+            {
+                **setting._asdict(),
+                "fits": setting.memory_bytes + self.reserve_bytes <= self.limit_bytes,
+            }
+            for setting in self.advice
         ]
         return values
 
@@ -128,11 +142,13 @@ def plan_training(
         host_bytes=host_bytes(shape, job, device=speeds.kind) * processes,
         disk=disk_bytes(shape, job),
         limit_bytes=speeds.memory_bytes,
+        reserve_bytes=reserve_bytes(speeds.memory_bytes, device=speeds.kind),
         mfu=needed / seconds / processes / speeds.peak_flops,
     )
     if plan.fits:
         return plan
-    found = advice(shape, job, lengths, kind=speeds.kind, limit_bytes=speeds.memory_bytes)
+    limit = plan.limit_bytes - plan.reserve_bytes
+    found = advice(shape, job, lengths, kind=speeds.kind, limit_bytes=limit)
     return dataclasses.replace(plan, advice=tuple(found))
 
 
@@ -144,69 +160,69 @@ def step_seconds(
     for batch in work:
         flops = needed_flops(shape, job, batch) + recomputed_flops(shape, job, batch)
         compute = flops_seconds(flops, batch.length, speeds)
-        compute += elementwise_bytes(shape, job, batch) / speeds.bandwidth
-        total += max(compute, _gather_seconds(shape, job, batch, speeds))
+        compute += elementwise_bytes(shape, job, batch) / (PASS_SHARE * speeds.bandwidth)
+        travel = link_seconds(shape, job, batch, speeds)
+        # What travels is hidden behind the computing, but for its share that is not.
+        total += max(compute + EXPOSED_SHARE * travel, travel)
     return total
+
+
+PASS_SHARE = 0.9
+"""Of a copy's bytes a second, what norms, sums and other passes over memory reach."""
+
+EXPOSED_SHARE = 0.2
+"""Of the time that weights and gradients travel between GPUs, what computing does not hide.
+
+The first gathering and the last sum of a pass wait, and NCCL's kernels take a part of the GPU.
+"""
 
 
 def flops_seconds(flops: Flops, length: int, speeds: Speeds) -> float:
     """Return the time that operations take in products and attention."""
     forward, backward = speeds.attention(length)
     return (
-        (flops.linear + flops.relations) / speeds.matmul_flops
+        flops.linear / speeds.matmul_flops
+        # Relations are taken in float32, whatever the models compute in.
+        + flops.relations / (speeds.float32_flops or speeds.matmul_flops)
         + flops.head / speeds.head_flops
         + flops.attention_forward / forward
         + flops.attention_backward / backward
     )
 
 
-def elementwise_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Return what a bucket's norms, RoPE, activation functions, sums and losses read and write.
-
-    Counted pass by pass in transformers' decoder; a backward pass reads and writes twice as much.
-    Weights are rounded (bfloat16) and their gradients added once a micro-batch.
-    """
-    width = 2.0 if job.dtype == "bfloat16" else 4.0
-    size, heads = shape.hidden_size, shape.attention_size + shape.key_size
-    # Two norms of 7 passes and two residual sums of 3, in float32; RoPE 10; the heads laid side
-    # by side 2; SiLU and its product 5.
-    layer = 4.0 * 20 * size
-    layer += width * (10 * heads + 2 * shape.attention_size + 5 * shape.intermediate_size)
-    if width == 2:
-        # Inputs of q, k, v, gate and up are rounded one by one.
-        layer += 5 * 6.0 * size
-    token = layer * shape.num_layers
-    passes = 3.0 + (1.0 if batch.is_checkpointed else 0.0)
-    passes += teacher_length(job, batch) / batch.length
-    total = passes * token * batch.step_tokens
-    if batch.has_head:
-        total += (7 * 4.0 + width) * shape.vocab_size * batch.step_tokens
-    for term in batch.terms:
-        if term.objective != "cross_entropy":
-            states = len(job.distill_layers) if term.objective == "hidden_distill" else 1
-            total += states * 4.0 * 24 * size * batch.step_tokens
-    per_weight = 12.0 if not job.recipe.trains_adapters else 0.0
-    if width == 2 and not job.recipe.trains_adapters:
-        per_weight += 6.0 * (3 if batch.is_checkpointed else 2) + 10.0
-    return total + per_weight * shape.num_parameters * batch.count
-
-
 def update_seconds(shape: ModelShape, job: TrainingJob, speeds: Speeds) -> float:
-    """Return the time of clipping, the optimizer's step, and its state's way from the host."""
+    """Return the time of clipping and the optimizer's step, or of its state's way from the host.
+
+    Both ways and the step go on at once: the slowest counts.
+    """
     own = num_trained(shape, job) / shards_of(job)
-    seconds = own * (12.0 + 28.0) / speeds.bandwidth
-    crossing = 2 * host_bytes(shape, job, device=speeds.kind)
-    return seconds + crossing / HOST_BANDWIDTH
+    seconds = own * (12.0 + 28.0) / (PASS_SHARE * speeds.bandwidth)
+    crossing = host_bytes(shape, job, device=speeds.kind)
+    return max(seconds, crossing / HOST_BANDWIDTH)
 
 
 HOST_BANDWIDTH = 25e9
-"""Bytes a second between host and GPU, one way at a time (PCIe 5)."""
+"""Bytes a second between host and GPU in each direction, both at once (PCIe 5)."""
 
 
-def _gather_seconds(shape: ModelShape, job: TrainingJob, batch: Batches, speeds: Speeds) -> float:
-    """Return the time in which sharded weights and gradients travel, beside the computing."""
-    if shards_of(job) == 1 or not speeds.link_bandwidth:
+def link_seconds(shape: ModelShape, job: TrainingJob, batch: Batches, speeds: Speeds) -> float:
+    """Return the time in which sharded weights and gradients of a bucket travel between GPUs.
+
+    In each micro-batch weights are gathered for the forward and again for the backward pass: those
+    of decoder layers in the compute type, the embeddings in float32, which stay gathered.
+    Gradients are summed in float32. The teacher's are gathered once. Replicas only sum gradients.
+    """
+    shards, processes = shards_of(job), job.layout.num_processes
+    if processes == 1 or not speeds.link_bandwidth:
         return 0.0
     width = 2.0 if job.dtype == "bfloat16" else 4.0
-    crossing = shape.num_parameters * (2 * width + 4.0) * batch.count
-    return crossing / speeds.link_bandwidth
+    others = shape.num_parameters - shape.num_linear
+    gathered = width * 2 * shape.num_linear + 4.0 * others
+    summed = 4.0 * num_trained(shape, job)
+    if teacher_length(job, batch):
+        gathered += width * shape.num_linear
+        gathered += 0.0 if job.recipe.trains_adapters else 4.0 * shape.num_head
+    # A ring carries all but a process's own part.
+    gathered *= (shards - 1) / shards
+    summed *= (processes - 1) / processes
+    return (gathered + summed) * batch.count / speeds.link_bandwidth

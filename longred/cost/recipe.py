@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from longred.cost.calibrate import calibrate
 from longred.cost.flops import forward_flops, visible_keys
+from longred.cost.named import named_config
 from longred.cost.plan import TrainingPlan, flops_seconds, plan_training
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds, key_of, known
@@ -26,13 +28,19 @@ DEFAULT_GPU = "h200"
 
 
 def shape_of_model(config: "RunConfig") -> ModelShape:
-    """Return the shape of a recipe's model; of a model on the hub only small files are fetched.
+    """Return the shape of a recipe's model.
+
+    That of a model which a packaged recipe names ships with it. Of another one on the hub only
+    small files are fetched.
 
     Raises:
         ConfigError, PreflightError: as finding the model would.
     """
-    folder = resolve_model(config.model.path, config.model.revision, weights=False)
-    return shape_of(load_config(folder))
+    path = config.model.path
+    named = None if Path(path).expanduser().exists() else named_config(path)
+    if named is not None:
+        return shape_of(named)
+    return shape_of(load_config(resolve_model(path, config.model.revision, weights=False)))
 
 
 def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:
@@ -156,7 +164,8 @@ class RecipePlan:
             "profiling": dict(self.profiling),
             "evaluation": dict(self.evaluation),
             "gpu_hours": self.gpu_hours,
-            "flops_are": "causal; what is computed again is counted in executed_flops alone",
+            "flops_are": "causal, attention's backward pass two forward passes; what is computed "
+            "again is counted in executed_flops alone",
         }
 
 

@@ -5,7 +5,7 @@ weights' values are missing. They stand on a fake CPU: torch without CUDA ends t
 backward pass of fake CUDA tensors. Attention is the fused CPU operator, which is given and saves
 what the flash and cuDNN kernels are and do: query, key, value, output and log-sum-exp. The
 functions of `longred.fused` count as one operator each, as they are compiled on a GPU: nothing
-between their inputs and outputs is held.
+between their inputs and outputs is held; and products go straight into float32 where they do there.
 
 As a script: `python tests/training/fake_step.py [RECIPE] [--layers N] [key=value …]` prints a table
 by bucket, with the plan beside it.
@@ -32,9 +32,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from longred import fused, models
+from longred import fused, masters, models
 from longred.data.loader import Rows
-from longred.training import adapters
+from longred.methods import Term
+from longred.objectives import cross_entropy
 from longred.training.job import TrainingJob
 from longred.training.step import (
     MicroBatch,
@@ -44,7 +45,6 @@ from longred.training.step import (
     term_counts,
 )
 from longred.training.student import load_student
-from longred.training.teacher import Teacher, load_teacher
 from longred.training.trainer import Trainer
 
 GIB = 2**30
@@ -73,7 +73,8 @@ class FakeStep:
     Attributes:
         bucket: its bucket.
         tokens: of it.
-        peak_bytes: most memory alive at once, beside the weights and their gradients.
+        losses_bytes, backward_bytes: most memory alive at once until the losses are there, and in
+            the backward pass, beside the weights and their gradients.
         weight_bytes, teacher_bytes: of both models' weights.
         products: how many products of matrices were taken, the head's and RoPE's angles included.
         product_flops: of all of them.
@@ -85,7 +86,8 @@ class FakeStep:
 
     bucket: str
     tokens: int
-    peak_bytes: int
+    losses_bytes: int
+    backward_bytes: int
     weight_bytes: int
     teacher_bytes: int
     products: int
@@ -94,6 +96,11 @@ class FakeStep:
     attention_backward: float
     moved_bytes: float
     moved_by_operator: Mapping[str, float]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory alive at once, beside the weights and their gradients."""
+        return max(self.losses_bytes, self.backward_bytes)
 
 
 class Recorder(TorchDispatchMode):
@@ -224,7 +231,8 @@ def measure_micro_batch(config: PreTrainedConfig, job: TrainingJob, bucket: str)
         with _without_values():
             student = load_student(job, CPU)
             weights = _give_storage(student, fake)
-            teacher = _load_teacher(job, student)
+            trainer: Any = types.SimpleNamespace(job=job, device=CPU, student=student)
+            teacher = Trainer._load_teacher(trainer, None)
         frozen = {}
         if teacher is not None and not job.recipe.trains_adapters:
             with teacher() as model:
@@ -240,13 +248,23 @@ def measure_micro_batch(config: PreTrainedConfig, job: TrainingJob, bucket: str)
                 if isinstance(value := getattr(batch, item.name), Tensor)
             }
             batch = dataclasses.replace(batch, **tensors)
+            peaks = []
+
+            def losses(batch: MicroBatch) -> Mapping[Term, Tensor]:
+                found = objectives.losses(batch)
+                peaks.append(seen.peak)
+                seen.peak = seen.now
+                return found
+
+            watched = types.SimpleNamespace(losses=losses)
             backward: Any = Trainer._backward
-            with Recorder() as seen, mock.patch.object(fused, "_fastest", seen.as_one):
-                backward(types.SimpleNamespace(objectives=objectives), batch, fixed_weights(job))
+            with Recorder() as seen, _as_on_a_gpu(seen):
+                backward(types.SimpleNamespace(objectives=watched), batch, fixed_weights(job))
     return FakeStep(
         bucket=bucket,
         tokens=batch.input_ids_BT.numel(),
-        peak_bytes=seen.peak,
+        losses_bytes=peaks[0],
+        backward_bytes=seen.peak,
         weight_bytes=sum(weight.untyped_storage().nbytes() for weight in weights.values()),
         teacher_bytes=sum(weight.untyped_storage().nbytes() for weight in frozen.values()),
         products=seen.products,
@@ -294,6 +312,22 @@ def _without_values() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _as_on_a_gpu(seen: Recorder) -> Iterator[None]:
+    with (
+        mock.patch.object(fused, "_fastest", seen.as_one),
+        mock.patch.object(masters, "product", _wide_product),
+        mock.patch.object(cross_entropy, "product", _wide_product),
+    ):
+        yield
+
+
+def _wide_product(left_MK: Tensor, right_KN: Tensor, dtype: torch.dtype) -> Tensor:
+    if left_MK.dtype == dtype:
+        return left_MK @ right_KN
+    return torch.mm(left_MK, right_KN, out_dtype=dtype)
+
+
 def _give_storage(model: PreTrainedModel, fake: FakeTensorMode) -> dict[int, Tensor]:
     """Move a model's weights from the meta device to a fake one, and return them once each."""
     made: dict[int, Tensor] = {}
@@ -309,21 +343,12 @@ def _give_storage(model: PreTrainedModel, fake: FakeTensorMode) -> dict[int, Ten
     return made
 
 
-def _load_teacher(job: TrainingJob, student: PreTrainedModel) -> Teacher | None:
-    if not job.uses_teacher():
-        return None
-    folder = Path(job.teacher_folder)
-    if job.recipe.trains_adapters:
-        return adapters.without_adapters(student, folder)
-    return load_teacher(folder, dtype=job.dtype, device=CPU, backend=job.attention_backend)
-
-
 def main() -> None:
     """Print what the micro-batches of a recipe do, by bucket, and what the plan says."""
     from longred.cost.flops import batches, needed_flops, recomputed_flops
     from longred.cost.memory import batch_parts
     from longred.cost.named import named_config
-    from longred.cost.plan import elementwise_bytes
+    from longred.cost.passes import elementwise_bytes
     from longred.cost.recipe import jobs, lengths_of
     from longred.cost.shape import shape_of
     from longred.runs import load_config
@@ -340,7 +365,7 @@ def main() -> None:
     if config is None:
         parser.error(f"{recipe.model.path}: is none of the named models")
     if options.layers:
-        config = _with_layers(config, options.layers)
+        config = with_layers(config, options.layers)
     shape = shape_of(config)
     job = next(iter(jobs(recipe, shape)))
     names = ("bucket", "", "GiB", "products", "TFLOPs", "attention", "GB moved")
@@ -358,7 +383,8 @@ def main() -> None:
         planned = FakeStep(
             bucket=batch.bucket,
             tokens=batch.tokens,
-            peak_bytes=int(sum(batch_parts(shape, job, batch).values())),
+            losses_bytes=int(sum(batch_parts(shape, job, batch).values())),
+            backward_bytes=0,
             weight_bytes=0,
             teacher_bytes=0,
             products=0,
@@ -390,7 +416,8 @@ def _line(cells: Sequence[str]) -> str:
     )
 
 
-def _with_layers(config: PreTrainedConfig, number: int) -> PreTrainedConfig:
+def with_layers(config: PreTrainedConfig, number: int) -> PreTrainedConfig:
+    """Return the configuration of the same model with so many decoder layers."""
     values = {**config.to_dict(), "num_hidden_layers": number}
     values.pop("layer_types", None)
     return type(config).from_dict(values)

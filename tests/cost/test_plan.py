@@ -1,0 +1,188 @@
+"""What a plan says of time, room and settings, against counts by hand; without network or data."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from longred.cli import app
+from longred.cost import fit
+from longred.cost.advice import LORA
+from longred.cost.flops import Flops, batches
+from longred.cost.named import SHAPES, named_config
+from longred.cost.plan import (
+    HOST_BANDWIDTH,
+    TrainingPlan,
+    flops_seconds,
+    link_seconds,
+    plan_training,
+    step_seconds,
+    update_seconds,
+)
+from longred.cost.recipe import jobs, lengths_of
+from longred.cost.shape import ModelShape, shape_of
+from longred.cost.speeds import GIB, Speeds, known
+from longred.errors import PreflightError
+from longred.runs import load_config
+from longred.training.job import TrainingJob
+
+LENGTHS = {"long": 32768, "short": 1024, "original": 8192}
+
+
+@pytest.fixture(scope="module")
+def shape() -> ModelShape:
+    return shape_of(named_config("meta-llama/Meta-Llama-3-8B"))
+
+
+def make_job(*overrides: str) -> TrainingJob:
+    recipe = load_config("llama3-8b-32k", overrides)
+    return next(iter(jobs(recipe, shape_of(named_config(recipe.model.path)))))
+
+
+def make_plan(shape: ModelShape, speeds: Speeds, *overrides: str) -> TrainingPlan:
+    return plan_training(shape, make_job(*overrides), LENGTHS, speeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
+        ("mistralai/Mistral-7B-v0.3", 7_248_023_552),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+    ],
+)
+def test_the_named_models_have_the_published_numbers_of_parameters(
+    name: str, parameters: int
+) -> None:
+    assert shape_of(named_config(name)).num_parameters == parameters
+
+
+def test_every_packaged_recipe_has_its_models_shape() -> None:
+    named = ("llama3-8b-32k", "llama3-8b-128k", "mistral-7b-128k", "qwen2.5-7b-128k")
+    found = {load_config(name, []).model.path.replace("/", "--") for name in named}
+    assert found == {path.stem for path in SHAPES.glob("*.json")}
+    assert named_config("someone/another-model") is None
+
+
+def test_costs_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    command = ["plan", "llama3-8b-32k", "--gpus", "8", "--device", "h200"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert "Meta-Llama-3-8B" in found["data"]["left_out"]
+    assert found["cost"]["num_parameters"] == 8_030_261_248
+    assert found["cost"]["trainings"][0]["fits"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0
+    lines = [line for line in shown.stdout.splitlines() if line.startswith("data")]
+    assert len(lines) == 1
+    assert "left out: model.path" in lines[0]
+    alone = CliRunner().invoke(app, [*command, "--only", "data"])
+    assert isinstance(alone.exception, PreflightError)
+
+
+def test_attention_takes_the_papers_time() -> None:
+    """Their rate counts five products backward for two forward; a plan counts four."""
+    h100 = known("h100")
+    forward = 8.0e12
+    seconds = flops_seconds(Flops(attention_backward=2 * forward), 32768, h100)
+    assert seconds == pytest.approx(2.5 * forward / (0.52 * 989e12))
+    assert flops_seconds(Flops(attention_forward=forward), 32768, h100) == pytest.approx(
+        forward / (0.545 * 989e12)
+    )
+
+
+def test_relations_take_float32_time() -> None:
+    """67 TFLOP/s without TF32, where bfloat16 has 989."""
+    h200 = known("h200")
+    ratio = flops_seconds(Flops(relations=1e15), 1024, h200) / flops_seconds(
+        Flops(linear=1e15), 1024, h200
+    )
+    assert ratio == pytest.approx(989 / 67)
+
+
+def test_what_sharded_processes_send(shape: ModelShape) -> None:
+    """Gathered twice in bfloat16, summed once in float32; the teacher's weights gathered once."""
+    job = dataclasses.replace(make_job(), parallel={"num_processes": 8})
+    speeds = known("h200")
+    long, short, _ = batches(job, LENGTHS)
+    layers, head = 32 * 218_103_808, 128256 * 4096
+    norms = (2 * 32 + 1) * 4096
+    student = 2 * 2 * layers + 4 * (2 * head + norms) + 4 * (layers + 2 * head + norms)
+    sent = 7 / 8 * student * long.count
+    assert link_seconds(shape, job, long, speeds) == pytest.approx(sent / 380e9)
+    sent = 7 / 8 * (student + 2 * layers + 4 * head) * short.count
+    assert link_seconds(shape, job, short, speeds) == pytest.approx(sent / 380e9)
+    alone = make_job()
+    assert link_seconds(shape, alone, batches(alone, LENGTHS)[0], speeds) == 0
+    # Not free, even where computing hides most of it.
+    work = batches(job, LENGTHS)
+    unlinked = dataclasses.replace(speeds, link_bandwidth=0.0)
+    assert step_seconds(shape, job, work, speeds) > step_seconds(shape, job, work, unlinked)
+
+
+def test_an_offloaded_state_crosses_both_ways_at_once(shape: ModelShape) -> None:
+    seconds = update_seconds(shape, make_job("training.optimizer_offload=true"), known("h200"))
+    assert seconds == pytest.approx(8 * shape.num_parameters / HOST_BANDWIDTH)
+    assert update_seconds(shape, make_job(), known("h200")) < 0.1 * seconds
+
+
+def test_a_plan_fits_with_its_reserve(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    offload = "training.optimizer_offload=true"
+    found = make_plan(shape, known("h200"), offload)
+    assert found.reserve_bytes == pytest.approx(0.03 * 139.8 * GIB)
+    least = found.memory_bytes / 0.97
+
+    def fits(limit: float) -> bool:
+        speeds = dataclasses.replace(known("h200"), memory_bytes=limit)
+        return make_plan(shape, speeds, offload).fits
+
+    assert fits(1.001 * least)
+    assert not fits(0.999 * least)
+
+    def start(limit: float) -> None:
+        monkeypatch.setattr(fit, "memory_of", lambda device: limit)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            fit.refuse_what_cannot_fit(
+                shape, make_job(offload), LENGTHS, torch.device("cuda"), num_here=1
+            )
+
+    start(1.001 * least)
+    assert not caplog.messages
+    start(0.999 * least)
+    assert "may run out of memory" in caplog.messages[0]
+    with pytest.raises(PreflightError, match="for CUDA itself"):
+        start(0.8 * found.memory_bytes)
+
+
+def test_adapters_are_proposed_where_nothing_else_fits(shape: ModelShape) -> None:
+    found = make_plan(shape, known("h100"))
+    *others, last = found.advice
+    assert all(setting.memory_bytes + found.reserve_bytes > 79.1 * GIB for setting in others)
+    assert last.is_alone
+    assert last.setting.startswith("training.method=lora training.lora.objectives=longred-c")
+    assert last.memory_bytes + found.reserve_bytes <= 79.1 * GIB
+    # What is proposed is a training of its own that needs what is said.
+    adapted = make_plan(shape, known("h100"), *last.setting.split())
+    assert adapted.fits
+    assert adapted.memory_bytes == pytest.approx(last.memory_bytes)
+    assert list(load_config("llama3-8b-32k", []).training.lora.targets) == list(LORA["targets"])
+    # On 24 GiB it takes more settings.
+    small = make_plan(shape, known("rtx-4090"), *last.setting.split())
+    assert not small.fits
+
+
+def test_no_adapters_are_proposed_where_a_setting_is_enough(shape: ModelShape) -> None:
+    found = make_plan(shape, known("h200"))
+    assert [setting.setting for setting in found.advice] == ["training.optimizer_offload=True"]
+
+
+def test_a_recipes_lengths_are_these() -> None:
+    assert lengths_of(load_config("llama3-8b-32k", []), make_job()) == LENGTHS
