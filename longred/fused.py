@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from longred.compiling import compiled, has_triton
 from longred.masters import (
+    Kept,
     bias_gradient,
     compute_type,
     input_gradient,
@@ -358,7 +359,7 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kept: Any,
+        kept: Kept,
         activation: str,
         computes: bool,
         gate: Tensor,
@@ -375,8 +376,7 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, output_grad: Tensor) -> Any:
-        gate, up, weight_DF = ctx.kept.saved_tensors
-        ctx.kept = None
+        gate, up, weight_DF = ctx.kept.take()
         inner_grad = input_gradient(output_grad, weight_DF)
         gate_grad, up_grad, inner = _fastest(gated_backward, gate)(
             inner_grad, gate.detach(), up.detach(), ctx.activation

@@ -96,7 +96,23 @@ def _unevaluated(linear: nn.Linear, input_: Tensor) -> Tensor:
     return rounded_linear(linear, input_)
 
 
-def save_first(*tensors: Tensor) -> Any:
+class Kept:
+    """Tensors that were saved; a node of the graph lives as long as a tensor that it made."""
+
+    def __init__(self, anchor: Tensor) -> None:
+        self._anchor: Tensor | None = anchor
+
+    def take(self) -> tuple[Tensor, ...]:
+        """Return the tensors, once."""
+        if self._anchor is None:
+            raise RuntimeError("a graph's saved tensors were taken already: it runs backward once")
+        node: Any = self._anchor.grad_fn
+        tensors: tuple[Tensor, ...] = node.saved_tensors
+        self._anchor = None
+        return tensors
+
+
+def save_first(*tensors: Tensor) -> Kept:
     """Save tensors for a backward pass before the work that is done with them.
 
     A checkpointed layer is computed again only until everything that it saved is there. A function
@@ -107,17 +123,16 @@ def save_first(*tensors: Tensor) -> Any:
         tensors: at least one of them needs a gradient.
 
     Returns:
-        A node of the graph that the function hands to its own backward pass, which reads
-        `node.saved_tensors`.
+        What the function hands to its own backward pass, which takes the tensors from it.
     """
-    return _Saved.apply(*tensors).grad_fn  # type: ignore[no-untyped-call]
+    return Kept(_Saved.apply(*tensors))  # type: ignore[no-untyped-call]
 
 
 class _Saved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
-        return torch.empty(())
+        return torch.empty(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -128,7 +143,7 @@ class _RoundedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kept: Any,
+        kept: Kept,
         computes: bool,
         input_: Tensor,
         weight_OI: Tensor,
@@ -142,8 +157,7 @@ class _RoundedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (output_grad,) = grads
-        input_, weight_OI = ctx.kept.saved_tensors
-        ctx.kept = None
+        input_, weight_OI = ctx.kept.take()
         _, _, needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         input_grad = input_gradient(output_grad, weight_OI) if needs_input else None
         weight_grad_OI = weight_gradient(output_grad, input_, weight_OI) if needs_weight else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longred.compiling import compiled
-from longred.masters import save_first, without_output
+from longred.masters import Kept, save_first, without_output
 from longred.objectives.precision import at_least_fp32
 
 Forward = Callable[[Tensor], Tensor]
@@ -89,7 +89,7 @@ class _Tiled(torch.autograd.Function):
         forward: Forward,
         last: nn.Linear | None,
         tile_tokens: int,
-        kept: Any,
+        kept: Kept,
         hidden_MD: Tensor,
         *weights: Tensor,
     ) -> Tensor:
@@ -107,8 +107,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (output_grad_MD,) = grads
-        hidden_MD, *_ = ctx.kept.saved_tensors
-        ctx.kept, hidden_MD = None, hidden_MD.detach()
+        hidden_MD = ctx.kept.take()[0].detach()
         needs_hidden = ctx.needs_input_grad[4]
         hidden_grad_MD = torch.empty_like(hidden_MD) if needs_hidden else None
         sums: list[Tensor | None] = [None] * len(ctx.weights)
