@@ -10,10 +10,12 @@ P pairs of a row and a key head, Q queries of a block, K keys of a block.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from longred.profiling.problem import Problem, Statistics
 
 BLOCK_QUERIES = 128
 BLOCK_KEYS = 256
@@ -23,26 +25,6 @@ TILE_LOGITS = {"cpu": 2**18, "cuda": 2**25}
 FAR = -1e30
 """Stands for the logit of a key that is not seen: its probability is 0 and, the same in both
 models, its difference is 0 and not NaN."""
-
-
-class Statistics(NamedTuple):
-    """Of every query: the KL, and the logarithm of the sum of exponentials of either model."""
-
-    kl_BHT: Tensor
-    teacher_lse_BHT: Tensor
-    student_lse_BHT: Tensor
-
-
-class Problem(NamedTuple):
-    """What is compared, and which keys a query sees: those from `first_BT` to its own."""
-
-    teacher_query_BHTd: Tensor
-    teacher_key_BhTd: Tensor
-    student_query_BHTd: Tensor
-    student_key_BhTd: Tensor
-    scale: float
-    first_BT: Tensor | None
-    softcap: float | None = None
 
 
 def attention_kl(
@@ -62,7 +44,8 @@ def attention_kl(
     query of a block sees are skipped. Memory grows with T, not with its square. Computed in fp32
     (fp64 for fp64 inputs); rounding can leave a KL near 0 slightly negative. Gradients flow to the
     student's tensors only, and cost no more memory. On CUDA a Triton kernel does the work where
-    Triton is installed; everywhere else, for fp64 and with a soft cap it is plain torch.
+    Triton is installed, on tensor cores and for fp32 inputs as exactly as fp32 products would;
+    everywhere else, for fp64 and with a soft cap it is plain torch.
 
     Args:
         teacher_query_BHTd: queries after RoPE.
@@ -148,9 +131,9 @@ class _AttentionKL(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BHT: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, first_BT, teacher_lse_BHT, student_lse_BHT = ctx.saved_tensors
-        problem = Problem._make([*tensors, ctx.scale, first_BT, ctx.softcap])
-        query, key = _student_gradients(problem, teacher_lse_BHT, student_lse_BHT, grad_BHT)
+        saved = ctx.saved_tensors
+        problem = Problem(*saved[:4], ctx.scale, first_BT=saved[4], softcap=ctx.softcap)
+        query, key = _student_gradients(problem, *saved[5:], grad_BHT)
         return None, None, query, key, None, None, None
 
 

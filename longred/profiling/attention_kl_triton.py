@@ -3,53 +3,163 @@
 The online sums are those of `longred.profiling.attention_kl`, in powers of two and in fp32 whatever
 the inputs are. Imported only where Triton is installed and the tensors are on a GPU.
 
+Products of fp16 and bf16 inputs are exact and summed in fp32. An fp32 input is split into three
+bf16 numbers, and the six largest of their nine products run on tensor cores (Triton's `bf16x6`).
+Largest error of a query's KL in nats, tensor cores imitated with every sum cut towards zero,
+against float64; 1,024 tokens, heads of 128:
+
+    largest logit, mean KL    5, 1e-4     32, 7e-3    151, 4e-2    318, 16
+    fp32                      5.7e-9      1.4e-6      2.1e-5       2.2e-3
+    bf16x6                    1.9e-9      3.3e-7      1.2e-5       4.0e-4
+    tf32x3                    2.4e-9      5.0e-7      1.4e-5       1.6e-3
+    tf32                      4.8e-6      7.7e-4      3.1e-2       1.0
+    bf16                      7.2e-5      6.9e-3      2.1e-1       5.2
+
+`bf16x6` takes as long as `tf32x3` (bf16 runs at twice the rate of TF32) and less shared memory.
+Rounding the inputs to bf16 instead moves the mean KL of near models by 6 %, so a profile stays in
+fp32 unless its models are in bf16. `ieee` products use no tensor cores and compile for minutes.
+
 Shapes: B rows, T tokens, H query heads, h key heads (h divides H), d head dimension; in the kernel
-Q queries and K keys of a block, D the head dimension filled up to a power of two.
+Q queries and K keys of a block, D the head dimension and C a chunk of it.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from longred.profiling.attention_kl import Problem, Statistics
+from longred.profiling.problem import Problem, Statistics
 
 TUNING_TOKENS = 4096
 """Configurations are timed on this many tokens at most: at 128K a single launch takes seconds."""
 
-CONFIGS = [
-    triton.Config({"BLOCK_Q": queries, "BLOCK_K": keys}, num_warps=warps, num_stages=stages)
-    for queries, keys, warps, stages in (
-        (128, 128, 8, 2),
-        (128, 64, 8, 3),
-        (128, 64, 8, 2),
-        (128, 64, 4, 2),
-        (64, 64, 4, 3),
-        (64, 64, 4, 2),
-        (64, 32, 4, 2),
-        (32, 32, 4, 1),
-    )
-]
-"""BLOCK_K divides BLOCK_Q. The last ones are for fp32 and large heads; what does not fit a GPU's
-shared memory is dropped by the tuner."""
+HOPPER = (9, 0)
+"""The compute capability with wgmma and 227 KiB of shared memory; other GPUs are asked for 99."""
+
+
+class Blocks(NamedTuple):
+    """Sizes of one configuration; BLOCK_K divides BLOCK_Q.
+
+    Attributes:
+        queries: of a program.
+        keys: read at once.
+        warps: of a program.
+        stages: of the pipeline of loads.
+        chunk: dimensions of a head multiplied at once; None takes a whole head.
+        heads: the head dimensions that it is for.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    chunk: int | None
+    heads: range
+
+
+ANY, SMALL, MIDDLE, LARGE = range(1, 2**16), range(1, 129), range(129, 257), range(129, 2**16)
+
+CHOICES = {
+    ("hopper", "half"): (
+        Blocks(128, 128, 8, 2, None, SMALL),
+        Blocks(128, 64, 8, 3, None, SMALL),
+        Blocks(128, 64, 8, 2, None, SMALL),
+        Blocks(64, 64, 4, 3, None, SMALL),
+        Blocks(128, 32, 8, 2, None, MIDDLE),
+        Blocks(64, 64, 4, 2, None, MIDDLE),
+        Blocks(128, 64, 8, 3, 64, LARGE),
+    ),
+    ("hopper", "float32"): (
+        Blocks(64, 32, 4, 2, None, SMALL),
+        Blocks(128, 64, 8, 3, 32, ANY),
+        Blocks(64, 64, 4, 2, 32, ANY),
+    ),
+    ("other", "half"): (
+        Blocks(128, 64, 8, 2, None, SMALL),
+        Blocks(64, 64, 4, 3, None, SMALL),
+        Blocks(64, 64, 4, 2, None, SMALL),
+        Blocks(64, 32, 4, 2, None, MIDDLE),
+        Blocks(128, 64, 8, 3, 64, LARGE),
+        Blocks(64, 64, 4, 2, 64, LARGE),
+    ),
+    ("other", "float32"): (
+        Blocks(128, 64, 8, 3, 16, ANY),
+        Blocks(128, 32, 8, 3, 16, ANY),
+        Blocks(64, 64, 4, 2, 16, ANY),
+    ),
+}
+"""What is timed, by GPU and type: at most four for a head. Each multiplies on tensor cores, within
+the registers and shared memory that there are; compiling those of a head takes 4 to 15 seconds."""
+
+
+def configurations(
+    dtype: torch.dtype, dim: int, capability: tuple[int, int]
+) -> list[triton.Config]:
+    """Return the configurations to choose from.
+
+    Args:
+        dtype: of queries and keys.
+        dim: head dimension.
+        capability: the GPU's compute capability, as CUDA counts it.
+    """
+    gpu = "hopper" if capability == HOPPER else "other"
+    whole = max(16, triton.next_power_of_2(dim))
+    return [
+        triton.Config(
+            {
+                "BLOCK_Q": blocks.queries,
+                "BLOCK_K": blocks.keys,
+                "CHUNK_D": min(whole, blocks.chunk or whole),
+            },
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+        )
+        for blocks in CHOICES[gpu, "float32" if dtype == torch.float32 else "half"]
+        if dim in blocks.heads
+    ]
 
 
 @triton.jit
-def _logits(query_QD, key_ptr, stride, key_K, dim_D, length, log2_scale, D: tl.constexpr,
-            IS_PADDED: tl.constexpr, IS_INSIDE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Return one model's logits [Q, K] in powers of two."""
-    address_DK = key_ptr + key_K.to(tl.int64)[None, :] * stride + dim_D[:, None]
-    if IS_INSIDE and not IS_PADDED:
-        key_DK = tl.load(address_DK)
+def _query(query_ptr, stride, query_Q, first, length, D: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Load queries [Q, C] from dimension `first` on; C is CHUNK_D."""
+    dim_C = first + tl.arange(0, CHUNK_D)
+    address_QC = query_ptr + query_Q.to(tl.int64)[:, None] * stride + dim_C[None, :]
+    known_QC = (query_Q < length)[:, None] & (dim_C < D)[None, :]
+    return tl.load(address_QC, mask=known_QC, other=0.0)
+
+
+@triton.jit
+def _key(key_ptr, stride, key_K, first, length, D: tl.constexpr, CHUNK_D: tl.constexpr,
+         IS_INSIDE: tl.constexpr):  # fmt: skip
+    """Load keys [C, K] from dimension `first` on; keys that are inside need no check."""
+    dim_C = first + tl.arange(0, CHUNK_D)
+    address_CK = key_ptr + key_K.to(tl.int64)[None, :] * stride + dim_C[:, None]
+    if IS_INSIDE and D % CHUNK_D == 0:
+        return tl.load(address_CK)
     else:
-        known_DK = (key_K < length)[None, :] & (dim_D < D)[:, None]
-        key_DK = tl.load(address_DK, mask=known_DK, other=0.0)
-    return tl.dot(query_QD, key_DK, input_precision=PRECISION) * log2_scale
+        known_CK = (key_K < length)[None, :] & (dim_C < D)[:, None]
+        return tl.load(address_CK, mask=known_CK, other=0.0)
+
+
+@triton.jit
+def _logits(query_QC, query_ptr, key_ptr, query_stride, key_stride, query_Q, key_K, length,
+            log2_scale, D: tl.constexpr, CHUNK_D: tl.constexpr, IS_INSIDE: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """Return one model's logits [Q, K] in powers of two; of a whole head the queries are given."""
+    if CHUNK_D >= D:
+        key_CK = _key(key_ptr, key_stride, key_K, 0, length, D, CHUNK_D, IS_INSIDE)
+        logits_QK = tl.dot(query_QC, key_CK, input_precision=PRECISION)
+    else:
+        logits_QK = tl.zeros([query_Q.shape[0], key_K.shape[0]], tl.float32)
+        for first in tl.range(0, D, CHUNK_D):
+            chunk_QC = _query(query_ptr, query_stride, query_Q, first, length, D, CHUNK_D)
+            key_CK = _key(key_ptr, key_stride, key_K, first, length, D, CHUNK_D, IS_INSIDE)
+            logits_QK = tl.dot(chunk_QC, key_CK, logits_QK, input_precision=PRECISION)
+    return logits_QK * log2_scale
 
 
 @triton.jit
@@ -67,29 +177,31 @@ def _add(t_QK, s_QK, m_t, m_s, l_t, l_s, a):
     return new_t, new_s, l_t, l_s, a
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "num_heads", "group"])
 def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, first_ptr,
             kl_ptr, teacher_lse_ptr, student_lse_ptr, length, num_heads, group, log2_scale,
             tq_row, tq_head, tq_token, tk_row, tk_head, tk_token,
             sq_row, sq_head, sq_token, sk_row, sk_head, sk_token,
-            D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_FIRST: tl.constexpr,
-            PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    # The last blocks see the most keys; they start first, so that none is left over at the end.
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    row = (tl.program_id(1) // num_heads).to(tl.int64)
-    head = (tl.program_id(1) % num_heads).to(tl.int64)
-    IS_PADDED: tl.constexpr = D != BLOCK_D
+            D: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+            BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
+    # One axis of programs: a GPU allows 2^31 of them there, 65,535 on any other axis. The last
+    # blocks of a head see the most keys; they start first, so that none is left over at the end.
+    num_blocks = tl.cdiv(length, BLOCK_Q)
+    block = num_blocks - 1 - tl.program_id(0) % num_blocks
+    pair = tl.program_id(0) // num_blocks
+    row, head = (pair // num_heads).to(tl.int64), (pair % num_heads).to(tl.int64)
     start = block * BLOCK_Q
     query_Q = start + tl.arange(0, BLOCK_Q)
-    dim_D = tl.arange(0, BLOCK_D)
-    known_QD = (query_Q < length)[:, None] & (dim_D < D)[None, :]
-    place_Q = query_Q.to(tl.int64)[:, None]
-    address_QD = teacher_query_ptr + row * tq_row + head * tq_head + place_Q * tq_token
-    teacher_QD = tl.load(address_QD + dim_D[None, :], mask=known_QD, other=0.0)
-    address_QD = student_query_ptr + row * sq_row + head * sq_head + place_Q * sq_token
-    student_QD = tl.load(address_QD + dim_D[None, :], mask=known_QD, other=0.0)
+    teacher_query_ptr += row * tq_row + head * tq_head
+    student_query_ptr += row * sq_row + head * sq_head
     teacher_key_ptr += row * tk_row + (head // group) * tk_head
     student_key_ptr += row * sk_row + (head // group) * sk_head
+    # In chunks they are read again beside every block of keys.
+    teacher_QC = None
+    student_QC = None
+    if CHUNK_D >= D:
+        teacher_QC = _query(teacher_query_ptr, tq_token, query_Q, 0, length, D, CHUNK_D)
+        student_QC = _query(student_query_ptr, sq_token, query_Q, 0, length, D, CHUNK_D)
 
     low = 0
     if HAS_FIRST:
@@ -107,10 +219,10 @@ def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_p
     a = tl.zeros([BLOCK_Q], tl.float32)
     for begin in tl.range(low, start, BLOCK_K):
         key_K = begin + tl.arange(0, BLOCK_K)
-        t_QK = _logits(teacher_QD, teacher_key_ptr, tk_token, key_K, dim_D, length, log2_scale,
-                       D, IS_PADDED, True, PRECISION)  # fmt: skip
-        s_QK = _logits(student_QD, student_key_ptr, sk_token, key_K, dim_D, length, log2_scale,
-                       D, IS_PADDED, True, PRECISION)  # fmt: skip
+        t_QK = _logits(teacher_QC, teacher_query_ptr, teacher_key_ptr, tq_token, tk_token, query_Q,
+                       key_K, length, log2_scale, D, CHUNK_D, True, PRECISION)  # fmt: skip
+        s_QK = _logits(student_QC, student_query_ptr, student_key_ptr, sq_token, sk_token, query_Q,
+                       key_K, length, log2_scale, D, CHUNK_D, True, PRECISION)  # fmt: skip
         if HAS_FIRST:
             seen_QK = key_K[None, :] >= first_Q[:, None]
             t_QK = tl.where(seen_QK, t_QK, -1e30)
@@ -118,10 +230,10 @@ def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_p
         m_t, m_s, l_t, l_s, a = _add(t_QK, s_QK, m_t, m_s, l_t, l_s, a)
     for begin in tl.range(start, tl.minimum(start + BLOCK_Q, length), BLOCK_K):
         key_K = begin + tl.arange(0, BLOCK_K)
-        t_QK = _logits(teacher_QD, teacher_key_ptr, tk_token, key_K, dim_D, length, log2_scale,
-                       D, IS_PADDED, False, PRECISION)  # fmt: skip
-        s_QK = _logits(student_QD, student_key_ptr, sk_token, key_K, dim_D, length, log2_scale,
-                       D, IS_PADDED, False, PRECISION)  # fmt: skip
+        t_QK = _logits(teacher_QC, teacher_query_ptr, teacher_key_ptr, tq_token, tk_token, query_Q,
+                       key_K, length, log2_scale, D, CHUNK_D, False, PRECISION)  # fmt: skip
+        s_QK = _logits(student_QC, student_query_ptr, student_key_ptr, sq_token, sk_token, query_Q,
+                       key_K, length, log2_scale, D, CHUNK_D, False, PRECISION)  # fmt: skip
         seen_QK = key_K[None, :] <= query_Q[:, None]
         if HAS_FIRST:
             seen_QK = seen_QK & (key_K[None, :] >= first_Q[:, None])
@@ -139,23 +251,30 @@ def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_p
 
 
 def statistics(problem: Problem, config: triton.Config | None = None) -> Statistics:
-    """Compute the statistics of fp32, fp16 or bf16 tensors; products are summed in fp32.
+    """Compute the statistics of fp32, fp16 or bf16 tensors; sums are fp32.
 
     Args:
-        problem: what is compared.
+        problem: what is compared, without a soft cap.
         config: block sizes; the fastest on this GPU if None.
+
+    Raises:
+        ValueError: there is a soft cap, or the tensors differ in type or device.
     """
-    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in problem[:4]]
-    problem = Problem._make([*tensors, problem.scale, problem.first_BT])
-    config = _fastest(problem) if config is None else config
-    return _launch(_kernel, problem, {**config.kwargs, **_compile_options(config)})
+    query_BHTd = problem.teacher_query_BHTd
+    kinds = {(x.dtype, x.device) for x in problem[:4]}
+    if problem.softcap is not None or len(kinds) > 1:
+        raise ValueError(
+            "the kernel takes tensors of one type on one device and no soft cap, got "
+            f"{sorted(map(str, kinds))} and softcap {problem.softcap}"
+        )
+    problem = problem.with_tensors(lambda x: x if x.stride(-1) == 1 else x.contiguous())
+    # Triton launches on the current device, whatever device the tensors are on.
+    with torch.cuda.device_of(query_BHTd):
+        config = _fastest(problem) if config is None else config
+        return _launch(_kernel, problem, config.all_kwargs())
 
 
-def _compile_options(config: triton.Config) -> dict[str, int]:
-    return {"num_warps": config.num_warps, "num_stages": config.num_stages}
-
-
-def _launch(kernel: Any, problem: Problem, options: dict[str, int]) -> Statistics:
+def _launch(kernel: Any, problem: Problem, options: dict[str, Any]) -> Statistics:
     query_BHTd, key_BhTd = problem.teacher_query_BHTd, problem.teacher_key_BhTd
     rows, num_heads, length, dim = query_BHTd.shape
     results = Statistics(
@@ -165,44 +284,44 @@ def _launch(kernel: Any, problem: Problem, options: dict[str, int]) -> Statistic
         )
     )
 
-    def grid(meta: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(length, meta["BLOCK_Q"]), rows * num_heads
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (triton.cdiv(length, meta["BLOCK_Q"]) * rows * num_heads,)
 
-    first_BT = results.kl_BHT if problem.first_BT is None else problem.first_BT
-    strides = [size for x in problem[:4] for size in x.stride()[:3]]
     kernel[grid](
         *problem[:4],
-        first_BT,
+        results.kl_BHT if problem.first_BT is None else problem.first_BT,
         *results,
         length,
         num_heads,
         num_heads // key_BhTd.shape[1],
         problem.scale * math.log2(math.e),
-        *strides,
+        *(size for x in problem[:4] for size in x.stride()[:3]),
         D=dim,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)),
         HAS_FIRST=problem.first_BT is not None,
-        # TF32 would round fp32 inputs to 10 bits.
-        PRECISION="ieee" if query_BHTd.dtype == torch.float32 else "tf32",
+        PRECISION=PRECISIONS.get(query_BHTd.dtype, "ieee"),
         **options,
     )
     return results
 
 
-_tuned = triton.autotune(configs=CONFIGS, key=["D", "HAS_FIRST", "PRECISION"])(_kernel)
+PRECISIONS = {torch.float32: "bf16x6"}
+"""How `tl.dot` multiplies; products of 16-bit inputs are exact with any of its values."""
+
 _known: dict[tuple[Any, ...], triton.Config] = {}
 
 
 def _fastest(problem: Problem) -> triton.Config:
-    """Return the fastest configuration for this type, head and kind of mask, timed once."""
-    query_BHTd = problem.teacher_query_BHTd
-    has_first = problem.first_BT is not None
-    key = (query_BHTd.device, query_BHTd.dtype, query_BHTd.shape[-1], has_first)
+    """Return the fastest configuration for this GPU, type, head and kind of mask, timed once."""
+    query_BHTd, first_BT = problem.teacher_query_BHTd, problem.first_BT
+    dtype, dim, device = query_BHTd.dtype, query_BHTd.shape[-1], query_BHTd.device
+    key = (device, dtype, dim, first_BT is not None)
     if key not in _known:
-        short = [x[:1, :, :TUNING_TOKENS] for x in problem[:4]]
-        first_BT: Tensor | None = None
-        if problem.first_BT is not None:
-            first_BT = problem.first_BT[:1, :TUNING_TOKENS].contiguous()
-        _launch(_tuned, Problem._make([*short, problem.scale, first_BT]), {})
-        _known[key] = _tuned.best_config
+        choices = configurations(dtype, dim, torch.cuda.get_device_capability(device))
+        # A tuner of its own: Triton's own memory of what was fastest does not tell GPUs apart.
+        tuner = triton.autotune(configs=choices, key=[])(_kernel)
+        short = problem.with_tensors(lambda x: x[:1, :, :TUNING_TOKENS])
+        if first_BT is not None:
+            short = short._replace(first_BT=first_BT[:1, :TUNING_TOKENS].contiguous())
+        _launch(tuner, short, {})
+        _known[key] = tuner.best_config
     return _known[key]
