@@ -131,9 +131,11 @@ class _AttentionKL(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BHT: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        problem = Problem(*saved[:4], ctx.scale, first_BT=saved[4], softcap=ctx.softcap)
-        query, key = _student_gradients(problem, *saved[5:], grad_BHT)
+        t_query, t_key, s_query, s_key, first_BT, teacher_lse_BHT, student_lse_BHT = (
+            ctx.saved_tensors
+        )
+        problem = Problem(t_query, t_key, s_query, s_key, ctx.scale, first_BT, ctx.softcap)
+        query, key = _student_gradients(problem, teacher_lse_BHT, student_lse_BHT, grad_BHT)
         return None, None, query, key, None, None, None
 
 

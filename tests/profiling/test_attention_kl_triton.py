@@ -111,13 +111,16 @@ def test_equals_float64_at_every_head_size(
     check(run(case, sizes(64, 32, chunk)), case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [96, 256])
-def test_every_configuration_equals_float64(run: Run, dtype: torch.dtype, dim: int) -> None:
+@pytest.mark.parametrize(("dim", "length"), [(96, 195), (256, 135)])
+def test_every_configuration_equals_float64(
+    run: Run, dtype: torch.dtype, dim: int, length: int
+) -> None:
     # Imported here and not run: this process must stay free to compile.
     from longred.profiling.attention_kl_triton import configurations
 
-    case = make(dtype, 195, dim, window=150, heads=(2, 1), rows=1)
+    case = make(dtype, length, dim, window=100, heads=(2, 1), rows=1)
     for capability in [torch.cuda.get_device_capability()] if ON_GPU else [(9, 0), (8, 0)]:
         for config in configurations(dtype, dim, capability):
             chosen = {"num_warps": config.num_warps, "num_stages": config.num_stages}
