@@ -247,13 +247,28 @@ def _states_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     shown = teacher_length(job, batch) / batch.length
     state = 4.0 * shape.hidden_size * batch.tokens * shown
     layers = _distilled(job, batch)
-    return state * (2 * layers + 3) if layers else 0.0
+    states = state * (2 * layers + 3) if layers else 0.0
+    return states + _captured_bytes(shape, job, batch)
 
 
 def _states_kept_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     """The distances of states that the backward pass has not come to yet."""
     shown = teacher_length(job, batch) / batch.length
-    return 4.0 * shape.hidden_size * batch.tokens * shown * max(0, _distilled(job, batch) - 1)
+    state = 4.0 * shape.hidden_size * batch.tokens * shown
+    states = state * max(0, _distilled(job, batch) - 1)
+    return states + _captured_bytes(shape, job, batch)
+
+
+def _captured_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
+    """What all layers attend with, where relations are distilled: the teacher's, and the student's.
+
+    Layers that are not checkpointed hold theirs anyway.
+    """
+    if not any(term.objective == "attention_distill" for term in batch.terms):
+        return 0.0
+    models = 2 if batch.is_checkpointed else 1
+    values = shape.attention_size + 2 * shape.key_size
+    return models * _width(job) * values * batch.tokens * shape.num_layers
 
 
 def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:

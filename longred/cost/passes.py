@@ -5,13 +5,25 @@ widths that they have: under autocast the residual stream, norms and RoPE's angl
 linear layers and attention bfloat16. `longred.fused` makes one pass of each function.
 """
 
-from longred.cost.flops import Batches, last_weights, mlp_weights, teacher_length
+from longred.cost.flops import (
+    Batches,
+    last_weights,
+    mlp_weights,
+    teacher_length,
+    visible_keys,
+)
 from longred.cost.memory import CHUNK_TOKENS, is_fused, num_readers, shards_of
 from longred.cost.shape import ModelShape
 from longred.training.job import TrainingJob
 
 STATE_PASSES = 4.0 * 40
 """Bytes for each value of a pair of hidden states whose cosine a loss takes, forward and back."""
+
+RELATION_BYTES = 164.0
+"""Bytes for each logit of a relation, both models', forward and back: tiles of float32."""
+
+RELATION_TILE = 512
+"""Side of such a tile, as in `longred.objectives.relations`; those on the diagonal are whole."""
 
 
 def elementwise_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
@@ -105,6 +117,10 @@ def _loss_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
         if term.objective not in ("cross_entropy", "attention_distill"):
             states = len(job.distill_layers) if term.objective == "hidden_distill" else 1
             total += states * STATE_PASSES * shape.hidden_size * shown
+        elif term.objective == "attention_distill":
+            keys = sum(visible_keys(batch.length, window) for window in shape.windows)
+            keys += shape.num_layers * RELATION_TILE / 2
+            total += RELATION_BYTES * (shape.num_heads + 2 * shape.num_key_heads) * keys
     return total
 
 
