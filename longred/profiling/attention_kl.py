@@ -61,7 +61,8 @@ def attention_kl(
         kl_BHT.
 
     Raises:
-        ValueError: the shapes do not fit, or no key would be seen.
+        ValueError: the shapes do not fit, or no key would be seen; on CUDA also where the tensors
+            differ in type or device.
     """
     tensors = (teacher_query_BHTd, teacher_key_BhTd, student_query_BHTd, student_key_BhTd)
     _check(tensors, document_ids_BT, sliding_window)

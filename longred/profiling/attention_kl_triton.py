@@ -38,7 +38,7 @@ TUNING_TOKENS = 4096
 """Configurations are timed on this many tokens at most: at 128K a single launch takes seconds."""
 
 HOPPER = (9, 0)
-"""The compute capability with wgmma and 227 KiB of shared memory; other GPUs are asked for 99."""
+"""The compute capability with wgmma and 227 KiB of shared memory; other GPUs have 99 or more."""
 
 
 class Blocks(NamedTuple):
@@ -83,7 +83,7 @@ CHOICES = {
         Blocks(64, 64, 4, 3, None, SMALL),
         Blocks(64, 64, 4, 2, None, SMALL),
         Blocks(64, 32, 4, 2, None, MIDDLE),
-        Blocks(128, 64, 8, 3, 64, LARGE),
+        Blocks(128, 64, 8, 2, 64, LARGE),
         Blocks(64, 64, 4, 2, 64, LARGE),
     ),
     ("other", "float32"): (
@@ -93,7 +93,7 @@ CHOICES = {
     ),
 }
 """What is timed, by GPU and type: at most four for a head. Each multiplies on tensor cores, within
-the registers and shared memory that there are; compiling those of a head takes 4 to 15 seconds."""
+the registers and shared memory that there are; compiling those of a head takes 3 to 10 seconds."""
 
 
 def configurations(
