@@ -169,15 +169,21 @@ def relation_flops(shape: ModelShape, length: int) -> float:
     return 6 * 2.0 * values * keys
 
 
+def teacher_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
+    """Return what the teacher's passes over the bucket take in a step of one process."""
+    shown = teacher_length(job, batch)
+    if not shown:
+        return Flops()
+    each = forward_flops(shape, shown, head=False) * (shown / batch.length)
+    return each * batch.step_tokens
+
+
 def needed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
     """Return what the bucket's losses need in a step of one process, nothing computed twice."""
     each = student_flops(shape, job, batch.length, head=batch.has_head)
-    shown = teacher_length(job, batch)
-    if shown:
-        each += forward_flops(shape, shown, head=False) * (shown / batch.length)
     if any(term.objective == "attention_distill" for term in batch.terms):
         each += Flops(relations=relation_flops(shape, batch.length))
-    return each * batch.step_tokens
+    return each * batch.step_tokens + teacher_flops(shape, job, batch)
 
 
 def recomputed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:

@@ -161,9 +161,10 @@ def mlp_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
     """Return what autograd holds of the inside of an MLP, bytes.
 
     Gate and up; and, unless these are fused, the activated gate and the product. The product is
-    computed again where they are. An adapter of the last layer holds its rounded input.
+    computed again where they are, but for a last layer in 8-bit floats, which holds its input. An
+    adapter of the last layer holds its rounded input.
     """
-    values = 2.0 if is_fused(job) else 4.0
+    values = (3.0 if job.fp8 else 2.0) if is_fused(job) else 4.0
     if job.recipe.trains_adapters:
         values = 2.0 if is_fused(job) else 3.0
         values += _adapted_inputs(shape, job, inside=True) / shape.intermediate_size

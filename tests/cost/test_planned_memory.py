@@ -16,6 +16,7 @@ from longred.cost.memory import (
 )
 from longred.cost.shape import shape_of
 from longred.cost.speeds import GIB
+from longred.fp8 import to_fp8
 from longred.fused import fuse
 from longred.masters import hold_no_copies
 from longred.models import hidden_states
@@ -32,7 +33,7 @@ CONFIG = {
 }
 
 
-def held_bytes(dtype: str, *, is_fused: bool) -> float:
+def held_bytes(dtype: str, *, is_fused: bool, fp8: bool = False) -> float:
     """Sum the storages that autograd saves in a forward pass, but for the weights."""
     register()
     torch.manual_seed(0)
@@ -40,6 +41,8 @@ def held_bytes(dtype: str, *, is_fused: bool) -> float:
         LlamaConfig(**CONFIG, attn_implementation=ATTENTION_NAME)
     )
     guard(model)
+    if fp8:
+        to_fp8(model, emulate=True)
     if is_fused:
         fuse(model)
     hold_no_copies(model)
@@ -70,14 +73,25 @@ def make_plain_job(**values: object) -> TrainingJob:
     return TrainingJob(**{**folders, **defaults, **windows, **values})
 
 
-@pytest.mark.parametrize("is_fused", [True, False], ids=["fused", "as written"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_are_what_autograd_holds(dtype: str, is_fused: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "is_fused", "fp8"),
+    [
+        ("float32", True, False),
+        ("bfloat16", True, False),
+        ("float32", False, False),
+        ("bfloat16", False, False),
+        ("bfloat16", True, True),
+    ],
+)
+def test_activations_are_what_autograd_holds(
+    dtype: str, is_fused: bool, fp8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longred.attention.sdpa._is_slow_in_bf16", lambda value: False)
     shape = shape_of(LlamaConfig(**CONFIG))
-    job = make_plain_job(dtype=dtype, fused=is_fused)
+    job = make_plain_job(dtype=dtype, fused=is_fused, fp8=fp8)
     (batch,) = batches(job, {"long": TOKENS})
     planned = losses_parts(shape, job, batch)["activations"]
-    assert planned == pytest.approx(held_bytes(dtype, is_fused=is_fused), rel=0.03)
+    assert planned == pytest.approx(held_bytes(dtype, is_fused=is_fused, fp8=fp8), rel=0.03)
     assert planned == pytest.approx(6 * layer_bytes(shape, job, TOKENS), rel=0.05)
 
 
