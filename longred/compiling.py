@@ -2,8 +2,11 @@
 
 import functools
 import importlib.util
+import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,24 +53,30 @@ def compiled(forward: Forward) -> Forward:
     return made
 
 
-def has_triton() -> bool:
-    """Return whether torch's compiler can write kernels for a GPU."""
-    return importlib.util.find_spec("triton") is not None
+def compiler_problem(device: str) -> str | None:
+    """Return what torch's compiler lacks to make kernels for `cpu` or `cuda`, or None."""
+    if device != "cuda":
+        has_compiler = shutil.which("g++") or shutil.which("clang++")
+        return None if has_compiler else "needs a C++ compiler; install g++"
+    if importlib.util.find_spec("triton") is None:
+        return "needs Triton; install it"
+    # Triton builds the piece that starts its kernels.
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang")))):
+        return "needs a C compiler for Triton; install gcc"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "needs Python's headers for Triton; install python3-dev"
+    return None
 
 
 def check_compiler(device: torch.device) -> None:
     """Refuse to compile where torch's compiler has no compiler to call.
 
     Raises:
-        PreflightError: a C++ compiler (CPU) or Triton (GPU) is missing.
+        PreflightError: a C++ compiler (CPU), Triton or what that needs (GPU) is missing.
     """
-    if device.type == "cuda":
-        if not has_triton():
-            raise PreflightError("training.compile: needs Triton; install it, or set it to false")
-    elif shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise PreflightError(
-            "training.compile: needs a C++ compiler; install g++, or set it to false"
-        )
+    problem = compiler_problem(device.type)
+    if problem:
+        raise PreflightError(f"training.compile: {problem}, or set it to false")
 
 
 def _forward(layer: Any, plain: Forward, *args: Any, **kwargs: Any) -> Any:

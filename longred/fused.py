@@ -17,10 +17,12 @@ Shapes: B rows, T tokens, H heads, d head dimension, n of its dimensions that Ro
 of all rows, D hidden dimension, F of the MLP's inside.
 """
 
+import contextlib
+import contextvars
 import functools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longred.compiling import compiled, has_triton
+from longred.compiling import compiled, compiler_problem
 from longred.masters import (
     Kept,
     bias_gradient,
@@ -404,12 +406,27 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compiles() -> bool:
     if not torch.cuda.is_available():
         return False
-    if not has_triton():
-        log.warning("Triton is not installed: norms, RoPE and activations are not fused")
-        return False
-    return True
+    problem = compiler_problem("cuda")
+    if problem:
+        log.warning("training.fused: %s; until then norms, RoPE and MLPs are slower", problem)
+    return problem is None
+
+
+_as_written = contextvars.ContextVar("as_written", default=False)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Run the functions without compiling them: for rows of many lengths, each seen once."""
+    token = _as_written.set(True)
+    try:
+        yield
+    finally:
+        _as_written.reset(token)
 
 
 def _fastest(function: Callable[..., Any], tensor: Tensor) -> Callable[..., Any]:
     """Return a function, compiled for tensors of a GPU."""
-    return _compiled(function) if tensor.is_cuda and _compiles() else function
+    if tensor.is_cuda and _compiles() and not _as_written.get():
+        return _compiled(function)
+    return function

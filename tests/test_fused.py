@@ -1,6 +1,7 @@
 """Fused norms, RoPE and gated MLPs: transformers' numbers, fewer bytes, nothing computed twice."""
 
 import copy
+import functools
 import shutil
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ from longred import attention, fused
 from longred.activations import CHECKPOINTING, checkpoint_activations
 from longred.compiling import compiled
 from longred.fused import fuse
-from longred.masters import hold_no_copies
+from longred.masters import hold_no_copies, weight_gradient
 from longred.mlp_tiles import tile_mlps
 from longred.models import hidden_states
 
@@ -221,3 +222,61 @@ def test_compiled_functions_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     names = {str(layer): state.detach() for layer, state in expected.items()}
     assert error({str(layer): found[layer].detach() for layer in found}, names) < 1e-2
     assert error(found_grads, grads) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_tokens", [8192, 1000])
+def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
+    """The kernels of a model's own sizes, forward and backward, against the formulas in float64."""
+    torch.manual_seed(0)
+    draw = functools.partial(torch.randn, device="cuda")
+    formula, angles = fused.NORMS["LlamaRMSNorm"], draw(1, 1, num_tokens, 128)
+    x, weight, grad = draw(num_tokens, 4096), 1 + 0.1 * draw(4096), draw(num_tokens, 4096)
+    scale = torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-5)
+    heads = draw(1, num_tokens, 8, 128).bfloat16().transpose(1, 2)
+    gate, up, out = (draw(num_tokens, 14336).bfloat16() for _ in range(3))
+    bf16, fp32 = torch.bfloat16, torch.float32
+    calls = {
+        fused.normalise: (x, weight, 1e-5, formula, bf16),
+        fused.normalise_backward: (grad.bfloat16(), x, weight, scale.float(), formula),
+        fused.turn: (heads, angles.cos(), angles.sin(), bf16),
+        fused.turn_backward: (heads, angles.cos(), angles.sin(), bf16),
+        fused.gated: (gate, up, "silu"),
+        fused.gated_backward: (out, gate, up, "silu"),
+    }
+    unit = x.double() * scale
+    back = grad.bfloat16().double() * weight.double()
+    hidden_grad = back * scale - unit * scale * (back * unit).mean(-1, keepdim=True)
+    cos, sin, turned = angles.cos().double(), angles.sin().double(), heads.double()
+    half = torch.cat((-turned[..., 64:], turned[..., :64]), -1)
+    first, second = (turned * sin).chunk(2, -1)
+    g, u, o = gate.double(), up.double(), out.double()
+    slope = g.sigmoid() * (1 + g * (1 - g.sigmoid()))
+    active = g * g.sigmoid()
+    expected = {
+        fused.normalise: (unit * weight.double(), scale),
+        fused.normalise_backward: (hidden_grad, (grad.bfloat16().double() * unit).sum(0)),
+        fused.turn: (turned * cos + half * sin,),
+        fused.turn_backward: (turned * cos + torch.cat((second, -first), -1),),
+        fused.gated: (active * u,),
+        fused.gated_backward: (o * u * slope, o * active, active * u),
+    }
+    for function, arguments in calls.items():
+        found = compiled(function)(*arguments)
+        found = found if isinstance(found, tuple) else (found,)
+        for got, wanted in zip(found, expected[function], strict=True):
+            tolerance = 1e-5 if got.dtype == fp32 else 8e-3
+            error_ = ((got.double() - wanted).norm() / wanted.norm()).item()
+            assert error_ < tolerance, (function.__name__, error_)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gradients_of_weights_are_not_rounded_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    grad, input_ = (torch.randn(4096, n, device="cuda").bfloat16() for n in (512, 768))
+    found = weight_gradient(grad, input_, torch.empty(512, 768, device="cuda"))
+    exact = grad.double().T @ input_.double()
+    assert found.dtype == torch.float32
+    assert ((found.double() - exact).norm() / exact.norm()).item() < 1e-5

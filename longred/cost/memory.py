@@ -28,6 +28,9 @@ The CUDA context with its kernels takes about 0.7 GiB, workspaces of cuBLAS and 
 the allocator cannot give out for fragmentation is the rest.
 """
 
+MULTIPROCESSORS = 132
+"""Of a Hopper GPU; FlashAttention's deterministic backward pass has a copy for each, by head."""
+
 MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}
 """Of the optimizer's state, for every trained weight."""
 
@@ -231,8 +234,15 @@ def _mlp_gradients(shape: ModelShape, job: TrainingJob) -> float:
 
 
 def _attention_gradients(shape: ModelShape, job: TrainingJob) -> float:
-    """Return the gradients alive at once around attention, bytes a token: its four tensors'."""
-    return _width(job) * 2.0 * (shape.attention_size + shape.key_size)
+    """Return the gradients alive at once around attention, bytes a token: its four tensors'.
+
+    Deterministic, FlashAttention sums the queries' in float32 copies.
+    """
+    gradients = _width(job) * 2.0 * (shape.attention_size + shape.key_size)
+    if job.deterministic and _width(job) == 2:
+        copies = -(-MULTIPROCESSORS // shape.num_heads)
+        gradients += 4.0 * copies * shape.attention_size
+    return gradients
 
 
 def _distilled(job: TrainingJob, batch: Batches) -> int:

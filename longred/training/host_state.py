@@ -21,6 +21,10 @@ from longred.training.sharding import divided_like, local
 PART_BYTES = 2**29
 """Weights of a part, bytes; their state is up to twice that."""
 
+SLAB_BYTES = 2**30
+"""Pinned memory taken at once: torch rounds each piece up to a power of two, up to twice its size.
+"""
+
 PARTS_ON_DEVICE = 3
 """Parts whose state is on the device at once: on its way in, in work, on its way out."""
 
@@ -41,6 +45,9 @@ class HostState:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._homes: dict[str, torch.device] = {}
         self._divided: dict[str, bool] = {}
+        self._pinned = _PinnedSlabs()
+        # Made once: each new stream would have memory of its own.
+        self._lanes = _lanes(part_device(inner.param_groups))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -54,7 +61,7 @@ class HostState:
     def step(self) -> None:
         """Take one step, part by part."""
         groups = self.inner.param_groups
-        lanes = _lanes(part_device(groups))
+        lanes = self._lanes
         parts = list(self._parts())
         sent = self._send(parts[0], lanes) if parts else {}
         try:
@@ -89,21 +96,26 @@ class HostState:
             self._divided[kind] = isinstance(value, DTensor)
             value = local(value)
             if kind not in kept:
-                kept[kind] = _each(value, functools.partial(_host_like, pinned=weight.is_cuda))
+                kept[kind] = _each(value, self._pinned.like if weight.is_cuda else _host_like)
             for target, plain in zip(_plain(kept[kind]), _plain(value), strict=True):
                 target.copy_(plain, non_blocking=True)
 
     def _send(self, part: list[Tensor], lanes: "_Lanes") -> dict[Tensor, dict[str, Tensor]]:
         """Start a part's state on its way to the weights' device."""
         found: dict[Tensor, dict[str, Tensor]] = {weight: {} for weight in part}
+        lanes.await_room()
+        places: list[tuple[Tensor, Tensor]] = []
+        for weight in part:
+            for kind, value in self.state.get(weight, {}).items():
+                place = functools.partial(_place_for, device=self._homes[kind])
+                sent = _each(value, place)
+                places += zip(_plain(sent), _plain(value), strict=True)
+                if self._divided[kind]:
+                    sent = divided_like(weight, sent)
+                found[weight][kind] = sent
         with lanes.into():
-            for weight in part:
-                for kind, value in self.state.get(weight, {}).items():
-                    send = functools.partial(_sent, device=self._homes[kind])
-                    sent = _each(value, send)
-                    if self._divided[kind]:
-                        sent = divided_like(weight, sent)
-                    found[weight][kind] = sent
+            for target, plain in places:
+                target.copy_(plain, non_blocking=True)
         return found
 
     def _parts(self) -> Iterator[list[Tensor]]:
@@ -124,6 +136,9 @@ class HostState:
 
 class _Lanes:
     """Both ways between host and device and the work there, in one lane: nothing overlaps."""
+
+    def await_room(self) -> None:
+        """Wait until no more parts are on the device than may be, with one more."""
 
     def into(self) -> contextlib.AbstractContextManager[Any]:
         """Copy to the device inside."""
@@ -149,8 +164,9 @@ class _Lanes:
 class _GpuLanes(_Lanes):
     """Streams for the two ways, beside the one on which the optimizer works.
 
-    Memory made on one stream and read on another is not the allocator's again before the reader is
-    done. The host waits for old parts, so that it does not run ahead and fill the device.
+    All memory is the working stream's, and what is read on another is not the allocator's again
+    before the reader is done. The host waits for old parts, so that it does not run ahead and fill
+    the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -160,11 +176,16 @@ class _GpuLanes(_Lanes):
         self.inward, self.outward = new_stream(device), new_stream(device)
         self.returned: collections.deque[torch.cuda.Event] = collections.deque()
 
-    def into(self) -> contextlib.AbstractContextManager[Any]:
-        """Copy to the device inside."""
+    def await_room(self) -> None:
+        """Wait until no more parts are on the device than may be, with one more."""
         # The part that leaves and the one in work are PARTS_ON_DEVICE with this one.
         while len(self.returned) > PARTS_ON_DEVICE - 2:
             self.returned.popleft().synchronize()
+
+    def into(self) -> contextlib.AbstractContextManager[Any]:
+        """Copy to the device inside."""
+        # What had this memory before on the working stream is done with it.
+        self.inward.wait_stream(self.work)
         return torch.cuda.stream(self.inward)
 
     def await_state(self) -> None:
@@ -187,12 +208,12 @@ class _GpuLanes(_Lanes):
         for value in state:
             for plain in _plain(local(value)):
                 if plain.is_cuda:
-                    plain.record_stream(self.work)
                     plain.record_stream(self.outward)
 
     def finish(self) -> None:
         """Wait for all copies."""
         torch.cuda.synchronize(self.device)
+        self.returned.clear()
 
 
 def _lanes(device: torch.device) -> _Lanes:
@@ -205,12 +226,41 @@ def part_device(groups: list[dict[str, Any]]) -> torch.device:
     return device
 
 
-def _sent(plain: Tensor, device: torch.device) -> Tensor:
-    return plain.to(device, non_blocking=True, copy=True)
+def _place_for(plain: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_like(plain, device=device)
 
 
-def _host_like(plain: Tensor, *, pinned: bool) -> Tensor:
-    return torch.empty_like(plain, device="cpu", pin_memory=pinned)
+def _host_like(plain: Tensor) -> Tensor:
+    return torch.empty_like(plain, device="cpu")
+
+
+class _PinnedSlabs:
+    """Pinned host memory, given out of slabs whose sizes torch does not round up."""
+
+    ALIGNMENT = 512
+
+    def __init__(self) -> None:
+        self.slabs: list[Tensor] = []
+        self.used: list[int] = []
+
+    def like(self, plain: Tensor) -> Tensor:
+        """Return pinned memory for a tensor's values, contiguous."""
+        size = -(-max(plain.nbytes, 1) // self.ALIGNMENT) * self.ALIGNMENT
+        slab = next((i for i, slab in enumerate(self.slabs) if self._room(i) >= size), None)
+        if slab is None:
+            slab = len(self.slabs)
+            self.slabs.append(self._new(max(SLAB_BYTES, 1 << (size - 1).bit_length())))
+            self.used.append(0)
+        start = self.used[slab]
+        self.used[slab] += size
+        values = self.slabs[slab][start : start + plain.nbytes]
+        return values.view(plain.dtype).view(plain.shape)
+
+    def _room(self, slab: int) -> int:
+        return len(self.slabs[slab]) - self.used[slab]
+
+    def _new(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def _each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:

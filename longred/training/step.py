@@ -21,6 +21,7 @@ from longred.activations import holding_activations
 from longred.architectures import logit_softcap
 from longred.attention import Captured
 from longred.data.loader import Rows
+from longred.fused import as_written
 from longred.methods import Term
 from longred.objectives import OBJECTIVES, Outputs, Passes
 from longred.objectives.table import first_window
@@ -294,19 +295,20 @@ class Objectives:
             own_BT[:, batch.tokens] = shown_BT[:, batch.tokens]
             if self._is_shared(batch):
                 shown_BT = documents_of(own_BT, shown_BT, batch.document_ids_BT)
-            rows = [
-                _run(
-                    model,
-                    batch.input_ids_BT[row : row + 1, shown_T],
-                    layers,
-                    False,
-                    None,
-                    None
-                    if batch.document_ids_BT is None
-                    else batch.document_ids_BT[row : row + 1, shown_T],
-                ).states
-                for row, shown_T in enumerate(shown_BT)
-            ]
+            with as_written():
+                rows = [
+                    _run(
+                        model,
+                        batch.input_ids_BT[row : row + 1, shown_T],
+                        layers,
+                        False,
+                        None,
+                        None
+                        if batch.document_ids_BT is None
+                        else batch.document_ids_BT[row : row + 1, shown_T],
+                    ).states
+                    for row, shown_T in enumerate(shown_BT)
+                ]
         kept = [own_T[shown_T] for own_T, shown_T in zip(own_BT, shown_BT, strict=True)]
         return Outputs(
             {

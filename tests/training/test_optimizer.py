@@ -123,6 +123,8 @@ on_gpu = [
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
 def test_state_in_host_memory_changes_no_bit(kind, device, make_job: MakeJob, monkeypatch):
+    if kind == "adamw8bit":
+        pytest.importorskip("torchao")
     monkeypatch.setattr(host_state, "PART_BYTES", 1000)
     job = make_job(optimizer=kind, learning_rate=1e-2)
     weights, states = [], []
@@ -186,3 +188,21 @@ def test_state_of_another_model_is_refused(make_job: MakeJob):
         )
     with pytest.raises(MismatchError, match="shape"):
         load_optimizer_tensors(optimizer, model, {**tensors, "exp_avg.0.bias": torch.ones(9)})
+
+
+def test_pinned_memory_is_given_out_of_few_slabs(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU machine they are pinned; what is given out is the same."""
+    slabs = host_state._PinnedSlabs()
+    monkeypatch.setattr(slabs, "_new", lambda size: torch.zeros(size, dtype=torch.uint8))
+    monkeypatch.setattr(host_state, "SLAB_BYTES", 4096)
+    likes = [torch.empty(300), torch.empty(10, 100, dtype=torch.uint8), torch.empty(()),
+             torch.empty(2000), torch.empty(200, dtype=torch.bfloat16)]  # fmt: skip
+    given = [slabs.like(like) for like in likes]
+    for number, (place, like) in enumerate(zip(given, likes, strict=True)):
+        assert (place.shape, place.dtype) == (like.shape, like.dtype)
+        assert place.is_contiguous()
+        place.fill_(number + 1)
+    assert all(bool((place == number + 1).all()) for number, place in enumerate(given))
+    # 1,536 + 1,024 + 512 and 512 bytes of the first; 8,000 are a slab of their own.
+    assert [len(slab) for slab in slabs.slabs] == [4096, 8192]
+    assert slabs.used == [3584, 8192]
