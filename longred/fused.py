@@ -204,8 +204,9 @@ class _Norm(torch.autograd.Function):
 def _fuse_attention(module: Any) -> None:
     """Let an attention layer turn queries and keys by `rotated`, and round its input once."""
     forward = type(module).forward
-    if ROPE_NAME not in forward.__globals__:
-        raise AssertionError(f"{type(module).__name__}.forward does not call {ROPE_NAME}")
+    if ROPE_NAME not in forward.__code__.co_names:
+        log.warning("%s does not call %s: RoPE is not fused", type(module).__name__, ROPE_NAME)
+        return
     # The same code under its own globals: the module of transformers stays as it is for others.
     own = types.FunctionType(
         forward.__code__,

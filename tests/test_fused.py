@@ -198,6 +198,19 @@ def test_a_held_layer_holds_what_the_docstring_says(as_on_a_gpu: None) -> None:
     assert held[True] < 0.62 * held[False]
 
 
+def test_attention_that_is_not_known_is_left_to_transformers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama import modeling_llama
+
+    def forward(self: object, *args: object, **kwargs: object) -> None:
+        """A version of transformers that turns queries elsewhere."""
+
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", forward)
+    build("llama", is_fused=True)
+    assert "LlamaAttention does not call apply_rotary_pos_emb: RoPE is not fused" in caplog.text
+
+
 def test_the_modules_of_transformers_stay_as_they_are() -> None:
     from transformers.models.llama import modeling_llama
 
