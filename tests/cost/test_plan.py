@@ -23,7 +23,7 @@ from longred.cost.plan import (
     step_seconds,
     update_seconds,
 )
-from longred.cost.recipe import jobs, lengths_of
+from longred.cost.recipe import choose_speeds, jobs, lengths_of
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import GIB, Speeds, known
 from longred.errors import PreflightError
@@ -95,6 +95,14 @@ def test_attention_takes_the_papers_time() -> None:
     assert flops_seconds(Flops(attention_forward=forward), 32768, h100) == pytest.approx(
         forward / (0.545 * 989e12)
     )
+
+
+def test_a_deterministic_training_is_planned_without_cudnn(shape: ModelShape) -> None:
+    config = load_config("llama3-8b-32k", ["training.deterministic=true"])
+    speeds = choose_speeds(config, shape, device="h200")
+    assert speeds == known("h200", backend="flash_attention_2")
+    config = load_config("llama3-8b-32k", [])
+    assert choose_speeds(config, shape, device="h200") == known("h200")
 
 
 def test_relations_take_float32_time() -> None:
