@@ -2,7 +2,8 @@
 
 Inputs and weights are scaled by their largest value and rounded to e4m3, gradients to e5m2, anew in
 every pass (torchao's tensorwise recipe; the formats are those of arXiv 2209.05433). Masters,
-gradients of weights and everything between the layers stay as they are without.
+gradients of weights and everything between the layers stay as they are without. A weight is rounded
+to bfloat16 before: several processes gather it so, and one process computes what they do.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longred.compiling import compiled
@@ -67,11 +68,23 @@ def to_fp8(model: PreTrainedModel, *, emulate: bool = False, is_compiled: bool =
             module_filter_fn=lambda module, name: not any(s % 16 for s in module.weight.shape),
             config=Float8LinearConfig(emulate=emulate),
         )
-    if is_compiled:
-        changed = _changed(model)
-        forwards = {kind: compiled(kind.forward) for kind in {type(module) for module in changed}}
-        for module in changed:
-            module.forward = functools.partial(forwards[type(module)], module)
+    forward = compiled(_forward) if is_compiled else _forward
+    for module in _changed(model):
+        module.forward = functools.partial(forward, module)
+
+
+def _forward(linear: Any, input_: Tensor) -> Tensor:
+    from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
+
+    device = input_.device.type
+    if torch.is_autocast_enabled(device):
+        input_ = input_.to(torch.get_autocast_dtype(device))
+    # Compiled, the master is what is held until the backward pass, not what it is rounded to.
+    weight_OI = linear.weight.to(torch.bfloat16)
+    output: Tensor = matmul_with_hp_or_float8_args.apply(
+        input_, weight_OI.t(), linear.linear_mm_config, linear.config
+    )
+    return output if linear.bias is None else output + linear.bias.to(output.dtype)
 
 
 def _changed(model: PreTrainedModel) -> list[Any]:

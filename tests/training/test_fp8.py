@@ -43,7 +43,8 @@ def test_a_layer_against_the_rounding_written_out(tiny_model_folder: Path):
     assert type(layer).__name__ == "Float8Linear"
     assert type(model.lm_head) is nn.Linear
     input_ = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    expected = e4m3(input_.double()) @ e4m3(layer.weight.detach().double()).T
+    weight = layer.weight.detach().bfloat16().double()
+    expected = e4m3(input_.double()) @ e4m3(weight).T
     torch.testing.assert_close(layer(input_).double(), expected, rtol=1e-4, atol=1e-5)
     with fp8.without_fp8(model):
         assert torch.equal(layer(input_), nn.functional.linear(input_, layer.weight))
@@ -69,6 +70,21 @@ def test_compiled_layers_round_as_others_do(tiny_model_folder: Path):
         grads.append(model.model.layers[0].mlp.up_proj.weight.grad)
     for plain, compiled in (states, grads):
         assert float((compiled - plain).norm() / plain.norm()) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_layer_holds_its_master_and_no_copy(tiny_model_folder: Path):
+    model = load_model(tiny_model_folder)
+    fp8.to_fp8(model, emulate=True, is_compiled=True)
+    layer = model.model.layers[0].mlp.up_proj
+    held: list[torch.Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t), t)[1], lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        layer(torch.randn(5, 64, requires_grad=True))
+    own = layer.weight.untyped_storage().data_ptr()
+    weights = [t for t in held if t.numel() == layer.weight.numel()]
+    assert [t.untyped_storage().data_ptr() for t in weights] == [own]
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTING)
