@@ -25,8 +25,6 @@ SMALL = [
     "data.num_held_out_tokens=4096",
     "profiling.num_tokens=1024",
     "training.num_threads=1",
-    # Processors without bfloat16 products take them ten times as long.
-    "training.dtype=float32",
     "training.step_tokens=2048",
     "training.micro_batch_tokens=2048",
     "training.baselines=[]",
