@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import inspect
 import os
 import shutil
 import sysconfig
@@ -46,10 +47,17 @@ A training has few: rows of a bucket have one length. torch's own limit is 8.
 
 def compiled(forward: Forward) -> Forward:
     """Return a function that torch compiles for each shape, keeping eager mode's roundings."""
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
-    options: dict[str, Any] = {"emulate_precision_casts": True}
-    made: Forward = torch.compile(forward, dynamic=False, options=options)
+    settings: dict[str, Any] = {
+        "dynamic": False,
+        "options": {"emulate_precision_casts": True},
+    }
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        # Since torch 2.12 the configuration is a thread's own: backward passes have another.
+        settings["recompile_limit"] = SHAPES
+    else:
+        dynamo: Any = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+    made: Forward = torch.compile(forward, **settings)
     return made
 
 
@@ -63,20 +71,26 @@ def compiler_problem(device: str) -> str | None:
     # Triton builds the piece that starts its kernels.
     if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang")))):
         return "needs a C compiler for Triton; install gcc"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+    # Where Triton looks: Debian's own scheme names a folder without headers.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    if not (Path(sysconfig.get_path("include", scheme)) / "Python.h").is_file():
         return "needs Python's headers for Triton; install python3-dev"
     return None
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device, setting: str) -> None:
     """Refuse to compile where torch's compiler has no compiler to call.
+
+    Args:
+        device: whose kernels are wanted.
+        setting: the dotted key that asks for them.
 
     Raises:
         PreflightError: a C++ compiler (CPU), Triton or what that needs (GPU) is missing.
     """
     problem = compiler_problem(device.type)
     if problem:
-        raise PreflightError(f"training.compile: {problem}, or set it to false")
+        raise PreflightError(f"{setting}: {problem}, or set it to false")
 
 
 def _forward(layer: Any, plain: Forward, *args: Any, **kwargs: Any) -> Any:

@@ -120,12 +120,15 @@ def test_rows_that_processes_cannot_divide_are_refused_with_the_recipe():
     ("change", "problem"),
     [
         ("training.device=cuda", r"^training\.device: cuda is asked for but torch finds no GPU"),
-        ("training.fp8=true", r"training\.fp8: needs a GPU of compute capability 8\.9"),
+        (
+            "training.fp8=true training.dtype=bfloat16",
+            r"training\.fp8: needs a GPU of compute capability 8\.9",
+        ),
     ],
 )
 def test_what_the_machine_lacks(change: str, problem: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    config = load_config("demo", [change])
+    config = load_config("demo", change.split())
     with pytest.raises(PreflightError, match=problem):
         check_trainings(config)
     # A launcher of the user's own may start the trainers elsewhere.

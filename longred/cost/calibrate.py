@@ -3,6 +3,7 @@
 The speed of memory is that of a product of a matrix with one vector, which does nothing but read.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,8 +16,10 @@ from longred.cost.machine import memory_of
 from longred.cost.memory import CHUNK_TOKENS
 from longred.cost.shape import ModelShape
 from longred.cost.speeds import Speeds, key_of, known
+from longred.objectives.precision import product
 
 MIN_SECONDS = 0.25
+GPU_SECONDS = 0.02
 MAX_TOKENS = 8192
 """Products of more rows are no faster."""
 
@@ -82,22 +85,25 @@ def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOPs a second of a large product of matrices."""
     size = 4096 if device.type == "cuda" else 1024
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2.0 * size**3 / _seconds(lambda: left @ right, device, at_least=0.1)
+    return 2.0 * size**3 / call_seconds(lambda: left @ right, device, at_least=0.1)
 
 
 def _product_seconds(
     rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Return the time of a linear layer's three products: output, and both gradients."""
+    """Return the time of a linear layer's three products: output, and both gradients.
+
+    The weight's is taken into float32, as the trainer takes it.
+    """
     x = torch.randn(rows, inputs, device=device, dtype=dtype, generator=_generator(device))
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype, generator=_generator(device))
 
     def products() -> None:
         y = torch.nn.functional.linear(x, weight)
         y @ weight
-        y.T @ x
+        product(y.T, x, torch.float32)
 
-    return _seconds(products, device)
+    return call_seconds(products, device)
 
 
 def _attention(
@@ -124,36 +130,50 @@ def _attention(
     )
     flops = 4.0 * rows * length * shape.attention_size * (length + 1) / 2
     with torch.no_grad():
-        forward = _seconds(lambda: kernel.attend(query, key, value, Rules()), device)
+        forward = call_seconds(lambda: kernel.attend(query, key, value, Rules()), device)
 
     def both() -> None:
         output: Tensor = kernel.attend(query, key, value, Rules())
         torch.autograd.grad(output, (query, key, value), torch.ones_like(output))
 
-    backward = max(_seconds(both, device) - forward, forward)
+    backward = max(call_seconds(both, device) - forward, forward)
     return flops / forward, 2.0 * flops / backward
 
 
 def _bandwidth(device: torch.device) -> float:
-    size = 8192 if device.type == "cuda" else 4096
+    # On a GPU a gibibyte, of which its caches hold little.
+    size = 16384 if device.type == "cuda" else 4096
     matrix = torch.ones(size, size, device=device)
     vector = torch.ones(size, device=device)
-    return 4.0 * size * size / _seconds(lambda: matrix @ vector, device)
+    return 4.0 * size * size / call_seconds(lambda: matrix @ vector, device)
 
 
-def _seconds(
+def call_seconds(
     work: Callable[[], object], device: torch.device, *, at_least: float = MIN_SECONDS
 ) -> float:
-    """Return the time of a call: a GPU's median; a CPU's best, since others work on it too."""
-    work()
+    """Return the time of a call: a GPU's median; a CPU's best, since others work on it too.
+
+    On a GPU calls follow each other for 20 ms between two waits: a training starts a kernel while
+    the one before runs, so the time to start it and to hear of its end must not count.
+    """
+    timed(work, device)
+    num_calls = 1
+    if device.type == "cuda":
+        num_calls = max(1, math.ceil(GPU_SECONDS / timed(work, device)))
     times: list[float] = []
-    while sum(times) < at_least or len(times) < 3:
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - start)
+    while num_calls * sum(times) < at_least or len(times) < 3:
+        times.append(timed(work, device, num_calls=num_calls) / num_calls)
     return min(times) if device.type == "cpu" else sorted(times)[len(times) // 2]
+
+
+def timed(work: Callable[[], object], device: torch.device, *, num_calls: int = 1) -> float:
+    """Return the seconds of so many calls, from when the device is idle until it is again."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(num_calls):
+        work()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

@@ -11,13 +11,8 @@ from longred.training.job import TrainingJob
 
 
 def prepare(job: TrainingJob) -> None:
-    """Set up torch for a training in this process, before anything is put on a GPU.
-
-    Memory of a GPU is taken in segments that grow: micro-batches of three shapes would otherwise
-    leave holes that none of the others fits into. A variable that is set already stays as it is.
-    """
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    """Set up torch for a training in this process, before anything is put on a GPU."""
+    grow_segments()
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     if job.deterministic:
@@ -28,6 +23,16 @@ def prepare(job: TrainingJob) -> None:
         settings.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(job.seed)
+
+
+def grow_segments() -> None:
+    """Let memory of a GPU be taken in segments that grow; before the first call to CUDA.
+
+    Micro-batches of three shapes would otherwise leave holes that none of the others fits into.
+    What the environment says already stays.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def environment_of(device: torch.device, job: TrainingJob) -> dict[str, Any]:

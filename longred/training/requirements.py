@@ -47,7 +47,9 @@ def check_machine(job: TrainingJob, device: torch.device) -> None:
     """
     if job.fp8:
         check_fp8(device)
+        if device.type == "cuda":
+            check_compiler(device, "training.fp8")
     if job.compile:
-        check_compiler(device)
+        check_compiler(device, "training.compile")
     if job.optimizer == "adamw8bit":
         adamw8bit_class()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from longred.errors import BY_EXIT_CODE, LongredError, PreflightError, Stopped
 from longred.models import choose_device
+from longred.training.environment import grow_segments
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others; one that died is noticed at once, by its connection."""
@@ -122,6 +123,7 @@ def joined(device: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
+    grow_segments()
     on_gpu = choose_device(device, "training.device").type == "cuda"
     num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu:

@@ -1,5 +1,7 @@
 """Memory by part, against what autograd really holds."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,7 +44,8 @@ def held_bytes(dtype: str, *, is_fused: bool, fp8: bool = False) -> float:
     )
     guard(model)
     if fp8:
-        to_fp8(model, emulate=True)
+        # Compiled as on a GPU, where the rounded weights are not held.
+        to_fp8(model, emulate=True, is_compiled=True)
     if is_fused:
         fuse(model)
     hold_no_copies(model)
@@ -80,7 +83,10 @@ def make_plain_job(**values: object) -> TrainingJob:
         ("bfloat16", True, False),
         ("float32", False, False),
         ("bfloat16", False, False),
-        ("bfloat16", True, True),
+        pytest.param(
+            *("bfloat16", True, True),
+            marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
+        ),
     ],
 )
 def test_activations_are_what_autograd_holds(

@@ -3,6 +3,7 @@
 import copy
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from longred import attention
 from longred.activations import checkpoint_activations
-from longred.compiling import check_compiler, compile_layers
+from longred.compiling import check_compiler, compile_layers, compiled
 from longred.errors import PreflightError
 from longred.mlp_tiles import tile_mlps
 from longred.models import hidden_states
@@ -129,10 +130,27 @@ def test_a_training_takes_the_same_steps(method, make_job, tmp_path: Path):
     assert metrics[True] == pytest.approx(metrics[False], rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_more_shapes_than_torch_allows_are_compiled_in_any_thread():
+    double = compiled(lambda x: x.sin() * 2.0)
+
+    def ten_shapes() -> None:
+        # Backward passes on a GPU run in a thread of autograd's.
+        for size in range(2, 12):
+            double(torch.ones(size))
+
+    torch._dynamo.utils.counters.clear()
+    thread = threading.Thread(target=ten_shapes)
+    thread.start()
+    thread.join()
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 10
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(PreflightError, match=r"training\.compile: needs a C\+\+ compiler"):
-        check_compiler(torch.device("cpu"))
+        check_compiler(torch.device("cpu"), "training.compile")
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(PreflightError, match=r"training\.compile: needs Triton"):
-        check_compiler(torch.device("cuda"))
+    with pytest.raises(PreflightError, match=r"training\.fp8: needs Triton"):
+        check_compiler(torch.device("cuda"), "training.fp8")

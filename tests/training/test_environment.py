@@ -8,9 +8,11 @@ import pytest
 import torch
 from tiny_training import MakeJob
 
+from longred.errors import PreflightError
 from longred.training.environment import environment_of, prepare
 from longred.training.meter import MACHINE_METRICS
 from longred.training.trainer import Trainer
+from longred.training.world import joined
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG")
 
@@ -38,6 +40,18 @@ def test_memory_grows_in_segments_unless_the_user_chose(
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
     prepare(make_job())
     assert "PYTORCH_ALLOC_CONF" not in os.environ
+
+
+def test_processes_choose_before_they_ask_for_their_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def asked(*_: object) -> torch.device:
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+        raise PreflightError("no GPU")
+
+    monkeypatch.setattr("longred.training.world.choose_device", asked)
+    with pytest.raises(PreflightError, match="no GPU"), joined("cuda"):
+        pass
 
 
 def test_a_deterministic_training_takes_the_same_steps(make_job: MakeJob, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu.child import Check
 from gpu.sizes import calibrated, device_of, dtype_of, scale_of, speeds_of
-from gpu.timing import median_seconds
 from longred.attention import BACKENDS, Needs, Rules
 from longred.attention.documents import whole_rows
 from longred.attention.varlen import attend_varlen, supports
+from longred.cost.calibrate import call_seconds
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -93,20 +93,20 @@ def _one(check: Check, name: str, length: int, attend: Attend, device: torch.dev
         for n in (heads, key_heads, key_heads)
     ]
     with torch.no_grad():
-        forward = median_seconds(lambda: attend(*tensors), device, at_least=0.1)
+        forward = call_seconds(lambda: attend(*tensors), device, at_least=0.1)
     output = attend(*tensors)
     gradient = torch.ones_like(output)
-    backward = median_seconds(
+    backward = call_seconds(
         lambda: torch.autograd.grad(output, tensors, gradient, retain_graph=True),
         device,
         at_least=0.1,
     )
-    # Two products of T (T + 1) / 2 logits a head forward; five, of which one again, backward.
+    # Two products of T (T + 1) / 2 logits a head; backward counts as two forwards, as in the plan.
     flops = 2.0 * rows * heads * length * (length + 1) * dim
     planned = speeds_of(check).attention(length)
     here = calibrated(check).attention(length)
     keys = ("forward_flops_per_second", "backward_flops_per_second")
-    rates = (flops / forward, 2.5 * flops / backward)
+    rates = (flops / forward, 2.0 * flops / backward)
     check.line(
         name,
         settings={"length": length, "rows": rows, "dtype": str(dtype_of(check))},

@@ -1,13 +1,15 @@
 """One micro-batch of each bucket, three times, at the largest depth that fits and a smaller one."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from training import top_costs
 
 from gpu.child import Check
 from gpu.sizes import deepest, device_of, fitting, shallow
-from gpu.steps import release, trainer_at, write_batch
+from gpu.steps import backward, release, trainer_at, write_batch
 
 BUCKETS = ("long", "short", "original")
 
@@ -46,4 +48,8 @@ def _all(
 ) -> None:
     with trainer_at(check, layers, changed) as (trainer, batches):
         for bucket in BUCKETS:
-            write_batch(check, trainer, batches[bucket], layers, changed, with_costs=with_costs)
+            write_batch(check, trainer, batches[bucket], layers, changed)
+        # Last: a profiler's own memory and hooks must not count.
+        for bucket in BUCKETS if with_costs else ():
+            costs = top_costs(functools.partial(backward, trainer, batches[bucket]), trainer.device)
+            check.line(f"{bucket}-costs", settings={"layers": layers}, measured={"kernels": costs})

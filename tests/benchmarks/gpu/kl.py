@@ -5,7 +5,7 @@ import torch
 
 from gpu.child import Check
 from gpu.sizes import device_of, scale_of
-from gpu.timing import timed
+from longred.cost.calibrate import timed
 from longred.profiling.attention_kl import attention_kl
 
 LAYERS = {32768: 8, 131072: 2}

@@ -1,6 +1,7 @@
 """Which machine this is: device, driver, libraries, and whether CUDA works in this process."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ def measure(check: Check) -> None:
         "length": scale.length,
         "versions": versions(),
         "has_cuda_build": torch.version.cuda is not None,
+        "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""),
         "problem": "",
     }
     if not check.tiny:

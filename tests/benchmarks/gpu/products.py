@@ -8,9 +8,10 @@ from torch import Tensor
 
 from gpu.child import Check
 from gpu.sizes import calibrate_here, device_of, dtype_of, scale_of, shape_at, speeds_of
-from gpu.timing import median_seconds
+from longred.cost.calibrate import call_seconds
 from longred.cost.memory import CHUNK_TOKENS
 from longred.cost.plan import HOST_BANDWIDTH
+from longred.objectives.precision import product
 
 
 def measure(check: Check) -> None:
@@ -25,7 +26,7 @@ def measure(check: Check) -> None:
     sizes = {(linear.inputs, linear.outputs): rows for linear in shape.linears.values()}
     sizes[shape.hidden_size, shape.vocab_size] = min(rows, CHUNK_TOKENS)
     for (inputs, outputs), rows in sizes.items():
-        seconds = median_seconds(_products(rows, inputs, outputs, device, dtype_of(check)), device)
+        seconds = call_seconds(_products(rows, inputs, outputs, device, dtype_of(check)), device)
         is_head = outputs == shape.vocab_size
         check.line(
             f"{inputs}x{outputs}",
@@ -42,7 +43,7 @@ def measure(check: Check) -> None:
 def _products(
     rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], None]:
-    """Return a linear layer's three products: output, gradient of input, gradient of weight."""
+    """Return a linear layer's three products: output, gradient of input, that of weight in fp32."""
 
     def random(*size: int) -> Tensor:
         return torch.randn(size, device=device, dtype=dtype)
@@ -52,7 +53,7 @@ def _products(
     def work() -> None:
         _ = x @ weight.T
         _ = gradient @ weight
-        _ = gradient.T @ x
+        _ = product(gradient.T, x, torch.float32)
 
     return work
 
@@ -61,7 +62,7 @@ def _copies(check: Check, device: torch.device, bandwidth: float) -> None:
     size = 2**24 if check.tiny else 2**31
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = median_seconds(lambda: target.copy_(source), device)
+    seconds = call_seconds(lambda: target.copy_(source), device)
     check.line(
         "copy",
         settings={"bytes": size},
@@ -75,7 +76,7 @@ def _copies(check: Check, device: torch.device, bandwidth: float) -> None:
         "to-device": (target[:size], host),
         "to-host": (host, target[:size]),
     }.items():
-        seconds = median_seconds(lambda to=to, origin=origin: to.copy_(origin), device)
+        seconds = call_seconds(lambda to=to, origin=origin: to.copy_(origin), device)
         check.line(
             name,
             settings={"bytes": size, "pinned": on_gpu},

@@ -50,6 +50,10 @@ class Runner:
             # An import may have touched the driver, which no forked process can use then.
             self._context = multiprocessing.get_context("spawn")
             found = self._machine()
+            if found["problem"]:
+                # Some virtual machines refuse the calls that growing segments are made of.
+                os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:False"
+                found = self._machine()
         self.machine = found
         return found
 

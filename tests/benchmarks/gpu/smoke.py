@@ -11,7 +11,9 @@ import training
 
 from gpu.child import Check
 from gpu.sizes import device_of, scale_of
+from longred import fused
 from longred.attention import kernel_report
+from longred.compiling import compiler_problem
 from longred.profiling.attention_kl import attention_kl
 from longred.training.trainer import Trainer
 
@@ -51,6 +53,11 @@ def _train(check: Check) -> None:
     assert all(math.isfinite(value) for value in losses.values()), losses
     assert steps[0]["train/grad_norm"] > 0
     assert steps[1]["train/loss"] != steps[0]["train/loss"], "an update changed nothing"
+    if trainer.device.type == "cuda" and trainer.job.fused:
+        problem = compiler_problem("cuda")
+        assert problem is None, f"norms, RoPE and MLPs ran as written: {problem}"
+        # Those of a norm, RoPE and a gated MLP, forward and backward.
+        assert fused._compiled.cache_info().currsize == 6, fused._compiled.cache_info()
     check.line("training", settings=dict(preset.settings), measured=losses)
 
 

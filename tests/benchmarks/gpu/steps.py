@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpu.child import Check
 from gpu.sizes import job_at, planned_batch, scale_of
-from gpu.timing import timed
+from longred.cost.calibrate import timed
 from longred.cost.machine import peak_bytes
 from longred.methods import Term
 from longred.training.step import MicroBatch
@@ -97,22 +97,16 @@ def write_batch(
     batch: MicroBatch,
     layers: int,
     changed: Mapping[str, Any],
-    with_costs: bool = False,
     **options: Any,
 ) -> None:
     """Measure a micro-batch and write its line, with the plan beside it."""
     measured = measure_batch(trainer, batch, **options)
     lengths = scale_of(check).preset.lengths
-    more = {}
-    if with_costs:
-        # Last: the profiler's own memory must not count.
-        more["top_costs"] = training.top_costs(lambda: backward(trainer, batch), trainer.device)
     check.line(
         batch.bucket,
         settings={"layers": layers, "rows": len(batch.input_ids_BT), "changed": dict(changed)},
         measured=measured,
         planned=planned_batch(check, layers, trainer.job, batch.bucket, lengths),
-        **more,
     )
 
 

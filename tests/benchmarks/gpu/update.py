@@ -12,7 +12,7 @@ import torch
 from gpu.child import Check
 from gpu.sizes import shallow, shape_at, speeds_of
 from gpu.steps import backward, release, trainer_at
-from gpu.timing import timed
+from longred.cost.calibrate import timed
 from longred.cost.plan import update_seconds
 from longred.training.optimizer import build_optimizer, update
 from longred.training.trainer import Trainer
