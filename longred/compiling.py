@@ -52,7 +52,8 @@ def compiled(forward: Forward) -> Forward:
         "options": {"emulate_precision_casts": True},
     }
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        # Since torch 2.12 the configuration is a thread's own: backward passes have another.
+        # Where torch takes a limit here, its configuration is each thread's own, and backward
+        # passes of a GPU run in another thread.
         settings["recompile_limit"] = SHAPES
     else:
         dynamo: Any = torch._dynamo.config

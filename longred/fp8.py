@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from longred.compiling import compiled
 from longred.errors import PreflightError
+from longred.masters import rounded
 
 CAPABILITY = (8, 9)
 """The first compute capability of a GPU that multiplies 8-bit floats."""
@@ -76,13 +77,10 @@ def to_fp8(model: PreTrainedModel, *, emulate: bool = False, is_compiled: bool =
 def _forward(linear: Any, input_: Tensor) -> Tensor:
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
 
-    device = input_.device.type
-    if torch.is_autocast_enabled(device):
-        input_ = input_.to(torch.get_autocast_dtype(device))
     # Compiled, the master is what is held until the backward pass, not what it is rounded to.
     weight_OI = linear.weight.to(torch.bfloat16)
     output: Tensor = matmul_with_hp_or_float8_args.apply(
-        input_, weight_OI.t(), linear.linear_mm_config, linear.config
+        rounded(input_), weight_OI.t(), linear.linear_mm_config, linear.config
     )
     return output if linear.bias is None else output + linear.bias.to(output.dtype)
 

@@ -33,10 +33,12 @@ from transformers import PreTrainedModel
 from longred.compiling import compiled, compiler_problem
 from longred.masters import (
     Kept,
+    autocast_type,
     bias_gradient,
     compute_type,
     input_gradient,
     is_without_output,
+    rounded,
     rounded_product,
     save_first,
     weight_gradient,
@@ -126,7 +128,7 @@ def _fuse_norm(module: Any, *, feeds_linears: bool) -> None:
 
 
 def _norm(module: Any, eps: float, formula: Formula, feeds_linears: bool, hidden: Tensor) -> Tensor:
-    dtype = _autocast_type(hidden) if feeds_linears else None
+    dtype = autocast_type(hidden) if feeds_linears else None
     if dtype is None:
         dtype = hidden.dtype
         if formula.rounds_first:
@@ -222,13 +224,7 @@ def _fuse_attention(module: Any) -> None:
 def _attention(
     forward: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    return forward(_rounded(hidden_states), *args, **kwargs)
-
-
-def _rounded(hidden: Tensor) -> Tensor:
-    """Return what linear layers would each round for themselves."""
-    dtype = _autocast_type(hidden)
-    return hidden if dtype is None else hidden.to(dtype)
+    return forward(rounded(hidden_states), *args, **kwargs)
 
 
 def rotated(
@@ -245,7 +241,7 @@ def rotated(
 
 
 def _turned(x_BHTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    dtype = _autocast_type(x_BHTd) or torch.promote_types(x_BHTd.dtype, cos.dtype)
+    dtype = autocast_type(x_BHTd) or torch.promote_types(x_BHTd.dtype, cos.dtype)
     output: Tensor = _Turn.apply(x_BHTd, cos, sin, dtype)  # type: ignore[no-untyped-call]
     return output
 
@@ -300,12 +296,12 @@ def _fuse_mlp(module: Any, activation: str) -> None:
 
 
 def _mlp(module: Any, activation: str, hidden: Tensor) -> Tensor:
-    hidden = _rounded(hidden)
+    hidden = rounded(hidden)
     return _down(module.down_proj, activation, module.gate_proj(hidden), module.up_proj(hidden))
 
 
 def _phi3_mlp(module: Any, activation: str, hidden: Tensor) -> Tensor:
-    gate, up = module.gate_up_proj(_rounded(hidden)).chunk(2, dim=-1)
+    gate, up = module.gate_up_proj(rounded(hidden)).chunk(2, dim=-1)
     return _down(module.down_proj, activation, gate, up)
 
 
@@ -391,11 +387,6 @@ class _GatedLinear(torch.autograd.Function):
 
 
 # --- How they are run -----------------------------------------------------------------------------
-
-
-def _autocast_type(tensor: Tensor) -> torch.dtype | None:
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 @functools.cache

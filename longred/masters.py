@@ -40,13 +40,22 @@ def _forward(linear: nn.Linear, forward: Forward, input_: Tensor) -> Tensor:
     return forward(input_) if dtype is None else rounded_linear(linear, input_.to(dtype))
 
 
+def autocast_type(tensor: Tensor) -> torch.dtype | None:
+    """Return the type that autocast gives on a tensor's device; None where it is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def rounded(input_: Tensor) -> Tensor:
+    """Return what a linear layer would round its input to."""
+    dtype = autocast_type(input_)
+    return input_ if dtype is None else input_.to(dtype)
+
+
 def compute_type(linear: nn.Linear, input_: Tensor) -> torch.dtype | None:
     """Return the type that autocast gives a trained layer on float32 masters; None elsewhere."""
-    device = input_.device.type
     is_master = linear.weight.dtype == torch.float32
-    if not (is_master and torch.is_autocast_enabled(device) and torch.is_grad_enabled()):
-        return None
-    return torch.get_autocast_dtype(device)
+    return autocast_type(input_) if is_master and torch.is_grad_enabled() else None
 
 
 def rounded_linear(linear: nn.Linear, input_: Tensor) -> Tensor:
@@ -90,10 +99,7 @@ def without_output(linear: nn.Linear | None) -> Iterator[None]:
 
 
 def _unevaluated(linear: nn.Linear, input_: Tensor) -> Tensor:
-    device = input_.device.type
-    if torch.is_autocast_enabled(device):
-        input_ = input_.to(torch.get_autocast_dtype(device))
-    return rounded_linear(linear, input_)
+    return rounded_linear(linear, rounded(input_))
 
 
 class Kept:

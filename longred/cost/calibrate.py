@@ -50,14 +50,14 @@ def calibrate(
     sizes = {(one.inputs, one.outputs): 0 for one in shape.linears.values()}
     for one in shape.linears.values():
         sizes[one.inputs, one.outputs] += one.num_weights
-    seconds = {size: _product_seconds(rows, *size, device, dtype) for size in sizes}
+    seconds = {size: product_seconds(rows, *size, device, dtype) for size in sizes}
     # The decoder's rate: each size weighs as many operations as the model has of it.
     spent = sum(
         weights / (inputs * outputs) * seconds[inputs, outputs]
         for (inputs, outputs), weights in sizes.items()
     )
     chunk = min(CHUNK_TOKENS, rows)
-    head = _product_seconds(chunk, shape.hidden_size, shape.vocab_size, device, dtype)
+    head = product_seconds(chunk, shape.hidden_size, shape.vocab_size, device, dtype)
     matmul = 6.0 * rows * shape.num_linear / spent
     head_flops = 6.0 * chunk * shape.num_head / head
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -88,12 +88,18 @@ def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
     return 2.0 * size**3 / call_seconds(lambda: left @ right, device, at_least=0.1)
 
 
-def _product_seconds(
+def product_seconds(
     rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Return the time of a linear layer's three products: output, and both gradients.
+    """Return the seconds of a linear layer's three products: output, and both gradients.
 
     The weight's is taken into float32, as the trainer takes it.
+
+    Args:
+        rows: tokens.
+        inputs, outputs: features.
+        device: where.
+        dtype: of all but the weight's gradient.
     """
     x = torch.randn(rows, inputs, device=device, dtype=dtype, generator=_generator(device))
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype, generator=_generator(device))

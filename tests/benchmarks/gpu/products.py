@@ -1,17 +1,14 @@
 """Products of the model's own sizes, copies on the device and to the host, and the plan's rates."""
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from gpu.child import Check
 from gpu.sizes import calibrate_here, device_of, dtype_of, scale_of, shape_at, speeds_of
-from longred.cost.calibrate import call_seconds
+from longred.cost.calibrate import call_seconds, product_seconds
 from longred.cost.memory import CHUNK_TOKENS
 from longred.cost.plan import HOST_BANDWIDTH
-from longred.objectives.precision import product
 
 
 def measure(check: Check) -> None:
@@ -26,7 +23,7 @@ def measure(check: Check) -> None:
     sizes = {(linear.inputs, linear.outputs): rows for linear in shape.linears.values()}
     sizes[shape.hidden_size, shape.vocab_size] = min(rows, CHUNK_TOKENS)
     for (inputs, outputs), rows in sizes.items():
-        seconds = call_seconds(_products(rows, inputs, outputs, device, dtype_of(check)), device)
+        seconds = product_seconds(rows, inputs, outputs, device, dtype_of(check))
         is_head = outputs == shape.vocab_size
         check.line(
             f"{inputs}x{outputs}",
@@ -38,24 +35,6 @@ def measure(check: Check) -> None:
             planned={"flops_per_second": planned.head_flops if is_head else planned.matmul_flops},
         )
     _copies(check, device, planned.bandwidth)
-
-
-def _products(
-    rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
-) -> Callable[[], None]:
-    """Return a linear layer's three products: output, gradient of input, that of weight in fp32."""
-
-    def random(*size: int) -> Tensor:
-        return torch.randn(size, device=device, dtype=dtype)
-
-    x, weight, gradient = random(rows, inputs), random(outputs, inputs), random(rows, outputs)
-
-    def work() -> None:
-        _ = x @ weight.T
-        _ = gradient @ weight
-        _ = product(gradient.T, x, torch.float32)
-
-    return work
 
 
 def _copies(check: Check, device: torch.device, bandwidth: float) -> None:
