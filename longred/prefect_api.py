@@ -23,7 +23,25 @@ def ask(
     is_prefect: bool = True,
     method: str | None = None,
 ) -> Any:
-    """Return a service's JSON answer, or None where there is none.
+    """Return a service's JSON answer, or None where it gives none within ten seconds.
+
+    The arguments are those of `request_json`.
+    """
+    try:
+        return request_json(url, question, is_prefect=is_prefect, method=method, seconds=10)
+    except (OSError, http.client.HTTPException, json.JSONDecodeError):
+        return None
+
+
+def request_json(
+    url: str,
+    question: Mapping[str, Any] | Sequence[Any] | None = None,
+    *,
+    is_prefect: bool = True,
+    method: str | None = None,
+    seconds: float,
+) -> Any:
+    """Send one HTTP request without a proxy and return the JSON answer; `{}` for an empty one.
 
     Args:
         url: where to ask, on this machine or where the user says.
@@ -31,16 +49,20 @@ def ask(
         is_prefect: whether the name and password sent, where there are any, are Prefect's; else
             MLflow's.
         method: another HTTP method.
+        seconds: how long each read may take.
+
+    Raises:
+        OSError: the service cannot be reached in time; urllib.error.HTTPError, which is one, where
+            it answers with an error.
+        http.client.HTTPException: the answer is not HTTP.
+        json.JSONDecodeError: the answer is not JSON.
     """
     body = None if question is None else json.dumps(question).encode()
     headers = {"Content-Type": "application/json", **_authorization(is_prefect)}
     request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=10) as answer:
-            return json.loads(answer.read() or "{}")
-    except (OSError, http.client.HTTPException, json.JSONDecodeError):
-        return None
+    with opener.open(request, timeout=seconds) as answer:
+        return json.loads(answer.read() or "{}")
 
 
 def deployed(api: str) -> set[str]:

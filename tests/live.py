@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from longred import services
 from longred.artifacts import Store, read_json
 from longred.flow_host import repository
-from longred.prefect_api import ask
+from longred.prefect_api import request_json
 from longred.runs import RunRecord, is_alive, list_runs, process_identity, read_run
 
 SMALL = [
@@ -49,6 +50,26 @@ def until(works: Callable[[], Any], seconds: float = 120.0) -> Any:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
     return answer
+
+
+def ask(url: str, question: Any = None, *, method: str | None = None) -> Any:
+    """Return a server's JSON answer, and fail with the server's own words where it refuses.
+
+    A server that shares two cores with the tests may take long, and it answers 503 while its
+    database is locked; then nothing was done, and it is asked again.
+    """
+    answers: list[Any] = []
+
+    def is_answered() -> bool:
+        try:
+            answers.append(request_json(url, question, method=method, seconds=120))
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise AssertionError(f"{url}: {error}: {error.read().decode()}") from error
+        return bool(answers)
+
+    until(is_answered)
+    return answers[0]
 
 
 @dataclass
@@ -140,7 +161,8 @@ class Pipeline:
     def cancel(self, flow_run: str) -> None:
         """Do what the button of Prefect's page does."""
         state = {"type": "CANCELLING", "name": "Cancelling"}
-        assert ask(f"{self.api}/flow_runs/{flow_run}/set_state", {"state": state})
+        answer = ask(f"{self.api}/flow_runs/{flow_run}/set_state", {"state": state})
+        assert answer["status"] == "ACCEPT", answer
 
     def trainer(self) -> "Trainer":
         """Return the trainer at work, once it has made a step."""

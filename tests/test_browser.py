@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import SMALL, Pipeline, until
-
-from longred.prefect_api import ask
+from live import SMALL, Pipeline, ask, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 QUICK = [

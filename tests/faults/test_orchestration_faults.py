@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from live import LONG, SMALL, Pipeline, until
+from live import LONG, SMALL, Pipeline, ask, until
 from mlflow import MlflowClient
 
 from longred import reap
 from longred.artifacts import Store
-from longred.prefect_api import ask, unfinished_flow_runs
+from longred.prefect_api import unfinished_flow_runs
 from longred.temporary_server import temporary_server
 
 pytestmark = pytest.mark.slow
