@@ -46,7 +46,7 @@ class Production:
 
     def ask(self, service: str, path: str, question: Any, password: str | None = None) -> Any:
         url, auth = self.urls[service] + path, ("admin", password) if password else None
-        answer = httpx.post(url, json=question, auth=auth, timeout=20)
+        answer = httpx.post(url, json=question, auth=auth, timeout=120)
         answer.raise_for_status()
         return answer.json()
 

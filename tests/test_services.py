@@ -174,7 +174,7 @@ def test_up_serves_the_deployment_and_down_leaves_no_process(
     again = services.up(tmp_path, repository(), ports=free_ports(), say=words.append)
     assert (again, words) == (started, [])
     url = services.prefect_url(tmp_path)
-    answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=20)
+    answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=120)
     deployment = answer.json()
     assert deployment["work_pool_name"] == WORK_POOL
     assert deployed(str(url)) == {"full-pipeline", *STAGES[1:]}
