@@ -83,7 +83,8 @@ def test_a_stage_is_run_again_from_the_form_and_both_runs_are_compared(
     # The note that the run was made also has a button, but goes away by itself.
     page.get_by_role("link", name=f"evaluation of {earlier.id}").first.click()
     page.wait_for_url(f"**/{later.prefect_flow_run_id}*", wait_until="commit")
-    page.get_by_text("Completed", exact=True).first.wait_for()
+    page.get_by_text("Task Runs", exact=True).first.wait_for()
+    page.get_by_text("evaluation/longred-c").first.wait_for()
     page.screenshot(path=tmp_path / "run.png")
     # The unknown key was refused before there was a flow run.
     ours = ask(f"{pipeline.api}/flow_runs/filter", {"flow_runs": {"tags": {"all_": ["stage"]}}})
