@@ -7,13 +7,17 @@ import base64
 import http.client
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 FLOW = "longred"
 PAGE = 200
+ANSWER_SECONDS = 30.0
+"""How long a server may take: on a small machine it shares its processors with a training."""
 
 
 def ask(
@@ -23,12 +27,12 @@ def ask(
     is_prefect: bool = True,
     method: str | None = None,
 ) -> Any:
-    """Return a service's JSON answer, or None where it gives none within ten seconds.
+    """Return a service's JSON answer, or None where it gives none in time.
 
     The arguments are those of `request_json`.
     """
     try:
-        return request_json(url, question, is_prefect=is_prefect, method=method, seconds=10)
+        return request_json(url, question, is_prefect=is_prefect, method=method)
     except (OSError, http.client.HTTPException, json.JSONDecodeError):
         return None
 
@@ -39,9 +43,11 @@ def request_json(
     *,
     is_prefect: bool = True,
     method: str | None = None,
-    seconds: float,
+    seconds: float = ANSWER_SECONDS,
 ) -> Any:
-    """Send one HTTP request without a proxy and return the JSON answer; `{}` for an empty one.
+    """Send an HTTP request without a proxy and return the JSON answer; `{}` for an empty one.
+
+    Prefect answers 503 while its database is locked. Nothing was done then: it is sent again.
 
     Args:
         url: where to ask, on this machine or where the user says.
@@ -49,7 +55,7 @@ def request_json(
         is_prefect: whether the name and password sent, where there are any, are Prefect's; else
             MLflow's.
         method: another HTTP method.
-        seconds: how long each read may take.
+        seconds: how long each read may take, and after which 503 is an error.
 
     Raises:
         OSError: the service cannot be reached in time; urllib.error.HTTPError, which is one, where
@@ -61,8 +67,15 @@ def request_json(
     headers = {"Content-Type": "application/json", **_authorization(is_prefect)}
     request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=seconds) as answer:
-        return json.loads(answer.read() or "{}")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with opener.open(request, timeout=seconds) as answer:
+                return json.loads(answer.read() or "{}")
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def deployed(api: str) -> set[str]:

@@ -27,7 +27,9 @@ CANCEL_SECONDS = 40.0
 """How long a cancellation is left to the worker, which asks first and kills after 30 seconds."""
 
 KILL_SECONDS = 120.0
-END_SECONDS = 30.0
+END_SECONDS = 120.0
+"""How long a process that was asked is waited for: its training ends a step and saves."""
+
 SETTLED_SECONDS = 60.0
 
 
@@ -137,9 +139,10 @@ def _end_cancelled(flow_run: dict[str, Any], record: RunRecord, api: str) -> Ite
         process.send_signal(number)
         yield f"{record.id}: is being cancelled, its process gets {number.name}"
         psutil.wait_procs([process], timeout=END_SECONDS)
-    if record.is_gone():
-        # By itself it says Crashed: Prefect takes a signal that no worker has announced for that.
-        end_run(api, "flow_runs", flow_run["id"], "CANCELLED", "ended by the reaper")
+    # By itself it says Crashed: Prefect takes a signal that no worker has announced for that.
+    if record.is_gone() and end_run(
+        api, "flow_runs", flow_run["id"], "CANCELLED", "ended by the reaper"
+    ):
         yield f"{record.id}: flow run {flow_run['id']} cancelled"
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; threads that wait for each other's core cost more than they give.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A server shares the cores too; one that is gone refuses at once.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,9 +43,9 @@ def free_ports() -> dict[str, int]:
         return {"prefect": one.getsockname()[1], "mlflow": two.getsockname()[1]}
 
 
-def until(works: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """Return the first true answer, and fail where there is none in time."""
-    deadline = time.monotonic() + seconds
+def until(works: Callable[[], Any]) -> Any:
+    """Return the first true answer, and fail where there is none within five minutes."""
+    deadline = time.monotonic() + 300
     while not (answer := works()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
@@ -53,23 +53,11 @@ def until(works: Callable[[], Any], seconds: float = 120.0) -> Any:
 
 
 def ask(url: str, question: Any = None, *, method: str | None = None) -> Any:
-    """Return a server's JSON answer, and fail with the server's own words where it refuses.
-
-    A server that shares two cores with the tests may take long, and it answers 503 while its
-    database is locked; then nothing was done, and it is asked again.
-    """
-    answers: list[Any] = []
-
-    def is_answered() -> bool:
-        try:
-            answers.append(request_json(url, question, method=method, seconds=120))
-        except urllib.error.HTTPError as error:
-            if error.code != 503:
-                raise AssertionError(f"{url}: {error}: {error.read().decode()}") from error
-        return bool(answers)
-
-    until(is_answered)
-    return answers[0]
+    """Return a server's JSON answer; where it refuses, fail with its own words."""
+    try:
+        return request_json(url, question, method=method, seconds=120)
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{url}: {error}: {error.read().decode()}") from error
 
 
 @dataclass
@@ -207,11 +195,19 @@ class Trainer:
         points = [p for p in self.points() if p["key"] == "train/loss" and p["time"] >= since]
         return [int(point["step"]) for point in points]
 
-    def wait_until_gone(self, seconds: float = 60.0) -> None:
+    def wait_until_gone(self) -> None:
         """Wait for its end; whoever could take its lock would be alone."""
-        until(lambda: not self.is_alive(), seconds)
+        until(lambda: not self.is_alive())
         with (self.work / "trainer.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+            def is_free() -> bool:
+                # Its last threads may outlive its first.
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                return False
+
+            until(is_free)
 
     def saved(self) -> list[int]:
         """Return the steps of its checkpoints."""

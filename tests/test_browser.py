@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from live import SMALL, Pipeline, ask, until
 
+from longred.runs import read_run
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 QUICK = [
     "training.num_steps=2",
@@ -95,7 +97,10 @@ def test_a_stage_is_run_again_from_the_form_and_both_runs_are_compared(
     assert stages["evaluation/longred-c"] == "ran"
     assert stages["report"] == "stale"
 
-    both = [until(lambda r=run: r.mlflow_run_id) for run in (earlier, later)]
+    def shown(run_id: str) -> str | None:
+        return read_run(pipeline.store, run_id).mlflow_run_id
+
+    both = [until(lambda id_=run.id: shown(id_)) for run in (earlier, later)]
     page.goto(
         f"{pipeline.mlflow}/#/compare-runs?runs={json.dumps(both)}&experiments={json.dumps(['1'])}"
     )

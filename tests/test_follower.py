@@ -134,7 +134,7 @@ def test_metrics_are_seen_while_a_stage_runs_and_stay_single(
         time.sleep(0.3)
         journal.truncate_after(1)
         journal.append({"train/loss": 7.0}, step=2)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not seen and time.monotonic() < deadline:
             client, runs = runs_of(config)
             child = runs.get("training/cpt")
@@ -179,7 +179,7 @@ def test_without_mlflow_the_work_goes_on_and_is_shown_later(
         started = time.monotonic()
         with caplog.at_level(logging.WARNING), open_run(lost, "demo") as run:
             made = run.make("training/cpt", train)
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < 150
     assert made.folder.is_dir()
     assert [
         r.message.count("does not answer") for r in caplog.records if "MLflow" in r.message
@@ -249,7 +249,7 @@ def test_how_busy_the_machine_is_is_shown_while_a_training_runs(
     monkeypatch.setattr("longred.mirror.SYSTEM_SECONDS", 0.2)
 
     def make(folder: Path, work: Path) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         busy: set[str] = set()
         while not busy and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -1,10 +1,10 @@
 """A run's record tells the truth, however the run ended."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -187,7 +187,8 @@ def test_a_process_is_known_by_its_id_and_start_time() -> None:
     assert is_alive(identity)
     assert not is_alive([identity[0], identity[1] - 100])
     child.kill()
-    time.sleep(0.1)
+    # It has ended, and nobody has asked how.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not is_alive(identity)
     child.wait()
     assert not is_alive(identity)

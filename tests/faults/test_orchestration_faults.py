@@ -31,12 +31,12 @@ def test_sigterm_to_the_flow_saves_and_ends_its_trainer(pipeline: Pipeline) -> N
     flow = pipeline.start("run", "demo", *LONG)
     trainer = pipeline.trainer()
     flow.send_signal(signal.SIGTERM)
-    assert flow.wait(60) == 128 + signal.SIGTERM, pipeline.output()
+    assert flow.wait(300) == 128 + signal.SIGTERM, pipeline.output()
     trainer.wait_until_gone()
     assert trainer.saved()[-1] == trainer.steps()[-1]
     record = pipeline.record()
     assert (record.status, record.stages[-1].status) == ("stopped", "stopped")
-    assert pipeline.state(str(record.prefect_flow_run_id)) == "Crashed"
+    pipeline.wait_for_state(str(record.prefect_flow_run_id), "Crashed")
     assert "progress is saved" in pipeline.output()
 
 
@@ -87,8 +87,8 @@ def test_the_rest_queue_survives_its_worker_and_a_cancelled_run_without_one_ends
     assert any("SIGTERM" in line for line in close_everything(pipeline))
     trainer.wait_until_gone()
     assert trainer.saved() > before
-    assert pipeline.state(first) == "Cancelled"
-    until(lambda: pipeline.state(waiting) == "Completed")
+    until(lambda: pipeline.state(first) == "Cancelled")
+    pipeline.wait_for_state(waiting, "Completed")
     assert pipeline.record().stages[-1].status in ("ran", "stale")
 
 
@@ -104,28 +104,31 @@ def test_a_cancelled_flow_run_of_a_worker_saves_and_ends_its_trainer(pipeline: P
 
 
 def test_both_servers_may_be_away_while_a_training_goes_on(pipeline: Pipeline) -> None:
-    flow = pipeline.start("run", "demo", *SMALL, "training.num_steps=60", "--only", "training")
+    flow = pipeline.start("run", "demo", *SMALL, "training.num_steps=120", "--only", "training")
     trainer = pipeline.trainer()
     pipeline.kill_service("prefect")
     pipeline.kill_service("mlflow")
     away = time.time()
-    time.sleep(8)
-    assert len(trainer.steps(since=away)) > 2
+    until(lambda: len(trainer.steps(since=away)) > 10)
     pipeline.up()
     assert flow.wait(300) == 0, pipeline.output()
     record = pipeline.record()
-    assert pipeline.state(str(record.prefect_flow_run_id)) == "Completed"
+    pipeline.wait_for_state(str(record.prefect_flow_run_id), "Completed")
     stage = record.last_attempts()["training/longred-c"]
-    history = MlflowClient(pipeline.mlflow).get_metric_history(
-        str(stage.mlflow_run_id), "train/loss"
-    )
-    assert sorted(point.step for point in history) == list(range(1, 61))
+    client = MlflowClient(pipeline.mlflow)
+
+    def shown() -> list[int]:
+        history = client.get_metric_history(str(stage.mlflow_run_id), "train/loss")
+        return sorted(point.step for point in history)
+
+    # What a busy server did not take at the end, the reaper brings.
+    assert until(lambda: len(found := shown()) >= 120 and found) == list(range(1, 121))
 
 
 def test_without_prefect_for_good_the_student_is_kept_and_the_next_run_skips_it(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    command = ("run", "demo", *SMALL, "training.num_steps=20", "--only", "training")
+    command = ("run", "demo", *SMALL, "training.num_steps=100", "--only", "training")
     with temporary_server(tmp_path) as server:
         server.wait()
         # Fewer tries than the usual five, which take a minute a question.

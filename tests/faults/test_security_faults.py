@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live import SMALL, Pipeline, free_ports
+from live import SMALL, Pipeline, free_ports, until
 
 from longred import services
 from longred.config import RunConfig
@@ -35,6 +35,7 @@ SECRETS = {
     "LONGRED_WEBHOOK_URL": "http://127.0.0.1:9/canary-address-of-the-webhook",
 }
 CANARY = re.compile(rb"canary[-A-Z]")
+CLIENT = httpx.Client(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +66,27 @@ def test_without_a_password_both_servers_refuse(secured: Pipeline) -> None:
     experiments = f"{secured.mlflow}/api/2.0/mlflow/experiments/search"
     asked = [(f"{secured.api}/flows/count", {}), (experiments, {"max_results": 1})]
     for url, question in asked:
-        assert httpx.post(url, json=question).status_code == 401
-        assert httpx.post(url, json=question, auth=("admin", "guess")).status_code == 401
+        assert CLIENT.post(url, json=question).status_code == 401
+        assert CLIENT.post(url, json=question, auth=("admin", "guess")).status_code == 401
     health = [sys.executable, str(repository() / "docker/health.py")]
     known = dict(os.environ)
     unknown = {name: value for name, value in known.items() if name not in SECRETS}
+
+    def check(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = [*health, *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
     for name, url in (("prefect", secured.api.removesuffix("/api")), ("mlflow", secured.mlflow)):
-        assert subprocess.run([*health, name, url], env=known, check=False).returncode == 0
-        refused = subprocess.run(
-            [*health, name, url], env=unknown, capture_output=True, text=True, check=False
-        )
-        assert refused.returncode == 1
-        assert "401" in refused.stderr
+        # It asks once, and a busy server may take too long: Docker asks again too.
+        until(lambda asked=(name, url): check(*asked, env=known).returncode == 0)
+        until(lambda asked=(name, url): "401" in check(*asked, env=unknown).stderr)
+        assert check(name, url, env=unknown).returncode == 1
 
 
 @pytest.mark.slow
 def test_a_command_with_a_wrong_password_says_so_before_anything_runs(secured: Pipeline) -> None:
     process = secured.start("run", "demo", environment={"PREFECT_API_AUTH_STRING": "admin:guess"})
-    assert process.wait(60) == 3
+    assert process.wait(300) == 3
     assert "refuses the name and password in PREFECT_API_AUTH_STRING" in secured.output()
     assert not secured.store.runs.exists()
 
@@ -91,22 +95,22 @@ def test_a_command_with_a_wrong_password_says_so_before_anything_runs(secured: P
 def test_mlflow_refuses_foreign_hosts_and_paths_that_leave_its_folder(secured: Pipeline) -> None:
     auth = ("admin", SECRETS["MLFLOW_TRACKING_PASSWORD"])
     search = f"{secured.mlflow}/api/2.0/mlflow/experiments/search"
-    foreign = httpx.post(search, json={"max_results": 1}, auth=auth, headers={"Host": "evil.test"})
+    foreign = CLIENT.post(search, json={"max_results": 1}, auth=auth, headers={"Host": "evil.test"})
     assert foreign.status_code == 403
-    made = httpx.post(search, json={"max_results": 1}, auth=auth)
+    made = CLIENT.post(search, json={"max_results": 1}, auth=auth)
     assert made.status_code == 200
     experiment = made.json()["experiments"][0]["experiment_id"]
     create = f"{secured.mlflow}/api/2.0/mlflow/runs/create"
-    run = httpx.post(create, json={"experiment_id": experiment}, auth=auth).json()["run"]["info"]
+    run = CLIENT.post(create, json={"experiment_id": experiment}, auth=auth).json()["run"]["info"]
     for path in ("../../../etc", "/etc", "%2e%2e/%2e%2e/etc"):
-        answer = httpx.get(
+        answer = CLIENT.get(
             f"{secured.mlflow}/api/2.0/mlflow/artifacts/list",
             params={"run_id": run["run_id"], "path": path},
             auth=auth,
         )
         assert answer.status_code == 400, answer.text
     upload = f"{secured.mlflow}/api/2.0/mlflow-artifacts/artifacts/%2e%2e/%2e%2e/outside.txt"
-    assert httpx.put(upload, content=b"x", auth=auth).status_code in (400, 404)
+    assert CLIENT.put(upload, content=b"x", auth=auth).status_code in (400, 404)
     assert not list(secured.root.parent.glob("outside.txt"))
 
 
@@ -118,7 +122,7 @@ def test_no_secret_is_written_anywhere(secured: Pipeline) -> None:
     flow_run = secured.run_deployment("data", overrides=settings)
     secured.wait_for_state(flow_run, "Completed")
     assert secured.record().prefect_flow_run_id == flow_run
-    assert secured.record().mlflow_run_id
+    until(lambda: secured.record().mlflow_run_id)
     written = [path for path in secured.root.rglob("*") if path.is_file()]
     assert {"run.json", "prefect.db", "mlflow.db", "MANIFEST.json", "worker.log"} <= {
         path.name for path in written

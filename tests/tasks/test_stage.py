@@ -105,7 +105,7 @@ def test_reused_work_is_shown_as_skipped_and_still_returned(tmp_path: Path, trac
 
 def wait_for_states(flow_run_id: str) -> list[tuple[str, str, str]]:
     """Return the task runs once the server has recorded how they ended."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     states = task_states(flow_run_id)
     while time.monotonic() < deadline and not (
         states and all(k == "COMPLETED" for _, k, _ in states)

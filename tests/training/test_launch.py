@@ -57,7 +57,7 @@ def test_killed_parent_then_the_same_command_again(
 ):
     job = make_job(save_every_steps=1000)
     # Long enough that the training cannot end before its parent is killed.
-    parent = start_parent(make_job(num_steps=5000, save_every_steps=1000), tmp_path / "a")
+    parent = start_parent(make_job(num_steps=5000, save_every_steps=5000), tmp_path / "a")
     assert parent.stdout.readline() == "1\n"
     parent.kill()
     parent.wait()
@@ -105,7 +105,8 @@ def test_second_trainer_ends_at_once(make_job: MakeJob, tmp_path: Path):
         started = time.monotonic()
         with pytest.raises(LockedError, match=f"process {os.getpid()}"):
             launch.run(make_job(), tmp_path)
-        assert time.monotonic() - started < 60.0
+        # The end of another training is waited for ten minutes; this one is its own parent's.
+        assert time.monotonic() - started < 300.0
 
 
 def test_a_killed_child_is_a_lost_process(make_job: MakeJob, tmp_path: Path):
@@ -118,7 +119,7 @@ def test_a_killed_child_is_a_lost_process(make_job: MakeJob, tmp_path: Path):
 
     threading.Thread(target=kill_as_soon_as_it_works, daemon=True).start()
     with pytest.raises(LostProcessError, match="was killed by signal 9") as error:
-        launch.run(make_job(), tmp_path)
+        launch.run(make_job(num_steps=5000), tmp_path)
     assert error.value.exit_code == 1
     assert str(tmp_path / launch.LOG_NAME) in str(error.value)
 
@@ -163,6 +164,11 @@ def trainers(context: psutil.Process) -> dict[str, psutil.Process]:
     return found
 
 
+def saved_steps(work: Path) -> list[int]:
+    """The steps of the checkpoints in a work folder."""
+    return [int(p.name.removeprefix("step-")) for p in (work / "checkpoints").glob("step-*")]
+
+
 @pytest.mark.slow
 def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     rows = {"long": 2, "short": 4, "original": 2}
@@ -177,27 +183,28 @@ def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     started = time.monotonic()
     with pytest.raises(LostProcessError, match="run the same command to go on"):
         launch.run(job, tmp_path, on_progress=kill_the_second)
-    assert time.monotonic() - started < 120.0
+    # Processes that wait for a lost one give up after half an hour.
+    assert time.monotonic() - started < 600.0
     assert steps[:7] == list(range(1, 8))
     assert not trainers(psutil.Process())
-    (saved,) = (tmp_path / "checkpoints").glob("step-*")
-    assert saved.name == "step-000005"
+    last = max(saved_steps(tmp_path))
+    assert last >= 5
+    assert last % 5 == 0, "only whole checkpoints, of every fifth step"
 
     timer = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     again = []
 
     def stop_soon(step: int, *_: object) -> None:
         again.append(step)
-        if step == 8:
+        if step == last + 3:
             timer.start()
 
     with pytest.raises(Stopped) as stopped:
         launch.run(job, tmp_path, on_progress=stop_soon)
     assert stopped.value.exit_code == 143
-    assert again[0] == 6, "the second run must go on after the saved step"
+    assert again[0] == last + 1, "the second run must go on after the saved step"
     assert not trainers(psutil.Process())
-    steps = [int(p.name.removeprefix("step-")) for p in (tmp_path / "checkpoints").glob("step-*")]
-    assert max(steps) >= 8
+    assert max(saved_steps(tmp_path)) >= last + 3
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -151,11 +150,9 @@ def saved(work: Path) -> list[str]:
 def test_a_killed_process_ends_the_others_and_any_number_goes_on(
     two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
 ):
-    started = time.monotonic()
     codes = run_together(processes, two_job, tmp_path / "two", faults=[None, "kill@5"])
     assert codes[1] == -9
     assert codes[0] == 1, "the other must end by itself, and not as if it were done"
-    assert time.monotonic() - started < 60.0
     assert saved(tmp_path / "two") == ["step-000003"]
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     assert run_together(processes, two_job, tmp_path / "two") == [0, 0]

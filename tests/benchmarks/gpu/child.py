@@ -110,7 +110,7 @@ def run_item(
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(1.0, limit - 1.0))
+    faulthandler.dump_traceback_later(max(1.0, limit - 5.0))
     check = Check(item.name, tiny=tiny, lines=lines, machine=machine, send=connection.send)
     try:
         importlib.import_module(item.module).measure(check, **item.options)
