@@ -47,7 +47,8 @@ def request_json(
 ) -> Any:
     """Send an HTTP request without a proxy and return the JSON answer; `{}` for an empty one.
 
-    Prefect answers 503 while its database is locked. Nothing was done then: it is sent again.
+    Prefect answers 503 while its database is busy; the request is sent again, as its own client
+    does.
 
     Args:
         url: where to ask, on this machine or where the user says.

@@ -52,6 +52,19 @@ def until(works: Callable[[], Any]) -> Any:
     return answer
 
 
+def wait_until_free(lock: Path) -> None:
+    """Wait until no process holds a lock."""
+    with lock.open("a") as file:
+
+        def is_free() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        until(is_free)
+
+
 def ask(url: str, question: Any = None, *, method: str | None = None) -> Any:
     """Return a server's JSON answer; where it refuses, fail with its own words."""
     try:
@@ -198,16 +211,8 @@ class Trainer:
     def wait_until_gone(self) -> None:
         """Wait for its end; whoever could take its lock would be alone."""
         until(lambda: not self.is_alive())
-        with (self.work / "trainer.lock").open("a") as file:
-
-            def is_free() -> bool:
-                # Its last threads may outlive its first.
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return True
-                return False
-
-            until(is_free)
+        # Its last threads may outlive its first.
+        wait_until_free(self.work / "trainer.lock")
 
     def saved(self) -> list[int]:
         """Return the steps of its checkpoints."""

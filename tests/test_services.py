@@ -5,12 +5,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from live import free_ports, until
 
 from longred import services
 from longred.errors import PreflightError
@@ -20,15 +20,6 @@ from longred.programs import WORK_POOL, command, environment
 from longred.runs import is_alive, process_identity
 from longred.scope import STAGES
 from longred.temporary_server import temporary_server
-
-
-def free_ports() -> dict[str, int]:
-    """Return two ports that nobody listens on."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("127.0.0.1", 0)) as two,
-    ):
-        return {"prefect": one.getsockname()[1], "mlflow": two.getsockname()[1]}
 
 
 def test_a_taken_port_is_named_with_the_way_out_and_nothing_is_started(tmp_path: Path) -> None:
@@ -135,16 +126,8 @@ def test_a_temporary_server_answers_and_ends_with_its_owner(tmp_path: Path) -> N
     assert httpx.get(f"{url}/health", timeout=120).status_code == 200
     owner.kill()
     owner.wait()
-    wait_until_gone(server)
+    until(lambda: not is_alive(server))
     assert (tmp_path / "prefect" / "prefect.db").is_file()
-
-
-def wait_until_gone(identity: list[float]) -> None:
-    """Wait until a process has ended, and fail if it does not."""
-    deadline = time.monotonic() + 120
-    while is_alive(identity):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_server_that_cannot_start_is_reported_with_its_log(

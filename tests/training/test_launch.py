@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from live import wait_until_free
 from tiny_training import MakeJob, assert_same_run
 
 from longred.artifacts import locked, write_json
@@ -41,16 +42,6 @@ def start_parent(job, work: Path) -> subprocess.Popen:
     )
 
 
-def wait_until_free(lock: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    with lock.open("a") as file:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            assert time.monotonic() < deadline, "the trainer outlived its parent"
-            time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_killed_parent_then_the_same_command_again(
     make_job: MakeJob, uninterrupted: Path, tmp_path: Path
@@ -61,7 +52,7 @@ def test_killed_parent_then_the_same_command_again(
     assert parent.stdout.readline() == "1\n"
     parent.kill()
     parent.wait()
-    wait_until_free(tmp_path / "a/trainer.lock", 120.0)
+    wait_until_free(tmp_path / "a/trainer.lock")
     (saved,) = (tmp_path / "a/checkpoints").iterdir()
     assert saved.name.startswith("step-")
     log = (tmp_path / "a" / launch.LOG_NAME).read_text()
