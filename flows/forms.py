@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from longred.config import key_pattern
-from longred.runs import RUN_ID
-from longred.scope import STAGES, WHAT_CHANGED
+from longred.runs.record import RUN_ID
+from longred.runs.scope import STAGES, WHAT_CHANGED
 
 Overrides = list[Annotated[str, Field(pattern=key_pattern())]]
 StartFrom = Literal[(WHAT_CHANGED, *STAGES[1:])]

@@ -6,13 +6,13 @@ from flows.current import current_flow_run
 from flows.forms import Overrides, StartFrom
 from flows.notify import HOOKS
 from flows.windows import Start, starting_points
-from longred.artifacts import Artifact
 from longred.config import EvaluationConfig, TrainingConfig
-from longred.preflight import refuse_early
-from longred.runs import load_config, pin_run
-from longred.scope import WHAT_CHANGED
-from longred.session import open_run
+from longred.runs.record import load_config, pin_run
+from longred.runs.scope import WHAT_CHANGED
+from longred.runs.session import open_run
 from longred.stages import kept_students
+from longred.stages.preflight import refuse_early
+from longred.store.artifacts import Artifact
 from tasks.stages import (
     evaluate_model,
     extend_model,

@@ -11,8 +11,8 @@ from prefect import Flow, flow
 from flows.forms import EarlierRun, changes_to
 from flows.notify import HOOKS
 from flows.pipeline import full_pipeline
-from longred.scope import Scope
-from longred.session import scoped
+from longred.runs.scope import Scope
+from longred.runs.session import scoped
 
 ARGUMENTS = """
 

@@ -1,7 +1,7 @@
 """Progressive extension: the window is raised in steps, each student where the next one starts."""
 
-from longred.artifacts import Artifact
 from longred.config import RunConfig
+from longred.store.artifacts import Artifact
 from tasks.stages import (
     extend_model,
     prepare_data,

@@ -22,11 +22,11 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from longred.artifacts import Artifact, Store
 from longred.errors import Stopped
 from longred.progress import Progress
-from longred.runs import RunRecord, StageRecord
-from longred.session import current_run
+from longred.runs.record import RunRecord, StageRecord
+from longred.runs.session import current_run
+from longred.store.artifacts import Artifact, Store
 
 P = ParamSpec("P")
 

@@ -8,7 +8,6 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from longred import stages
-from longred.artifacts import Artifact
 from longred.config import (
     DataConfig,
     EvaluationConfig,
@@ -19,6 +18,7 @@ from longred.config import (
     SelectionConfig,
     TrainingConfig,
 )
+from longred.store.artifacts import Artifact
 from tasks.shards import map_groups
 from tasks.stage import make, stage_task
 

@@ -10,6 +10,9 @@ import pytest
 
 if TYPE_CHECKING:
     from live import Pipeline
+    from tiny_training import MakeJob
+
+    from longred.method.job import TrainingJob
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; threads that wait for each other's core cost more than they give.
@@ -71,11 +74,66 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> "MakeJob":
+    """Make jobs on the same tiny model and blocks; keyword arguments replace values."""
+    from tiny_training import ORIGINAL, TARGET, write_blocks, write_teacher
+
+    from longred.method.job import TrainingJob
+    from longred.method.methods import METHODS
+    from longred.models.extension import write_extension
+
+    folder = tmp_path_factory.mktemp("training-inputs")
+    write_blocks(folder / "data")
+    write_teacher(tiny_model_folder, folder / "teacher")
+    write_extension(
+        folder / "teacher",
+        folder / "student",
+        digest="0",
+        method="abf",
+        original_window=ORIGINAL,
+        target_window=TARGET,
+        rope_theta=80000.0,
+    )
+
+    def make(**values: object) -> "TrainingJob":
+        method = values.get("method", "longred-c")
+        recipe = METHODS.get(method, METHODS["longred-c"])
+        lora = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj"], "objectives": "longred-c"}
+        all_rows = {"long": 2, "short": 5, "original": 3}
+        rows = {bucket: all_rows[bucket] for bucket in recipe.buckets()}
+        defaults = {
+            "method": method,
+            "data_folder": str(folder / "data"),
+            "student_folder": str(folder / "student"),
+            "teacher_folder": str(folder / "teacher"),
+            "data_digest": "d0",
+            "rows": rows,
+            "original_window": ORIGINAL,
+            "target_window": TARGET,
+            "num_steps": 12,
+            "distill_layers": (1, 3),
+            "micro_batch_tokens": 128,
+            "learning_rate": 1e-3,
+            "warmup_steps": 3,
+            "lora": lora if method == "lora" else {},
+            "dtype": "float32",
+            "seed": 3,
+            "save_every_steps": 5,
+            "num_threads": 1,
+            "uncheckpointed_tokens": 0,
+            "device": "cpu",
+        }
+        return TrainingJob.from_json({**defaults, **values})
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API address of a server of the tests' own."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    from longred.temporary_server import temporary_server
+    from longred.services.temporary_server import temporary_server
 
     root = tmp_path_factory.mktemp("prefect-store")
     with temporary_server(root) as server:

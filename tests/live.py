@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longred import services
-from longred.artifacts import Store, read_json
-from longred.flow_host import repository
-from longred.prefect_api import request_json
-from longred.runs import RunRecord, is_alive, list_runs, process_identity, read_run
+from longred.cli.flow_host import repository
+from longred.runs.record import RunRecord, is_alive, list_runs, process_identity, read_run
+from longred.services import servers as services
+from longred.services.prefect_api import request_json
+from longred.store.artifacts import Store, read_json
 
 SMALL = [
     "data.num_tokens=65536",

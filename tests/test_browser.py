@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from live import SMALL, Pipeline, ask, until
 
-from longred.runs import read_run
+from longred.runs.record import read_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 QUICK = [

@@ -9,7 +9,7 @@ import typer
 from longred.cli.common import StoreOption, open_store
 
 if TYPE_CHECKING:
-    from longred.compare import RunComparison
+    from longred.report.compare import RunComparison
 
 
 def compare(
@@ -23,8 +23,8 @@ def compare(
     store: StoreOption = None,
 ) -> None:
     """Put runs beside each other: what was set differently, then how the models scored."""
-    from longred.compare import compare as put_beside
-    from longred.runs import load_run
+    from longred.report.compare import compare as put_beside
+    from longred.runs.record import load_run
 
     folder = open_store(store)
     comparison = put_beside([load_run(folder, run_id) for run_id in run_ids])
@@ -77,7 +77,7 @@ def _write_page(comparison: "RunComparison", file: Path) -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("longred", ""), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("longred.report", ""), autoescape=True, undefined=StrictUndefined
     )
     environment.filters.update(score=score, change=change)
     page = environment.get_template("compare.html").render(comparison=comparison)

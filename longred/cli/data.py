@@ -57,7 +57,7 @@ def _data_folder(name: str, store: str | None) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    from longred.runs import load_run
+    from longred.runs.record import load_run
 
     if (Path(name) / "index.json").is_file():
         return Path(name)

@@ -44,7 +44,7 @@ def drift(
 
     Without MODEL_B: how far MODEL_A drifts from itself by --theta and --factor.
     """
-    from longred.profiling.text import read_text_rows
+    from longred.cli.drift_text import read_text_rows
 
     settings = _settings(theta, factor, methods)
     if (model_b is None) != bool(settings):
@@ -162,7 +162,7 @@ def _check_positive(options: dict[str, int]) -> None:
 
 
 def _resolve(model: str) -> Path:
-    from longred.models import resolve_model
+    from longred.models.load import resolve_model
 
     if Path(model).expanduser().exists() or "@" not in model:
         return resolve_model(model)
@@ -175,7 +175,7 @@ def _load(
 ) -> "PreTrainedModel":
     import torch
 
-    from longred.models import choose_device, load_model
+    from longred.models.load import choose_device, load_model
 
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"--dtype: {dtype!r} is not one of float32, bfloat16")
@@ -191,7 +191,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _check_tokenizers(folder_a: Path, folder_b: Path) -> None:
-    from longred.artifacts import read_json
+    from longred.store.artifacts import read_json
 
     models = [read_json(folder / "tokenizer.json").get("model") for folder in (folder_a, folder_b)]
     if models[0] != models[1]:
@@ -220,8 +220,8 @@ def _shown() -> Iterator[Progress]:
 
 
 def _write(out: Path, result: Result) -> None:
-    from longred.artifacts import storage_errors, write_json
     from longred.profiling.table import write_parquet
+    from longred.store.artifacts import storage_errors, write_json
 
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from longred.cli.common import StoreOption, open_store
 from longred.errors import ConfigError
 
 if TYPE_CHECKING:
-    from longred.artifacts import Artifact, Store
     from longred.config import EvaluationConfig
+    from longred.store.artifacts import Artifact, Store
 
 
 Models = Annotated[
@@ -242,7 +242,7 @@ def _ask(
     store: "Store",
 ) -> "dict[str, Artifact]":
     from longred import stages
-    from longred.score_board import ScoreBoard
+    from longred.cli.score_board import ScoreBoard
 
     scores = {}
     with ScoreBoard(list(models)) as board:

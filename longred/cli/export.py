@@ -37,7 +37,7 @@ def export(
     """Write a run's student as a folder that Hugging Face, vLLM, SGLang and llama.cpp load."""
     from longred.export.check import check_export
     from longred.export.write import export_student
-    from longred.runs import load_run
+    from longred.runs.record import load_run
 
     place = open_store(store)
     exported = export_student(
@@ -68,7 +68,7 @@ def _print_finding(finding: "Finding") -> None:
 
 def _print_serving(exported: "Exported") -> None:
     from longred.export.serving import serve_commands, serving_notes
-    from longred.models import load_config
+    from longred.models.load import load_config
 
     config = load_config(exported.folder)
     typer.echo("")
@@ -83,7 +83,7 @@ def _summary(exported: "Exported", findings: "list[Finding]") -> dict[str, Any]:
     from dataclasses import asdict
 
     from longred.export.serving import serve_commands, serving_notes
-    from longred.models import load_config
+    from longred.models.load import load_config
 
     config = load_config(exported.folder)
     return {

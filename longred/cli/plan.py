@@ -42,7 +42,7 @@ def plan(
     Without a network the costs of the packaged recipes are known all the same; what their data can
     fill is then left out.
     """
-    from longred.runs import load_config
+    from longred.runs.record import load_config
 
     if section is not None and section not in SECTIONS:
         raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
@@ -171,7 +171,7 @@ def _rate(flops: float) -> str:
 
 def _plan_data(config: "RunConfig", options: Mapping[str, Any]) -> list[dict[str, Any]]:
     from longred.data.estimate import estimate, to_json
-    from longred.models import resolve_model
+    from longred.models.load import resolve_model
 
     folder = resolve_model(config.model.path, config.model.revision, weights=False)
     return to_json(estimate(config.data, folder))

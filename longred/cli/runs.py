@@ -11,11 +11,11 @@ import typer
 from longred.cli.common import Overrides, StoreOption, open_store, print_table
 from longred.errors import ConfigError, Stopped
 from longred.progress import duration
-from longred.scope import Scope
+from longred.runs.scope import Scope
 
 if TYPE_CHECKING:
-    from longred.pilot import Pilot
-    from longred.runs import RunRecord, StageRecord
+    from longred.runs.record import RunRecord, StageRecord
+    from longred.stages.pilot import Pilot
 
 
 def demo(overrides: Overrides = None) -> None:
@@ -75,7 +75,7 @@ def show(
     store: StoreOption = None,
 ) -> None:
     """Show a run: its stages, its scores and where its page is."""
-    from longred.runs import load_run
+    from longred.runs.record import load_run
 
     record = load_run(open_store(store), run_id)
     if as_json:
@@ -86,8 +86,8 @@ def show(
 
 def _plan(recipe: str, overrides: list[str], scope: Scope) -> list["StageRecord"]:
     """Return the stages of the pipeline as a dry run finds them."""
-    from longred.flow_host import tell_pipeline
-    from longred.session import Watcher, listening, scoped
+    from longred.cli.flow_host import tell_pipeline
+    from longred.runs.session import Watcher, listening, scoped
 
     watcher = Watcher()
     with scoped(scope), listening(watcher):
@@ -112,11 +112,11 @@ def _print_plan(stages: list["StageRecord"], scope: Scope, as_json: bool) -> Non
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     """Run the pipeline in this process, then print what came out."""
-    from longred import services
-    from longred.flow_host import run_pipeline
-    from longred.runs import load_config, load_run
-    from longred.session import listening, scoped
-    from longred.terminal import Terminal
+    from longred.cli.flow_host import run_pipeline
+    from longred.cli.terminal import Terminal
+    from longred.runs.record import load_config, load_run
+    from longred.runs.session import listening, scoped
+    from longred.services import servers as services
 
     config = load_config(recipe, overrides)
     store = open_store(config.store.path)
@@ -134,8 +134,8 @@ def _pilot(
     recipe: str, overrides: list[str], num_steps: int, price: float | None, as_json: bool
 ) -> None:
     """Take the first steps of a training and print them beside its plan."""
-    from longred.pilot import run_pilot
-    from longred.runs import load_config
+    from longred.runs.record import load_config
+    from longred.stages.pilot import run_pilot
 
     config = load_config(recipe, overrides)
     found = run_pilot(
@@ -213,7 +213,7 @@ def _report(record: "RunRecord") -> Path | None:
 
 
 def _read_scores(record: "RunRecord") -> Any:
-    from longred.artifacts import read_json
+    from longred.store.artifacts import read_json
 
     report = _report(record)
     return read_json(report / "scores.json") if report else {}

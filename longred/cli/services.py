@@ -26,8 +26,8 @@ def up(
     ] = None,
 ) -> None:
     """Start Prefect, MLflow, a worker and a reaper here, and apply the deployments."""
-    from longred import services
-    from longred.flow_host import repository
+    from longred.cli.flow_host import repository
+    from longred.services import servers as services
 
     state = services.up(
         open_store(store).root,
@@ -41,9 +41,9 @@ def up(
 
 def deploy(store: StoreOption = None) -> None:
     """Apply the deployments to Prefect's server, from any folder."""
-    from longred import services
+    from longred.cli.flow_host import repository
     from longred.errors import PreflightError
-    from longred.flow_host import repository
+    from longred.services import servers as services
 
     root = open_store(store).root
     api = os.environ.get("PREFECT_API_URL") or services.prefect_url(root)
@@ -55,7 +55,7 @@ def deploy(store: StoreOption = None) -> None:
 
 def down(store: StoreOption = None) -> None:
     """Stop what `up` started."""
-    from longred import services
+    from longred.services import servers as services
 
     stopped = services.down(open_store(store).root)
     typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
@@ -66,9 +66,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Check versions, store, disk, services, GPU and kernels, and say what to do."""
-    from longred.doctor import examine
+    from longred.cli.flow_host import repository
     from longred.errors import PreflightError
-    from longred.flow_host import repository
+    from longred.services.doctor import examine
 
     try:
         sources = repository()
@@ -98,8 +98,8 @@ def reap(
     """Close the runs whose process is gone: on disk, in MLflow and in Prefect."""
     import time
 
-    from longred import reap as closing
-    from longred import services
+    from longred.services import reap as closing
+    from longred.services import servers as services
 
     opened = open_store(store)
     said: set[str] = set()
@@ -123,8 +123,8 @@ def reap(
 
 def status(store: StoreOption = None) -> None:
     """Show which services run, and the newest run."""
-    from longred import services
-    from longred.runs import list_runs, load_run
+    from longred.runs.record import list_runs, load_run
+    from longred.services import servers as services
 
     folder = open_store(store)
     for line in services.status(folder.root):

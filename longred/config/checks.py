@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator
 
-from longred import rope_methods
 from longred.config.values import RunValues
-from longred.methods import BUCKETS, METHODS
-from longred.training.job import fp8_problem
-from longred.training.kept import kept_problem
-from longred.training.schedules import schedule_problem
+from longred.method import rope as rope_methods
+from longred.method.job import fp8_problem
+from longred.method.kept import kept_problem
+from longred.method.methods import BUCKETS, METHODS
+from longred.method.schedules import schedule_problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MIN_PRACTICE_TOKENS = 64

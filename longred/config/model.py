@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from longred.config.section import AttentionBackend, Count, Positive, Section, runtime
-from longred.rope_methods import DYNAMIC_REFUSED
+from longred.method.rope import DYNAMIC_REFUSED
 
 
 class ModelConfig(Section):
@@ -27,7 +27,7 @@ class WindowConfig(Section):
 
 
 class ExtensionConfig(Section):
-    """How RoPE is rescaled (`longred.rope_methods.METHODS`), and what the method reads.
+    """How RoPE is rescaled (`longred.method.rope.METHODS`), and what the method reads.
 
     `abf` raises rope_theta to the given one, `ntk` by rule; `pi` divides all frequencies, `yarn`
     (beta_fast, beta_slow) and `llama3` (low_freq_factor, high_freq_factor) the slow ones, and

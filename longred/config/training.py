@@ -14,8 +14,8 @@ from longred.config.section import (
     Share,
     runtime,
 )
-from longred.methods import Method, method_terms
-from longred.training.layout import Layout
+from longred.method.layout import Layout
+from longred.method.methods import Method, method_terms
 
 MethodName = Literal[
     "longred-c",

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from longred.cost.flops import batches
 from longred.cost.memory import memory_parts
 from longred.cost.shape import ModelShape
-from longred.methods import METHODS
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.method.methods import METHODS
 
 
 class Setting(NamedTuple):

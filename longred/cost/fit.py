@@ -13,7 +13,7 @@ from longred.cost.plan import TOLERANCE
 from longred.cost.shape import ModelShape
 from longred.cost.speeds import GIB
 from longred.errors import PreflightError
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 log = logging.getLogger(__name__)
 

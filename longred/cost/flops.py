@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from longred.cost.shape import ModelShape
-from longred.methods import Term
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.method.methods import Term
 
 
 @dataclass(frozen=True, slots=True)

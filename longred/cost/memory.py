@@ -4,15 +4,15 @@ A micro-batch has two: when its losses are taken, and when its last decoder laye
 backward. The update is another. Parts that are not alive together are never added.
 
 Activations are what autograd holds of a decoder: a residual stream in float32, the inputs of norms
-and of linear layers, and attention in the compute type. `longred.fused` holds least.
+and of linear layers, and attention in the compute type. `layers.fused` holds least.
 """
 
 from collections.abc import Mapping, Sequence
 
 from longred.cost.flops import LAST, Batches, mlp_weights, teacher_length
 from longred.cost.shape import ModelShape
-from longred.training.host_state import PART_BYTES, PARTS_ON_DEVICE
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.method.layout import PART_BYTES, PARTS_ON_DEVICE
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once, as in `longred.objectives.long_loss`."""
@@ -183,7 +183,7 @@ def kept_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
 
 
 def is_fused(job: TrainingJob) -> bool:
-    """Return whether norms, RoPE and gated MLPs are those of `longred.fused`."""
+    """Return whether norms, RoPE and gated MLPs are those of `longred.training.layers.fused`."""
     return job.fused and not job.compile
 
 

@@ -2,7 +2,7 @@
 
 Counted operator by operator, each as it reads its inputs once and writes its outputs once, at the
 widths that they have: under autocast the residual stream, norms and RoPE's angles are float32 and
-linear layers and attention bfloat16. `longred.fused` makes one pass of each function.
+linear layers and attention bfloat16. `training.layers.fused` makes one pass of each function.
 """
 
 from longred.cost.flops import (
@@ -14,7 +14,7 @@ from longred.cost.flops import (
 )
 from longred.cost.memory import CHUNK_TOKENS, is_fused, num_readers, shards_of
 from longred.cost.shape import ModelShape
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 STATE_PASSES = 4.0 * 40
 """Bytes for each value of a pair of hidden states whose cosine a loss takes, forward and back."""

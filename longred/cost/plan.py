@@ -27,7 +27,7 @@ from longred.cost.memory import (
 from longred.cost.passes import elementwise_bytes
 from longred.cost.shape import ModelShape
 from longred.cost.speeds import Speeds
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 TOLERANCE = 0.15
 """How far a plan may be wrong; a training is refused only where it would not fit even so."""

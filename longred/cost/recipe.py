@@ -14,9 +14,9 @@ from longred.cost.plan import TrainingPlan, flops_seconds, plan_training
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds, key_of, known
 from longred.errors import PreflightError
-from longred.methods import METHODS
-from longred.models import load_config, resolve_model
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.method.methods import METHODS
+from longred.models.load import load_config, resolve_model
 
 if TYPE_CHECKING:
     from longred.config import EvaluationConfig, RunConfig, TrainingConfig

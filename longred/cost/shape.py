@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from longred.architectures import SLIDING, layer_types
+from longred.models.architectures import SLIDING, layer_types
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import canonical_digest, storage_errors, write_json
 from longred.config import DataConfig
 from longred.data.copying import write_bucket
 from longred.data.counts import Counts
@@ -23,9 +22,10 @@ from longred.data.sources import check_sources, fingerprints
 from longred.data.tokenise import Job, load_tokenizer
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
-from longred.methods import BUCKETS
+from longred.method.methods import BUCKETS
 from longred.progress import Progress
-from longred.tracking import Journal
+from longred.store.artifacts import canonical_digest, storage_errors, write_json
+from longred.store.journal import Journal
 
 logger = logging.getLogger(__name__)
 

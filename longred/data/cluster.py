@@ -14,11 +14,11 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from longred.artifacts import canonical_digest, read_json, write_json
 from longred.data.counts import Counts, Tick, wait_for
 from longred.data.shards import Shard, read_record, read_shards
 from longred.data.tokenise import Job, tokenise_shard
 from longred.errors import BY_EXIT_CODE, ConfigError, LongredError, PreflightError
+from longred.store.artifacts import canonical_digest, read_json, write_json
 
 
 class TokeniseShards(PipelineStep):  # type: ignore[misc]

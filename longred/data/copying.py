@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longred.artifacts import storage_errors
 from longred.data.filling import SEGMENT
 from longred.data.layout import DTYPES
+from longred.store.artifacts import storage_errors
 
 CHUNK_BYTES = 2**25
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from longred.artifacts import sha256_file
 from longred.config import DataConfig, SourceConfig
 from longred.data.documents import Document, document_id
 from longred.data.intake import RAW_BYTES, Intake, Rejection
@@ -15,6 +14,7 @@ from longred.data.kinds import Kind
 from longred.data.lines import read_lines
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
+from longred.store.artifacts import sha256_file
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from longred import hub
 from longred.config import DataConfig, SourceConfig
 from longred.data.documents import Document
 from longred.data.files import read_row
@@ -12,6 +11,7 @@ from longred.data.intake import Intake
 from longred.data.kinds import Kind
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
+from longred.models import hub
 
 
 def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from longred.config import DataConfig, SourceConfig
 from longred.errors import ConfigError
-from longred.methods import BUCKETS
+from longred.method.methods import BUCKETS
 
 # A bucket of short rows is as broad as its documents: it is filled from at least about this many
 # where the text allows.

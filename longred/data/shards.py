@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from longred.artifacts import read_json, sha256_file, storage_errors
 from longred.errors import MismatchError
+from longred.store.artifacts import read_json, sha256_file, storage_errors
 
 TABLE = np.dtype(
     [("split", "<u8"), ("draw", "<u8"), ("text", "<u8"), ("start", "<u8"), ("length", "<u4")]

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from longred.artifacts import sha256_file, storage_errors, write_json
 from longred.config import DataConfig
 from longred.data.decontamination import evaluation_texts
 from longred.data.documents import Document, is_held_out
@@ -20,6 +19,7 @@ from longred.data.intake import Intake
 from longred.data.kinds import kind_of
 from longred.data.shards import TABLE, Shard, ShardRecord, read_record, to_lines, write_whole
 from longred.data.tokens import TextTokenizer
+from longred.store.artifacts import sha256_file, storage_errors, write_json
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**18

@@ -6,7 +6,7 @@ from typing import Any
 
 from longred.config import DataConfig, EvaluationConfig
 from longred.errors import ConfigError
-from longred.models import load_config, load_tokenizer
+from longred.models.load import load_config, load_tokenizer
 
 MAX_TEXT_WINDOW = 2048
 NUM_HELD_OUT_TOKENS = 131072

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.errors import ConfigError
-from longred.models import load_tokenizer
+from longred.models.load import load_tokenizer
 
 _TURNS = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
 

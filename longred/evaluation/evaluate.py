@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import Store, read_json, write_json
 from longred.evaluation.scoring import combined
 from longred.evaluation.steps import Step, finish, parity, plan
 from longred.evaluation.subject import Request, Subject
 from longred.evaluation.units import Unit, read_index, read_lines, write_lines
 from longred.progress import Progress
-from longred.tracking import JOURNAL_NAME, Journal
+from longred.store.artifacts import Store, read_json, write_json
+from longred.store.journal import JOURNAL_NAME, Journal
 
 Scored = Callable[[Unit, Mapping[str, Any]], None]
 """Called with each unit that is finished and its result."""

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor
 
 from longred.errors import NonFiniteLossError
 from longred.evaluation.prompts import encode
-from longred.models import hidden_states
+from longred.models.load import hidden_states
 
 # It warns of every model that is loaded already and of every data set made in process.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -25,7 +25,6 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from longred.artifacts import canonical_digest, sha256_file
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError, PreflightError
 from longred.evaluation.benchmarks import MAX_PROMPT_CHARACTERS
 from longred.evaluation.examinee import Examinee
@@ -35,7 +34,8 @@ from longred.evaluation.prompts import count_tokens
 from longred.evaluation.scoring import summary
 from longred.evaluation.suites import SuiteTask, nearest
 from longred.evaluation.units import Unit
-from longred.hub import HUB
+from longred.models.hub import HUB
+from longred.store.artifacts import canonical_digest, sha256_file
 
 FEWSHOT_SEED = 1234
 """The harness's own default: the same examples as its command line shows."""

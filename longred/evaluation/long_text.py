@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longred.architectures import logit_softcap
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.evaluation.perplexity import rows_of
-from longred.models import hidden_states
+from longred.models.architectures import logit_softcap
+from longred.models.load import hidden_states
 
 CHUNK_TOKENS = 1024
 MIN_GAIN_NATS = 2.0

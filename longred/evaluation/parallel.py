@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.errors import BY_EXIT_CODE, LongredError, PreflightError
 from longred.evaluation.steps import UNIT_VERSION, Step, finish, plan
 from longred.evaluation.subject import Request, Subject
 from longred.progress import Progress
+from longred.store.artifacts import Store
 
 POLL_SECONDS = 0.5
 LOG_CHARACTERS = 2000

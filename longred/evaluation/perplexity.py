@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from longred.architectures import logit_softcap
 from longred.errors import ConfigError, NonFiniteLossError
-from longred.models import hidden_states
+from longred.models.architectures import logit_softcap
+from longred.models.load import hidden_states
 from longred.objectives import long_loss
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from longred.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
 from longred.errors import MismatchError, PreflightError
@@ -21,7 +20,8 @@ from longred.evaluation.ruler.freeze import Materials, freeze_task, identity, re
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, load_suite
 from longred.evaluation.units import FORMAT_VERSION, read_lines, write_lines
-from longred.models import choose_device, load_model, load_tokenizer, resolve_model
+from longred.models.load import choose_device, load_model, load_tokenizer, resolve_model
+from longred.store.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 

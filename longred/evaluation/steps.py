@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import Artifact, Store, sha256_file, write_json
 from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
 from longred.data.loader import read_rows
@@ -21,6 +20,7 @@ from longred.evaluation.samples import DOCUMENTS, read_documents, tokenizer_sha2
 from longred.evaluation.scoring import summary
 from longred.evaluation.subject import Request, Subject
 from longred.evaluation.units import Unit, read_index, read_lines, read_units, write_lines
+from longred.store.artifacts import Artifact, Store, sha256_file, write_json
 
 UNIT_VERSION = 2
 """Raised when the same model gives other answers, or other scores, to the same questions."""

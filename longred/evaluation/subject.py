@@ -10,7 +10,7 @@ import torch
 from longred.attention import ATTENTION_NAME
 from longred.config import EvaluationConfig
 from longred.evaluation.chat import is_chat
-from longred.models import choose_device, load_config, load_model, load_tokenizer
+from longred.models.load import choose_device, load_config, load_model, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

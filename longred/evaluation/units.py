@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import read_json, sha256_file, storage_errors
 from longred.errors import MismatchError
+from longred.store.artifacts import read_json, sha256_file, storage_errors
 
 FORMAT_VERSION = 2
 

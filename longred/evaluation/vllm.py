@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from longred.artifacts import sha256_file
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation.benchmarks import ask
 from longred.evaluation.examinee import Examinee, padded
 from longred.evaluation.units import Unit, write_lines
+from longred.store.artifacts import sha256_file
 
 PARITY_SAMPLES = 50
 MIN_SAME_SHARE = 0.9

@@ -8,11 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from longred.architectures import main_rope
-from longred.artifacts import Artifact, read_json
 from longred.export.serving import serve_commands, serving_notes
-from longred.runs import RunRecord
-from longred.tracking import JOURNAL_NAME, Journal
+from longred.models.architectures import main_rope
+from longred.runs.record import RunRecord
+from longred.store.artifacts import Artifact, read_json
+from longred.store.journal import JOURNAL_NAME, Journal
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 KEPT_SHARE = 0.85

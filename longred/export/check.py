@@ -18,11 +18,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from longred.architectures import FULL, SLIDING, rope_is_nested
 from longred.errors import MismatchError
 from longred.export.write import Exported
-from longred.extension import frequencies
-from longred.models import load_model
+from longred.models.architectures import FULL, SLIDING, rope_is_nested
+from longred.models.extension import frequencies
+from longred.models.load import load_model
 
 PROBE = Path(__file__).with_name("probe.py")
 VERSION_4 = ("transformers==4.57.6", "huggingface_hub==0.36.0", "tokenizers==0.22.1")

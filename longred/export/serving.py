@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from longred.architectures import main_rope
+from longred.models.architectures import main_rope
 
 
 def serve_commands(config: PreTrainedConfig, folder: Path) -> dict[str, list[str]]:

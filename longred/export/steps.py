@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from longred.artifacts import Artifact, read_json
 from longred.errors import ConfigError
-from longred.runs import RunRecord
-from longred.tracking import JOURNAL_NAME, Journal
-from longred.training.kept import FOLDER, kept_place
+from longred.method.kept import FOLDER, kept_place
+from longred.runs.record import RunRecord
+from longred.store.artifacts import Artifact, read_json
+from longred.store.journal import JOURNAL_NAME, Journal
 
 LAST, BEST = "last", "best"
 MEASURES = {

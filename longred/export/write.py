@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from longred.artifacts import Artifact, Store, new_folder
 from longred.errors import ConfigError
 from longred.export.steps import LAST, find_step
-from longred.models import load_model, save_model
-from longred.runs import RunRecord
-from longred.training.kept import kept_place
+from longred.method.kept import kept_place
+from longred.models.load import load_model, save_model
+from longred.runs.record import RunRecord
+from longred.store.artifacts import Artifact, Store, new_folder
 
 DTYPES = ("bfloat16", "trained")
 SHARD_SIZE = "5GB"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from longred.errors import ConfigError
-from longred.methods import Term
+from longred.method.methods import Term
 
 WEIGHTINGS = ("token_share", "formula")
 

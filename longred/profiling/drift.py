@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from longred.attention import ATTENTION_NAME, Captured
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
-from longred.models import run_layers
+from longred.models.load import run_layers
 from longred.profiling.attention_kl import attention_kl
 from longred.progress import Progress
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from longred.architectures import main_rope
 from longred.errors import ConfigError
-from longred.extension import extend_config
+from longred.models.architectures import main_rope
+from longred.models.extension import extend_config
 from longred.profiling.drift import profile_drift
 from longred.progress import Progress
 
@@ -20,7 +20,7 @@ class Setting:
     """One rescaling to try.
 
     Attributes:
-        method: a key of `longred.extension.METHODS`.
+        method: a key of `longred.models.extension.METHODS`.
         value: rope_theta for `abf`, the factor target / original window for all others.
     """
 

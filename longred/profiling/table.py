@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from longred.artifacts import storage_errors
 from longred.profiling.drift import Cells, Drift
+from longred.store.artifacts import storage_errors
 
 
 def write_parquet(drift: Drift, path: Path) -> None:

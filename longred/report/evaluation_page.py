@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from longred.artifacts import storage_errors, write_json
 from longred.config import EvaluationConfig
 from longred.report import page, plots, provenance, tables
 from longred.report.content import sample_sections
 from longred.report.figures import evaluation_plots
 from longred.report.scores import Comparison, collect
+from longred.store.artifacts import storage_errors, write_json
 
 
 def compare(config: EvaluationConfig, folders: Mapping[str, Path]) -> Comparison:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import read_json
 from longred.errors import ConfigError
-from longred.tracking import JOURNAL_NAME, Journal
-from longred.training.kept import kept_name
+from longred.method.kept import kept_name
+from longred.store.artifacts import read_json
+from longred.store.journal import JOURNAL_NAME, Journal
 
 REFERENCES = ("original", "rescaled")
 """Models that are not trained, and lead every table."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import DIGEST_LENGTH, MANIFEST, canonical_digest, read_json
 from longred.report.tables import NOT_AVAILABLE, Table
+from longred.store.artifacts import DIGEST_LENGTH, MANIFEST, canonical_digest, read_json
 
 
 def artifact_digest(folder: Path) -> str:

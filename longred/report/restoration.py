@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from longred.method.kept import kept_name
 from longred.report.findings import (
     CONTRADICTED,
     MEASURED,
@@ -18,7 +19,6 @@ from longred.report.findings import (
 )
 from longred.report.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, Interval
 from longred.report.scores import ORIGINAL, Comparison, collect
-from longred.training.kept import kept_name
 
 Kept = Mapping[str, Mapping[int, Path]]
 """Method → step → folder of the scores of the student that was kept there."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import read_json
 from longred.errors import MismatchError
 from longred.report.intervals import Interval, difference, paired_interval, ratio
 from longred.report.samples import Unit, paired_scores
+from longred.store.artifacts import read_json
 
 ORIGINAL = "original"
 BESIDE_RULER = ("kv_retrieval",)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import storage_errors, write_json
 from longred.config import ReportConfig
 from longred.report import figures, page, plots
 from longred.report.content import page_content
@@ -17,7 +16,8 @@ from longred.report.restoration import (
 )
 from longred.report.scores import Comparison, collect
 from longred.report.tables import markdown_page
-from longred.tracking import JOURNAL_NAME, Journal
+from longred.store.artifacts import storage_errors, write_json
+from longred.store.journal import JOURNAL_NAME, Journal
 
 
 def write(

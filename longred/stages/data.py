@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from longred.artifacts import TOKENIZER_FILES, Artifact, Store, folder_digest
 from longred.config import DataConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
+from longred.store.artifacts import TOKENIZER_FILES, Artifact, Store, folder_digest
 
 if TYPE_CHECKING:
     from longred.data.executors import MapGroups

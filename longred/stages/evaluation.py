@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longred.artifacts import Artifact, Store, folder_digest, sha256_file
 from longred.config import EvaluationConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
+from longred.store.artifacts import Artifact, Store, folder_digest, sha256_file
 
 if TYPE_CHECKING:
     from longred.evaluation.evaluate import Scored
@@ -19,7 +19,7 @@ def freeze_samples(
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
     from longred.evaluation.samples import suite_of
-    from longred.models import resolve_model
+    from longred.models.load import resolve_model
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.samples import freeze

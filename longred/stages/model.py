@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from longred.artifacts import MODEL_FILES, Artifact, Store, folder_digest, read_json
 from longred.config import ExtensionConfig, ModelConfig, SelectionConfig
-from longred.hashes import FileHashes
-from longred.selection import select_layers
+from longred.method.selection import select_layers
 from longred.stages.versions import VERSIONS
+from longred.store.artifacts import MODEL_FILES, Artifact, Store, folder_digest, read_json
+from longred.store.hashes import FileHashes
 
 
 def find_model(
@@ -25,7 +25,7 @@ def find_model(
         PreflightError: the model is missing, unreadable or cannot be reached.
         ConfigError: its architecture or file format is not supported, or it lacks a layer.
     """
-    from longred.models import resolve_model
+    from longred.models.load import resolve_model
 
     folder = resolve_model(config.path, config.revision)
     if selection is not None:
@@ -45,7 +45,7 @@ def extend_model(
     The weights are the original's, or those of `start`, a student of a smaller window. RoPE is
     always the original's, rescaled.
     """
-    from longred.extension import write_extension
+    from longred.models.extension import write_extension
 
     def make(folder: Path, work: Path) -> None:
         write_extension(

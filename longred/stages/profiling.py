@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from longred.artifacts import Artifact, Store, write_json
 from longred.config import ProfilingConfig, SelectionConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
-from longred.tracking import Journal
+from longred.store.artifacts import Artifact, Store, write_json
+from longred.store.journal import Journal
 
 
 def profile_attention(
@@ -22,7 +22,7 @@ def profile_attention(
 
     def make(folder: Path, work: Path) -> None:
         from longred.data.loader import read_rows
-        from longred.models import choose_device, load_model
+        from longred.models.load import choose_device, load_model
         from longred.profiling.drift import profile_drift
         from longred.profiling.table import write_parquet
 
@@ -54,7 +54,7 @@ def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -
     """Choose the layers to distil from the profile, and say why in words."""
 
     def make(folder: Path, work: Path) -> None:
-        from longred import selection
+        from longred.method import selection
         from longred.profiling.drift import Drift
 
         drift = Drift.from_json(profile.read_json("drift.json"))

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import Artifact, Store
 from longred.config import ReportConfig
 from longred.stages.versions import VERSIONS
+from longred.store.artifacts import Artifact, Store
 
 
 def write_report(

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from longred.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
 from longred.config import RunConfig, TrainingConfig
+from longred.method.kept import kept_name, kept_place
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
-from longred.training.kept import kept_name, kept_place
+from longred.store.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
 
 
 def train_student(
@@ -56,8 +56,8 @@ def train_student(
         inputs["selection"] = layers.digest
 
     def make(folder: Path, work: Path) -> None:
+        from longred.method.job import TrainingJob
         from longred.training import launch
-        from longred.training.job import TrainingJob
 
         store.verify(data)
         chosen = layers.read_json("selection.json")["distill_layers"] if uses_layers else []

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from longred.artifacts import read_json
 from longred.errors import LongredError
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.store.artifacts import read_json
 from longred.training.stop import StepLimit, StopRequest, only_trainer
 
 log = logging.getLogger("longred.training")

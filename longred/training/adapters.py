@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from longred import models
-from longred.artifacts import storage_errors
 from longred.errors import ConfigError
-from longred.model_folder import weight_files
+from longred.models import load as models
+from longred.models.folder import weight_files
+from longred.store.artifacts import storage_errors
 from longred.training.teacher import Teacher, round_linear_layers
 
 ADAPTERS_NAME = "adapters"

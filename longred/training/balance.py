@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longred.methods import Term
+from longred.method.methods import Term
 from longred.training.sharding import whole
 
 SMOOTHING = 0.5

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longred.artifacts import MANIFEST, sha256_file, storage_errors, sync_folder, write_json
 from longred.errors import MismatchError, PreflightError
+from longred.store.artifacts import MANIFEST, sha256_file, storage_errors, sync_folder, write_json
 from longred.training.tensor_files import Part, SavedTensors, groups_of, metadata_of
 from longred.training.world import ALONE, World
 

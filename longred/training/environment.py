@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 
 def prepare(job: TrainingJob) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from longred.errors import PreflightError
-from longred.fp8 import without_fp8
-from longred.methods import Term
+from longred.method.methods import Term
+from longred.training.layers.fp8 import without_fp8
 from longred.training.step import MicroBatch, Objectives
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from longred.artifacts import storage_errors, write_json
 from longred.errors import BY_EXIT_CODE, LongredError, Stopped
+from longred.method.job import TrainingJob
 from longred.progress import Progress, duration
-from longred.training.job import TrainingJob
+from longred.store.artifacts import storage_errors, write_json
 from longred.training.stop import SIGNALS
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from longred.errors import LossSpikeError, Stopped
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 from longred.training.persistence import load, save
 from longred.training.result import keep_student, write_result
 from longred.training.trainer import Trainer

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from longred import models
-from longred.artifacts import read_json, storage_errors, write_json
 from longred.errors import MismatchError
-from longred.tracking import JOURNAL_NAME
+from longred.models import load as models
+from longred.store.artifacts import read_json, storage_errors, write_json
+from longred.store.journal import JOURNAL_NAME
 
 
 def merge_student(student: Path, original: Path, folder: Path, *, weight: float) -> None:

@@ -7,7 +7,7 @@ from longred.cost.flops import step_flops
 from longred.cost.machine import peak_bytes
 from longred.cost.shape import ModelShape
 from longred.cost.speeds import key_of, known
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 MACHINE_METRICS = frozenset(
     f"train/{name}" for name in ("tokens_per_second", "mfu", "peak_memory_bytes", "eta_seconds")

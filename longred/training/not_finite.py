@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from longred.methods import Term
+from longred.method.methods import Term
 from longred.training.optimizer import named_weights
 from longred.training.sharding import local
 from longred.training.step import MicroBatch, Objectives

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from longred.errors import MismatchError, PreflightError
+from longred.method.job import TrainingJob
+from longred.method.schedules import learning_rate
 from longred.training.host_state import HostState, part_device
-from longred.training.job import TrainingJob
-from longred.training.schedules import learning_rate
 from longred.training.sharding import local
 
 Optimizer = torch.optim.Optimizer | HostState

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longred.artifacts import storage_errors
 from longred.errors import MismatchError
+from longred.store.artifacts import storage_errors
 from longred.training.checkpoint import Checkpoint, SavedCheckpoint
 from longred.training.environment import environment_of
 from longred.training.fp8_quality import check_fp8_quality

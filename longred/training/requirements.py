@@ -3,12 +3,12 @@
 import torch
 from transformers import PreTrainedConfig
 
-from longred.architectures import sequence_problem
-from longred.compiling import check_compiler
 from longred.errors import ConfigError
-from longred.fp8 import check_fp8
+from longred.method.job import TrainingJob
+from longred.models.architectures import sequence_problem
 from longred.training import adapters
-from longred.training.job import TrainingJob
+from longred.training.layers.compiling import check_compiler
+from longred.training.layers.fp8 import check_fp8
 from longred.training.optimizer import adamw8bit_class
 
 

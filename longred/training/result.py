@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from longred import models
-from longred.artifacts import storage_errors, sync_folder, write_json
-from longred.tracking import JOURNAL_NAME
+from longred.method.job import TrainingJob
+from longred.method.kept import kept_place
+from longred.models import load as models
+from longred.store.artifacts import storage_errors, sync_folder, write_json
+from longred.store.journal import JOURNAL_NAME
 from longred.training import adapters
 from longred.training.environment import environment_of
-from longred.training.job import TrainingJob
-from longred.training.kept import kept_place
 from longred.training.optimizer import named_weights
 from longred.training.sharding import whole
 from longred.training.trainer import Trainer

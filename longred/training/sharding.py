@@ -22,7 +22,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from longred.training.layout import Layout
+from longred.method.layout import Layout
 
 T = TypeVar("T")
 

@@ -16,16 +16,18 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from longred import models, objectives, positions
-from longred.activations import holding_activations
-from longred.architectures import logit_softcap
+from longred import objectives
 from longred.attention import Captured
 from longred.data.loader import Rows
-from longred.fused import as_written
-from longred.methods import Term
+from longred.method import positions
+from longred.method.job import TrainingJob
+from longred.method.methods import Term
+from longred.models import load as models
+from longred.models.architectures import logit_softcap
 from longred.objectives import OBJECTIVES, Outputs, Passes
 from longred.objectives.table import first_window
-from longred.training.job import TrainingJob
+from longred.training.layers.activations import holding_activations
+from longred.training.layers.fused import as_written
 from longred.training.sharding import entered
 from longred.training.teacher import Teacher
 

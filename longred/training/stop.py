@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from longred.artifacts import locked, read_json, write_json
 from longred.errors import LockedError, MismatchError
+from longred.store.artifacts import locked, read_json, write_json
 
 log = logging.getLogger(__name__)
 

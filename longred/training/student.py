@@ -7,16 +7,16 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from longred import models
-from longred.activations import checkpoint_activations
-from longred.compiling import compile_layers
-from longred.fp8 import to_fp8
-from longred.fused import fuse
-from longred.masters import hold_no_copies
-from longred.mlp_tiles import tile_mlps
-from longred.model_folder import weight_files
+from longred.method.job import TrainingJob
+from longred.models import load as models
+from longred.models.folder import weight_files
 from longred.training import adapters
-from longred.training.job import TrainingJob
+from longred.training.layers.activations import checkpoint_activations
+from longred.training.layers.compiling import compile_layers
+from longred.training.layers.fp8 import to_fp8
+from longred.training.layers.fused import fuse
+from longred.training.layers.masters import hold_no_copies
+from longred.training.layers.mlp_tiles import tile_mlps
 from longred.training.own_rows import OwnRows
 from longred.training.sharding import shard_student
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from longred import models
-from longred.fused import fuse
-from longred.model_folder import weight_files
+from longred.models import load as models
+from longred.models.folder import weight_files
+from longred.training.layers.fused import fuse
 from longred.training.own_rows import OwnRows
 from longred.training.sharding import shard_teacher
 
@@ -42,7 +42,7 @@ def load_teacher(
         dtype: the compute type, `bfloat16` or `float32`.
         device: where it is run.
         backend: of its attention; the student's.
-        is_fused: whether it computes norms, RoPE and MLPs as `longred.fused` does.
+        is_fused: whether it computes norms, RoPE and MLPs as `longred.training.layers.fused` does.
         mesh: the processes that its weights are divided over, each of which reads its own rows; or
             None.
 

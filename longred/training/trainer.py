@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from longred import models
-from longred.artifacts import storage_errors
 from longred.cost.fit import refuse_what_cannot_fit
 from longred.cost.shape import shape_of
 from longred.data.loader import StepLoader
 from longred.errors import NonFiniteLossError
-from longred.methods import Term
-from longred.tracking import JOURNAL_NAME, Journal
+from longred.method.job import TrainingJob
+from longred.method.methods import Term
+from longred.models import load as models
+from longred.store.artifacts import storage_errors
+from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training import adapters
 from longred.training.balance import Balance, measure
 from longred.training.checkpoint import Checkpoints
 from longred.training.environment import prepare
-from longred.training.job import TrainingJob
 from longred.training.meter import Meter
 from longred.training.not_finite import explain
 from longred.training.optimizer import build_optimizer, update

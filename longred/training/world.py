@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from longred.errors import BY_EXIT_CODE, LongredError, PreflightError, Stopped
-from longred.models import choose_device
+from longred.models.load import choose_device
 from longred.training.environment import grow_segments
 
 _TIMEOUT = datetime.timedelta(minutes=30)

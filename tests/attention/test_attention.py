@@ -22,9 +22,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from longred import attention
-from longred.activations import checkpoint_activations
-from longred.models import hidden_states, load_model, run_layers
-from longred.positions import skip_positions
+from longred.method.positions import skip_positions
+from longred.models.load import hidden_states, load_model, run_layers
+from longred.training.layers.activations import checkpoint_activations
 
 SHAPE = {
     "vocab_size": 50,

@@ -16,9 +16,9 @@ from test_torch_kernels import Asked, Operators, marked
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from longred.activations import _policy
 from longred.attention import BACKENDS, Rules, find_documents, sdpa, varlen
 from longred.attention.documents import whole_rows
+from longred.training.layers.activations import _policy
 
 
 def as_flash(tensors: tuple[Tensor, ...], ends: Tensor, **given: Any) -> Tensor:

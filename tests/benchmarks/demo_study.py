@@ -24,7 +24,6 @@ from typing import Any
 from scipy import stats
 
 from longred import stages
-from longred.artifacts import Artifact, Store, read_json, write_json
 from longred.config import RunConfig, load_recipe
 from longred.report.samples import Unit
 from longred.report.scores import (
@@ -36,6 +35,7 @@ from longred.report.scores import (
     score_of,
     units_of,
 )
+from longred.store.artifacts import Artifact, Store, read_json, write_json
 
 STUDY = ["evaluation.ruler.num_samples=200", "evaluation.short.num_samples=200"]
 Read = Callable[[Mapping[str, Any]], float | None]

@@ -37,9 +37,9 @@ LENGTH, VOCABULARY = 32768, 32768
 def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
     """Return the demo model's folder and that of its frozen questions."""
     from longred import stages
-    from longred.artifacts import Store
     from longred.config import ModelConfig
     from longred.evaluation.alone import evaluation_config, text_config
+    from longred.store.artifacts import Store
 
     store = Store(Path(tempfile.mkdtemp()))
     base = stages.find_model(ModelConfig(path="demo"), store=store)
@@ -106,7 +106,7 @@ def demo_suite(num_samples: int) -> dict[str, Any]:
     from longred.evaluation.benchmarks import ask
     from longred.evaluation.examinee import examinee
     from longred.evaluation.units import read_units
-    from longred.models import load_model, load_tokenizer
+    from longred.models.load import load_model, load_tokenizer
 
     folder, questions = freeze_demo_suite(num_samples)
     model, tokenizer = load_model(folder, attention="sdpa"), load_tokenizer(folder)
@@ -197,12 +197,12 @@ def memory() -> dict[str, Any]:
     """Answer one RULER prompt of 32K tokens, in this process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from longred.artifacts import sha256_file
     from longred.evaluation import ruler
     from longred.evaluation.benchmarks import ask
     from longred.evaluation.examinee import examinee
     from longred.evaluation.units import Unit, write_lines
-    from longred.models import load_model, load_tokenizer
+    from longred.models.load import load_model, load_tokenizer
+    from longred.store.artifacts import sha256_file
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

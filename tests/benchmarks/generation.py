@@ -27,7 +27,7 @@ from longred.cost.calibrate import calibrate
 from longred.cost.flops import forward_flops
 from longred.cost.plan import flops_seconds
 from longred.cost.shape import shape_of
-from longred.models import hidden_states
+from longred.models.load import hidden_states
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpu": {

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from longred import models
-from longred.training.job import TrainingJob
-from longred.training.layout import Layout
+from longred.method.job import TrainingJob
+from longred.method.layout import Layout
+from longred.models import load as models
 from longred.training.sharding import make_meshes, shard_student, shard_teacher
 from longred.training.student import load_student
 from longred.training.teacher import load_teacher, round_linear_layers

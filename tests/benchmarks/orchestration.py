@@ -29,11 +29,12 @@ os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from longred import services, stages  # noqa: E402
-from longred.artifacts import Artifact, Store  # noqa: E402
+from longred import stages  # noqa: E402
 from longred.progress import Progress  # noqa: E402
-from longred.runs import load_config, load_run  # noqa: E402
-from longred.session import open_run  # noqa: E402
+from longred.runs.record import load_config, load_run  # noqa: E402
+from longred.runs.session import open_run  # noqa: E402
+from longred.services import servers as services  # noqa: E402
+from longred.store.artifacts import Artifact, Store  # noqa: E402
 
 RECIPE = [
     "data.num_tokens=65536",

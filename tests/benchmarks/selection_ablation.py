@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from longred import stages
-from longred.artifacts import Artifact, Store, write_json
 from longred.config import RunConfig, load_recipe
+from longred.store.artifacts import Artifact, Store, write_json
 
 
 def share(part: float) -> Callable[[Sequence[float]], int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longred.models import hidden_states, load_model
+from longred.models.load import hidden_states, load_model
 from longred.objectives import cosine_distance
 from longred.training.teacher import load_teacher
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from longred.artifacts import write_json
 from longred.config import RunConfig, load_recipe
+from longred.store.artifacts import write_json
 
 # Task → (capacity, chance); a seed's scores follow as original, cpt, longred-c.
 TASKS = {"a": ("reading", 25.0), "b": ("reading", 0.0), "c": ("coding", 25.0)}

@@ -37,16 +37,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from longred import models
-from longred.activations import checkpoint_activations
-from longred.artifacts import write_json
 from longred.attention import choose_backend, guard, needs_of, register
 from longred.cost.calibrate import calibrate
 from longred.cost.machine import peak_bytes
 from longred.cost.plan import TrainingPlan, plan_training
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.models import load as models
+from longred.store.artifacts import write_json
+from longred.training.layers.activations import checkpoint_activations
 from longred.training.loop import Trainer
 from longred.training.meter import Meter
 from longred.training.step import MicroBatch

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ph
 from longred.cost.flops import batches, forward_flops, needed_flops, recomputed_flops, step_flops
 from longred.cost.flops import visible_keys as visible
 from longred.cost.shape import shape_of
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 LENGTHS = {"long": 32768, "short": 1024, "original": 8192}
 LLAMA_8B = LlamaConfig(

@@ -27,8 +27,8 @@ from longred.cost.recipe import choose_speeds, jobs, lengths_of
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import GIB, Speeds, known
 from longred.errors import PreflightError
-from longred.runs import load_config
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.runs.record import load_config
 
 LENGTHS = {"long": 32768, "short": 1024, "original": 8192}
 

@@ -18,11 +18,11 @@ from longred.cost.memory import (
 )
 from longred.cost.shape import shape_of
 from longred.cost.speeds import GIB
-from longred.fp8 import to_fp8
-from longred.fused import fuse
-from longred.masters import hold_no_copies
-from longred.models import hidden_states
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.models.load import hidden_states
+from longred.training.layers.fp8 import to_fp8
+from longred.training.layers.fused import fuse
+from longred.training.layers.masters import hold_no_copies
 
 TOKENS = 512
 CONFIG = {

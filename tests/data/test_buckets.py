@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longred.artifacts import sha256_file
 from longred.config import DataConfig, load_recipe
 from longred.data import filling
 from longred.data.buckets import prepare
@@ -17,6 +16,7 @@ from longred.data.documents import document_id, is_held_out
 from longred.data.loader import BlockFile, StepLoader
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
+from longred.store.artifacts import sha256_file
 
 BUCKETS = ("long", "short", "original")
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from longred.artifacts import sha256_file
 from longred.config import DataConfig
 from longred.data import executors, tokenise
 from longred.data.buckets import prepare
@@ -21,6 +20,7 @@ from longred.data.shards import read_record
 from longred.data.sources import shards_of
 from longred.data.tokenise import Job, tokenise_shard
 from longred.errors import ConfigError, LongredError, MismatchError
+from longred.store.artifacts import sha256_file
 
 PREPARE = """
 import json, sys

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longred.artifacts import Store, sha256_file
 from longred.config import EvaluationConfig
 from longred.evaluation.subject import Request
+from longred.store.artifacts import Store, sha256_file
 
 WINDOW = 224
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    from longred.models import load_tokenizer
+    from longred.models.load import load_tokenizer
 
     return load_tokenizer(tiny_model_folder)
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from longred.artifacts import sha256_file
 from longred.errors import MismatchError, NonFiniteLossError
 from longred.evaluation.benchmarks import ask, first_number, score
 from longred.evaluation.examinee import examinee
 from longred.evaluation.prompts import encode
 from longred.evaluation.units import Unit, read_units, write_lines
-from longred.models import load_model
+from longred.models.load import load_model
+from longred.store.artifacts import sha256_file
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.subject import Request
 from longred.evaluation.units import Unit, read_lines, read_units
-from longred.models import load_model
+from longred.models.load import load_model
+from longred.store.artifacts import Store
 
 TEMPLATE = (
     "<|bos|>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|eos|>{% endfor %}"

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.errors import MismatchError
 from longred.evaluation import steps as room
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.samples import freeze
+from longred.store.artifacts import Store
 
 Run = Callable[..., Path]
 
@@ -179,7 +179,7 @@ def test_a_process_that_fails_keeps_what_the_others_finished(
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
-from longred.artifacts import Store
+from longred.store.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.subject import Request

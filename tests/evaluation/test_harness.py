@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.evaluation import harness
@@ -19,8 +18,9 @@ from longred.evaluation.examinee import examinee
 from longred.evaluation.samples import freeze
 from longred.evaluation.suites import SuiteTask
 from longred.evaluation.units import read_index, read_units
-from longred.hub import HUB
-from longred.models import load_model
+from longred.models.hub import HUB
+from longred.models.load import load_model
+from longred.store.artifacts import Store
 
 NUM_QUESTIONS = 6
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from longred.artifacts import Store, read_json
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError
 from longred.evaluation.long_text import (
@@ -23,7 +22,8 @@ from longred.evaluation.long_text import (
 )
 from longred.evaluation.samples import freeze
 from longred.evaluation.units import read_lines
-from longred.models import load_model
+from longred.models.load import load_model
+from longred.store.artifacts import Store, read_json
 
 LENGTH, SHORT = 60, 16
 

@@ -10,7 +10,7 @@ import torch
 
 from longred.errors import ConfigError
 from longred.evaluation.perplexity import held_out_loss
-from longred.models import load_model
+from longred.models.load import load_model
 
 
 def test_loss_equals_slow_reference(tiny_model_folder: Path, tokenizer: Any) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from longred.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError
 from longred.evaluation.samples import freeze
 from longred.evaluation.units import read_lines, read_units
+from longred.store.artifacts import Store
 
 
 def files(folder: Path) -> dict[str, bytes]:

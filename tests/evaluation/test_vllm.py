@@ -17,7 +17,7 @@ from longred.evaluation.evaluate import evaluate
 from longred.evaluation.examinee import examinee
 from longred.evaluation.units import Unit, read_units
 from longred.evaluation.vllm import EngineExaminee, by_engine, check_parity
-from longred.models import load_model
+from longred.models.load import load_model
 
 
 class OneByOne:
@@ -94,7 +94,7 @@ def test_samples_that_are_drawn_are_refused(reference: Any, tokenizer: Any) -> N
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_way_out_is_named(request_of: Any, config: Any, tmp_path: Path) -> None:
-    from longred.artifacts import Store
+    from longred.store.artifacts import Store
 
     asked = request_of(config.model_copy(update={"backend": "vllm"}))
     for name in ("result", "work"):

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from longred import demo
-from longred.flow_host import tell_pipeline
-from longred.scope import Scope
-from longred.session import Watcher, listening, scoped
+from longred.cli.flow_host import tell_pipeline
+from longred.runs.scope import Scope
+from longred.runs.session import Watcher, listening, scoped
 
 
 def plan(store: Path, model: Path) -> dict[str, str]:

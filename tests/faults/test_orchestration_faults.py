@@ -11,10 +11,10 @@ import pytest
 from live import LONG, SMALL, Pipeline, ask, until
 from mlflow import MlflowClient
 
-from longred import reap
-from longred.artifacts import Store
-from longred.prefect_api import unfinished_flow_runs
-from longred.temporary_server import temporary_server
+from longred.services import reap
+from longred.services.prefect_api import unfinished_flow_runs
+from longred.services.temporary_server import temporary_server
+from longred.store.artifacts import Store
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ import httpx
 import pytest
 from live import SMALL, Pipeline, free_ports, until
 
-from longred import services
+from longred.cli.flow_host import repository
 from longred.config import RunConfig
 from longred.config.section import Section
-from longred.flow_host import repository
-from longred.runs import load_config
+from longred.runs.record import load_config
+from longred.services import servers as services
 
 PASSWORD = "canary-password-of-prefect"
 SECRETS = {
@@ -244,9 +244,9 @@ def test_nothing_unpickles_and_every_loader_refuses_foreign_code(path: Path) -> 
 
 @pytest.mark.parametrize("place", ["../../x", "/etc/x", "x/../../y", "a\0b", "."])
 def test_no_name_leads_out_of_the_store(place: str, tmp_path: Path) -> None:
-    from longred.artifacts import Store
     from longred.errors import ConfigError
-    from longred.runs import load_run
+    from longred.runs.record import load_run
+    from longred.store.artifacts import Store
 
     store = Store(tmp_path / "store")
     known = store.runs / "20260101-000000-demo-aaaa"

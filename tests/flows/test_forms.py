@@ -8,7 +8,7 @@ from prefect.utilities.schema_tools.validation import validate
 
 from flows import stages
 from flows.pipeline import full_pipeline
-from longred.scope import STAGES, WHAT_CHANGED
+from longred.runs.scope import STAGES, WHAT_CHANGED
 
 
 def problems(flow: Any, parameters: dict[str, Any]) -> list[str]:

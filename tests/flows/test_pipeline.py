@@ -10,11 +10,12 @@ import yaml
 import flows.pipeline
 import flows.stages
 from flows.pipeline import full_pipeline
-from longred import services, stages
+from longred import stages
 from longred.errors import ConfigError
-from longred.programs import WORK_POOL
-from longred.scope import STAGES, Scope
-from longred.session import scoped
+from longred.runs.scope import STAGES, Scope
+from longred.runs.session import scoped
+from longred.services import servers as services
+from longred.services.programs import WORK_POOL
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,9 +6,9 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows import stages
-from longred.artifacts import Store
 from longred.errors import ConfigError
-from longred.runs import RunRecord, load_config, load_run
+from longred.runs.record import RunRecord, load_config, load_run
+from longred.store.artifacts import Store
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from longred.errors import ConfigError
-from longred.methods import METHODS
+from longred.method.methods import METHODS
 from longred.objectives import loss_weights
 
 SETTINGS = {

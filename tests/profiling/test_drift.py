@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from longred import attention
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
-from longred.extension import write_extension
-from longred.models import hidden_states, load_model
+from longred.models.extension import write_extension
+from longred.models.load import hidden_states, load_model
 from longred.profiling.drift import Drift, position_starts, profile_drift
 from longred.profiling.table import write_parquet
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred.errors import ConfigError
-from longred.extension import write_extension
-from longred.models import load_model
+from longred.models.extension import write_extension
+from longred.models.load import load_model
 from longred.profiling.drift import profile_drift
 from longred.profiling.sweep import Setting, original_theta, sweep_drift
 

@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from longred.attention import guard, register
 from longred.config import RunConfig, load_recipe
-from longred.extension import extend_config, frequencies
-from longred.models import hidden_states
+from longred.models.extension import extend_config, frequencies
+from longred.models.load import hidden_states
 from longred.objectives import short_distill_loss, short_to_long_loss
 from longred.recipes import RECIPES
 

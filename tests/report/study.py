@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from longred.artifacts import Store, write_json
-from longred.tracking import Journal
+from longred.store.artifacts import Store, write_json
+from longred.store.journal import Journal
 
 SHORT = {"bracket_closing": 25.0, "cloze": 25.0, "continuation": 25.0, "key_recall": 0.0}
 CAPACITY = {

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from study import Study
 
-from longred.artifacts import read_json
 from longred.report.findings import findings
 from longred.report.scores import Comparison, Difference, collect
+from longred.store.artifacts import read_json
 
 
 def verdicts(comparison: Comparison, drift: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from longred.report.restoration import (
     restoration_metrics,
 )
 from longred.report.restoration_figures import retention_similarity_plot, steps_plot
-from longred.tracking import Journal
+from longred.store.journal import Journal
 
 
 @pytest.fixture(scope="module")

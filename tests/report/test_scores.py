@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from study import LENGTHS, NUM_SAMPLES, RULER, SIMILARITY, Study
 
-from longred.artifacts import write_json
 from longred.errors import MismatchError
 from longred.report.samples import Unit, examples, frozen_prompts, paired_scores, read_answers
 from longred.report.scores import Comparison, Dropped, average, collect
+from longred.store.artifacts import write_json
 
 KEPT = ["cloze", "key_recall", "continuation"]
 WEIGHTS = [0.25, 0.25, 0.5]

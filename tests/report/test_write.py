@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from study import LENGTHS, PROFILED, RECIPE, Study
 
-from longred.artifacts import canonical_digest
 from longred.config import ReportConfig
 from longred.errors import ConfigError, MismatchError
 from longred.report.inputs import read_inputs
 from longred.report.write import write
-from longred.tracking import Journal
+from longred.store.artifacts import canonical_digest
+from longred.store.journal import Journal
 
 
 def write_report(study: Study, folder: Path, **changes: Any) -> Path:

@@ -13,7 +13,6 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from longred.artifacts import Artifact, Store
 from longred.errors import (
     ConfigError,
     LongredError,
@@ -22,8 +21,9 @@ from longred.errors import (
     StorageError,
 )
 from longred.progress import Progress
-from longred.runs import load_config, load_run
-from longred.session import open_run
+from longred.runs.record import load_config, load_run
+from longred.runs.session import open_run
+from longred.store.artifacts import Artifact, Store
 from longred.training.launch import LostProcessError
 from tasks import stage
 from tasks.stage import make, stage_task

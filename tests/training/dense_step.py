@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from longred.data.loader import StepLoader
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 from longred.training.step import fixed_weights, skipped_positions
 
 

@@ -4,7 +4,7 @@ The models are built, prepared and run by the trainer's code under torch's FakeT
 weights' values are missing. They stand on a fake CPU: torch without CUDA ends the process in the
 backward pass of fake CUDA tensors. Attention is the fused CPU operator, which is given and saves
 what the flash and cuDNN kernels are and do: query, key, value, output and log-sum-exp. The
-functions of `longred.fused` count as one operator each, as they are compiled on a GPU: nothing
+functions of `layers.fused` count as one operator each, as they are compiled on a GPU: nothing
 between their inputs and outputs is held; and products go straight into float32 where they do there.
 
 As a script: `python tests/training/fake_step.py [RECIPE] [--layers N] [key=value …]` prints a table
@@ -32,11 +32,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from longred import fused, masters, models
 from longred.data.loader import Rows
-from longred.methods import Term
+from longred.method.job import TrainingJob
+from longred.method.methods import Term
+from longred.models import load as models
 from longred.objectives import cross_entropy
-from longred.training.job import TrainingJob
+from longred.training.layers import fused, masters
 from longred.training.step import (
     MicroBatch,
     Objectives,
@@ -351,7 +352,7 @@ def main() -> None:
     from longred.cost.passes import elementwise_bytes
     from longred.cost.recipe import jobs, lengths_of
     from longred.cost.shape import shape_of
-    from longred.runs import load_config
+    from longred.runs.record import load_config
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", default="llama3-8b-32k")

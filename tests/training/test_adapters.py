@@ -14,7 +14,7 @@ from test_loop import first_step, relative_error
 from tiny_training import MakeJob, assert_same_run, curve
 
 from longred.errors import ConfigError
-from longred.models import hidden_states, load_model
+from longred.models.load import hidden_states, load_model
 from longred.training.loop import train
 from longred.training.optimizer import named_weights
 from longred.training.persistence import save
@@ -144,7 +144,7 @@ def test_what_the_model_has_no_place_for_is_refused_before_weights_are_read(
 ):
     job = make_job(method="lora")
     job = dataclasses.replace(job, lora={**job.lora, **change})
-    monkeypatch.setattr("longred.models.load_model", None)
+    monkeypatch.setattr("longred.models.load.load_model", None)
     with pytest.raises(ConfigError, match=message):
         train(job, tmp_path)
 
@@ -160,6 +160,6 @@ def test_adapters_on_other_weights_than_the_teachers_are_refused(make_job: MakeJ
 def test_layers_that_do_not_exist_are_refused_before_weights_are_read(
     make_job: MakeJob, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("longred.models.load_model", None)
+    monkeypatch.setattr("longred.models.load.load_model", None)
     with pytest.raises(ConfigError, match=r"training\.distill_layers: \[0, 4\] are not in 1 to 3"):
         train(make_job(distill_layers=(0, 2, 4)), tmp_path)

@@ -23,13 +23,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from longred.architectures import logit_softcap
-from longred.extension import write_extension
-from longred.model_folder import COMPANIONS
-from longred.models import hidden_states, load_model, resolve_model
+from longred.method.selection import select_layers
+from longred.models.architectures import logit_softcap
+from longred.models.extension import write_extension
+from longred.models.folder import COMPANIONS
+from longred.models.load import hidden_states, load_model, resolve_model
 from longred.objectives import long_loss
 from longred.profiling.drift import profile_drift
-from longred.selection import select_layers
 from longred.training.loop import train
 
 SHAPE = {

@@ -10,8 +10,8 @@ from dense_step import reference_step
 from tiny_training import MakeJob, assert_same_run, curve, run
 
 from longred.errors import ConfigError
-from longred.methods import LONG, LONGRED, METHODS, SHORT_DISTILL, SHORT_TO_LONG
-from longred.tracking import Journal
+from longred.method.methods import LONG, LONGRED, METHODS, SHORT_DISTILL, SHORT_TO_LONG
+from longred.store.journal import Journal
 from longred.training.balance import LIMIT, SMOOTHING, Balance
 from longred.training.loop import train
 from longred.training.trainer import Trainer

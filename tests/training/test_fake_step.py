@@ -15,8 +15,8 @@ from longred.cost.named import named_config
 from longred.cost.passes import elementwise_bytes
 from longred.cost.recipe import jobs, lengths_of
 from longred.cost.shape import ModelShape, shape_of
-from longred.runs import load_config
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
+from longred.runs.record import load_config
 
 pytestmark = pytest.mark.slow
 

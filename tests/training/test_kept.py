@@ -12,9 +12,9 @@ from tiny_training import MakeJob, assert_same_run, run, weights_digest
 from transformers import AutoModelForCausalLM
 
 from longred.errors import ConfigError
+from longred.method.job import TrainingJob
+from longred.method.kept import kept_problem
 from longred.training import result
-from longred.training.job import TrainingJob
-from longred.training.kept import kept_problem
 from longred.training.loop import train
 
 STEPS = (3, 7)

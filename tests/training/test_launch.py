@@ -17,8 +17,8 @@ import pytest
 from live import wait_until_free
 from tiny_training import MakeJob, assert_same_run
 
-from longred.artifacts import locked, write_json
 from longred.errors import ConfigError, LockedError, Stopped
+from longred.store.artifacts import locked, write_json
 from longred.training import launch
 from longred.training.launch import LostProcessError, PausedError
 from longred.training.stop import StopRequest, only_trainer
@@ -27,7 +27,7 @@ PARENT = """
 import json, sys
 from pathlib import Path
 from longred.training import launch
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 work = Path(sys.argv[1])
 job = TrainingJob.from_json(json.loads((work / "wanted.json").read_text()))
 launch.run(job, work, on_progress=lambda step, num_steps, text: print(step, flush=True))

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from longred.data.loader import StepLoader
 from longred.errors import NonFiniteLossError, Stopped
+from longred.method.job import TrainingJob
 from longred.training import optimizer
 from longred.training import trainer as trainer_module
-from longred.training.job import TrainingJob
 from longred.training.loop import train
 from longred.training.optimizer import named_weights
 from longred.training.persistence import save

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import MakeJob
 
 from longred.errors import MismatchError
-from longred.models import load_config, load_model
+from longred.models.load import load_config, load_model
 from longred.training.loop import train
 from longred.training.merge import merge_student
 

@@ -15,7 +15,7 @@ from longred.cost.machine import memory_of, peak_bytes
 from longred.cost.memory import disk_bytes, memory_parts
 from longred.cost.shape import shape_of
 from longred.errors import PreflightError
-from longred.tracking import Journal
+from longred.store.journal import Journal
 from longred.training import launch
 from longred.training.checkpoint import Checkpoints
 from longred.training.meter import MACHINE_METRICS

@@ -12,10 +12,10 @@ from tiny_training import ORIGINAL, TARGET, MakeJob, call_together
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from longred.errors import MismatchError, PreflightError
-from longred.extension import write_extension
-from longred.models import build_model, hidden_states
-from longred.training.job import TrainingJob
-from longred.training.layout import Layout
+from longred.method.job import TrainingJob
+from longred.method.layout import Layout
+from longred.models.extension import write_extension
+from longred.models.load import build_model, hidden_states
 from longred.training.own_rows import OwnRows
 from longred.training.sharding import Meshes, entered, local, make_meshes, whole
 from longred.training.student import load_student

@@ -11,14 +11,14 @@ from test_architectures import CASES
 from tiny_training import ORIGINAL, TARGET, MakeJob, assert_same_run, run, run_together
 from transformers import AutoModelForCausalLM
 
-from longred.architectures import sequence_problem
 from longred.errors import ConfigError, MismatchError
-from longred.extension import write_extension
-from longred.models import load_config
+from longred.method.job import TrainingJob
+from longred.method.layout import Layout
+from longred.models.architectures import sequence_problem
+from longred.models.extension import write_extension
+from longred.models.load import load_config
 from longred.objectives.table import first_window
-from longred.tracking import Journal
-from longred.training.job import TrainingJob
-from longred.training.layout import Layout
+from longred.store.journal import Journal
 from longred.training.loop import train
 from longred.training.meter import MACHINE_METRICS
 from longred.training.step import documents_of

@@ -11,7 +11,7 @@ import pytest
 from tiny_training import MakeJob, assert_same_run, run
 
 from longred.errors import LossSpikeError
-from longred.tracking import Journal
+from longred.store.journal import Journal
 from longred.training.loop import leave_if_spiking, train
 from longred.training.persistence import load, save
 from longred.training.spikes import SpikeGuard

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import canonical_digest
 from longred.config.evaluation import RulerConfig
 from longred.evaluation import ruler
 from longred.evaluation.ruler.questions import OWN, READERS, Questions
 from longred.evaluation.ruler.tasks import TASKS
 from longred.evaluation.ruler.texts import library_text, read_haystack
+from longred.store.artifacts import canonical_digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from longred.artifacts import canonical_digest
 from longred.errors import ConfigError
+from longred.store.artifacts import canonical_digest
 
 
 @dataclass(frozen=True, kw_only=True)

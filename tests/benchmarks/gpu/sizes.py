@@ -17,7 +17,7 @@ from longred.cost.memory import batch_parts, memory_parts
 from longred.cost.plan import TrainingPlan, plan_training, step_seconds
 from longred.cost.shape import ModelShape, shape_of
 from longred.cost.speeds import Speeds, key_of, known
-from longred.training.job import TrainingJob
+from longred.method.job import TrainingJob
 
 RECIPE = {
     "activation_checkpointing": "selective",

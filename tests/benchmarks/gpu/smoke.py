@@ -11,10 +11,10 @@ import training
 
 from gpu.child import Check
 from gpu.sizes import device_of, scale_of
-from longred import fused
 from longred.attention import kernel_report
-from longred.compiling import compiler_problem
 from longred.profiling.attention_kl import attention_kl
+from longred.training.layers import fused
+from longred.training.layers.compiling import compiler_problem
 from longred.training.trainer import Trainer
 
 

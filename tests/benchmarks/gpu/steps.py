@@ -16,7 +16,7 @@ from gpu.child import Check
 from gpu.sizes import job_at, planned_batch, scale_of
 from longred.cost.calibrate import timed
 from longred.cost.machine import peak_bytes
-from longred.methods import Term
+from longred.method.methods import Term
 from longred.training.step import MicroBatch
 from longred.training.trainer import Trainer
 

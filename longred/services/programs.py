@@ -1,0 +1,84 @@
+"""What the services are as processes: the command line and the environment of each.
+
+The environment of `longred up` says what is not for everyone: databases other than the store's own
+SQLite files, and who may come in. No secret is put on a command line, where `ps` shows it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from longred.errors import PreflightError
+from longred.runs.record import STORE_VARIABLE, TRACKING_VARIABLE
+from longred.services.temporary_server import prefect_environment
+
+WORK_POOL = "longred"
+MLFLOW_DATABASE_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
+MLFLOW_AUTH_VARIABLE = "MLFLOW_AUTH_CONFIG_PATH"
+MLFLOW_SESSIONS_VARIABLE = "MLFLOW_FLASK_SERVER_SECRET_KEY"
+REAP_SECONDS = 20
+
+
+def command(root: Path, name: str, port: int) -> list[str]:
+    """Return the command line of a service.
+
+    Raises:
+        PreflightError: MLflow is to ask for passwords and lacks the key of its sessions.
+    """
+    python = [sys.executable, "-m"]
+    if name == "prefect":
+        return [*python, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    if name == "mlflow":
+        return [*python, "mlflow", "server", *_mlflow_options(root, port)]
+    if name == "reaper":
+        return [*python, "longred.cli", "reap", "--every", str(REAP_SECONDS)]
+    pool = ("--pool", WORK_POOL, "--type", "process", "--limit", "1", "--name", name)
+    return [*python, "prefect", "worker", "start", *pool]
+
+
+def _mlflow_options(root: Path, port: int) -> list[str]:
+    from longred.runs.mlflow_home import artifact_folder, local_uri
+
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    options += ["--artifacts-destination", str(artifact_folder(root))]
+    options += ["--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"]
+    if not os.environ.get(MLFLOW_DATABASE_VARIABLE):
+        options += ["--backend-store-uri", local_uri(root)]
+    if os.environ.get(MLFLOW_AUTH_VARIABLE):
+        if not os.environ.get(MLFLOW_SESSIONS_VARIABLE):
+            raise PreflightError(
+                f"{MLFLOW_AUTH_VARIABLE} is set and {MLFLOW_SESSIONS_VARIABLE} is not; "
+                "set it to a long random text, the same one at every start"
+            )
+        options += ["--app-name", "basic-auth"]
+    return options
+
+
+def environment(
+    root: Path, repository: Path, prefect: str, *, mlflow: str = "", gpus: str = ""
+) -> dict[str, str]:
+    """Return the environment of a service; a flow run inherits that of its worker.
+
+    Args:
+        root: the store's root.
+        repository: folder that holds `flows`.
+        prefect: address of Prefect's server.
+        mlflow: address of MLflow's server, where runs are to be shown there.
+        gpus: the GPUs that are seen; empty for all.
+    """
+    paths = [str(repository), os.environ.get("PYTHONPATH", "")]
+    optional = {TRACKING_VARIABLE: mlflow, "CUDA_VISIBLE_DEVICES": gpus}
+    return {
+        **os.environ,
+        **prefect_environment(root),
+        "PREFECT_API_URL": f"{prefect}/api",
+        "PREFECT_UI_API_URL": f"{prefect}/api",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "longred",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        STORE_VARIABLE: str(root),
+        **{name: value for name, value in optional.items() if value},
+    }

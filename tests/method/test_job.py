@@ -1,0 +1,60 @@
+"""A job travels as JSON and refuses what cannot work."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny_training import MakeJob
+
+from longred.config import TrainingConfig
+from longred.errors import ConfigError
+from longred.method.job import TrainingJob
+
+
+def test_json_round_trip(make_job: MakeJob):
+    job = make_job(betas=(0.8, 0.9))
+    assert TrainingJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_identity_leaves_out_what_cannot_change_the_result(make_job: MakeJob):
+    job = make_job()
+    same = dataclasses.replace(
+        job, save_every_steps=1, num_checkpoints=9, num_threads=2, device="cuda", data_folder="/x"
+    )
+    assert same.identity() == job.identity()
+    for name, value in (("seed", 4), ("data_digest", "d1"), ("distill_layers", (3,))):
+        assert dataclasses.replace(job, **{name: value}).identity() != job.identity()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "longred"}, "training.method: 'longred' is not one of longred-c"),
+        ({"rows": {"long": 1}}, "training.rows: longred-c needs rows of long, short, original"),
+        ({"rows": {"long": 1, "short": 0, "original": 1}}, "training.rows"),
+        ({"ratio": {"long": 1}}, "training.ratio"),
+        ({"distill_layers": ()}, "training.distill_layers"),
+        ({"num_steps": 0}, "training.num_steps: must be 1 or more, got 0"),
+        ({"dtype": "float16"}, "training.dtype: 'float16' is not one of float32, bfloat16"),
+        ({"device": "tpu"}, "training.device"),
+        ({"optimizer": "sgd"}, "training.optimizer: 'sgd' is not one of adamw, adamw8bit"),
+        ({"activation_checkpointing": "some"}, "training.activation_checkpointing"),
+        ({"mlp_tile_tokens": -1}, "training.mlp_tile_tokens: must be 0 or more, got -1"),
+        ({"spike_mads": 0.0}, "training.spike_mads: must be above 0"),
+        ({"lr": 1.0}, "training.lr: unknown value"),
+    ],
+)
+def test_bad_values_are_named(values, message: str, make_job: MakeJob):
+    with pytest.raises(ConfigError, match=message):
+        make_job(**values)
+
+
+def test_missing_values_are_named():
+    with pytest.raises(ConfigError, match=r"training\.data_digest: is required"):
+        TrainingJob.from_json({"method": "cpt"})
+
+
+def test_every_setting_of_the_recipe_reaches_the_job():
+    settings = set(TrainingConfig.model_fields)
+    only_for_rows = {"baselines", "step_tokens", "short_length", "merge_weight"}
+    assert settings - only_for_rows <= TrainingJob.fields()

@@ -1,0 +1,63 @@
+"""What each method reads: its buckets, its terms, and the settings of its identity."""
+
+import pytest
+
+from longred.config import TrainingConfig
+from longred.method.methods import BUCKETS, METHODS, method_terms
+from longred.objectives import OBJECTIVES
+
+DISTILLATION = {
+    "short_distill_weight",
+    "short_to_long_weight",
+    "attention_distill_weight",
+    "long_distill_weight",
+    "weighting",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_name_buckets_objectives_and_settings_that_exist(method: str) -> None:
+    terms = METHODS[method].terms
+    assert terms
+    assert {term.bucket for term in terms} <= set(BUCKETS)
+    assert {term.objective for term in terms} <= set(OBJECTIVES)
+    assert {term.weight for term in terms if term.weight} <= set(TrainingConfig.model_fields)
+    assert len({term.metric for term in terms}) == len(terms)
+    # A bucket's teacher is run once, so its terms must agree on how.
+    for bucket in BUCKETS:
+        kinds = {OBJECTIVES[term.objective].teacher for term in terms if term.bucket == bucket}
+        assert len(kinds - {None}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        ("longred-c", DISTILLATION | {"sigma", "truncation", "ratio", "short_length"}),
+        ("longred-u", DISTILLATION | {"ratio", "short_length"}),
+        ("cpt", set()),
+        ("mix-cpt", {"ratio", "short_length"}),
+        ("cream", {"sigma", "truncation"}),
+        ("pose", set()),
+        ("attention-distill", set()),
+        ("merge", set()),
+        ("lora", DISTILLATION | {"sigma", "truncation", "ratio", "short_length"}),
+    ],
+)
+def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
+    some_read = DISTILLATION | {"sigma", "truncation", "ratio", "short_length"}
+    assert some_read - METHODS[method].unused_settings() == read
+
+
+def test_adapters_carry_the_terms_of_another_method_and_read_what_it_reads() -> None:
+    carried = method_terms("lora", "cream")
+    assert carried.terms == METHODS["cream"].terms
+    assert (carried.sigma, carried.trains_adapters) == (3.0, True)
+    assert METHODS["cream"].unused_settings() - carried.unused_settings() == {"lora"}
+    assert method_terms("pose", "cream") == METHODS["pose"]
+
+
+def test_each_method_reads_its_own_buckets() -> None:
+    buckets = {name: method.buckets() for name, method in METHODS.items()}
+    assert buckets["longred-c"] == buckets["mix-cpt"] == BUCKETS
+    assert buckets["cpt"] == buckets["merge"] == ("long",)
+    assert buckets["cream"] == buckets["pose"] == buckets["attention-distill"] == ("original",)

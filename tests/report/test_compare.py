@@ -1,0 +1,158 @@
+"""Runs beside each other: settings first, then scores, from the report or from the evaluations."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from study import make_study
+from typer.testing import CliRunner
+
+from longred.cli import app
+from longred.config import load_recipe
+from longred.errors import ConfigError
+from longred.report.compare import compare, config_differences, read_scores
+from longred.runs.record import RunRecord, StageRecord
+from longred.store.journal import Journal
+
+
+def recorded(
+    folder: Path, run_id: str, overrides: list[str], scores: dict[str, dict[str, float]]
+) -> RunRecord:
+    """Return a run whose report holds these scores: model → key (`key@step`) → value."""
+    report = folder / f"report-{run_id}"
+    report.mkdir(parents=True)
+    journal = Journal(report / "metrics.jsonl")
+    for model, values in scores.items():
+        for key, value in values.items():
+            name, _, step = key.partition("@")
+            journal.append({f"{model}/{name}": value}, step=int(step or 0))
+    journal.close()
+    stages = [
+        StageRecord("evaluation/samples", "evaluation", "ran", digest="aa"),
+        *(StageRecord(f"evaluation/{model}", "evaluation", "ran") for model in scores),
+        StageRecord("report", "report", "ran", path=str(report)),
+    ]
+    config = load_recipe("demo", overrides)
+    return RunRecord(
+        id=run_id,
+        recipe="demo",
+        overrides=overrides,
+        config=config.model_dump(mode="json"),
+        digest="d",
+        status="finished",
+        stages=stages,
+    )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunRecord]:
+    """Two runs with another method and seed; the original scored the same in both."""
+    original = {"short/cloze": 70.0, "ruler/average@256": 96.0}
+    first = recorded(
+        tmp_path,
+        "20260101-000000-demo-aaaa",
+        ["training.baselines=[]"],
+        {
+            "original": original,
+            "longred-c": {"short/cloze": 68.0, "ruler/average@256": 95.0, "similarity/last": 0.98},
+        },
+    )
+    second = recorded(
+        tmp_path,
+        "20260101-000001-demo-bbbb",
+        ["training.baselines=[]", "training.method=cpt", "seed=3"],
+        {
+            "original": dict(original),
+            "cpt": {"short/cloze": 61.5, "ruler/average@512": 80.0, "similarity/last": 0.95},
+        },
+    )
+    return [first, second]
+
+
+def test_settings_are_compared_where_they_are_set_and_not_where_they_are_kept(
+    runs: list[RunRecord],
+) -> None:
+    runs[1].config["store"]["path"] = "elsewhere"
+    found = {each.key: each.values for each in config_differences([run.config for run in runs])}
+    assert found == {"seed": [0, 3], "training.method": ["longred-c", "cpt"]}
+
+
+def test_students_are_compared_whatever_their_methods_and_others_by_name(
+    runs: list[RunRecord],
+) -> None:
+    comparison = compare(runs)
+    assert comparison.same == ["original"]
+    assert not comparison.questions_differ
+    student = comparison.models[0]
+    assert student.name == "student (longred-c, cpt)"
+    measures = {measure.key: measure for measure in student.measures}
+    assert measures["short/cloze"].values == [68.0, 61.5]
+    assert measures["short/cloze"].changes() == [-6.5]
+    assert measures["ruler/average @ 256"].values == [95.0, None]
+    assert measures["ruler/average @ 256"].changes() == [None]
+    assert measures["ruler/average @ 512"].changes() == [None]
+    assert {model.name for model in comparison.models[1:]} == {"longred-c", "cpt"}
+
+
+def test_without_a_report_scores_come_from_the_evaluations(
+    runs: list[RunRecord], tmp_path: Path
+) -> None:
+    study = make_study(tmp_path)
+    run = runs[0]
+    run.stages = [
+        StageRecord(f"evaluation/{model}", "evaluation", "ran", path=str(folder))
+        for model, folder in study.scores.items()
+    ]
+    run.stages.append(StageRecord("report", "report", "stale"))
+    scores = read_scores(run)
+    assert set(scores) == set(study.scores)
+    raw = json.loads((study.scores["original"] / "scores.json").read_text())
+    task = next(iter(scores["original"].keys() & {f"short/{name}" for name in raw["short"]}))
+    assert scores["original"][task] == pytest.approx(raw["short"][task[6:]]["score"])
+    run.stages = []
+    assert read_scores(run) == {}
+
+
+def test_other_questions_are_pointed_out(runs: list[RunRecord]) -> None:
+    other = copy.deepcopy(runs[1])
+    other.stages[0].digest = "bb"
+    assert compare([runs[0], other]).questions_differ
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_less_than_two_runs_or_one_twice_is_refused(runs: list[RunRecord], number: int) -> None:
+    wanted = [runs[0]] if number == 1 else [runs[0], runs[1], runs[0]]
+    with pytest.raises(ConfigError, match="2 to 26 different runs"):
+        compare(wanted)
+
+
+def test_the_verb_prints_a_table_a_page_and_json(runs: list[RunRecord], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for run in runs:
+        (store / "runs" / run.id).mkdir(parents=True)
+        run.save(store / "runs")
+    ids = [runs[0].id, "latest", "--store", str(store)]
+    table = CliRunner().invoke(app, ["compare", *ids])
+    assert table.exit_code == 0, table.output
+    lines = [line.split() for line in table.stdout.splitlines()]
+    assert ["seed", "0", "3"] in lines
+    assert ["short/cloze", "68.0", "61.5", "-6.5"] in lines
+    assert ["similarity/last", "0.9800", "0.9500", "-0.0300"] in lines
+    text = table.stdout
+    assert text.index("Settings that differ") < text.index("student (longred-c, cpt)")
+    machine = CliRunner().invoke(app, ["compare", *ids, "--json"])
+    value = json.loads(machine.stdout)
+    assert [run["id"] for run in value["runs"]] == [run.id for run in runs]
+    assert value["config"]["seed"] == [0, 3]
+    row = value["scores"]["student (longred-c, cpt)"]["short/cloze"]
+    assert row == {"values": [68.0, 61.5], "differences": [-6.5]}
+    runs[1].overrides.append("report.title=<script>alert(1)</script>")
+    runs[1].save(store / "runs")
+    page = tmp_path / "pages" / "comparison.html"
+    written = CliRunner().invoke(app, ["compare", *ids, "--html", str(page)])
+    assert (written.exit_code, written.stdout) == (0, "")
+    html = page.read_text()
+    assert "-6.5" in html
+    assert "training.method" in html
+    assert "<script" not in html

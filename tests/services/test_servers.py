@@ -1,0 +1,170 @@
+"""Services start together, are known by their process, and end together."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from live import free_ports, until
+
+from longred.cli.flow_host import repository
+from longred.errors import PreflightError
+from longred.runs.record import is_alive, process_identity
+from longred.runs.scope import STAGES
+from longred.services import servers as services
+from longred.services.prefect_api import deployed
+from longred.services.programs import WORK_POOL, command, environment
+from longred.services.temporary_server import temporary_server
+
+
+def test_a_taken_port_is_named_with_the_way_out_and_nothing_is_started(tmp_path: Path) -> None:
+    ports = free_ports()
+    with (
+        socket.create_server(("127.0.0.1", ports["mlflow"])),
+        pytest.raises(PreflightError) as caught,
+    ):
+        services.up(tmp_path, repository(), ports=ports, say=print)
+    assert caught.value.exit_code == 3
+    assert f"port {ports['mlflow']} for MLflow is taken" in str(caught.value)
+    assert f"--mlflow-port {ports['mlflow'] + 1}" in str(caught.value)
+    assert services.load(tmp_path) == {}
+
+
+def test_without_a_wish_a_taken_port_is_left_for_a_free_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setitem(services.DEFAULT_PORTS, "prefect", port)
+        assert services.port_problem(port)
+        assert services.choose_port("prefect", None) != port
+    assert services.choose_port("prefect", None) == port
+    assert services.choose_port("prefect", free_ports()["prefect"]) != port
+
+
+@pytest.mark.parametrize("sets", [["0,1", "1,2"], ["0,0"], ["0,"], [""]])
+def test_a_gpu_belongs_to_one_worker(sets: list[str], tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="named twice or not at all") as caught:
+        services.up(tmp_path, repository(), ports=free_ports(), say=print, gpu_sets=sets)
+    assert "--gpus 0,1 --gpus 2,3" in str(caught.value)
+    assert services.load(tmp_path) == {}
+
+
+def test_a_workers_flow_runs_see_its_gpus_only(tmp_path: Path) -> None:
+    of_all = environment(tmp_path, repository(), "http://127.0.0.1:4200")
+    of_two = environment(tmp_path, repository(), "http://127.0.0.1:4200", gpus="2,3")
+    assert of_all.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert of_two["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_logins_of_mlflow_need_a_key_of_its_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.delenv("MLFLOW_FLASK_SERVER_SECRET_KEY", raising=False)
+    with pytest.raises(PreflightError, match="MLFLOW_FLASK_SERVER_SECRET_KEY is not"):
+        command(tmp_path, "mlflow", 5000)
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "long and random")
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://db/mlflow")
+    words = command(tmp_path, "mlflow", 5000)
+    assert "basic-auth" in words
+    assert not any("postgresql" in word or "long and random" in word for word in words)
+
+
+def test_deployments_are_not_applied_where_no_server_answers(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="no Prefect server answers"):
+        services.deploy(tmp_path, repository(), "http://127.0.0.1:9/api")
+
+
+def test_without_services_there_is_nothing_to_stop(tmp_path: Path) -> None:
+    assert services.down(tmp_path) == []
+    assert services.prefect_url(tmp_path) is None
+    assert all("stopped" in line for line in services.status(tmp_path))
+
+
+def test_a_process_that_took_over_an_id_is_not_taken_for_the_service(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        pid, started = process_identity(child.pid)
+        state = {
+            "worker": {"name": "worker", "process": [pid, started - 1000], "url": "", "port": 0}
+        }
+        services.folder(tmp_path).mkdir()
+        (services.folder(tmp_path) / "services.json").write_text(json.dumps(state))
+        assert services.load(tmp_path) == {}
+        assert services.down(tmp_path) == []
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_temporary_server_answers_and_ends_with_its_owner(tmp_path: Path) -> None:
+    program = (
+        "import sys, os, pathlib\n"
+        "from longred.services.temporary_server import TemporaryServer\n"
+        "server = TemporaryServer(pathlib.Path(sys.argv[1]))\n"
+        "server.wait()\n"
+        "print(server._process.pid, server.url, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(repository())},
+    )
+    assert owner.stdout
+    pid, url = owner.stdout.readline().split()
+    server = process_identity(int(pid))
+    assert httpx.get(f"{url}/health", timeout=120).status_code == 200
+    owner.kill()
+    owner.wait()
+    until(lambda: not is_alive(server))
+    assert (tmp_path / "prefect" / "prefect.db").is_file()
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_MAX_PARAMETER_SIZE", "not a number")
+    with temporary_server(tmp_path) as server, pytest.raises(PreflightError, match=r"server\.log"):
+        server.wait()
+
+
+@pytest.fixture
+def started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, services.Service]]:
+    """All services of a new store, on free ports, started from a folder that knows nothing."""
+    monkeypatch.chdir(tmp_path)
+    yield services.up(tmp_path, repository(), ports=free_ports(), say=print)
+    services.down(tmp_path)
+
+
+@pytest.mark.slow
+def test_up_serves_the_deployment_and_down_leaves_no_process(
+    tmp_path: Path, started: dict[str, services.Service]
+) -> None:
+    assert set(started) == {"prefect", "mlflow", "worker", "reaper"}
+    words: list[str] = []
+    again = services.up(tmp_path, repository(), ports=free_ports(), say=words.append)
+    assert (again, words) == (started, [])
+    url = services.prefect_url(tmp_path)
+    answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=120)
+    deployment = answer.json()
+    assert deployment["work_pool_name"] == WORK_POOL
+    assert deployed(str(url)) == {"full-pipeline", *STAGES[1:]}
+    properties = deployment["parameter_openapi_schema"]["properties"]
+    assert list(properties) == ["recipe", "overrides", "start_from"]
+    assert services.describe(started, repository()).count("http://127.0.0.1") >= 2
+    assert services.down(tmp_path)[-2:] == ["MLflow", "Prefect"]
+    for service in started.values():
+        assert not is_alive(service.process)
+    assert services.down(tmp_path) == []

@@ -1,0 +1,165 @@
+"""A training that cannot work is refused before a run makes what the training waits for."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from longred import stages
+from longred.cost import fit
+from longred.cost.memory import disk_bytes
+from longred.cost.recipe import jobs, shape_of_model
+from longred.errors import ConfigError, PreflightError
+from longred.runs.record import load_config
+from longred.runs.scope import Scope
+from longred.runs.session import Run, open_run, scoped
+from longred.stages.preflight import check_trainings, refuse_early
+from longred.store.artifacts import Artifact, Store
+from longred.training.launch import LAUNCHER
+
+SMALL = 2**28
+"""Bytes of memory in which no trainer fits."""
+SMALL_DATA = ("data.num_tokens=32768", "data.num_held_out_tokens=4096")
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "memory_of", lambda device: SMALL)
+
+
+def begin(folder: Path, *overrides: str, scope: Scope | None = None) -> list[str]:
+    """Make the first stages of a run of the demo; return those that were made."""
+    places = (f"store.path={folder / 'store'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
+    config = load_config("demo", [*places, *overrides])
+    with scoped(scope or Scope()), open_run(config, "demo") as run:
+        refuse_early(run, config)
+
+        def make(name: str, stage: object, *arguments: object) -> Artifact:
+            return run.make(name, lambda store, progress: stage(*arguments, store=store))
+
+        base = make("model", stages.find_model, config.model)
+        extended = make("extension", stages.extend_model, config.extension, base)
+        data = make("data", stages.prepare_data, config.data, base)
+        profile = make(
+            "profiling", stages.profile_attention, config.profiling, base, extended, data
+        )
+        make("selection", stages.select_layers, config.selection, profile)
+        return made(run)
+
+
+def made(run: Run) -> list[str]:
+    return [stage.name for stage in run.record.stages if stage.status == "ran"]
+
+
+def artifacts(folder: Path) -> list[str]:
+    return sorted(path.name for path in Store(folder / "store").artifacts.glob("*"))
+
+
+def test_what_cannot_fit_is_refused_before_any_stage(small_machine, tmp_path: Path):
+    with pytest.raises(PreflightError, match=r"training\.micro_batch_tokens: longred-c needs"):
+        begin(tmp_path)
+    assert artifacts(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_only_a_run_that_trains_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    changes = (*SMALL_DATA, "profiling.num_tokens=1024")
+    assert begin(tmp_path, *changes) == ["extension", "data", "profiling", "selection"]
+    monkeypatch.setattr(fit, "memory_of", lambda device: SMALL)
+    # What a training waits for is there: whether it is needed at all is the training's to say.
+    assert begin(tmp_path, *changes) == []
+    assert begin(tmp_path, *changes, "seed=1", scope=Scope(is_dry=True)) == []
+    more = [change.replace("1024", "2048") for change in changes]
+    assert begin(tmp_path, *more, "training.method=cpt", "training.baselines=[]") == [
+        "profiling",
+        "selection",
+    ]
+    before = artifacts(tmp_path)
+    with pytest.raises(PreflightError, match=r"longred-c needs"):
+        begin(tmp_path, *[change.replace("1024", "4096") for change in changes])
+    assert artifacts(tmp_path) == before
+    changes = (*changes, "selection.num_distill_layers=2")
+    assert begin(tmp_path, *changes, scope=Scope(only="selection")) == ["selection"]
+
+
+DIVIDED = ("training.parallel.num_processes=4", "training.step_tokens=32768")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            [*DIVIDED, "training.parallel.sequence_parallel=4"],
+            r"training\.parallel\.sequence_parallel: 4 does not divide the model's 2 key-value",
+        ),
+        (
+            [*DIVIDED, "training.parallel.sequence_parallel=2", "extension.method=longrope"],
+            r"training\.parallel\.sequence_parallel: 2 processes would each choose RoPE's",
+        ),
+        (
+            ["training.method=lora", "training.baselines=[]", "training.lora.targets=[w_pack]"],
+            r"training\.lora\.targets: w_pack is no linear layer of this model",
+        ),
+    ],
+)
+def test_what_the_model_has_no_place_for(overrides: Sequence[str], problem: str):
+    if "longrope" in overrides[-1]:
+        factors = [1.0] * 16
+        overrides = [*overrides, "extension.rope_theta=null", f"extension.long_factor={factors}"]
+    with pytest.raises(ConfigError, match=problem):
+        check_trainings(load_config("demo", overrides))
+
+
+def test_rows_that_processes_cannot_divide_are_refused_with_the_recipe():
+    with pytest.raises(ConfigError, match=r"training\.parallel\.num_processes: 3 processes cannot"):
+        load_config("demo", ["training.parallel.num_processes=3"])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("training.device=cuda", r"^training\.device: cuda is asked for but torch finds no GPU"),
+        (
+            "training.fp8=true training.dtype=bfloat16",
+            r"training\.fp8: needs a GPU of compute capability 8\.9",
+        ),
+    ],
+)
+def test_what_the_machine_lacks(change: str, problem: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = load_config("demo", change.split())
+    with pytest.raises(PreflightError, match=problem):
+        check_trainings(config)
+    # A launcher of the user's own may start the trainers elsewhere.
+    monkeypatch.setenv(LAUNCHER, "srun torchrun")
+    check_trainings(config)
+
+
+def test_room_for_checkpoints_and_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    changes = [f"store.path={tmp_path / 'store'}", "training.baselines=[]"]
+    config = load_config("demo", changes)
+    (job,) = jobs(config, shape_of_model(config))
+    disk = disk_bytes(shape_of_model(config), job)
+    usage = shutil.disk_usage(tmp_path)
+    free = int(disk["checkpoints"] + disk["result"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free + 1))
+    check_trainings(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free - 1))
+    with pytest.raises(PreflightError, match=r"store\.path: checkpoints and result of longred-c"):
+        check_trainings(config)
+    # What is advised would do.
+    for change in ("training.optimizer=adamw8bit", "training.num_checkpoints=1"):
+        check_trainings(load_config("demo", [*changes, change]))
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        check_trainings(load_config("demo", [*changes, "training.num_checkpoints=3"]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free + 1))
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        check_trainings(load_config("demo", [*changes, "training.keep_steps=[1]"]))
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "memory_of", lambda device: 2**30)
+    check_trainings(load_config("demo"))
+    with pytest.raises(PreflightError, match=r"this machine's cpu has 0\.2 GiB"):
+        check_trainings(load_config("demo", DIVIDED))
