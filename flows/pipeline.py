@@ -10,9 +10,10 @@ from longred.config import EvaluationConfig, TrainingConfig
 from longred.runs.record import load_config, pin_run
 from longred.runs.scope import WHAT_CHANGED
 from longred.runs.session import open_run
+from longred.services.servers import mlflow_page
 from longred.stages import kept_students
 from longred.stages.preflight import refuse_early
-from longred.store.artifacts import Artifact
+from longred.store.artifacts import Artifact, Store
 from tasks.stages import (
     evaluate_model,
     extend_model,
@@ -46,7 +47,10 @@ def full_pipeline(
     flow_run = current_flow_run()
     recipe = pin_run(recipe, overrides, flow_run["prefect_flow_run_id"])
     config = load_config(recipe, overrides)
-    with open_run(config, recipe, overrides, start_from=start_from, **flow_run) as run:
+    page = mlflow_page(Store(config.store.path).root)
+    with open_run(
+        config, recipe, overrides, start_from=start_from, mlflow_page=page, **flow_run
+    ) as run:
         refuse_early(run, config)
         base = find_model(config.model, config.selection)
         extended = extend_model(config.extension, base)

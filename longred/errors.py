@@ -53,6 +53,10 @@ class MismatchError(LongredError):
     exit_code = 7
 
 
+class LostProcessError(LongredError):
+    """A process ended without one of these exit codes: killed, or an unforeseen error."""
+
+
 class Stopped(LongredError):
     """A signal asked for the end; progress is saved.
 

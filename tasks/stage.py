@@ -41,7 +41,7 @@ def is_worth_another_try(task: Task[Any, Any], run: TaskRun, state: State[Any]) 
     A user's stop reaches this process and not only the trainer: it arrives as Prefect's own signal,
     or as SIGINT. Wrong settings, a full disk and a non-finite loss would only happen again.
     """
-    from longred.training.launch import LostProcessError
+    from longred.errors import LostProcessError
 
     error = state.data
     preempted = isinstance(error, Stopped) and error.signal_number == signal.SIGTERM

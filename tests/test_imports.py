@@ -1,40 +1,47 @@
-"""What may be imported where: the library never imports Prefect, and its core needs little."""
+"""Which room may import which: one direction, no Prefect in the library, a core that needs little.
+
+`python tests/test_imports.py` prints the house: rows from the top down, rooms, lines, arrows.
+"""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import longred
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "longred"
 
-PACKAGE = Path(longred.__file__).parent
-CORE = [
-    "attention",
-    "data.loader",
-    "extension",
-    "models",
-    "objectives",
-    "positions",
-    "profiling",
-    "profiling.attention_kl",
-    "profiling.drift",
-    "profiling.sweep",
-    "profiling.table",
-    "profiling.text",
-    "selection",
-    "training",
-    "training.__main__",
-    "training.checkpoint",
-    "training.job",
-    "training.launch",
-    "training.loop",
-    "training.optimizer",
-    "training.schedules",
-    "training.trainer",
-]
-HEAVY = [
+ROWS = """
+cli
+flows
+tasks
+stages
+services
+demo report export
+evaluation
+profiling training
+cost
+data
+runs
+models
+config objectives attention
+recipes store
+method
+errors progress
+"""
+"""The rooms of `longred/`, with `flows/` and `tasks/`, from the top row down.
+
+A room imports only from rows below its own, so never from another room of the same row.
+"""
+
+CORE = ("method", "attention", "objectives", "models", "profiling", "training")
+"""The numerical core: runs on a GPU machine that has torch and transformers and little else."""
+
+HEAVY = (
     "pydantic",
     "typer",
     "mlflow",
@@ -44,36 +51,87 @@ HEAVY = [
     "matplotlib",
     "pandas",
     "pyarrow",
-]
+)
+
+DOOR = PACKAGE / "cli" / "flow_host.py"
+"""The only file of the library that imports flows, inside its functions."""
+
+FILES = sorted(
+    path for folder in (PACKAGE, ROOT / "flows", ROOT / "tasks") for path in folder.rglob("*.py")
+)
 
 
-DOORS = ("flow_host.py",)
-"""The only file that imports flows, and only where they are run."""
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path, *, top_level: bool = False) -> set[str]:
-    """Names of the top packages that a file imports, anywhere or when it is itself imported."""
-    names = set()
+MODULES = {name_of(path) for path in FILES}
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Yield every module that a file imports: anywhere, or when it is itself imported."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
-    return names
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else node.module for name in names)
+
+
+def packages(path: Path, *, top_level: bool = False) -> set[str]:
+    """Return the top packages that a file imports."""
+    return {name.partition(".")[0] for name in imports(path, top_level=top_level)}
+
+
+def room_of(module: str) -> str | None:
+    """Return the room of one of our modules; None for the package itself and for other packages."""
+    first, _, rest = module.partition(".")
+    if first in ("flows", "tasks"):
+        return first
+    return rest.partition(".")[0] or None if first == "longred" else None
+
+
+def rows() -> dict[str, int]:
+    """Return the row of each room; 0 is the top one."""
+    lines = ROWS.strip().splitlines()
+    return {room: number for number, line in enumerate(lines) for room in line.split()}
+
+
+def arrows() -> Counter[tuple[str, str]]:
+    """Return how many import statements lead from each room to each other one."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path in FILES:
+        room = room_of(name_of(path))
+        for target in set(imports(path)):
+            other = room_of(target)
+            if room and other and room != other:
+                found[room, other] += 1
+    return found
+
+
+def test_every_room_stands_in_the_table() -> None:
+    assert {room_of(module) for module in MODULES} - {None} == set(rows())
+
+
+def test_each_row_imports_only_rows_below() -> None:
+    row = rows()
+    upward = [f"{a} imports {b}" for a, b in arrows() if row[a] >= row[b]]
+    assert not upward, f"{upward}: move what is shared to a lower row"
 
 
 @pytest.mark.parametrize(
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
 )
 def test_the_library_never_imports_prefect(path: Path) -> None:
-    assert "prefect" not in imported(path)
-    is_door = path.parent == PACKAGE and path.name in DOORS
-    assert not imported(path, top_level=is_door) & {"flows", "tasks"}
+    assert "prefect" not in packages(path)
+    assert not packages(path, top_level=path == DOOR) & {"flows", "tasks"}
 
 
 def test_the_core_imports_on_a_box_without_the_rest() -> None:
-    modules = [f"longred.{name}" for name in CORE]
+    modules = sorted(module for module in MODULES if room_of(module) in CORE)
     program = f"""
 import importlib, sys
 for name in {HEAVY}:
@@ -85,14 +143,31 @@ for name in {modules}:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        cwd=PACKAGE.parent,
+        cwd=ROOT,
         timeout=120,
         check=False,
     )
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["artifacts", "errors", "tracking"])
+@pytest.mark.parametrize("module", ["store/artifacts", "store/journal", "errors", "progress"])
 def test_what_every_room_uses_needs_the_standard_library_only(module: str) -> None:
     allowed = set(sys.stdlib_module_names) | {"longred"}
-    assert imported(PACKAGE / f"{module}.py", top_level=True) <= allowed
+    assert packages(PACKAGE / f"{module}.py", top_level=True) <= allowed
+
+
+def print_house() -> None:
+    """Print rows, rooms with their files and lines, and the arrows between them."""
+    row, found = rows(), arrows()
+    for number, line in enumerate(ROWS.strip().splitlines()):
+        for room in line.split():
+            paths = [path for path in FILES if room_of(name_of(path)) == room]
+            lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+            below = sorted({b for a, b in found if a == room}, key=lambda b: (row[b], b))
+            print(f"{number:2} {room:11} {len(paths):3} files {lines:5} lines -> {' '.join(below)}")
+    upward = sum(row[a] >= row[b] for a, b in found)
+    print(f"{len(row)} rooms, {max(row.values()) + 1} rows, {len(found)} arrows, {upward} upward")
+
+
+if __name__ == "__main__":
+    print_house()

@@ -202,7 +202,7 @@ def _counts(job: Job, shards: Sequence[Shard]) -> Counts:
 
 
 def _lost(missing: Sequence[Shard], folder: Path) -> LongredError:
-    from longred.training.launch import LostProcessError
+    from longred.errors import LostProcessError
 
     return LostProcessError(
         f"data: {len(missing)} shards were not finished, the first is shard {missing[0].number} of "

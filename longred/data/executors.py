@@ -75,7 +75,7 @@ def _run_in_pool(job: Job, shards: Sequence[Shard], tick: Tick, map_groups: MapG
                 lambda: tick(Counts(*counts)),
             )
         except BrokenProcessPool as error:
-            from longred.training.launch import LostProcessError
+            from longred.errors import LostProcessError
 
             raise LostProcessError(
                 "data: a tokenising process was lost (killed, or out of memory; see "

@@ -1,6 +1,12 @@
-"""How many processes train, and what they divide among themselves: plain values, checked."""
+"""How one training is divided over processes, and its state over host and device memory."""
 
 from dataclasses import dataclass
+
+PART_BYTES = 2**29
+"""Bytes of weights in one part of the offloaded optimizer state, which is up to twice as large."""
+
+PARTS_ON_DEVICE = 3
+"""Parts whose state is on the device at once: on its way in, in work, on its way out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +65,7 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
     """
     local = Path(path).expanduser()
     if path == "demo":
-        from longred import demo
-
-        folder = Path(demo.model_path())
+        folder = Path(str(resources.files("longred.demo") / "model"))
     elif local.exists():
         folder = local.resolve()
     elif _HUB_NAME.fullmatch(path):

@@ -7,16 +7,14 @@ away is caught up with later, by this run or by the next one; logging a point tw
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from longred.config import TrackingConfig
 from longred.runs.mirror import Mirror
 from longred.runs.mlflow_home import connect, local_uri
-
-if TYPE_CHECKING:
-    from longred.runs.record import RunRecord, StageRecord
-    from longred.runs.session import Run
+from longred.runs.record import RunRecord, StageRecord, list_runs, load_run
+from longred.store.artifacts import Store
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +25,20 @@ FINISH_SECONDS = 60.0
 NUM_CAUGHT_UP = 3
 
 
-def open_mirror(root: Path, tracking: TrackingConfig) -> Mirror:
+def open_mirror(root: Path, tracking: TrackingConfig, page: str) -> Mirror:
     """Return what shows runs in an experiment, which is made if needed.
+
+    Args:
+        root: the store's root folder.
+        tracking: where MLflow is.
+        page: address of the MLflow server that shows the store's own database; empty if none.
 
     Raises:
         OSError, MlflowException, SQLAlchemyError, RequestException: MLflow cannot be reached.
     """
-    from longred.services import servers as services
-
     client, experiment = connect(root, tracking)
-    page = tracking.uri or ""
-    if not page.startswith("http"):
-        server = services.load(root).get("mlflow")
-        page = server.url if server and not tracking.uri else ""
-    return Mirror(client, experiment, page)
+    uri = tracking.uri or page
+    return Mirror(client, experiment, uri if uri.startswith("http") else "")
 
 
 def unreachable() -> tuple[type[Exception], ...]:
@@ -56,13 +54,26 @@ class Follower:
     """Follows one run on a thread of its own.
 
     Args:
-        run: the run; its record receives MLflow's ids.
+        record: the run's record; it receives MLflow's ids.
+        save: writes the record to disk.
+        store: the store of the run.
         tracking: where MLflow is.
+        page: address of the MLflow server that shows the store's own database; empty if none.
     """
 
-    def __init__(self, run: "Run", tracking: TrackingConfig) -> None:
-        self._run = run
+    def __init__(
+        self,
+        record: RunRecord,
+        save: Callable[[], None],
+        store: Store,
+        tracking: TrackingConfig,
+        page: str = "",
+    ) -> None:
+        self._record = record
+        self._save = save
+        self._store = store
         self._tracking = tracking
+        self._page = page
         self._wake = threading.Event()
         self._tried = threading.Event()
         self._ending = False
@@ -77,11 +88,11 @@ class Follower:
         self._thread.start()
         self._tried.wait(START_SECONDS)
 
-    def changed(self, run: "RunRecord") -> None:
+    def changed(self, run: RunRecord) -> None:
         """Wake up: a stage or the run began or ended."""
         self._wake.set()
 
-    def progressed(self, stage: "StageRecord", done: int, total: int, text: str) -> None:
+    def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
         """Progress reaches MLflow through the journals."""
 
     def finish(self) -> None:
@@ -100,9 +111,9 @@ class Follower:
             ending = self._ending
             if ending or time.monotonic() >= next_try:
                 try:
-                    mirror = mirror or open_mirror(self._run.store.root, self._tracking)
-                    if mirror.show(self._run.record):
-                        self._run.save()
+                    mirror = mirror or open_mirror(self._store.root, self._tracking, self._page)
+                    if mirror.show(self._record):
+                        self._save()
                     if ending:
                         self._catch_up(mirror, errors)
                 except errors as error:
@@ -116,9 +127,7 @@ class Follower:
 
     def _catch_up(self, mirror: Mirror, errors: tuple[type[Exception], ...]) -> None:
         """Show the newest earlier runs that MLflow has in part: it was away, or they died."""
-        from longred.runs.record import list_runs, load_run
-
-        store, tracking = self._run.store, self._run.record.config["tracking"]
+        store, tracking = self._store, self._record.config["tracking"]
         for run_id in list_runs(store)[-NUM_CAUGHT_UP - 1 :]:
             record = load_run(store, run_id)
             if (
@@ -136,7 +145,7 @@ class Follower:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            place = self._tracking.uri or local_uri(self._run.store.root)
+            place = self._tracking.uri or local_uri(self._store.root)
             log.warning(
                 "MLflow at %s does not answer (%s); the work goes on, its metrics are kept in the "
                 "journals and sent later",

@@ -245,6 +245,7 @@ def open_run(
     start_from: str | None = None,
     prefect_flow_run_id: str | None = None,
     prefect_url: str | None = None,
+    mlflow_page: str = "",
 ) -> Iterator[Run]:
     """Start a run and make it current; its end is recorded honestly, however the block is left.
 
@@ -257,6 +258,7 @@ def open_run(
         start_from: the stage from which on everything is made again, if any.
         prefect_flow_run_id: the Prefect flow run that this is.
         prefect_url: the page of it.
+        mlflow_page: address of the MLflow server that shows the store's own database, if one runs.
 
     Raises:
         ConfigError: the stage to start from is unknown.
@@ -284,7 +286,9 @@ def open_run(
     )
     run = Run(record, root, scope, _listening.get(), remote)
     run.save()
-    follower = None if scope.is_dry else Follower(run, config.tracking)
+    follower = (
+        None if scope.is_dry else Follower(record, run.save, store, config.tracking, mlflow_page)
+    )
     token = _current.set(run)
     try:
         with _outcome(record):

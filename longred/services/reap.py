@@ -18,6 +18,7 @@ from longred.config import TrackingConfig
 from longred.errors import LongredError
 from longred.runs.record import RunRecord, is_loopback, list_runs, load_run, read_run
 from longred.services.prefect_api import end_run, running_tasks, unfinished_flow_runs
+from longred.services.servers import mlflow_page
 from longred.store.artifacts import Store
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _close_at(store: Store, tracking: TrackingConfig, ended: dict[str, RunRecord
     from longred.runs.mlflow_home import connect
 
     client, experiment = connect(store.root, tracking)
-    mirror = open_mirror(store.root, tracking)
+    mirror = open_mirror(store.root, tracking, mlflow_page(store.root))
     for run in ended.values():
         if not run.in_mlflow and run.config["tracking"] == tracking.model_dump(mode="json"):
             mirror.show(run)

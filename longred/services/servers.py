@@ -74,6 +74,12 @@ def load(root: Path) -> dict[str, Service]:
     return {name: service for name, service in services.items() if is_alive(service.process)}
 
 
+def mlflow_page(root: Path) -> str:
+    """Return the address of the store's own MLflow server; empty if none runs."""
+    service = load(root).get("mlflow")
+    return service.url if service else ""
+
+
 def prefect_url(root: Path) -> str | None:
     """Return the API address of the store's own Prefect server, if it runs and answers."""
     service = load(root).get("prefect")

@@ -16,17 +16,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from longred.method.layout import PART_BYTES, PARTS_ON_DEVICE
 from longred.training.sharding import divided_like, local
-
-PART_BYTES = 2**29
-"""Weights of a part, bytes; their state is up to twice that."""
 
 SLAB_BYTES = 2**30
 """Pinned memory taken at once: torch rounds each piece up to a power of two, up to twice its size.
 """
-
-PARTS_ON_DEVICE = 3
-"""Parts whose state is on the device at once: on its way in, in work, on its way out."""
 
 
 class HostState:

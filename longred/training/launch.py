@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from longred.errors import BY_EXIT_CODE, LongredError, Stopped
+from longred.errors import BY_EXIT_CODE, LongredError, LostProcessError, Stopped
 from longred.method.job import TrainingJob
 from longred.progress import Progress, duration
 from longred.store.artifacts import storage_errors, write_json
@@ -34,10 +34,6 @@ LAUNCHER = "LONGRED_LAUNCHER"
 `-m longred.training` and its arguments are put behind it, as torchrun wants them. A variable and no
 setting, so that no recipe can name a command.
 """
-
-
-class LostProcessError(LongredError):
-    """The trainer ended without an exit code of the house: killed, or an error nobody foresaw."""
 
 
 class PausedError(LongredError):

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from longred.errors import (
     ConfigError,
     LongredError,
+    LostProcessError,
     NonFiniteLossError,
     Stopped,
     StorageError,
@@ -24,7 +25,6 @@ from longred.progress import Progress
 from longred.runs.record import load_config, load_run
 from longred.runs.session import open_run
 from longred.store.artifacts import Artifact, Store
-from longred.training.launch import LostProcessError
 from tasks import stage
 from tasks.stage import make, stage_task
 

@@ -17,10 +17,10 @@ import pytest
 from live import wait_until_free
 from tiny_training import MakeJob, assert_same_run
 
-from longred.errors import ConfigError, LockedError, Stopped
+from longred.errors import ConfigError, LockedError, LostProcessError, Stopped
 from longred.store.artifacts import locked, write_json
 from longred.training import launch
-from longred.training.launch import LostProcessError, PausedError
+from longred.training.launch import PausedError
 from longred.training.stop import StopRequest, only_trainer
 
 PARENT = """
