@@ -1,12 +1,12 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 #   TORCH_INDEX=URL  installs torch from that package index, e.g. PyTorch's own index of CPU-only builds.
-#   FLAGS=--tiny     lets `make gpu-check` run small and on the CPU.
+#   FLAGS=--tiny     makes `make gpu-check` run small shapes on the CPU.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# A file's tests stay together, for what they share; conftest.py puts the long files first.
+# Tests of one file run on one worker, because they share fixtures; conftest.py orders slow files first.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -16,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-# torch goes first: an index given for it must not be asked for the other packages.
+# Install torch first: its index must not be used for the other packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "longred needs Python 3.11 or newer: make demo PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-install: $(VENV)/.installed ## make the virtual environment with the tested versions
+install: $(VENV)/.installed ## create the virtual environment with the tested versions
 
 demo: install ## run the whole pipeline on the demo recipe
 	$(BIN)/longred demo
@@ -32,14 +32,14 @@ demo: install ## run the whole pipeline on the demo recipe
 test: install lint types ## lint, types and all tests
 	$(PYTEST)
 
-test-fast: install ## the tests that take no long time
+test-fast: install ## the fast tests, in under three minutes on 2 cores
 	$(PYTEST) -m "not slow and not gpu"
 
-# Also where longred is not installed: a bare GPU machine with torch, triton and transformers.
+# Works without longred installed: on a bare GPU machine with torch, triton and transformers.
 DEADLINE ?= 540
 RESULTS ?= tests/benchmarks/results
 RESUME ?=
-gpu-check: ## measure this GPU in DEADLINE seconds, into RESULTS=folder; RESUME=file goes on; PYTHON as it is
+gpu-check: ## measure this GPU in DEADLINE seconds, into RESULTS=folder; RESUME=file continues; uses PYTHON without the virtual environment
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_check.py --deadline $(DEADLINE) --results $(RESULTS) $(if $(RESUME),--resume $(RESUME)) $(FLAGS)
 
 lint: install
