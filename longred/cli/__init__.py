@@ -1,6 +1,12 @@
-"""The command line: one verb for each thing a user does; results go to standard output only.
+"""The `longred` command: one function per verb, registered in `VERBS`.
 
-Heavy libraries are imported by the verbs that need them.
+`runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `compare`,
+`data` (inspect), `drift`, `evaluation`, `export` and `plan` one verb each. `common` has shared
+options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way to the
+flows, `drift_text` the text that drift is measured on.
+
+Results go to standard output, everything else to standard error. Heavy libraries are imported
+inside the verbs that need them, so that every command starts fast.
 """
 
 import logging
@@ -47,7 +53,7 @@ def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error that a user can act on is one message and its exit code."""
+    """Run the command; print a `LongredError` as one line and exit with its code."""
     signal.signal(signal.SIGTERM, _end_on_sigterm)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("longred: %(message)s"))

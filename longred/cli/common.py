@@ -1,4 +1,4 @@
-"""What the verbs share."""
+"""Options, store lookup and table printing shared by the verbs."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ StoreOption = Annotated[str | None, typer.Option("--store", help="the store (def
 
 
 def open_store(path: str | None) -> "Store":
-    """Return the store that is named, else the environment's, else the default one."""
+    """Open the store at `path`, else at $LONGRED_STORE, else at the default path."""
     from longred.config import StoreConfig
     from longred.runs.record import STORE_VARIABLE
     from longred.store.artifacts import Store
@@ -25,7 +25,7 @@ def open_store(path: str | None) -> "Store":
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns; numbers stand at the right."""
+    """Print a table; numeric columns are right-aligned."""
     if not rows:
         return
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]

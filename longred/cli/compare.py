@@ -1,4 +1,4 @@
-"""The verb that puts runs beside each other."""
+"""`longred compare`: prints the settings and scores of several runs side by side."""
 
 import json
 from pathlib import Path
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 def compare(
     run_ids: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="ids of runs, `latest` among them")
+        list[str], typer.Argument(metavar="RUN RUN...", help="ids of runs, or `latest`")
     ],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="write it as a page")
+        Path | None, typer.Option("--html", metavar="FILE", help="write an HTML page")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Put runs beside each other: what was set differently, then how the models scored."""
-    from longred.report.compare import compare as put_beside
+    """Compare runs: the settings that differ, then the scores of each model."""
+    from longred.report.compare import compare as compare_runs
     from longred.runs.record import load_run
 
     folder = open_store(store)
-    comparison = put_beside([load_run(folder, run_id) for run_id in run_ids])
+    comparison = compare_runs([load_run(folder, run_id) for run_id in run_ids])
     if html is not None:
         _write_page(comparison, html)
         typer.echo(f"page     {html}", err=True)
@@ -47,7 +47,9 @@ def _print(comparison: "RunComparison") -> None:
     rows = [[row.key, *map(_value, row.values)] for row in comparison.differences]
     _print_columns([["", *letters], *rows] if rows else [["none"]])
     if comparison.questions_differ:
-        typer.echo("\nThe models were asked different questions, which differences hold too.")
+        typer.echo(
+            "\nThe runs used different evaluation samples; differences of scores include that."
+        )
     for model in comparison.models:
         typer.echo(f"\n{model.name}")
         header = ["", *letters, *(f"{letter} - {letters[0]}" for letter in letters[1:])]
@@ -65,7 +67,7 @@ def _print(comparison: "RunComparison") -> None:
 
 
 def _print_columns(rows: list[list[str]]) -> None:
-    """Print rows of equal length, the first column to the left and the others to the right."""
+    """Print rows as columns, the first left-aligned and the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0])]
@@ -91,12 +93,12 @@ def _value(value: Any) -> str:
 
 
 def score(value: float | None, digits: int) -> str:
-    """Return a measure for people."""
+    """Format a score."""
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def change(value: float | None, digits: int) -> str:
-    """Return a difference with its sign, or 0 where it cannot be seen."""
+    """Format a difference with its sign; '0' if it rounds to zero."""
     if value is None:
         return "n/a"
     text = f"{value:+.{digits}f}"

@@ -1,4 +1,4 @@
-"""The verb that looks at prepared data."""
+"""`longred inspect`: prints what a data artifact contains."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ def inspect(
             metavar="ARTIFACT", help="a folder, the name of a data artifact, a run's id or `latest`"
         ),
     ] = "latest",
-    plot: Annotated[Path | None, typer.Option(help="where to draw the lengths (PNG)")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for the length histogram")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Show prepared data: buckets, sources, what was left out, samples, a length histogram."""
+    """Print prepared data: buckets, sources, rejected rows, samples and a length histogram."""
     import tempfile
 
     from longred.data import inspection
@@ -52,10 +52,10 @@ def inspect(
 
 
 def _data_folder(name: str, store: str | None) -> Path:
-    """Return the data folder that is meant.
+    """Return the folder of the named data artifact.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the run has none.
     """
     from longred.runs.record import load_run
 

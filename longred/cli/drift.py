@@ -1,4 +1,4 @@
-"""The verb that measures how far one model is from another."""
+"""`longred drift`: how far one model's attention and hidden states are from another's."""
 
 import contextlib
 import json
@@ -23,50 +23,57 @@ if TYPE_CHECKING:
 
 def drift(
     model_a: Annotated[str, typer.Argument(help="the original: demo, a folder, or NAME@COMMIT")],
-    model_b: Annotated[
-        str | None, typer.Argument(help="the model that is compared with it")
-    ] = None,
+    model_b: Annotated[str | None, typer.Argument(help="the model to compare with it")] = None,
     data: Annotated[
         str, typer.Option(help="text file, folder, jsonl, parquet, or a data artifact's folder")
     ] = "library",
-    length: Annotated[int, typer.Option(help="tokens of a row; 0: half the window, to 1,024")] = 0,
-    tokens: Annotated[int, typer.Option(help="tokens measured")] = 16384,
-    batch_rows: Annotated[int, typer.Option(help="rows run at once")] = 8,
+    length: Annotated[
+        int, typer.Option(help="tokens per row; 0: half the window, at most 1,024")
+    ] = 0,
+    tokens: Annotated[int, typer.Option(help="tokens to measure")] = 16384,
+    batch_rows: Annotated[int, typer.Option(help="rows per batch")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    theta: Annotated[str, typer.Option(help="sweep: rope_theta of abf, comma-separated")] = "",
+    theta: Annotated[
+        str, typer.Option(help="sweep: rope_theta values for abf, comma-separated")
+    ] = "",
     factor: Annotated[str, typer.Option(help="sweep: window factors, comma-separated")] = "",
-    methods: Annotated[str, typer.Option(help="sweep: rescaled by the factors")] = "pi",
+    methods: Annotated[str, typer.Option(help="sweep: RoPE methods to use with --factor")] = "pi",
     out: Annotated[Path | None, typer.Option(help="folder for JSON, parquet and PNGs")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure how far MODEL_B's attention and hidden states are from MODEL_A's, layer by layer.
 
-    Without MODEL_B: how far MODEL_A drifts from itself by --theta and --factor.
+    Without MODEL_B: measure how far MODEL_A drifts from itself when RoPE is rescaled by --theta or
+    --factor.
     """
     from longred.cli.drift_text import read_text_rows
+    from longred.data.tokens import TextTokenizer
 
     settings = _settings(theta, factor, methods)
     if (model_b is None) != bool(settings):
         raise ConfigError(
-            "drift: give MODEL_B, or --theta or --factor to try on MODEL_A alone, and not both"
+            "drift: give MODEL_B, or --theta or --factor to try on MODEL_A alone, not both"
         )
-    _check_positive({"--tokens": tokens, "--batch-rows": batch_rows, "--length": length or 1})
+    options = {"--tokens": tokens, "--batch-rows": batch_rows, "--length": length or 1}
+    for option, value in options.items():
+        if value < 1:
+            raise ConfigError(f"{option}: must be 1 or more, got {value}")
     folder_a = _resolve(model_a)
     folder_b = None if model_b is None else _resolve(model_b)
     if folder_b is not None:
         _check_tokenizers(folder_a, folder_b)
     teacher = _load(folder_a, device, dtype)
-    rows_NT = read_text_rows(
-        data, _tokenizer(folder_a), length=length or _half_window(teacher), num_tokens=tokens
-    )
+    half_window = max(1, min(1024, int(teacher.config.max_position_embeddings) // 2))
+    tokenizer = TextTokenizer(folder_a, add_bos=False)
+    rows_NT = read_text_rows(data, tokenizer, length=length or half_window, num_tokens=tokens)
     facts = {
         "model_a": model_a,
         "data": data,
         "length": int(rows_NT.shape[1]),
         "num_tokens": int(rows_NT.numel()),
     }
-    with _shown() as progress:
+    with _progress_bar() as progress:
         if folder_b is None:
             result = _sweep(teacher, settings, rows_NT, batch_rows, facts, progress)
         else:
@@ -80,7 +87,15 @@ def drift(
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was measured: as JSON and its file's name, as text, as pictures, and by cell."""
+    """One measurement in every output form.
+
+    Attributes:
+        name: file name of `values` under --out.
+        values: the JSON output.
+        table: the text output.
+        draw: returns the plots.
+        drift: written as parquet; None for a sweep.
+    """
 
     name: str
     values: dict[str, Any]
@@ -155,12 +170,6 @@ def _numbers(option: str, text: str) -> list[float]:
         raise ConfigError(f"{option}: {text!r} is not a list of numbers like 2e4,4e4") from None
 
 
-def _check_positive(options: dict[str, int]) -> None:
-    for option, value in options.items():
-        if value < 1:
-            raise ConfigError(f"{option}: must be 1 or more, got {value}")
-
-
 def _resolve(model: str) -> Path:
     from longred.models.load import resolve_model
 
@@ -184,30 +193,20 @@ def _load(
     )
 
 
-def _tokenizer(folder: Path) -> Any:
-    from longred.data.tokens import TextTokenizer
-
-    return TextTokenizer(folder, add_bos=False)
-
-
 def _check_tokenizers(folder_a: Path, folder_b: Path) -> None:
     from longred.store.artifacts import read_json
 
     models = [read_json(folder / "tokenizer.json").get("model") for folder in (folder_a, folder_b)]
     if models[0] != models[1]:
         raise MismatchError(
-            f"{folder_b / 'tokenizer.json'}: is another tokenizer than that of {folder_a}; drift "
-            "compares models that read the same tokens"
+            f"{folder_b / 'tokenizer.json'}: is another tokenizer than {folder_a}; drift "
+            "compares models with the same tokens"
         )
 
 
-def _half_window(model: "PreTrainedModel") -> int:
-    return max(1, min(1024, int(model.config.max_position_embeddings) // 2))
-
-
 @contextlib.contextmanager
-def _shown() -> Iterator[Progress]:
-    """Show a bar on standard error where someone looks."""
+def _progress_bar() -> Iterator[Progress]:
+    """Show a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
@@ -252,7 +251,7 @@ def _table(found: "Drift", facts: dict[str, Any]) -> str:
     lines.append(f"{'mean':>5}  {total / found.num_layers:>12.5f}  {'':>8}  {'':>6}  {mean:>10.5f}")
     lines += [
         "",
-        "attention KL in nats per query; similarity of the layer's output, the last one's after "
+        "attention KL in nats per query; similarity of layer outputs, of the last layer after "
         "the final norm",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Rows of tokens to measure drift on, from whatever text there is."""
+"""Reads rows of tokens for `longred drift` from text files, a data artifact or the library."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ROWS_OF_A_DOCUMENT = 4
-"""A few long documents must not stand for all text."""
+"""Limit, so that a few long documents do not dominate the rows."""
 
 LIBRARY = "library"
 INDEX = "index.json"
@@ -26,19 +26,19 @@ INDEX = "index.json"
 def read_text_rows(
     data: str, tokenizer: "TextTokenizer", *, length: int, num_tokens: int
 ) -> Tensor:
-    """Return int64[N, T] rows of T tokens, each of one document, the start of a text or a cut.
+    """Return rows of tokens, int64[N, T]; each row lies within one document.
 
     Args:
-        data: `library` (modules of the standard library that the demo model never saw); a file,
+        data: `library` (standard library modules held out from the demo model's training); a file,
             folder or glob of txt, md, py, jsonl(.gz) or parquet; or the folder of a data artifact,
-            whose held-out short blocks are read as they are.
-        tokenizer: of the models, without BOS of its own.
-        length: T, tokens of a row; a data artifact's own is kept.
-        num_tokens: at most this many tokens, at least one row.
+            whose held-out short blocks are returned unchanged.
+        tokenizer: the models' tokenizer, with add_bos=False.
+        length: T, tokens per row; ignored for a data artifact.
+        num_tokens: maximum number of tokens; at least one row is returned.
 
     Raises:
-        ConfigError: there is no such text, or no document is long enough.
-        MismatchError: the folder is a data artifact without such blocks.
+        ConfigError: the text does not exist, or no document is long enough.
+        MismatchError: the data artifact has no held-out short blocks.
     """
     if (Path(data) / INDEX).is_file():
         from longred.data.loader import read_rows
@@ -56,7 +56,7 @@ def read_text_rows(
             "--length"
         )
     if len(rows) < wanted:
-        log.warning("%s: %d rows wanted, going on with %d", data, wanted, len(rows))
+        log.warning("%s: %d rows requested, continuing with %d", data, wanted, len(rows))
     return torch.tensor(rows[:wanted], dtype=torch.int64)
 
 
@@ -81,14 +81,14 @@ def _texts(data: str) -> Iterator[str]:
         for document in read(config, source, (part,), intake):
             yield document.text
     if intake.rejected:
-        log.warning("%s: documents that cannot be used are left out: %s", data, intake.rejected)
+        log.warning("%s: skipped unusable documents: %s", data, intake.rejected)
 
 
 def _rows(text: str, tokenizer: "TextTokenizer", length: int) -> list[list[int]]:
-    """Cut a text into whole rows; each starts with BOS where the tokenizer has one."""
+    """Cut a text into full rows; prepend BOS to each if the tokenizer has one."""
     start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     size = length - len(start)
-    # No token is longer than a few dozen characters; longer texts are not encoded whole.
+    # No token is longer than 32 characters, so this prefix is enough.
     (ids,) = tokenizer.encode([text[: MAX_ROWS_OF_A_DOCUMENT * length * 32]])
     tokens = ids[: MAX_ROWS_OF_A_DOCUMENT * size].tolist()
     return [start + tokens[i : i + size] for i in range(0, len(tokens) - size + 1, size)]

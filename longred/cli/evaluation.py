@@ -1,4 +1,4 @@
-"""The verb that evaluates any checkpoint, outside of a pipeline."""
+"""`longred evaluate`: scores any checkpoint, outside a pipeline."""
 
 import inspect
 import json
@@ -20,40 +20,39 @@ Models = Annotated[
     list[str], typer.Argument(help="`demo`, folders or hub names", metavar="MODEL...")
 ]
 Original = Annotated[
-    str | None, typer.Option(help="what retention and similarity are measured against")
+    str | None, typer.Option(help="the model that retention and similarity compare with")
 ]
-Revision = Annotated[str | None, typer.Option(help="commit of models named on the hub")]
-Suite = Annotated[str, typer.Option(help="short tasks: a suite's name or YAML file")]
-Tasks = Annotated[str, typer.Option(help="of the suite, only these: a,b")]
-RulerLengths = Annotated[str, typer.Option(help="RULER's lengths in tokens: 4096,8192")]
+Revision = Annotated[str | None, typer.Option(help="commit, for hub names")]
+Suite = Annotated[str, typer.Option(help="short tasks: name of a suite, or a YAML file")]
+Tasks = Annotated[str, typer.Option(help="only these of the suite: a,b")]
+RulerLengths = Annotated[str, typer.Option(help="RULER lengths in tokens: 4096,8192")]
 RulerTasks = Annotated[
-    str, typer.Option(help="RULER's tasks, and kv_retrieval: a,b (default: RULER's)")
+    str, typer.Option(help="RULER tasks, or kv_retrieval: a,b (default: all RULER tasks)")
 ]
-PerplexityLengths = Annotated[
-    str, typer.Option(help="lengths in tokens at which text is predicted: 4096,8192")
-]
+PerplexityLengths = Annotated[str, typer.Option(help="perplexity lengths in tokens: 4096,8192")]
 Judge = Annotated[
-    str | None, typer.Option(help="model folder that tells LongPPL's key tokens, for --perplexity")
+    str | None,
+    typer.Option(help="model folder that selects LongPPL's key tokens, for --perplexity"),
 ]
-NumSamples = Annotated[int, typer.Option(min=1, help="questions a task at most")]
+NumSamples = Annotated[int, typer.Option(min=1, help="maximum samples per task")]
 Text = Annotated[
-    Path | None, typer.Option(help="file or folder of text (default: Python's library)")
+    Path | None, typer.Option(help="file or folder of text (default: Python's standard library)")
 ]
 DataType = Annotated[str, typer.Option(help="bfloat16 or float32")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Backend = Annotated[str, typer.Option(help="what generates answers: hf or vllm")]
+Backend = Annotated[str, typer.Option(help="generation backend: hf or vllm")]
 BatchSize = Annotated[int, typer.Option(min=1)]
-NumProcesses = Annotated[int, typer.Option(min=1, help="one model and device each")]
+NumProcesses = Annotated[int, typer.Option(min=1, help="processes, one model and device each")]
 ChatTemplate = Annotated[str, typer.Option(help="auto, true or false")]
 Seed = Annotated[int, typer.Option(min=0)]
 BeyondWindow = Annotated[
-    bool, typer.Option("--beyond-window", help="ask lengths that a model was not made for")
+    bool, typer.Option("--beyond-window", help="allow lengths beyond a model's window")
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code-execution", help="run code that models write")
+    bool, typer.Option("--allow-code-execution", help="run code that the model generates")
 ]
 SkipMissing = Annotated[
-    bool, typer.Option("--skip-missing", help="n/a for tasks whose data cannot be had")
+    bool, typer.Option("--skip-missing", help="report n/a for tasks whose data is unavailable")
 ]
 Settings = Annotated[
     list[str] | None,
@@ -61,8 +60,8 @@ Settings = Annotated[
         "--set", metavar="KEY=VALUE", help="any other setting: evaluation.ruler.squad=dev-v2.0.json"
     ),
 ]
-Report = Annotated[Path | None, typer.Option(help="folder for a page with plots")]
-AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+Report = Annotated[Path | None, typer.Option(help="folder for an HTML page with plots")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def evaluate(
@@ -93,8 +92,9 @@ def evaluate(
     as_json: AsJson = False,
     store: StoreOption = None,
 ) -> None:
-    """Ask models the same frozen questions; what was answered before is not asked again."""
+    """Score models on the same frozen samples; earlier results are reused."""
     from longred import stages
+    from longred.config import ModelConfig
     from longred.evaluation.alone import text_config
 
     values: dict[str, Any] = {
@@ -106,27 +106,31 @@ def evaluate(
         **{"dtype": dtype, "device": device, "backend": backend, "batch_size": batch_size},
         **{"num_processes": num_processes, "chat_template": chat_template, "seed": seed},
     }
-    _set(values, settings or [])
-    place = open_store(store)
-    found = _found(_names(models, original), revision, place)
+    _apply_settings(values, settings or [])
+    opened = open_store(store)
+    names = _names(models, original)
+    found = {
+        name: stages.find_model(ModelConfig(path=path, revision=revision), store=opened)
+        for name, path in names.items()
+    }
     config = _config(found, values, beyond_window=beyond_window)
     base = _base(found)
-    data = stages.prepare_data(text_config(base.folder, text, seed), base, store=place)
-    samples = stages.freeze_samples(config, base, data, store=place)
-    scores = _ask(config, found, base, samples, data, place)
-    _show(config, scores, samples, report, as_json)
+    data = stages.prepare_data(text_config(base.folder, text, seed), base, store=opened)
+    samples = stages.freeze_samples(config, base, data, store=opened)
+    scores = _evaluate(config, found, base, samples, data, opened)
+    _print_scores(config, scores, samples, report, as_json)
 
 
 def _ruler(lengths: str, tasks: str, num_samples: int) -> dict[str, Any]:
     if tasks and not lengths:
-        raise ConfigError("--ruler-tasks: say at which lengths, e.g. --ruler 4096,8192")
+        raise ConfigError("--ruler-tasks: needs lengths, e.g. --ruler 4096,8192")
     found = {"lengths": _lengths("--ruler", lengths), "num_samples": num_samples}
     return {**found, "tasks": _list(tasks)} if tasks else found
 
 
 def _perplexity(lengths: str, judge: str | None) -> dict[str, Any]:
     if judge and not lengths:
-        raise ConfigError("--judge: say at which lengths, e.g. --perplexity 4096,8192")
+        raise ConfigError("--judge: needs lengths, e.g. --perplexity 4096,8192")
     return {"lengths": _lengths("--perplexity", lengths), "judge": judge}
 
 
@@ -144,41 +148,31 @@ def _short(
     }
 
 
-def _set(values: dict[str, Any], settings: Sequence[str]) -> None:
-    """Change settings by their dotted keys, in place."""
+def _apply_settings(values: dict[str, Any], settings: Sequence[str]) -> None:
+    """Apply --set options to `values` in place."""
     from longred.recipes import apply_override
 
     for setting in settings:
         if not setting.startswith("evaluation."):
             raise ConfigError(
-                f"--set: {setting} does not begin with `evaluation.`; what can be set is under "
-                "`evaluation` in a recipe, e.g. evaluation.ruler.squad=dev-v2.0.json"
+                f"--set: {setting} does not start with `evaluation.`; it takes keys of a recipe's "
+                "evaluation section, e.g. evaluation.ruler.squad=dev-v2.0.json"
             )
         apply_override({"evaluation": values}, setting)
 
 
-def _found(names: Mapping[str, str], revision: str | None, store: "Store") -> "dict[str, Artifact]":
-    from longred import stages
-    from longred.config import ModelConfig
-
-    return {
-        name: stages.find_model(ModelConfig(path=path, revision=revision), store=store)
-        for name, path in names.items()
-    }
-
-
 def _base(found: "Mapping[str, Artifact]") -> "Artifact":
-    """Return the model whose tokenizer and window questions are made for."""
+    """Return the model whose tokenizer and window the samples are generated for."""
     return found.get("original") or next(iter(found.values()))
 
 
 def _config(
     found: "Mapping[str, Artifact]", values: Mapping[str, Any], *, beyond_window: bool
 ) -> "EvaluationConfig":
-    """Return the configuration of an evaluation, whose lengths suit the models.
+    """Return the validated evaluation section.
 
     Raises:
-        ConfigError: a setting is unknown or cannot be used, or a length exceeds a window.
+        ConfigError: a setting is unknown or invalid, or a length exceeds a model's window.
     """
     from pydantic import ValidationError
 
@@ -197,18 +191,18 @@ def _config(
 
 
 def _problem(problem: Any) -> str:
-    """Return what is wrong with a setting, by the name that it was given under."""
+    """Return one error of pydantic as text, with the option or key that the user gave."""
     place = [str(part) for part in problem["loc"]]
     name = ".".join(["evaluation", *place])
     if len(place) == 1 and place[0] in inspect.signature(evaluate).parameters:
         name = "--" + place[0].replace("_", "-")
     if problem["type"] == "extra_forbidden":
-        return f"{name}: is no setting"
+        return f"{name}: unknown setting"
     return f"{name}: {problem['msg']} (got {problem['input']!r})"
 
 
 def _names(models: Sequence[str], original: str | None) -> dict[str, str]:
-    """Return a name for each model: of its folder, numbered where two are alike."""
+    """Name each model after its folder; number duplicates."""
     found = {} if original is None else {"original": original}
     for path in models:
         name = Path(path).expanduser().resolve().name if Path(path).exists() else path
@@ -227,13 +221,13 @@ def _lengths(option: str, text: str) -> list[int]:
     try:
         lengths = [int(part) for part in _list(text)]
     except ValueError:
-        raise ConfigError(f"{option}: {text} is not a list of lengths; e.g. 4096,8192") from None
+        raise ConfigError(f"{option}: {text} is not a list of lengths like 4096,8192") from None
     if any(length < 1 for length in lengths):
-        raise ConfigError(f"{option}: {text}: lengths are at least 1")
+        raise ConfigError(f"{option}: {text}: lengths must be 1 or more")
     return lengths
 
 
-def _ask(
+def _evaluate(
     config: "EvaluationConfig",
     models: "Mapping[str, Artifact]",
     base: "Artifact",
@@ -260,7 +254,7 @@ def _ask(
     return scores
 
 
-def _show(
+def _print_scores(
     config: "EvaluationConfig",
     scores: "Mapping[str, Artifact]",
     samples: "Artifact",

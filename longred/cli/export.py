@@ -1,4 +1,4 @@
-"""The verb that ships a trained student."""
+"""`longred export`: writes a trained student as a model folder."""
 
 import json
 from pathlib import Path
@@ -17,31 +17,34 @@ def export(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or `latest`")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder for the model")],
     method: Annotated[
-        str | None, typer.Option(help="which student (default: the recipe's training.method)")
+        str | None,
+        typer.Option(help="the student's method (default: the recipe's training.method)"),
     ] = None,
     step: Annotated[
-        str, typer.Option(help="of the training: last, a kept step's number, or best")
+        str, typer.Option(help="training step: last, the number of a kept step, or best")
     ] = "last",
     by: Annotated[
-        str, typer.Option(help="what best means: short_average, retention, ruler, similarity, …")
+        str,
+        typer.Option(help="metric for --step best: short_average, retention, ruler, similarity, …"),
     ] = "short_average",
     dtype: Annotated[
-        str, typer.Option(help="of the weights: bfloat16, or `trained` as they were trained")
+        str,
+        typer.Option(help="dtype of the weights: bfloat16, or `trained` for the training dtype"),
     ] = "bfloat16",
     check: Annotated[
-        bool, typer.Option("--check", help="load it with transformers 5 and 4 and compare")
+        bool, typer.Option("--check", help="load the model with transformers 5 and 4 and compare")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Write a run's student as a folder that Hugging Face, vLLM, SGLang and llama.cpp load."""
+    """Write a run's student as a folder for Hugging Face, vLLM, SGLang and llama.cpp."""
     from longred.export.check import check_export
     from longred.export.write import export_student
     from longred.runs.record import load_run
 
-    place = open_store(store)
+    opened = open_store(store)
     exported = export_student(
-        place, load_run(place, run_id), folder, method=method, step=step, by=by, dtype=dtype
+        opened, load_run(opened, run_id), folder, method=method, step=step, by=by, dtype=dtype
     )
     if not as_json:
         _print_export(exported)

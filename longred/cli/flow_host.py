@@ -1,7 +1,6 @@
-"""Where flows run for the command line: finds them, and gives them a Prefect server.
+"""Runs the flows for the command line: finds the `flows` folder and provides a Prefect server.
 
-The one door from the library to the orchestration around it; it imports `flows` when a flow is to
-run.
+The only file of `longred/` that imports `flows`, and only inside functions.
 """
 
 import contextlib
@@ -18,16 +17,16 @@ from longred.store.artifacts import Store
 
 
 def repository() -> Path:
-    """Return the folder that holds `flows`: that of an editable installation, or the current one.
+    """Return the folder that contains `flows/`: the clone, or the current folder.
 
     Raises:
-        PreflightError: neither has them.
+        PreflightError: neither contains it.
     """
     for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
         if (folder / "flows" / "pipeline.py").is_file():
             return folder
     raise PreflightError(
-        "flows/pipeline.py: is neither beside the installed package nor in the current folder; "
+        "flows/pipeline.py: found neither next to the installed package nor in the current folder; "
         "run this from a clone of the repository"
     )
 
@@ -36,7 +35,7 @@ def run_pipeline(store: Store, recipe: str, overrides: Sequence[str]) -> str:
     """Run the full pipeline in this process and return the run's id.
 
     Raises:
-        LongredError: as the stages do, or because Prefect's server does not start.
+        LongredError: a stage failed, or Prefect's server did not start.
     """
     _make_importable()
     with _server(store.root):
@@ -45,11 +44,11 @@ def run_pipeline(store: Store, recipe: str, overrides: Sequence[str]) -> str:
         return run(recipe, overrides)
 
 
-def tell_pipeline(recipe: str, overrides: Sequence[str]) -> None:
-    """Go through the full pipeline inside a dry scope, without a server: nothing is made.
+def dry_run_pipeline(recipe: str, overrides: Sequence[str]) -> None:
+    """Call the full pipeline inside a dry scope, without a server.
 
     Raises:
-        LongredError: as the stages do.
+        LongredError: a stage refused its input.
     """
     _make_importable()
     from flows.pipeline import full_pipeline
@@ -65,30 +64,29 @@ def _make_importable() -> None:
 
 @contextlib.contextmanager
 def _server(root: Path) -> Iterator[None]:
-    """Give flows a Prefect server: the one the user names, the store's own, or a temporary one."""
-    # The terminal shows the stages in its own way; Prefect's lines go to its server.
+    """Select a Prefect server: $PREFECT_API_URL, the store's own, or a temporary one."""
+    # `Terminal` prints the stages; Prefect's own log lines go to its server only.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "longred"
     if api := os.environ.get("PREFECT_API_URL"):
         if ask(f"{api}/flows/count", {}) is None:
             raise PreflightError(
                 f"PREFECT_API_URL: no Prefect server answers at {api}, or it refuses the name and "
-                "password in PREFECT_API_AUTH_STRING; without the variable a server is found or "
-                "started here"
+                "password in PREFECT_API_AUTH_STRING; unset the variable to use the store's own "
+                "server or a temporary one"
             )
         yield
         return
     os.environ.update(prefect_environment(root))
-    running = services.prefect_url(root)
-    if running:
+    if running := services.prefect_url(root):
         os.environ["PREFECT_API_URL"] = running
         yield
         return
     with temporary_server(root) as server:
         os.environ["PREFECT_API_URL"] = server.url
-        # It has no pages, and a link to them would outlive it.
+        # A temporary server has no pages to link to.
         os.environ["PREFECT_UI_URL"] = ""
-        # Both take seconds, and there are two cores.
+        # Import while the server starts: both take seconds.
         import flows.local  # noqa: F401
 
         server.wait()

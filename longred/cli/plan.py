@@ -1,4 +1,4 @@
-"""The verb that says what a recipe takes before anything is written: its text, its cost."""
+"""`longred plan`: estimates the data and the cost of a recipe before anything is written."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, help="how many (default: the recipe's)")
+        int | None, typer.Option("--gpus", min=1, help="number of GPUs (default: the recipe's)")
     ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, or a GPU: a100-80gb, h100, h200, …")
@@ -30,17 +30,16 @@ def plan(
     ] = False,
     price: Annotated[
         float | None,
-        typer.Option("--price-per-gpu-hour", min=0.0, help="adds what it costs in money"),
+        typer.Option("--price-per-gpu-hour", min=0.0, help="also print the cost in money"),
     ] = None,
     section: Annotated[
-        str | None, typer.Option("--only", metavar="SECTION", help="data or cost alone")
+        str | None, typer.Option("--only", metavar="SECTION", help="only data, or only cost")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Say what a recipe will take and whether it fits, before anything is written.
+    """Estimate a recipe's data, time, memory and money, and whether it fits; write nothing.
 
-    Without a network the costs of the packaged recipes are known all the same; what their data can
-    fill is then left out.
+    Works offline for the packaged recipes, without the part on their data.
     """
     from longred.runs.record import load_config
 
@@ -55,7 +54,7 @@ def plan(
         try:
             sections[name] = SECTIONS[name][0](config, options)
         except PreflightError as error:
-            # Costs need neither a hub nor data: alone they are the answer too.
+            # The cost part needs neither hub nor data; print it alone.
             if name != "data" or section == "data":
                 raise
             sections[name] = {"left_out": str(error).partition("; ")[0]}
@@ -64,7 +63,7 @@ def plan(
         return
     for name, values in sections.items():
         if "left_out" in values:
-            typer.echo(f"{name:<12}left out: {values['left_out']}\n")
+            typer.echo(f"{name:<12}skipped: {values['left_out']}\n")
             continue
         typer.echo(f"{name}\n")
         SECTIONS[name][1](values)
@@ -85,7 +84,7 @@ def _plan_cost(config: "RunConfig", options: Mapping[str, Any]) -> dict[str, Any
 
 def _show_cost(values: Mapping[str, Any]) -> None:
     device, trainings = values["device"], values["trainings"]
-    how = "measured here" if device["is_measured"] else "by published figures; --calibrate measures"
+    how = "measured here" if device["is_measured"] else "published figures; --calibrate measures"
     typer.echo(f"model       {values['num_parameters']:,} parameters")
     typer.echo(
         f"device      {device['name']}, {device['memory_bytes'] / GIB:,.0f} GiB, {how}: products "
@@ -110,7 +109,7 @@ def _show_cost(values: Mapping[str, Any]) -> None:
     print_table(
         ("GFLOPs a token", "long", "short", "original"),
         [
-            [one["method"], *(_giga(one, bucket) for bucket in ("long", "short", "original"))]
+            [one["method"], *(_gflops(one, bucket) for bucket in ("long", "short", "original"))]
             for one in trainings
         ],
     )
@@ -123,7 +122,7 @@ def _show_cost(values: Mapping[str, Any]) -> None:
         )
     money = f", {values['price']:,.2f} in money" if "price" in values else ""
     typer.echo(f"all         {values['gpu_hours']:,.2f} GPU hours{money}")
-    typer.echo("FLOPs count attention as it is causal, and nothing that is computed again")
+    typer.echo("FLOPs count causal attention, and no recomputation")
 
 
 def _show_memory(trainings: Sequence[Mapping[str, Any]]) -> None:
@@ -145,8 +144,10 @@ def _show_memory(trainings: Sequence[Mapping[str, Any]]) -> None:
         if one["fits"]:
             typer.echo(f"{one['method']}: fits")
             continue
-        kept = f", {_gib(one['reserve_bytes'])} of it reserved" if one["reserve_bytes"] else ""
-        typer.echo(f"{one['method']}: does not fit into {one['limit_bytes'] / GIB:,.1f} GiB{kept}")
+        reserved = f", {_gib(one['reserve_bytes'])} of it reserved" if one["reserve_bytes"] else ""
+        typer.echo(
+            f"{one['method']}: does not fit into {one['limit_bytes'] / GIB:,.1f} GiB{reserved}"
+        )
         for step in one["advice"]:
             how = "or alone" if step["is_alone"] else "with"
             fits = ", fits" if step["fits"] else ""
@@ -156,7 +157,7 @@ def _show_memory(trainings: Sequence[Mapping[str, Any]]) -> None:
     typer.echo("")
 
 
-def _giga(one: Mapping[str, Any], bucket: str) -> str:
+def _gflops(one: Mapping[str, Any], bucket: str) -> str:
     flops = one["flops_by_bucket"].get(bucket)
     return "-" if flops is None else f"{flops / 1e9:,.3g}"
 
@@ -178,7 +179,7 @@ def _plan_data(config: "RunConfig", options: Mapping[str, Any]) -> list[dict[str
 
 
 def _show_data(sources: Sequence[dict[str, Any]]) -> None:
-    def shown(count: int | None) -> str:
+    def text(count: int | None) -> str:
         return "as needed" if count is None else f"{count:,}"
 
     print_table(
@@ -186,11 +187,11 @@ def _show_data(sources: Sequence[dict[str, Any]]) -> None:
         [
             [
                 source["source"],
-                shown(source["shards"]),
-                shown(source["num_bytes"]),
+                text(source["shards"]),
+                text(source["num_bytes"]),
                 bucket["bucket"],
                 f"{bucket['needed_tokens']:,}",
-                shown(bucket["available_tokens"]),
+                text(bucket["available_tokens"]),
                 bucket["verdict"],
             ]
             for source in sources
@@ -202,11 +203,13 @@ def _show_data(sources: Sequence[dict[str, Any]]) -> None:
             f"{source['source']}: from {source['sampled_documents']:,} documents, "
             f"{source['sampled_tokens']:,} tokens, {source['rejected']:,} rejected rows"
         )
-    typer.echo("available: tokens of training documents long enough; a document feeds one bucket")
+    typer.echo(
+        "available: tokens of training documents that are long enough; a document fills one bucket"
+    )
 
 
 SECTIONS: dict[str, tuple[Callable[..., Any], Callable[[Any], None]]] = {
     "data": (_plan_data, _show_data),
     "cost": (_plan_cost, _show_cost),
 }
-"""What `plan` says: name → how it is found out, and how it is shown."""
+"""Parts of the plan: name → (function that computes its JSON, function that prints it)."""

@@ -1,4 +1,4 @@
-"""Verbs that run the pipeline and show runs."""
+"""Verbs that run the pipeline and print runs: demo, run, show."""
 
 import json
 import signal
@@ -14,12 +14,12 @@ from longred.progress import duration
 from longred.runs.scope import Scope
 
 if TYPE_CHECKING:
-    from longred.runs.record import RunRecord, StageRecord
+    from longred.runs.record import RunRecord
     from longred.stages.pilot import Pilot
 
 
 def demo(overrides: Overrides = None) -> None:
-    """Run the whole pipeline on the small model that comes with longred."""
+    """Run the whole pipeline on the small model shipped with longred."""
     _run("demo", overrides or [])
 
 
@@ -31,38 +31,40 @@ def run(
     overrides: Overrides = None,
     only: Annotated[
         str | None,
-        typer.Option("--only", metavar="STAGE", help="this stage alone, on what is made already"),
+        typer.Option("--only", metavar="STAGE", help="run only this stage, on existing artifacts"),
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="this stage and later ones, made again"),
+        typer.Option("--from", metavar="STAGE", help="run this stage and all later ones again"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say what would run, and why; write nothing")
+        bool, typer.Option("--dry-run", help="print which stages would run and why; write nothing")
     ] = False,
     pilot: Annotated[
         int | None,
         typer.Option(
-            "--pilot", metavar="STEPS", help="take so many steps and say whether to go on"
+            "--pilot", metavar="STEPS", help="train this many steps and say whether to go on"
         ),
     ] = None,
     price: Annotated[
         float | None,
-        typer.Option("--price-per-gpu-hour", min=0.0, help="with --pilot: adds the money"),
+        typer.Option(
+            "--price-per-gpu-hour", min=0.0, help="with --pilot: also print the cost in money"
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="with --dry-run or --pilot: for machines")
+        bool, typer.Option("--json", help="with --dry-run or --pilot: print JSON")
     ] = False,
 ) -> None:
-    """Run the pipeline on a recipe; what is finished already is not made again."""
+    """Run the pipeline on a recipe; finished stages are reused."""
     if pilot is not None:
         if only or start or dry_run:
-            raise ConfigError("--pilot: goes with none of --only, --from and --dry-run")
+            raise ConfigError("--pilot: cannot be combined with --only, --from or --dry-run")
         _pilot(recipe, overrides or [], pilot, price, as_json)
         return
     scope = Scope(only=only, start=start, is_dry=dry_run)
     if dry_run:
-        _print_plan(_plan(recipe, overrides or [], scope), scope, as_json)
+        _dry_run(recipe, overrides or [], scope, as_json)
     else:
         _run(recipe, overrides or [], scope)
 
@@ -71,10 +73,10 @@ def show(
     run_id: Annotated[
         str, typer.Argument(metavar="RUN", help="a run's id, or `latest`")
     ] = "latest",
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Show a run: its stages, its scores and where its page is."""
+    """Print a run: its stages, scores and report page."""
     from longred.runs.record import load_run
 
     record = load_run(open_store(store), run_id)
@@ -84,18 +86,15 @@ def show(
         _print_run(record)
 
 
-def _plan(recipe: str, overrides: list[str], scope: Scope) -> list["StageRecord"]:
-    """Return the stages of the pipeline as a dry run finds them."""
-    from longred.cli.flow_host import tell_pipeline
+def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> None:
+    """Print which stages of the pipeline would run."""
+    from longred.cli.flow_host import dry_run_pipeline
     from longred.runs.session import Watcher, listening, scoped
 
     watcher = Watcher()
     with scoped(scope), listening(watcher):
-        tell_pipeline(recipe, overrides)
-    return watcher.stages
-
-
-def _print_plan(stages: list["StageRecord"], scope: Scope, as_json: bool) -> None:
+        dry_run_pipeline(recipe, overrides)
+    stages = watcher.stages
     fates = [scope.fate(stage.stage, stage.reason) for stage in stages]
     if as_json:
         keys = ("name", "stage", "digest", "reason")
@@ -111,7 +110,7 @@ def _print_plan(stages: list["StageRecord"], scope: Scope, as_json: bool) -> Non
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
-    """Run the pipeline in this process, then print what came out."""
+    """Run the pipeline in this process, then print its scores."""
     from longred.cli.flow_host import run_pipeline
     from longred.cli.terminal import Terminal
     from longred.runs.record import load_config, load_run
@@ -133,7 +132,7 @@ def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
 def _pilot(
     recipe: str, overrides: list[str], num_steps: int, price: float | None, as_json: bool
 ) -> None:
-    """Take the first steps of a training and print them beside its plan."""
+    """Train the first steps and print the measurements next to the plan."""
     from longred.runs.record import load_config
     from longred.stages.pilot import run_pilot
 
@@ -176,17 +175,20 @@ def _print_pilot(found: "Pilot") -> None:
     )
     money = "" if found.price is None else f", {found.price:,.2f} in money"
     typer.echo(
-        f"to the end  {duration(found.remaining_seconds)} of training, "
+        f"remaining   {duration(found.remaining_seconds)} of training, "
         f"{found.remaining_gpu_hours:,.2f} GPU hours with profiling and evaluation{money}"
     )
-    typer.echo("no-go" if found.reasons else "go          nothing speaks against it")
+    typer.echo("no-go" if found.reasons else "go          no problem found")
     for reason in found.reasons:
         typer.echo(f"  {reason}")
-    typer.echo("`longred run` with the same settings goes on from the last of these steps")
+    typer.echo("`longred run` with the same settings continues after the last of these steps")
 
 
 def _summary(record: "RunRecord") -> dict[str, Any]:
-    """Return what `show --json` prints."""
+    """Return the JSON output of `show --json`."""
+    from longred.store.artifacts import read_json
+
+    report = _report_folder(record)
     stages = {
         name: {key: value for key, value in asdict(stage).items() if key not in ("name", "work")}
         for name, stage in record.last_attempts().items()
@@ -202,21 +204,14 @@ def _summary(record: "RunRecord") -> dict[str, Any]:
         "prefect_url": record.prefect_url,
         "mlflow_url": record.mlflow_url,
         "stages": stages,
-        "scores": _read_scores(record),
+        "scores": read_json(report / "scores.json") if report else {},
     }
 
 
-def _report(record: "RunRecord") -> Path | None:
-    """Return the folder of a run's report, if it has one."""
+def _report_folder(record: "RunRecord") -> Path | None:
+    """Return the folder of a run's report; None if it has no report."""
     stage = record.last_attempts().get("report")
     return Path(stage.path) if stage and stage.path else None
-
-
-def _read_scores(record: "RunRecord") -> Any:
-    from longred.store.artifacts import read_json
-
-    report = _report(record)
-    return read_json(report / "scores.json") if report else {}
 
 
 def _print_run(record: "RunRecord") -> None:
@@ -240,7 +235,7 @@ def _print_run(record: "RunRecord") -> None:
 
 
 def _print_scores(record: "RunRecord") -> None:
-    report = _report(record)
+    report = _report_folder(record)
     if report is None:
         return
     table = report / "table.md"

@@ -1,4 +1,4 @@
-"""Shows scores while models are asked: a table that fills where someone looks, lines where not."""
+"""Shows scores during an evaluation: a live table on a terminal, one line per score elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class ScoreBoard:
-    """A table of tasks by models, in percent.
+    """Live table of tasks by models, in percent; a context manager.
 
     Args:
-        models: names of all models, in the order of columns.
-        console: where to write; standard error by default: standard output holds results only.
+        models: names of the models, in column order.
+        console: output; standard error by default, since standard output holds results only.
     """
 
     def __init__(self, models: Sequence[str], console: Console | None = None) -> None:
@@ -27,7 +27,7 @@ class ScoreBoard:
         self._live: Live | None = None
 
     def __enter__(self) -> "ScoreBoard":
-        """Begin to show."""
+        """Start the live table."""
         if self.console.is_terminal:
             self._live = Live(self._table(), console=self.console, transient=True)
             self._live.start()
@@ -39,12 +39,12 @@ class ScoreBoard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the table away; the result is printed by whoever asked for it."""
+        """Remove the live table; the caller prints the result."""
         if self._live is not None:
             self._live.stop()
 
     def add(self, model: str, unit: "Unit", result: Mapping[str, Any]) -> None:
-        """Show a unit's score."""
+        """Add the score of one unit."""
         name = unit.part or unit.task
         name = name if unit.length is None else f"{name} at {unit.length:,}"
         text = f"{result['score']:.1f}"

@@ -1,4 +1,4 @@
-"""Verbs for the local services."""
+"""Verbs for the local services: up, down, status, deploy, doctor, reap."""
 
 import json
 import os
@@ -21,11 +21,12 @@ def up(
     gpus: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="0,1", help="the GPUs of one worker; again for the next (default: all to one)"
+            metavar="0,1",
+            help="GPUs of one worker; repeat for more workers (default: all GPUs, one worker)",
         ),
     ] = None,
 ) -> None:
-    """Start Prefect, MLflow, a worker and a reaper here, and apply the deployments."""
+    """Start Prefect, MLflow, a worker and a reaper, and apply the deployments."""
     from longred.cli.flow_host import repository
     from longred.services import servers as services
 
@@ -40,7 +41,7 @@ def up(
 
 
 def deploy(store: StoreOption = None) -> None:
-    """Apply the deployments to Prefect's server, from any folder."""
+    """Apply the deployments to Prefect's server."""
     from longred.cli.flow_host import repository
     from longred.errors import PreflightError
     from longred.services import servers as services
@@ -54,7 +55,7 @@ def deploy(store: StoreOption = None) -> None:
 
 
 def down(store: StoreOption = None) -> None:
-    """Stop what `up` started."""
+    """Stop the services that `up` started."""
     from longred.services import servers as services
 
     stopped = services.down(open_store(store).root)
@@ -63,9 +64,9 @@ def down(store: StoreOption = None) -> None:
 
 def doctor(
     store: StoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Check versions, store, disk, services, GPU and kernels, and say what to do."""
+    """Check versions, store, disk, services, GPU and kernels; print what to fix."""
     from longred.cli.flow_host import repository
     from longred.errors import PreflightError
     from longred.services.doctor import examine
@@ -73,7 +74,7 @@ def doctor(
     try:
         sources = repository()
     except PreflightError:
-        # Without a clone there are no deployments to look at; everything else can be.
+        # Without a clone, deployments cannot be checked; everything else can.
         sources = None
     findings = []
     for finding in examine(open_store(store), sources):
@@ -92,10 +93,12 @@ def reap(
     store: StoreOption = None,
     every: Annotated[
         float | None,
-        typer.Option(min=1.0, metavar="SECONDS", help="go on doing so, as `longred up` does"),
+        typer.Option(
+            min=1.0, metavar="SECONDS", help="repeat at this interval, as `longred up` does"
+        ),
     ] = None,
 ) -> None:
-    """Close the runs whose process is gone: on disk, in MLflow and in Prefect."""
+    """Close dead runs on disk, in MLflow and in Prefect."""
     import time
 
     from longred.services import reap as closing
@@ -112,8 +115,8 @@ def reap(
             said.add(text)
             typer.echo(text, err=True)
 
-    done = closing.reap(opened, find_api, warn)
-    for line in done or ([] if every else ["nothing to close"]):
+    closed = closing.reap(opened, find_api, warn)
+    for line in closed or ([] if every else ["nothing to close"]):
         typer.echo(line)
     while every:
         time.sleep(every)
@@ -122,13 +125,13 @@ def reap(
 
 
 def status(store: StoreOption = None) -> None:
-    """Show which services run, and the newest run."""
+    """Print the running services and the latest run."""
     from longred.runs.record import list_runs, load_run
     from longred.services import servers as services
 
-    folder = open_store(store)
-    for line in services.status(folder.root):
+    opened = open_store(store)
+    for line in services.status(opened.root):
         typer.echo(line)
-    if list_runs(folder):
-        record = load_run(folder)
+    if list_runs(opened):
+        record = load_run(opened)
         typer.echo(f"{'latest run':<12} {record.status:<10} {record.id}")

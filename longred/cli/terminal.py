@@ -1,4 +1,4 @@
-"""Shows a run on the terminal: a line for each stage that ended, and how far the present one is."""
+"""Prints a run: one line per finished stage, and the progress of the current one."""
 
 import time
 
@@ -20,10 +20,10 @@ _COLOURS = {
 
 
 class Terminal:
-    """Follows a run; a bar where someone looks, a line now and then where not.
+    """Listener that prints a run: a progress bar on a terminal, a line every 30 s elsewhere.
 
     Args:
-        console: where to write; standard error by default: standard output holds results only.
+        console: output; standard error by default, since standard output holds results only.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -35,7 +35,7 @@ class Terminal:
         self._last_line = 0.0
 
     def changed(self, run: RunRecord) -> None:
-        """Write the stages that ended since the last call."""
+        """Print the stages that ended since the last call."""
         if not self._begun:
             self._begun = True
             self.console.print(f"run {run.id}")
@@ -54,7 +54,7 @@ class Terminal:
             self._close_bar()
 
     def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
-        """Show how far a stage is."""
+        """Print the progress of a stage."""
         if self.console.is_terminal:
             if self._bar is None:
                 self._open_bar(stage.name)

@@ -1,11 +1,12 @@
-"""What a training costs, from its model's shape alone: no weights, data or network are needed.
+"""Estimates what a training costs from the model's shape alone, without weights, data or network.
 
-The map: `named` (configurations of the recipes' models) → `shape` (parameters and layers) →
-`flops` (of a step, by bucket), `memory` (of one process, by part, at its fullest moment) and
-`passes` (bytes that are read and written) → `speeds` (of a known GPU, or measured by `calibrate`)
-→ `plan` (seconds, and whether it fits) with `advice` (which setting would make it) → `recipe` (all
-of it for a recipe). `fit` refuses before a start what a plan says cannot fit.
+`shape` derives parameters and layers from a model's configuration. From the shape, `flops` counts
+the operations of a step by bucket, `memory` the peak memory of one process by part, and `passes`
+the bytes that memory-bound kernels move. `speeds` lists the rates of known GPUs; `calibrate`
+measures this machine instead. `plan` combines them into seconds and whether a training fits,
+`advice` finds the settings that make it fit, `fit` refuses a training that cannot fit before it
+starts. `recipe` plans all stages of a recipe. `machine` reads this machine's memory.
 
-Memory, FLOPs and passes are those of the trainer's own micro-batches, which a test runs at full
-size on tensors without data.
+FLOPs, memory and passes follow the trainer's own micro-batches; tests/training/test_fake_step.py
+runs these at full size on tensors without data and compares.
 """

@@ -1,4 +1,4 @@
-"""Which settings make a training fit the memory of a device."""
+"""Finds the settings that make a training fit the memory of a device."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ class Setting(NamedTuple):
     """A setting that saves memory.
 
     Attributes:
-        setting: `key=value`, several with spaces between.
-        memory_bytes: what the training then needs.
-        is_alone: whether it is meant without the settings before it.
+        setting: `key=value`; several are separated by spaces.
+        memory_bytes: peak memory of one process with it.
+        is_alone: whether it replaces the settings before it instead of adding to them.
     """
 
     setting: str
@@ -30,7 +30,7 @@ LORA: Mapping[str, Any] = {
     "alpha": 32.0,
     "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
-"""The adapters that are proposed where all weights cannot be trained; the configuration's own."""
+"""Adapters proposed if full training does not fit; equal to the defaults of `training.lora`."""
 
 
 def advice(
@@ -41,17 +41,17 @@ def advice(
     kind: str,
     limit_bytes: float,
 ) -> Iterator[Setting]:
-    """Yield settings, each with those before it, until the training fits.
+    """Yield settings, each on top of the previous ones, until the training fits.
 
-    Those come first that cost no time and no exactness. Where none of them is enough, the last is
-    to train adapters instead, with all that these need, if that fits.
+    Settings that cost neither time nor exactness come first. If all together are not enough, the
+    last one trains adapters instead, with the settings these need, if that fits.
 
     Args:
-        shape: of the model.
-        job: the training as it is set.
-        lengths: tokens of a row of each bucket.
+        shape: the model's shape.
+        job: the training as configured.
+        lengths: row length of each bucket, tokens.
         kind: `cpu` or `cuda`.
-        limit_bytes: what one device has, less the reserve.
+        limit_bytes: memory of one device without the reserve.
     """
     needed = float("inf")
     for setting in _saving(shape, job, lengths, kind):
@@ -77,7 +77,7 @@ def advice(
 def _saving(
     shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], kind: str
 ) -> Iterator[Setting]:
-    """Yield the settings that save memory, each with those before it."""
+    """Yield the settings that save memory, each on top of the previous ones."""
     current, before = job, _peak(shape, job, lengths, kind)
     for name, value in _savers(job, lengths, kind):
         values: dict[str, Any] = {name: value}
@@ -90,7 +90,7 @@ def _saving(
 
 
 def _with_adapters(shape: ModelShape, job: TrainingJob) -> TrainingJob | None:
-    """Return the same training of adapters, or None where there is none."""
+    """Return the same training with LoRA adapters; None if the method or model cannot use them."""
     method = METHODS[job.method]
     targets = [name for name in LORA["targets"] if name in shape.linears]
     if method.trains_adapters or method.merges or job.fp8 or not targets:

@@ -1,6 +1,6 @@
-"""Micro-benchmarks of this machine: products of a model's own sizes, and attention.
+"""Measures this machine: matrix products of a model's sizes, attention, and memory bandwidth.
 
-The speed of memory is that of a product of a matrix with one vector, which does nothing but read.
+Memory bandwidth is measured by a matrix-vector product, which is limited by reading the matrix.
 """
 
 import math
@@ -21,7 +21,7 @@ from longred.objectives.precision import product
 MIN_SECONDS = 0.25
 GPU_SECONDS = 0.02
 MAX_TOKENS = 8192
-"""Products of more rows are no faster."""
+"""More rows do not make a product faster."""
 
 
 def calibrate(
@@ -33,25 +33,25 @@ def calibrate(
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> Speeds:
-    """Measure how fast this machine computes what a training of a model consists of.
+    """Measure the rates of the kernels that training a model consists of.
 
     Args:
-        shape: of the model.
-        lengths: tokens of rows.
-        tokens: of a micro-batch.
-        device: where.
-        dtype: the compute type.
-        backend: of attention.
+        shape: the model's shape.
+        lengths: row lengths, tokens.
+        tokens: tokens of a micro-batch.
+        device: the device to measure.
+        dtype: the compute dtype.
+        backend: attention backend.
 
     Raises:
-        PreflightError: the backend cannot serve the model here.
+        PreflightError: the attention backend cannot run this model on this machine.
     """
     rows = min(tokens, MAX_TOKENS)
     sizes = {(one.inputs, one.outputs): 0 for one in shape.linears.values()}
     for one in shape.linears.values():
         sizes[one.inputs, one.outputs] += one.num_weights
     seconds = {size: product_seconds(rows, *size, device, dtype) for size in sizes}
-    # The decoder's rate: each size weighs as many operations as the model has of it.
+    # The decoder's rate is the mean over sizes, weighted by the operations of each.
     spent = sum(
         weights / (inputs * outputs) * seconds[inputs, outputs]
         for (inputs, outputs), weights in sizes.items()
@@ -82,7 +82,7 @@ def calibrate(
 
 
 def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOPs a second of a large product of matrices."""
+    """Return FLOP/s of a large square matrix product."""
     size = 4096 if device.type == "cuda" else 1024
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * size**3 / call_seconds(lambda: left @ right, device, at_least=0.1)
@@ -91,15 +91,15 @@ def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
 def product_seconds(
     rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Return the seconds of a linear layer's three products: output, and both gradients.
+    """Return the seconds of a linear layer's three products: output and both gradients.
 
-    The weight's is taken into float32, as the trainer takes it.
+    The weight gradient is accumulated in float32, as in the trainer.
 
     Args:
         rows: tokens.
         inputs, outputs: features.
-        device: where.
-        dtype: of all but the weight's gradient.
+        device: the device to measure.
+        dtype: dtype of all tensors except the weight gradient.
     """
     x = torch.randn(rows, inputs, device=device, dtype=dtype, generator=_generator(device))
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype, generator=_generator(device))
@@ -120,7 +120,7 @@ def _attention(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[float, float]:
-    """Return causal FLOPs a second of attention, forward and backward."""
+    """Return causal FLOP/s of attention, forward and backward."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     needs = Needs(device.type, capability, dtype, shape.head_dim, False, False)
     kernel = choose_backend(backend, needs)
@@ -147,7 +147,7 @@ def _attention(
 
 
 def _bandwidth(device: torch.device) -> float:
-    # On a GPU a gibibyte, of which its caches hold little.
+    # 1 GiB on a GPU, far more than its caches hold.
     size = 16384 if device.type == "cuda" else 4096
     matrix = torch.ones(size, size, device=device)
     vector = torch.ones(size, device=device)
@@ -157,10 +157,10 @@ def _bandwidth(device: torch.device) -> float:
 def call_seconds(
     work: Callable[[], object], device: torch.device, *, at_least: float = MIN_SECONDS
 ) -> float:
-    """Return the time of a call: a GPU's median; a CPU's best, since others work on it too.
+    """Return the seconds of one call: the median on a GPU, the minimum on a (shared) CPU.
 
-    On a GPU calls follow each other for 20 ms between two waits: a training starts a kernel while
-    the one before runs, so the time to start it and to hear of its end must not count.
+    On a GPU, calls are queued for 20 ms between two synchronisations: training launches kernels
+    ahead, so launch and synchronisation latency must not count.
     """
     timed(work, device)
     num_calls = 1
@@ -173,7 +173,7 @@ def call_seconds(
 
 
 def timed(work: Callable[[], object], device: torch.device, *, num_calls: int = 1) -> float:
-    """Return the seconds of so many calls, from when the device is idle until it is again."""
+    """Return the seconds of `num_calls` calls, from idle device to idle device."""
     _wait(device)
     start = time.perf_counter()
     for _ in range(num_calls):
@@ -188,5 +188,5 @@ def _wait(device: torch.device) -> None:
 
 
 def _generator(device: torch.device) -> torch.Generator:
-    """Return a generator of its own: a training's random numbers stay what they are."""
+    """Return a separate generator, so that the global random state does not change."""
     return torch.Generator(device).manual_seed(0)

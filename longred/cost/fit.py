@@ -1,4 +1,4 @@
-"""Refuses a training that this machine's memory cannot hold, before its weights are loaded."""
+"""Refuses a training that does not fit this machine's memory, before its weights are loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -26,21 +26,21 @@ def refuse_what_cannot_fit(
     *,
     num_here: int,
 ) -> None:
-    """Refuse a training that would not fit even if its plan were wrong by `TOLERANCE`.
+    """Refuse a training that would not fit even if its plan were too high by `TOLERANCE`.
 
-    One that fits without the reserve alone, or perhaps, is warned of.
+    Log a warning if it fits only within the tolerance or without the reserve.
 
     Args:
-        shape: of the model.
+        shape: the model's shape.
         job: the training.
-        lengths: tokens of a row of each bucket.
-        device: where each process trains.
-        num_here: processes on this machine.
+        lengths: row length of each bucket, tokens.
+        device: the device of each process.
+        num_here: number of processes on this machine.
 
     Raises:
-        PreflightError: it would not; the message names the settings that would make it fit.
+        PreflightError: the training does not fit; the message names settings that make it fit.
     """
-    # Processes of one machine have a GPU each, and its memory in common.
+    # Processes on one machine have one GPU each and share the host memory.
     limit = memory_of(device) / (1 if device.type == "cuda" else num_here)
     parts = memory_parts(shape, job, batches(job, lengths), device=device.type)
     needed = sum(parts.values())
@@ -49,17 +49,17 @@ def refuse_what_cannot_fit(
         return
     largest = sorted(parts, key=lambda part: -parts[part])[:3]
     shares = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in largest)
-    kept = f", {reserve / GIB:.1f} of it for CUDA itself" if reserve else ""
+    reserved = f", {reserve / GIB:.1f} of it for CUDA itself" if reserve else ""
     text = (
         f"{job.method} needs about {needed / GIB:.1f} GiB ({shares}) and this machine's "
-        f"{device.type} has {limit / GIB:.1f} GiB{kept}"
+        f"{device.type} has {limit / GIB:.1f} GiB{reserved}"
     )
     if needed * (1 - TOLERANCE) <= limit:
         log.warning("training: %s; it may run out of memory", text)
         return
     left = limit - reserve
     settings = list(advice(shape, job, lengths, kind=device.type, limit_bytes=left))
-    words = "nothing but more GPUs (training.parallel.num_processes) would fit"
+    words = "only more GPUs (training.parallel.num_processes) would help"
     if settings and settings[-1].memory_bytes <= left:
         last = settings[-1]
         together = [last] if last.is_alone else settings

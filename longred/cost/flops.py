@@ -1,8 +1,7 @@
-"""Floating-point operations of one optimizer step, by bucket.
+"""Counts the floating-point operations of one optimizer step, by bucket.
 
-A product of matrices counts two for every multiplication and addition. Attention is counted as it
-is causal: a query sees the keys up to its own, of whole rows (document masks would save some).
-What the model needs and what checkpointing computes again are kept apart: MFU is of the former.
+A multiply-add counts as two. Attention is counted as causal over whole rows (document masks would
+save some). Needed operations and recomputation are separate; MFU uses needed operations only.
 """
 
 import dataclasses
@@ -21,14 +20,14 @@ class Batches:
 
     Attributes:
         bucket: the bucket.
-        length: tokens of a row.
-        rows: rows of the step, all processes together.
-        row_share: processes that share a row's tokens.
-        count: micro-batches of the step, of the process that has most.
-        tokens: tokens of the largest of them in one process.
-        step_tokens: tokens of the step in that process.
-        is_checkpointed: whether activations are computed again.
-        terms: terms of the loss on them.
+        length: tokens per row.
+        rows: rows per step over all processes.
+        row_share: number of processes that share the tokens of a row.
+        count: micro-batches per step in the process with the most.
+        tokens: tokens of its largest micro-batch.
+        step_tokens: tokens per step in that process.
+        is_checkpointed: whether activations are recomputed.
+        terms: loss terms computed on this bucket.
     """
 
     bucket: str
@@ -43,19 +42,19 @@ class Batches:
 
     @property
     def has_head(self) -> bool:
-        """Whether the LM head is run on them."""
+        """Whether a loss term needs the LM head."""
         return any(term.objective == "cross_entropy" for term in self.terms)
 
 
 @dataclass(frozen=True, slots=True)
 class Flops:
-    """Operations by kernel; sums and multiples are taken by field.
+    """Operations by kind of kernel; supports + and *, field by field.
 
     Attributes:
         linear: products with the decoder layers' weights.
         head: products with the output embedding.
-        attention_forward, attention_backward: of the attention kernels.
-        relations: of attention distillation's relations.
+        attention_forward, attention_backward: attention kernels.
+        relations: Q-Q, K-K and V-V relations of attention distillation.
     """
 
     linear: float = 0.0
@@ -66,24 +65,24 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum over all kinds."""
         return float(sum(dataclasses.astuple(self)))
 
     def __add__(self, other: "Flops") -> "Flops":
-        """Return the sum, kernel by kernel."""
+        """Add field by field."""
         return Flops(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
     def __mul__(self, factor: float) -> "Flops":
-        """Return a multiple, kernel by kernel."""
+        """Multiply every field."""
         return Flops(*(value * factor for value in dataclasses.astuple(self)))
 
 
 def batches(job: TrainingJob, lengths: Mapping[str, int]) -> list[Batches]:
-    """Return the micro-batches of every bucket, as the trainer cuts a step.
+    """Return the micro-batches of every bucket, split as the trainer splits a step.
 
     Args:
         job: the training.
-        lengths: tokens of a row of each bucket.
+        lengths: row length of each bucket, tokens.
     """
     found = []
     layout = job.layout
@@ -114,14 +113,14 @@ def batches(job: TrainingJob, lengths: Mapping[str, int]) -> list[Batches]:
 
 
 def visible_keys(length: int, window: int | None) -> float:
-    """Return the mean number of keys that a query of a causal row sees."""
+    """Return the mean number of keys that a query attends to in a causal row."""
     if window is None or window >= length:
         return (length + 1) / 2
     return window - window * (window - 1) / (2 * length)
 
 
 def forward_flops(shape: ModelShape, length: int, *, head: bool) -> Flops:
-    """Return the operations of one token's forward pass in rows of `length` tokens."""
+    """Return the operations per token of a forward pass over rows of `length` tokens."""
     keys = sum(visible_keys(length, window) for window in shape.windows)
     return Flops(
         linear=2.0 * shape.num_linear,
@@ -131,10 +130,10 @@ def forward_flops(shape: ModelShape, length: int, *, head: bool) -> Flops:
 
 
 def student_flops(shape: ModelShape, job: TrainingJob, length: int, *, head: bool) -> Flops:
-    """Return the operations of one token's forward and backward pass.
+    """Return the operations per token of a forward and backward pass.
 
-    The backward pass takes two products for every one of the forward pass: the gradient of the
-    input and of the weight. Under adapters frozen weights have none.
+    Backward has two products per forward product, for the input and the weight gradient. With
+    adapters, frozen weights have no weight gradient.
     """
     forward = forward_flops(shape, length, head=head)
     products = 3.0
@@ -151,7 +150,7 @@ def student_flops(shape: ModelShape, job: TrainingJob, length: int, *, head: boo
 
 
 def teacher_length(job: TrainingJob, batch: Batches) -> int:
-    """Return how many tokens of each row the teacher is shown; 0 where it is not run."""
+    """Return how many tokens of each row the teacher reads; 0 if it does not run."""
     objectives = {term.objective for term in batch.terms}
     if objectives - {"cross_entropy", "long_distill"}:
         return batch.length
@@ -159,10 +158,10 @@ def teacher_length(job: TrainingJob, batch: Batches) -> int:
 
 
 def relation_flops(shape: ModelShape, length: int) -> float:
-    """Return the operations of one token's Q-Q, K-K and V-V relations, all layers.
+    """Return the operations per token of the Q-Q, K-K and V-V relations of all layers.
 
-    Each needs two products forward, one a model, and four backward: both again, and the gradient
-    of both its sides.
+    Each relation needs two forward products, one per model, and four backward: both recomputed,
+    and the gradients of both operands.
     """
     values = shape.attention_size + 2 * shape.key_size
     keys = sum(visible_keys(length, window) for window in shape.windows)
@@ -170,7 +169,7 @@ def relation_flops(shape: ModelShape, length: int) -> float:
 
 
 def teacher_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
-    """Return what the teacher's passes over the bucket take in a step of one process."""
+    """Return the teacher's operations on a bucket, per step and process."""
     shown = teacher_length(job, batch)
     if not shown:
         return Flops()
@@ -179,7 +178,7 @@ def teacher_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
 
 
 def needed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
-    """Return what the bucket's losses need in a step of one process, nothing computed twice."""
+    """Return the operations that a bucket's losses need, per step and process."""
     each = student_flops(shape, job, batch.length, head=batch.has_head)
     if any(term.objective == "attention_distill" for term in batch.terms):
         each += Flops(relations=relation_flops(shape, batch.length))
@@ -187,10 +186,10 @@ def needed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
 
 
 def recomputed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
-    """Return what checkpointing and MLP tiles compute a second time in a step of one process.
+    """Return the operations that checkpointing and MLP tiles recompute, per step and process.
 
-    The last product of a layer or tile is not: no gradient needs it. Compiled layers and those in
-    8 bits take it, and so do adapters of that layer, which come after it.
+    The last product of a layer or tile is skipped because no gradient needs it, except in compiled
+    layers, fp8 layers, and layers whose last linear has adapters.
     """
     is_spared = not (job.compile or job.fp8)
     if job.recipe.trains_adapters:
@@ -209,16 +208,16 @@ def recomputed_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flo
 
 
 LAST = frozenset({"down_proj"})
-"""Names of the last linear layer of an MLP, and so of a decoder layer."""
+"""Names of the last linear layer of an MLP, which is also the last of a decoder layer."""
 
 
 def last_weights(shape: ModelShape) -> float:
-    """Return the weights of the last linear layers of all decoder layers."""
+    """Return the number of weights in the last linear layers of all decoder layers."""
     return float(sum(one.num_weights for name, one in shape.linears.items() if name in LAST))
 
 
 def mlp_weights(shape: ModelShape) -> float:
-    """Return the weights of all MLPs."""
+    """Return the number of weights in all MLPs."""
     return float(
         sum(
             one.num_weights
@@ -229,9 +228,9 @@ def mlp_weights(shape: ModelShape) -> float:
 
 
 def step_flops(shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int]) -> float:
-    """Return what one step needs, all processes together; MFU is counted in these.
+    """Return the needed operations of one step over all processes, the numerator of MFU.
 
-    Attention is causal; nothing computed again is counted.
+    Attention counts as causal; recomputation is excluded.
     """
     total = 0.0
     for batch in batches(job, lengths):

@@ -1,4 +1,4 @@
-"""This machine's memory, without packages beside torch."""
+"""Reads this machine's memory; needs no package besides torch."""
 
 import resource
 import sys
@@ -11,7 +11,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def memory_of(device: torch.device) -> float:
-    """Return the memory that a training can use at most, bytes: the GPU's, or the container's."""
+    """Return the memory available to a training, bytes: the GPU's, or the container's limit."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     found = [float("inf")]
@@ -25,7 +25,7 @@ def memory_of(device: torch.device) -> float:
 
 
 def peak_bytes(device: torch.device) -> float:
-    """Return the most memory that this process has held: on the GPU, or resident."""
+    """Return this process's peak memory, bytes: allocated on the GPU, or resident on the host."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,10 +1,10 @@
-"""Memory of one process of a training, by part, in bytes: the largest of its moments.
+"""Estimates the peak memory of one training process by part, in bytes.
 
-A micro-batch has two: when its losses are taken, and when its last decoder layer is computed
-backward. The update is another. Parts that are not alive together are never added.
+The peak is the largest of three moments: when a micro-batch's losses are computed, when its last
+decoder layer runs backward, and the optimizer update. Only parts alive at the same moment add up.
 
-Activations are what autograd holds of a decoder: a residual stream in float32, the inputs of norms
-and of linear layers, and attention in the compute type. `layers.fused` holds least.
+Activations are what autograd saves: the residual stream in float32, the inputs of norms and linear
+layers, and attention in the compute dtype. The kernels of `layers.fused` save the least.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,40 +15,40 @@ from longred.method.job import TrainingJob
 from longred.method.layout import PART_BYTES, PARTS_ON_DEVICE
 
 CHUNK_TOKENS = 1024
-"""Tokens whose logits are held at once, as in `longred.objectives.long_loss`."""
+"""Tokens whose logits exist at once, as in `longred.objectives.cross_entropy`."""
 
 PROCESS_BYTES = {"cpu": 420 * 2**20, "cuda": 0}
-"""What a trainer's process holds before any model. On a GPU that is part of the reserve."""
+"""Memory of a trainer process before it loads a model; on a GPU it is part of the reserve."""
 
 RESERVE_BYTES = 2 * 2**30
 RESERVE_SHARE = 0.03
-"""Of a GPU's memory, kept free: the larger of both.
+"""GPU memory to leave free: the larger of both.
 
-The CUDA context with its kernels takes about 0.7 GiB, workspaces of cuBLAS and cuDNN 0.3, and what
-the allocator cannot give out for fragmentation is the rest.
+The CUDA context with its kernels takes about 0.7 GiB, cuBLAS and cuDNN workspaces 0.3 GiB; the rest
+covers fragmentation of the allocator.
 """
 
 MULTIPROCESSORS = 132
-"""Of a Hopper GPU; FlashAttention's deterministic backward pass has a copy for each, by head."""
+"""Multiprocessors of a Hopper GPU, which the copies of deterministic FlashAttention depend on."""
 
 MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}
-"""Of the optimizer's state, for every trained weight."""
+"""Bytes of optimizer state per trained weight."""
 
 
 def reserve_bytes(device_bytes: float, *, device: str) -> float:
-    """Return what a plan leaves free of a device's memory: `fits` is plan + reserve <= device."""
+    """Return the device memory to leave free: a plan fits if plan + reserve <= device."""
     if device != "cuda":
         return 0.0
     return max(float(RESERVE_BYTES), RESERVE_SHARE * device_bytes)
 
 
 def shards_of(job: TrainingJob) -> int:
-    """Return over how many processes each weight is divided."""
+    """Return the number of processes that each weight is sharded over."""
     return job.layout.num_processes // job.layout.replicas
 
 
 def num_trained(shape: ModelShape, job: TrainingJob) -> int:
-    """Return how many weights are trained."""
+    """Return the number of trained weights."""
     if job.recipe.trains_adapters:
         return shape.num_adapter(job.lora)
     return shape.num_parameters
@@ -57,10 +57,10 @@ def num_trained(shape: ModelShape, job: TrainingJob) -> int:
 def memory_parts(
     shape: ModelShape, job: TrainingJob, work: Sequence[Batches], *, device: str
 ) -> dict[str, float]:
-    """Return one process's memory by part at the moment that needs most, bytes.
+    """Return the peak memory of one process by part, bytes.
 
     Args:
-        shape: of the model.
+        shape: the model's shape.
         job: the training.
         work: its micro-batches.
         device: `cpu` or `cuda`.
@@ -91,20 +91,20 @@ def memory_parts(
 
 
 def host_bytes(shape: ModelShape, job: TrainingJob, *, device: str) -> float:
-    """Return the optimizer's state that one process keeps in host memory, bytes."""
+    """Return the optimizer state that one process offloads to host memory, bytes."""
     if device != "cuda" or not job.optimizer_offload:
         return 0.0
     return MOMENT_BYTES[job.optimizer] * num_trained(shape, job) / shards_of(job)
 
 
 def batch_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
-    """Return what a bucket's largest micro-batch needs beside weights and optimizer, by part."""
+    """Return the memory of a bucket's largest micro-batch by part, without weights and moments."""
     moments = (losses_parts(shape, job, batch), backward_parts(shape, job, batch))
     return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def losses_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
-    """Return what is alive when a micro-batch's losses are taken, by part, bytes."""
+    """Return the memory alive while a micro-batch's losses are computed, by part, bytes."""
     return {
         "activations": _held_bytes(shape, job, batch) * shape.num_layers
         + _final_norm_bytes(shape, job) * batch.tokens,
@@ -114,22 +114,21 @@ def losses_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[st
 
 
 def backward_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
-    """Return what is alive in the backward pass of the last decoder layer, by part, bytes.
+    """Return the memory alive in the backward pass of the last decoder layer, by part, bytes.
 
-    What that layer has beside what all layers hold is its working set: its activations where they
-    are computed again, and the gradients inside it.
+    "working set" is that layer's extra memory: recomputed activations, and gradients inside it.
     """
     tokens, held = batch.tokens, _held_bytes(shape, job, batch)
     inside = min(tokens, job.mlp_tile_tokens or tokens)
     own = layer_bytes(shape, job, tokens) - mlp_bytes(shape, job, tokens - inside)
     gradients = max(inside * _mlp_gradients(shape, job), tokens * _attention_gradients(shape, job))
     if inside < tokens:
-        gradients += tokens * _width(job) * shape.hidden_size
+        gradients += tokens * dtype_bytes(job) * shape.hidden_size
         if not job.recipe.trains_adapters:
-            # Those of the weights are summed over tiles, beside the last tile's.
+            # Weight gradients are accumulated over tiles, next to those of the current tile.
             gradients += 2 * 4.0 * mlp_weights(shape) / shape.num_layers
-    # The gradient of the residual stream, and as it enters a linear layer.
-    gradients += tokens * (4.0 + _width(job)) * shape.hidden_size
+    # The gradient of the residual stream, and its cast at the input of a linear layer.
+    gradients += tokens * (4.0 + dtype_bytes(job)) * shape.hidden_size
     return {
         "activations": held * shape.num_layers,
         "working set": max(0.0, own - held) + gradients,
@@ -138,14 +137,13 @@ def backward_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[
 
 
 def layer_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
-    """Return what autograd holds of one decoder layer without MLP tiles, bytes.
+    """Return what autograd saves for one decoder layer without MLP tiles, bytes.
 
-    Fused, a norm holds its input, and its output once for all linear layers that read it. As
-    transformers writes them, norms hold the normalised values too, and in bfloat16 every linear
-    layer rounds its input for itself. Frozen linear layers hold nothing; adapters each round the
-    input of their layer.
+    A fused norm saves its input, and its output once for all linear layers that read it. The norms
+    of transformers also save the normalised values, and in bfloat16 each linear layer casts its own
+    copy of the input. Frozen linear layers save nothing; each adapter casts its layer's input.
     """
-    size, width, is_frozen = shape.hidden_size, _width(job), job.recipe.trains_adapters
+    size, width, is_frozen = shape.hidden_size, dtype_bytes(job), job.recipe.trains_adapters
     norms = 2 * 4.0 * size
     if not is_fused(job) and not is_frozen:
         norms *= 2
@@ -155,69 +153,71 @@ def layer_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
         inputs = 2.0 * width * size
     else:
         inputs = width * size * num_readers(shape)
-    # Queries and keys after RoPE, values, the kernel's output, and a log-sum-exp for every head.
+    # Queries and keys after RoPE, values, the kernel's output, and one log-sum-exp per head.
     attention = width * 2.0 * (shape.attention_size + shape.key_size) + 4.0 * shape.num_heads
     return tokens * (norms + inputs + attention) + mlp_bytes(shape, job, tokens)
 
 
 def mlp_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
-    """Return what autograd holds of the inside of an MLP, bytes.
+    """Return what autograd saves inside an MLP, bytes.
 
-    Gate and up; and, unless these are fused, the activated gate and the product. The product is
-    computed again where they are, but for a last layer in 8-bit floats, which holds its input. An
-    adapter of the last layer holds its rounded input.
+    Gate and up always; without fusion also the activated gate and the product. Fused MLPs recompute
+    the product, except that an fp8 last layer saves its input. An adapter of the last layer saves
+    its cast input.
     """
     values = (3.0 if job.fp8 else 2.0) if is_fused(job) else 4.0
     if job.recipe.trains_adapters:
         values = 2.0 if is_fused(job) else 3.0
         values += _adapted_inputs(shape, job, inside=True) / shape.intermediate_size
-    return values * _width(job) * shape.intermediate_size * tokens
+    return values * dtype_bytes(job) * shape.intermediate_size * tokens
 
 
 def kept_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
-    """Return what is held of a checkpointed decoder layer: its input, and attention's output."""
+    """Return what a checkpointed decoder layer saves, bytes: its input, and attention's output."""
     kept = 4.0 * shape.hidden_size
     if job.activation_checkpointing == "selective":
-        kept += _width(job) * shape.attention_size + 4.0 * shape.num_heads
+        kept += dtype_bytes(job) * shape.attention_size + 4.0 * shape.num_heads
     return tokens * kept
 
 
 def is_fused(job: TrainingJob) -> bool:
-    """Return whether norms, RoPE and gated MLPs are those of `longred.training.layers.fused`."""
+    """Return whether norms, RoPE and gated MLPs run in `longred.training.layers.fused`."""
     return job.fused and not job.compile
 
 
 def _held_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Return what every decoder layer holds between its forward and its backward pass."""
+    """Return what every decoder layer saves between forward and backward, bytes."""
     if batch.is_checkpointed:
         return kept_bytes(shape, job, batch.tokens)
     held = layer_bytes(shape, job, batch.tokens)
     if 0 < job.mlp_tile_tokens < batch.tokens:
         held -= mlp_bytes(shape, job, batch.tokens)
     if job.compile:
-        # Compiled layers hold the rounded copies of their weights.
+        # Compiled layers save the bfloat16 copies of their weights.
         held += _rounded_bytes(shape, job) / shape.num_layers
     return held
 
 
 def _rounded_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    return 2.0 * shape.num_linear if _width(job) == 2 and not job.recipe.trains_adapters else 0.0
+    return (
+        2.0 * shape.num_linear if dtype_bytes(job) == 2 and not job.recipe.trains_adapters else 0.0
+    )
 
 
 def _final_norm_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """The last layer's output and the norm's, a token; the normalised values too, unless fused."""
+    """Bytes per token: last layer's output, final norm's output; unfused, the normalised values."""
     values = 2 if is_fused(job) or job.recipe.trains_adapters else 3
     return 4.0 * values * shape.hidden_size
 
 
 def num_readers(shape: ModelShape) -> float:
-    """Return how many linear layers of a decoder layer read a norm's output."""
+    """Return the number of linear layers per decoder layer that read a norm's output."""
     readers = [one for name, one in shape.linears.items() if name not in ("o_proj", *LAST)]
     return sum(one.count for one in readers) / shape.num_layers
 
 
 def _adapted_inputs(shape: ModelShape, job: TrainingJob, *, inside: bool) -> float:
-    """Return the inputs of a layer's adapted linear layers, values a token: inside MLPs or out."""
+    """Return the input features of a layer's adapted linears: the last of MLPs, or the others."""
     names = [name for name in job.lora["targets"] if name in shape.linears]
     adapted = [shape.linears[name] for name in names if (name in LAST) == inside]
     values = sum(one.inputs * one.count for one in adapted)
@@ -225,28 +225,27 @@ def _adapted_inputs(shape: ModelShape, job: TrainingJob, *, inside: bool) -> flo
 
 
 def _mlp_gradients(shape: ModelShape, job: TrainingJob) -> float:
-    """Return the gradients alive at once inside an MLP, bytes a token.
+    """Return the gradients alive at once inside an MLP, bytes per token.
 
-    Fused: of the product, gate and up, and the product again. Otherwise the product's, gate's and
-    up's at most, and one more between them, when the product itself is gone.
+    Fused: gradients of product, gate and up, and the recomputed product. Unfused: two at a time.
     """
-    return (4.0 if is_fused(job) else 2.0) * _width(job) * shape.intermediate_size
+    return (4.0 if is_fused(job) else 2.0) * dtype_bytes(job) * shape.intermediate_size
 
 
 def _attention_gradients(shape: ModelShape, job: TrainingJob) -> float:
-    """Return the gradients alive at once around attention, bytes a token: its four tensors'.
+    """Return the gradients alive at once around attention, bytes per token: q, k, v and output.
 
-    Deterministic, FlashAttention sums the queries' in float32 copies.
+    Deterministic FlashAttention accumulates query gradients in several float32 copies.
     """
-    gradients = _width(job) * 2.0 * (shape.attention_size + shape.key_size)
-    if job.deterministic and _width(job) == 2:
+    gradients = dtype_bytes(job) * 2.0 * (shape.attention_size + shape.key_size)
+    if job.deterministic and dtype_bytes(job) == 2:
         copies = -(-MULTIPROCESSORS // shape.num_heads)
         gradients += 4.0 * copies * shape.attention_size
     return gradients
 
 
 def _distilled(job: TrainingJob, batch: Batches) -> int:
-    """Return how many hidden states a bucket's losses compare; 0 where none distils states."""
+    """Return how many hidden states a bucket's losses compare."""
     kinds = {term.objective for term in batch.terms} - {"cross_entropy", "attention_distill"}
     if not kinds:
         return 0
@@ -254,7 +253,7 @@ def _distilled(job: TrainingJob, batch: Batches) -> int:
 
 
 def _states_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """The teacher's states, their distances from the student's, and what one of these takes."""
+    """Teacher states, their distances from the student's, and the temporaries of one distance."""
     shown = teacher_length(job, batch) / batch.length
     state = 4.0 * shape.hidden_size * batch.tokens * shown
     layers = _distilled(job, batch)
@@ -263,7 +262,7 @@ def _states_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
 
 
 def _states_kept_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """The distances of states that the backward pass has not come to yet."""
+    """Distances whose backward pass has not run yet."""
     shown = teacher_length(job, batch) / batch.length
     state = 4.0 * shape.hidden_size * batch.tokens * shown
     states = state * max(0, _distilled(job, batch) - 1)
@@ -271,25 +270,25 @@ def _states_kept_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> f
 
 
 def _captured_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """What all layers attend with, where relations are distilled: the teacher's, and the student's.
+    """Queries, keys and values captured for relation distillation, of teacher and student.
 
-    Layers that are not checkpointed hold theirs anyway.
+    Student layers without checkpointing save theirs anyway.
     """
     if not any(term.objective == "attention_distill" for term in batch.terms):
         return 0.0
     models = 2 if batch.is_checkpointed else 1
     values = shape.attention_size + 2 * shape.key_size
-    return models * _width(job) * values * batch.tokens * shape.num_layers
+    return models * dtype_bytes(job) * values * batch.tokens * shape.num_layers
 
 
 def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Gradients of hidden states and output embedding, and a chunk's logits or their product.
+    """Gradients of hidden states and output embedding, and one chunk's logits or their product.
 
-    The embedding's gradient is summed over chunks; each adds a product of its size.
+    The embedding's gradient is accumulated over chunks; each chunk adds a product of its size.
     """
     if not batch.has_head:
         return 0.0
-    rounded = 2.0 if _width(job) == 2 else 0.0
+    rounded = 2.0 if dtype_bytes(job) == 2 else 0.0
     weights = rounded * shape.num_head
     gradient = 0.0 if job.recipe.trains_adapters else 4.0 * shape.num_head
     tokens = min(CHUNK_TOKENS, batch.tokens)
@@ -300,7 +299,7 @@ def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
 
 
 def _crossing_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """Return the state on the GPU while parts of it cross; a large weight is a part of its own."""
+    """Return the offloaded state that is on the GPU at once; a large weight is one part."""
     own = 4.0 * num_trained(shape, job) / shards_of(job)
     whole = 4.0 * shape.num_head / shards_of(job)
     largest = PART_BYTES if job.recipe.trains_adapters else max(PART_BYTES, whole)
@@ -309,14 +308,14 @@ def _crossing_bytes(shape: ModelShape, job: TrainingJob) -> float:
 
 
 def _frozen_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """A frozen model: linear layers in the compute type, embeddings and norms in float32."""
-    if _width(job) == 4:
+    """A frozen model: linear layers in the compute dtype, embeddings and norms in float32."""
+    if dtype_bytes(job) == 4:
         return 4.0 * shape.num_parameters
     return 2.0 * shape.num_linear + 4.0 * (shape.num_parameters - shape.num_linear)
 
 
 def _teacher_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """The teacher, which is asked for hidden states only: without an output embedding of its own.
+    """The teacher without its LM head, since only its hidden states are needed.
 
     A student with adapters is its own teacher.
     """
@@ -328,22 +327,24 @@ def _teacher_bytes(shape: ModelShape, job: TrainingJob) -> float:
 def _gathered_bytes(shape: ModelShape, job: TrainingJob) -> float:
     """Return what sharded processes gather at once in the backward pass of a layer, bytes.
 
-    The layer that is computed and the next in the compute type, the output embedding in float32,
-    and the layer's gradients before and while they are summed. With adapters few have gradients.
+    The current and the next layer in the compute dtype, the output embedding in float32, and the
+    layer's gradients before and during their reduction (hardly any with adapters).
     """
     layer = shape.num_linear / shape.num_layers
     summed = 0.0 if job.recipe.trains_adapters else 2 * 4.0 * layer
-    return _width(job) * 2 * layer + 4.0 * shape.num_head + summed
+    return dtype_bytes(job) * 2 * layer + 4.0 * shape.num_head + summed
 
 
-def _width(job: TrainingJob) -> int:
+def dtype_bytes(job: TrainingJob) -> int:
+    """Return the size of the compute dtype, bytes."""
     return 2 if job.dtype == "bfloat16" else 4
 
 
 def disk_bytes(shape: ModelShape, job: TrainingJob) -> Mapping[str, float]:
-    """Return what a training writes: all checkpoints that exist at once, and its result.
+    """Return the disk space of a training, bytes: its checkpoints and its result.
 
-    The result is a whole model in float32, as is every student that is kept beside it.
+    `checkpoints` counts all that exist at the same time. The result and every intermediate student
+    are whole models in float32.
     """
     trained = num_trained(shape, job)
     one = (4.0 + MOMENT_BYTES[job.optimizer]) * trained

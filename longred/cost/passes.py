@@ -1,8 +1,8 @@
-"""Bytes that a training's memory-bound passes read and write: all that is no product of matrices.
+"""Counts the bytes moved by memory-bound operators: everything except matrix products.
 
-Counted operator by operator, each as it reads its inputs once and writes its outputs once, at the
-widths that they have: under autocast the residual stream, norms and RoPE's angles are float32 and
-linear layers and attention bfloat16. `training.layers.fused` makes one pass of each function.
+Each operator reads its inputs once and writes its outputs once, at their actual widths: under
+autocast the residual stream, norms and RoPE angles are float32, linear layers and attention
+bfloat16. Each function of `training.layers.fused` is a single pass.
 """
 
 from longred.cost.flops import (
@@ -12,25 +12,25 @@ from longred.cost.flops import (
     teacher_length,
     visible_keys,
 )
-from longred.cost.memory import CHUNK_TOKENS, is_fused, num_readers, shards_of
+from longred.cost.memory import CHUNK_TOKENS, dtype_bytes, is_fused, num_readers, shards_of
 from longred.cost.shape import ModelShape
 from longred.method.job import TrainingJob
 
 STATE_PASSES = 4.0 * 40
-"""Bytes for each value of a pair of hidden states whose cosine a loss takes, forward and back."""
+"""Bytes per element of a pair of hidden states for the cosine loss, forward and backward."""
 
 RELATION_BYTES = 164.0
-"""Bytes for each logit of a relation, both models', forward and back: tiles of float32."""
+"""Bytes per relation logit, both models, forward and backward, in float32 tiles."""
 
 RELATION_TILE = 512
-"""Side of such a tile, as in `longred.objectives.relations`; those on the diagonal are whole."""
+"""Side of a tile, as in `longred.objectives.relations`; those on the diagonal are full."""
 
 
 def elementwise_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Return what a bucket's norms, RoPE, activations, sums, losses and roundings read and write.
+    """Return the bytes of a bucket's norms, RoPE, activations, sums, losses and casts.
 
-    Of a step of one process. Weights are rounded (bfloat16) and their gradients added once a
-    micro-batch, those of tiled MLPs once a tile.
+    Per step and process. Weights are cast and their gradients accumulated once per micro-batch, in
+    tiled MLPs once per tile.
     """
     student_fused = is_fused(job)
     layer = forward_bytes(shape, job, is_fused=student_fused)
@@ -39,27 +39,27 @@ def elementwise_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> fl
     if batch.is_checkpointed:
         layer += again_bytes(shape, job, is_fused=student_fused)
     elif is_tiled and not student_fused:
-        layer += 3 * _width(job) * shape.intermediate_size
+        layer += 3 * dtype_bytes(job) * shape.intermediate_size
     if job.recipe.trains_adapters:
         layer += adapter_bytes(shape, job) * (3 if batch.is_checkpointed else 2)
     shown = teacher_length(job, batch) / batch.length
     layer += shown * forward_bytes(shape, job, is_fused=job.fused)
     token = layer * shape.num_layers
-    # The embeddings' rows, and the final norm.
+    # Embedding rows and the final norm.
     token += 36.0 * shape.hidden_size
     token += _loss_bytes(shape, job, batch)
     return token * batch.step_tokens + _weight_bytes(shape, job, batch) * batch.count
 
 
 def forward_bytes(shape: ModelShape, job: TrainingJob, *, is_fused: bool) -> float:
-    """Return the bytes of one token's forward pass through one decoder layer."""
-    size, inside, width = shape.hidden_size, shape.intermediate_size, _width(job)
+    """Return the bytes per token of a forward pass through one decoder layer."""
+    size, inside, width = shape.hidden_size, shape.intermediate_size, dtype_bytes(job)
     heads = shape.attention_size + shape.key_size
     residual = 2 * (8.0 + width) * size
     if is_fused:
-        # Each of both norms, RoPE and the gated activation reads and writes once.
+        # Both norms, RoPE and the gated activation each read and write once.
         return residual + 2 * (4 + width) * size + 2 * width * heads + 3 * width * inside
-    # A norm is 7 passes of float32. RoPE multiplies twice, turns, adds, and rounds at the end.
+    # A norm is 7 float32 passes. RoPE multiplies twice, rotates, adds, and casts at the end.
     norms, rounded = 2 * 7 * 4.0 * size, 0.0
     rope = (36.0 if width == 2 else 40.0) * heads
     if width == 2:
@@ -68,10 +68,10 @@ def forward_bytes(shape: ModelShape, job: TrainingJob, *, is_fused: bool) -> flo
 
 
 def backward_bytes(shape: ModelShape, job: TrainingJob, *, is_fused: bool) -> float:
-    """Return the bytes of one token's backward pass through one decoder layer."""
-    size, inside, width = shape.hidden_size, shape.intermediate_size, _width(job)
+    """Return the bytes per token of a backward pass through one decoder layer."""
+    size, inside, width = shape.hidden_size, shape.intermediate_size, dtype_bytes(job)
     heads, readers = shape.attention_size + shape.key_size, num_readers(shape)
-    # The residual stream's gradient is added to twice, and rounded for both last linear layers.
+    # The residual stream's gradient is added to twice, and cast for o_proj and down_proj.
     residual = 24.0 * size + (2 * 6.0 * size if width == 2 else 0.0)
     if is_fused:
         sums = (readers - 2) * 3.0 * width * size
@@ -84,33 +84,33 @@ def backward_bytes(shape: ModelShape, job: TrainingJob, *, is_fused: bool) -> fl
 
 
 def again_bytes(shape: ModelShape, job: TrainingJob, *, is_fused: bool) -> float:
-    """Return the bytes of one token's forward pass where a layer is computed again.
+    """Return the bytes per token of recomputing a layer's forward pass.
 
-    It ends before the last residual sum, and fused before the gated activation.
+    Recomputation stops before the last residual sum, fused also before the gated activation.
     """
     again = forward_bytes(shape, job, is_fused=is_fused)
-    again -= (8.0 + _width(job)) * shape.hidden_size
-    return again - (3 * _width(job) * shape.intermediate_size if is_fused else 0.0)
+    again -= (8.0 + dtype_bytes(job)) * shape.hidden_size
+    return again - (3 * dtype_bytes(job) * shape.intermediate_size if is_fused else 0.0)
 
 
 def adapter_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """Return the bytes around one token's adapters in one layer, in one pass.
+    """Return the bytes per token of one layer's adapters, per pass.
 
-    Their inputs become float32 and are rounded again; their outputs are scaled and added.
+    Inputs are cast to float32 and back; outputs are scaled and added.
     """
     found = [one for name, one in shape.linears.items() if name in job.lora["targets"]]
-    width = _width(job)
+    width = dtype_bytes(job)
     inputs = sum(one.inputs * one.count for one in found) / shape.num_layers
     outputs = sum(one.outputs * one.count for one in found) / shape.num_layers
     return (12.0 if width == 2 else 0.0) * inputs + 5.0 * width * outputs
 
 
 def _loss_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Return the bytes of one token's losses."""
+    """Return the bytes per token of the losses."""
     total = 0.0
     if batch.has_head:
-        # log-softmax, its exponential in place, and the rounding for the products.
-        logits = 6.0 + 8.0 + 6.0 if _width(job) == 2 else 16.0
+        # log-softmax, its exponential in place, and the cast for the products.
+        logits = 6.0 + 8.0 + 6.0 if dtype_bytes(job) == 2 else 16.0
         total += logits * shape.vocab_size + 40.0 * shape.hidden_size
     shown = teacher_length(job, batch) / batch.length
     for term in batch.terms:
@@ -125,7 +125,7 @@ def _loss_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
 
 
 def _weight_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
-    """Return the bytes of one micro-batch that weights and their gradients take."""
+    """Return the bytes per micro-batch of casting weights and accumulating their gradients."""
     if job.recipe.trains_adapters:
         return 0.0
     tiles = 1.0
@@ -133,25 +133,21 @@ def _weight_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
         tiles = -(-batch.tokens // job.mlp_tile_tokens)
     mlp = mlp_weights(shape)
     is_again = batch.is_checkpointed or tiles > 1
-    # Gradients are added to those that are there, and over tiles.
+    # Gradients are accumulated over micro-batches and tiles.
     reached = float(shape.num_parameters)
     if not (batch.has_head or shape.is_tied):
         reached -= shape.num_head
     total = 12.0 * reached + 12.0 * mlp * (tiles - 1)
-    if _width(job) == 2:
+    if dtype_bytes(job) == 2:
         rounded = (shape.num_linear - mlp) * (3 if batch.is_checkpointed else 2)
         rounded += tiles * (mlp * (3 if is_again else 2))
         rounded -= tiles * last_weights(shape) if is_again else 0.0
-        # Sharded weights are rounded before they are gathered.
+        # Sharded weights are cast before they are gathered.
         total += 6.0 * rounded / (1 if shards_of(job) == 1 else shards_of(job) * tiles)
-    # The input embedding's gradient is written whole; the output's is summed over chunks.
+    # The input embedding's gradient is dense; the output's is accumulated over chunks.
     total += 4.0 * shape.num_head
     if batch.has_head:
         chunks = -(-batch.tokens // CHUNK_TOKENS)
-        # In float32 each chunk's product is added by its kernel.
-        total += shape.num_head * (12.0 + (12.0 * chunks + 6.0 if _width(job) == 2 else 0.0))
+        # In float32 the kernel of each chunk's product accumulates itself.
+        total += shape.num_head * (12.0 + (12.0 * chunks + 6.0 if dtype_bytes(job) == 2 else 0.0))
     return total
-
-
-def _width(job: TrainingJob) -> int:
-    return 2 if job.dtype == "bfloat16" else 4

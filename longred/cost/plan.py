@@ -1,4 +1,4 @@
-"""What a training takes: seconds, memory, disk, and whether it fits."""
+"""Plans one training: seconds, memory, disk, and whether it fits a device."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from longred.cost.flops import (
 )
 from longred.cost.memory import (
     disk_bytes,
+    dtype_bytes,
     host_bytes,
     memory_parts,
     num_trained,
@@ -30,30 +31,30 @@ from longred.cost.speeds import Speeds
 from longred.method.job import TrainingJob
 
 TOLERANCE = 0.15
-"""How far a plan may be wrong; a training is refused only where it would not fit even so."""
+"""Relative error allowed for a plan before a training is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What one training takes.
+    """The cost of one training.
 
     Attributes:
-        method: the method.
-        num_parameters, num_trained: weights of the model, and those that are trained.
-        num_processes: one a GPU.
-        tokens: of the whole training.
-        step_tokens: of one step, all processes.
-        flops: of one step, needed, all processes; attention causal.
-        flops_by_bucket: a token's, needed.
-        executed_flops: of one step with what is computed again, all processes.
-        step_seconds: of one step.
-        seconds: of the whole training.
-        memory: peak of one process by part, bytes.
-        host_bytes: optimizer state in host memory, all processes.
+        method: the training method.
+        num_parameters, num_trained: weights of the model, and trained weights.
+        num_processes: processes, one per GPU.
+        tokens: tokens of the whole training.
+        step_tokens: tokens per step, all processes.
+        flops: needed operations per step, all processes; attention counts as causal.
+        flops_by_bucket: needed operations per token.
+        executed_flops: operations per step including recomputation, all processes.
+        step_seconds, seconds: duration of a step and of the whole training.
+        memory: peak memory of one process by part, bytes.
+        host_bytes: offloaded optimizer state in host memory, all processes.
         disk: checkpoints and result, bytes.
-        limit_bytes: what one device has.
-        reserve_bytes: of that, what is left free: see `longred.cost.memory.reserve_bytes`.
-        advice: what would make it fit, see `longred.cost.advice`.
+        limit_bytes: memory of one device.
+        reserve_bytes: device memory to leave free, see `longred.cost.memory.reserve_bytes`.
+        mfu: model FLOPs utilisation.
+        advice: settings that make it fit, see `longred.cost.advice`.
     """
 
     method: str
@@ -77,21 +78,21 @@ class TrainingPlan:
 
     @property
     def memory_bytes(self) -> float:
-        """Peak of one process."""
+        """Peak memory of one process, bytes."""
         return sum(self.memory.values())
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all processes."""
+        """Tokens per second of all processes."""
         return self.step_tokens / self.step_seconds
 
     @property
     def fits(self) -> bool:
-        """Whether the peak and the reserve are not more than what the device has."""
+        """Whether peak and reserve fit the device."""
         return self.memory_bytes + self.reserve_bytes <= self.limit_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the plan as plain JSON types."""
         values = dataclasses.asdict(self)
         values["memory_bytes"] = self.memory_bytes
         values["tokens_per_second"] = self.tokens_per_second
@@ -109,13 +110,13 @@ class TrainingPlan:
 def plan_training(
     shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], speeds: Speeds
 ) -> TrainingPlan:
-    """Return what a training takes on a device.
+    """Plan a training on a device.
 
     Args:
-        shape: of the model.
+        shape: the model's shape.
         job: the training.
-        lengths: tokens of a row of each bucket.
-        speeds: of the device.
+        lengths: row length of each bucket, tokens.
+        speeds: the rates of the device.
     """
     work = batches(job, lengths)
     processes = job.layout.num_processes
@@ -156,7 +157,7 @@ def plan_training(
 def step_seconds(
     shape: ModelShape, job: TrainingJob, work: Sequence[Batches], speeds: Speeds
 ) -> float:
-    """Return the time of one step: products, attention, passes over memory, and the update."""
+    """Return the seconds of one step: products, attention, memory-bound passes, and the update."""
     total = update_seconds(shape, job, speeds)
     for batch in work:
         flops = needed_flops(shape, job, batch) + recomputed_flops(shape, job, batch)
@@ -166,33 +167,34 @@ def step_seconds(
             compute -= (1 - 1 / FP8_SPEEDUP) * in_8_bits / speeds.matmul_flops
         compute += elementwise_bytes(shape, job, batch) / (PASS_SHARE * speeds.bandwidth)
         travel = link_seconds(shape, job, batch, speeds)
-        # What travels is hidden behind the computing, but for its share that is not.
+        # Communication overlaps with computation except for its exposed share.
         total += max(compute + EXPOSED_SHARE * travel, travel)
     return total
 
 
 FP8_SPEEDUP = 1.5
-"""Of a decoder's products in 8-bit floats, their scales and roundings included.
+"""Speed-up of a decoder's fp8 products, scaling and casts included.
 
-Published steps of Llama-3-8B on H100 are 1.28 times as fast for it as a whole (torchtitan).
+torchtitan publishes 1.28 for whole steps of Llama-3-8B on H100.
 """
 
 PASS_SHARE = 0.9
-"""Of a copy's bytes a second, what norms, sums and other passes over memory reach."""
+"""Share of the copy bandwidth that norms, sums and other memory-bound passes reach."""
 
 EXPOSED_SHARE = 0.2
-"""Of the time that weights and gradients travel between GPUs, what computing does not hide.
+"""Share of the communication time that computation does not hide.
 
-The first gathering and the last sum of a pass wait, and NCCL's kernels take a part of the GPU.
+The first gather and the last reduction of a pass are exposed, and NCCL kernels occupy part of the
+GPU.
 """
 
 
 def flops_seconds(flops: Flops, length: int, speeds: Speeds) -> float:
-    """Return the time that operations take in products and attention."""
+    """Return the seconds of matrix products and attention."""
     forward, backward = speeds.attention(length)
     return (
         flops.linear / speeds.matmul_flops
-        # Relations are taken in float32, whatever the models compute in.
+        # Relations are always computed in float32.
         + flops.relations / (speeds.float32_flops or speeds.matmul_flops)
         + flops.head / speeds.head_flops
         + flops.attention_forward / forward
@@ -201,9 +203,9 @@ def flops_seconds(flops: Flops, length: int, speeds: Speeds) -> float:
 
 
 def update_seconds(shape: ModelShape, job: TrainingJob, speeds: Speeds) -> float:
-    """Return the time of clipping and the optimizer's step, or of its state's way from the host.
+    """Return the seconds of gradient clipping and the optimizer step.
 
-    Both ways and the step go on at once: the slowest counts.
+    With offloading, both copies of the state overlap with the step: the slowest counts.
     """
     own = num_trained(shape, job) / shards_of(job)
     seconds = own * (12.0 + 28.0) / (PASS_SHARE * speeds.bandwidth)
@@ -212,27 +214,27 @@ def update_seconds(shape: ModelShape, job: TrainingJob, speeds: Speeds) -> float
 
 
 HOST_BANDWIDTH = 25e9
-"""Bytes a second between host and GPU in each direction, both at once (PCIe 5)."""
+"""Bytes per second between host and GPU in each direction at the same time (PCIe 5)."""
 
 
 def link_seconds(shape: ModelShape, job: TrainingJob, batch: Batches, speeds: Speeds) -> float:
-    """Return the time in which sharded weights and gradients of a bucket travel between GPUs.
+    """Return the seconds of communicating sharded weights and gradients for a bucket.
 
-    In each micro-batch weights are gathered for the forward and again for the backward pass: those
-    of decoder layers in the compute type, the embeddings in float32, which stay gathered.
-    Gradients are summed in float32. The teacher's are gathered once. Replicas only sum gradients.
+    In each micro-batch, decoder weights are gathered in the compute dtype for forward and again for
+    backward; embeddings are gathered once, in float32. Gradients are reduced in float32. The
+    teacher's weights are gathered once. Replicas only reduce gradients.
     """
     shards, processes = shards_of(job), job.layout.num_processes
     if processes == 1 or not speeds.link_bandwidth:
         return 0.0
-    width = 2.0 if job.dtype == "bfloat16" else 4.0
+    width = dtype_bytes(job)
     others = shape.num_parameters - shape.num_linear
     gathered = width * 2 * shape.num_linear + 4.0 * others
     summed = 4.0 * num_trained(shape, job)
     if teacher_length(job, batch):
         gathered += width * shape.num_linear
         gathered += 0.0 if job.recipe.trains_adapters else 4.0 * shape.num_head
-    # A ring carries all but a process's own part.
+    # A ring transfers everything except a process's own part.
     gathered *= (shards - 1) / shards
     summed *= (processes - 1) / processes
     return (gathered + summed) * batch.count / speeds.link_bandwidth

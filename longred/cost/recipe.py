@@ -1,4 +1,4 @@
-"""What a whole recipe costs, stage by stage where it matters."""
+"""Plans a whole recipe: every training, profiling and evaluation."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,9 +9,8 @@ import torch
 
 from longred.cost.calibrate import calibrate
 from longred.cost.flops import forward_flops, visible_keys
-from longred.cost.named import named_config
 from longred.cost.plan import TrainingPlan, flops_seconds, plan_training
-from longred.cost.shape import ModelShape, shape_of
+from longred.cost.shape import ModelShape, named_config, shape_of
 from longred.cost.speeds import Speeds, key_of, known
 from longred.errors import PreflightError
 from longred.method.job import TrainingJob
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from longred.config import EvaluationConfig, RunConfig, TrainingConfig
 
 SMALL_MODEL = 500_000_000
-"""Parameters below which a machine without a GPU is planned for as it is."""
+"""Number of parameters up to which a machine without a GPU is planned as a CPU."""
 
 DEFAULT_GPU = "h200"
 
@@ -30,11 +29,11 @@ DEFAULT_GPU = "h200"
 def shape_of_model(config: "RunConfig") -> ModelShape:
     """Return the shape of a recipe's model.
 
-    That of a model which a packaged recipe names ships with it. Of another one on the hub only
-    small files are fetched.
+    The shapes of models named by packaged recipes ship with the package. For other hub models only
+    small files are downloaded.
 
     Raises:
-        ConfigError, PreflightError: as finding the model would.
+        ConfigError, PreflightError: see `longred.models.load.resolve_model`.
     """
     path = config.model.path
     named = None if Path(path).expanduser().exists() else named_config(path)
@@ -44,7 +43,7 @@ def shape_of_model(config: "RunConfig") -> ModelShape:
 
 
 def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:
-    """Yield every training of a recipe, window by window, before its layers are selected."""
+    """Yield every training of a recipe, window by window; distilled layers are placeholders."""
     for at_window in [*config.windows(), config]:
         trained = [METHODS[method].merges or method for method in at_window.training.methods()]
         for method in dict.fromkeys(trained):
@@ -54,7 +53,7 @@ def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:
 def job_of(
     config: "TrainingConfig", method: str, shape: ModelShape, num_distilled: int
 ) -> TrainingJob:
-    """Return a training as a value, without folders."""
+    """Return a training without folders."""
     values = {**config.digest_values(), **config.runtime_values()}
     plain = {name: value for name, value in values.items() if name in TrainingJob.fields()}
     last = range(shape.num_layers - num_distilled + 1, shape.num_layers + 1)
@@ -72,7 +71,7 @@ def job_of(
 
 
 def lengths_of(config: "RunConfig", job: TrainingJob) -> dict[str, int]:
-    """Return the tokens of a row of each bucket in one of a recipe's trainings."""
+    """Return the row length of each bucket in one of a recipe's trainings, tokens."""
     return {**config.training.block_lengths(), "long": job.target_window}
 
 
@@ -85,18 +84,18 @@ def _num_distilled(config: "RunConfig", shape: ModelShape) -> int:
 def choose_speeds(
     config: "RunConfig", shape: ModelShape, *, device: str = "auto", measure: bool = False
 ) -> Speeds:
-    """Return the device that a recipe is planned for.
+    """Return the rates of the device that a recipe is planned for.
 
     Args:
         config: the recipe.
-        shape: of its model.
+        shape: the shape of its model.
         device: `auto`, `cpu`, or a key of `longred.cost.speeds.GPUS`. `auto` is this machine's GPU;
-            without one, this machine for small models and an H200 for others.
+            without one, the CPU for small models and an H200 for others.
         measure: measure this machine, which must have the device.
 
     Raises:
-        ConfigError: the device is not known.
-        PreflightError: it is to be measured and is not here.
+        ConfigError: the device is unknown.
+        PreflightError: `measure` is set and this machine does not have the device.
     """
     training = config.training
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -109,8 +108,8 @@ def choose_speeds(
     is_here = device == (key_of(here) or here)
     if measure and not is_here:
         raise PreflightError(
-            f"--calibrate: measures this machine ({here}), not {device}; leave --device out, or "
-            "plan for it by its published figures without --calibrate"
+            f"--calibrate: measures this machine ({here}), not {device}; omit --device, or omit "
+            "--calibrate to plan with published figures"
         )
     if measure or device == "cpu" or (is_here and key_of(here) is None):
         kind = torch.device("cpu" if device == "cpu" else "cuda")
@@ -126,21 +125,21 @@ def choose_speeds(
         )
     backend = training.attention_backend
     if training.deterministic and backend in ("auto", "sdpa"):
-        # cuDNN's kernel is left out, and torch's own is FlashAttention 2.
+        # Deterministic sdpa excludes cuDNN and uses torch's FlashAttention 2.
         backend = "flash_attention_2"
     return known(device, backend=backend, dtype=training.dtype)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecipePlan:
-    """What a recipe takes on a device.
+    """The cost of a recipe on a device.
 
     Attributes:
-        shape: of its model.
-        speeds: of the device.
-        trainings: of every method, window by window.
-        profiling: FLOPs and seconds of the profile.
-        evaluation: tokens of RULER's prompts, FLOPs and seconds, all models.
+        shape: the shape of its model.
+        speeds: the rates of the device.
+        trainings: plans of every method, window by window.
+        profiling: tokens, FLOPs and seconds of profiling.
+        evaluation: tokens, FLOPs and seconds of RULER prompts, all models.
     """
 
     shape: ModelShape
@@ -151,12 +150,12 @@ class RecipePlan:
 
     @property
     def gpu_hours(self) -> float:
-        """GPU hours of everything."""
+        """GPU hours of all stages."""
         trained = sum(plan.seconds * plan.num_processes for plan in self.trainings)
         return (trained + self.profiling["seconds"] + self.evaluation["seconds"]) / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the plan as plain JSON types."""
         speeds = dataclasses.asdict(self.speeds)
         speeds["attention_flops"] = {
             str(length): list(rates) for length, rates in self.speeds.attention_flops.items()
@@ -168,13 +167,13 @@ class RecipePlan:
             "profiling": dict(self.profiling),
             "evaluation": dict(self.evaluation),
             "gpu_hours": self.gpu_hours,
-            "flops_are": "causal, attention's backward pass two forward passes; what is computed "
-            "again is counted in executed_flops alone",
+            "flops_are": "causal; attention's backward pass counts as two forward passes; "
+            "recomputation counts in executed_flops only",
         }
 
 
 def plan_recipe(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> RecipePlan:
-    """Return what a recipe takes on a device."""
+    """Plan all stages of a recipe on a device."""
     found = [
         plan_training(shape, job, lengths_of(config, job), speeds) for job in jobs(config, shape)
     ]
@@ -188,7 +187,7 @@ def plan_recipe(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> Recip
 
 
 def _profiling(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> dict[str, float]:
-    """Both models read the tokens in float32, and every layer's attentions are compared."""
+    """Both models read the tokens in float32, and the attention of every layer is compared."""
     tokens, length = config.profiling.num_tokens, config.data.short_length
     forward = forward_flops(shape, length, head=False)
     keys = sum(visible_keys(length, window) for window in shape.windows)
@@ -202,7 +201,7 @@ def _profiling(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> dict[s
 def _evaluation(
     config: "EvaluationConfig", shape: ModelShape, speeds: Speeds, num_students: int
 ) -> dict[str, float]:
-    """RULER's prompts; the short tasks are few tokens beside them."""
+    """RULER prompts only: short tasks have few tokens."""
     ruler, num_models = config.ruler, num_students + len(config.references)
     tokens = flops = seconds = 0.0
     for length in ruler.lengths:

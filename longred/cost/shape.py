@@ -1,6 +1,7 @@
-"""The shape of a model: what its costs follow from."""
+"""The shape of a model, from which all costs follow; shapes of the packaged recipes' models."""
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,18 +9,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from longred.models.architectures import SLIDING, layer_types
+from longred.recipes import RECIPES
+
+SHAPES = RECIPES / "shapes"
+"""Excerpts of each model's published `config.json`, named as in the hub's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Linears:
-    """Linear layers of one name in all decoder layers.
+    """All linear layers of one name.
 
     Attributes:
-        inputs, outputs: features of each.
-        count: how many there are.
+        inputs, outputs: features of one layer.
+        count: number of layers.
     """
 
     inputs: int
@@ -28,7 +33,7 @@ class Linears:
 
     @property
     def num_weights(self) -> int:
-        """Weights of all of them, without biases."""
+        """Weights of all layers, without biases."""
         return self.inputs * self.outputs * self.count
 
 
@@ -37,13 +42,13 @@ class ModelShape:
     """Sizes of a decoder.
 
     Attributes:
-        num_parameters: all, tied ones once.
+        num_parameters: all parameters, tied ones counted once.
         num_layers: decoder layers.
         hidden_size, num_heads, num_key_heads, head_dim, intermediate_size, vocab_size: as in the
             configuration.
         linears: linear layers inside the decoder layers, by the last part of their name.
-        windows: of each decoder layer, the latest keys that a query sees; None for all.
-        is_tied: whether input and output embedding are one.
+        windows: sliding window of each decoder layer, keys; None for full attention.
+        is_tied: whether input and output embedding share weights.
     """
 
     num_parameters: int
@@ -60,26 +65,26 @@ class ModelShape:
 
     @cached_property
     def num_linear(self) -> int:
-        """Weights of the decoder layers' linear layers."""
+        """Weights of all linear layers in the decoder layers."""
         return sum(linears.num_weights for linears in self.linears.values())
 
     @property
     def num_head(self) -> int:
-        """Weights of the output embedding, the LM head."""
+        """Weights of the LM head."""
         return self.vocab_size * self.hidden_size
 
     @property
     def attention_size(self) -> int:
-        """Values of all query heads of a token."""
+        """Query features per token: num_heads * head_dim."""
         return self.num_heads * self.head_dim
 
     @property
     def key_size(self) -> int:
-        """Values of all key heads of a token."""
+        """Key features per token: num_key_heads * head_dim."""
         return self.num_key_heads * self.head_dim
 
     def num_adapter(self, lora: Mapping[str, Any]) -> int:
-        """Return the weights of low-rank adapters of these `rank` and `targets`."""
+        """Return the number of weights of LoRA adapters with this `rank` and these `targets`."""
         return sum(
             int(lora["rank"]) * (linears.inputs + linears.outputs) * linears.count
             for name, linears in self.linears.items()
@@ -88,7 +93,7 @@ class ModelShape:
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """Return the shape of a configuration's model, built without memory for its weights."""
+    """Return the shape of a model, built on the meta device from its configuration."""
     own = copy.deepcopy(config)
     loader: Any = AutoModelForCausalLM
     with torch.device("meta"):
@@ -116,3 +121,13 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
         is_tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
     )
+
+
+def named_config(path: str) -> PreTrainedConfig | None:
+    """Return the packaged configuration of a hub model; None if there is none."""
+    file = SHAPES / f"{path.replace('/', '--')}.json"
+    if not file.is_file():
+        return None
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    config: PreTrainedConfig = AutoConfig.for_model(**values)
+    return config

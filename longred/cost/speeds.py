@@ -1,7 +1,7 @@
-"""How fast a device computes: known GPUs, and what was measured here.
+"""Rates of known GPUs, and the type that `calibrate` fills for this machine.
 
-Rates of known GPUs are published figures: peaks of the data sheets (dense bfloat16), of which large
-products reach about three quarters; attention by arXiv 2407.08608 and cuDNN's own measurements.
+Sources: data sheets for dense bfloat16 peaks, of which large products sustain about three quarters;
+arXiv 2407.08608 and cuDNN's published measurements for attention.
 """
 
 import functools
@@ -15,22 +15,21 @@ GIB = float(2**30)
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Rates of one device, and its memory.
+    """Rates and memory of one device.
 
     Attributes:
-        name: what it is called.
+        name: name of the device.
         kind: `cpu` or `cuda`.
-        memory_bytes: of the device.
-        peak_flops: of the data sheet, or the fastest product measured; MFU is a share of it.
-        matmul_flops: what products with a decoder layer's weights reach, a second.
-        head_flops: what products with the output embedding reach, a second.
-        attention_flops: row length → what attention reaches forward and backward, causal FLOPs a
-            second, the backward pass counted as two forward passes; lengths between are taken from
-            the nearest.
-        bandwidth: bytes that a copy reads and writes a second.
-        link_bandwidth: bytes a second between devices, 0 where there is one.
-        float32_flops: what products in float32 reach, a second; 0 for as many as others.
-        is_measured: whether it was measured on this machine.
+        memory_bytes: memory of the device.
+        peak_flops: FLOP/s of the data sheet, or of the fastest measured product; base of MFU.
+        matmul_flops: FLOP/s of products with a decoder layer's weights.
+        head_flops: FLOP/s of products with the LM head.
+        attention_flops: row length → causal FLOP/s of attention forward and backward; backward
+            counts as two forward passes; other lengths use the nearest.
+        bandwidth: bytes per second that a copy reads and writes.
+        link_bandwidth: bytes per second between devices; 0 for a single device.
+        float32_flops: FLOP/s of float32 products; 0 means the same as `matmul_flops`.
+        is_measured: whether the rates were measured on this machine.
     """
 
     name: str
@@ -46,19 +45,19 @@ class Speeds:
     is_measured: bool = False
 
     def attention(self, length: int) -> tuple[float, float]:
-        """Return the rates of attention over rows of a length, forward and backward."""
+        """Return the FLOP/s of attention forward and backward for a row length."""
         nearest = min(self.attention_flops, key=lambda known: abs(known - length))
         return self.attention_flops[nearest]
 
 
 BACKWARD_PRODUCTS = 2.5
-"""Products of attention's backward pass for each of its forward pass, as the papers count them.
+"""Backward products per forward product of attention kernels, as papers count them.
 
-The kernel takes the logits again: five products for two. What a model needs is counted as two.
+Kernels recompute the logits: five products instead of four. Needed operations count two.
 """
 
 MATMUL_SHARE = 0.73
-"""Of the peak that large bfloat16 products sustain under a training's power limit."""
+"""Share of the peak that large bfloat16 products sustain under a power limit."""
 
 _ATTENTION = {
     "sdpa": (0.545, 0.52),
@@ -66,13 +65,13 @@ _ATTENTION = {
     "flash_attention_3": (0.62, 0.565),
     "flash_attention_4": (0.62, 0.565),
 }
-"""Shares of the peak on Hopper, forward and backward, head dimension 128, 16K tokens.
+"""Shares of the peak on Hopper, forward and backward, at head dimension 128 and 16K tokens.
 
-Of the products that the kernel takes, `BACKWARD_PRODUCTS` in the backward pass.
+The backward share counts the products that the kernel executes (`BACKWARD_PRODUCTS`).
 """
 
 _OLDER = (0.6, 0.52)
-"""FlashAttention 2 on what is older than Hopper, where it is the fastest."""
+"""Shares of FlashAttention 2 on GPUs older than Hopper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +94,24 @@ GPUS = {
     "l40s": _Gpu(("L40S",), 44.4, 362, 0.75e12, 25e9, 91.6, False),
     "rtx-4090": _Gpu(("4090",), 23.5, 165, 0.9e12, 20e9, 82.6, False),
 }
-"""Known GPUs: memory that torch sees, dense bfloat16 peak, memory and link bandwidth, float32 peak.
-
-That of memory is a copy's; that of float32 is without TF32.
-"""
+"""Known GPUs: memory, dense bfloat16 peak, copy and link bandwidth, float32 peak without TF32."""
 
 
 def known(name: str, *, backend: str = "auto", dtype: str = "bfloat16") -> Speeds:
-    """Return a known GPU.
+    """Return the rates of a known GPU.
 
     Args:
         name: a key of `GPUS`.
-        backend: of attention.
-        dtype: the compute type; float32 is without TF32, as torch leaves it.
+        backend: attention backend.
+        dtype: compute dtype; float32 means without TF32, torch's default.
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: the GPU is unknown.
     """
     if name not in GPUS:
         raise ConfigError(
-            f"--device: {name!r} is not one of auto, cpu, {', '.join(GPUS)}; a GPU that is not "
-            "listed is measured by --calibrate on a machine that has it"
+            f"--device: {name!r} is not one of auto, cpu, {', '.join(GPUS)}; for another GPU, "
+            "run --calibrate on a machine that has it"
         )
     gpu = GPUS[name]
     peak = 1e12 * (gpu.teraflops if dtype == "bfloat16" else gpu.float32)
@@ -136,7 +132,7 @@ def known(name: str, *, backend: str = "auto", dtype: str = "bfloat16") -> Speed
 
 @functools.cache
 def key_of(device_name: str) -> str | None:
-    """Return the key of the GPU that CUDA names so, or None for one that is not known."""
+    """Return the key in `GPUS` of CUDA's device name; None if unknown."""
     for key, gpu in GPUS.items():
         if all(word in device_name for word in gpu.words):
             return key

@@ -12,7 +12,6 @@ from longred.cli import app
 from longred.cost import fit
 from longred.cost.advice import LORA
 from longred.cost.flops import Flops, batches
-from longred.cost.named import SHAPES, named_config
 from longred.cost.plan import (
     FP8_SPEEDUP,
     HOST_BANDWIDTH,
@@ -24,7 +23,7 @@ from longred.cost.plan import (
     update_seconds,
 )
 from longred.cost.recipe import choose_speeds, jobs, lengths_of
-from longred.cost.shape import ModelShape, shape_of
+from longred.cost.shape import SHAPES, ModelShape, named_config, shape_of
 from longred.cost.speeds import GIB, Speeds, known
 from longred.errors import PreflightError
 from longred.method.job import TrainingJob
@@ -81,7 +80,7 @@ def test_costs_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.exit_code == 0
     lines = [line for line in shown.stdout.splitlines() if line.startswith("data")]
     assert len(lines) == 1
-    assert "left out: model.path" in lines[0]
+    assert "skipped: model.path" in lines[0]
     alone = CliRunner().invoke(app, [*command, "--only", "data"])
     assert isinstance(alone.exception, PreflightError)
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from longred import demo
-from longred.cli.flow_host import tell_pipeline
+from longred.cli.flow_host import dry_run_pipeline
 from longred.runs.scope import Scope
 from longred.runs.session import Watcher, listening, scoped
 
@@ -14,7 +14,7 @@ def plan(store: Path, model: Path) -> dict[str, str]:
     """Return the digest of every stage, by its name; the report tells where the model is."""
     watcher = Watcher()
     with scoped(Scope(is_dry=True)), listening(watcher):
-        tell_pipeline("demo", [f"store.path={store}", f"model.path={model}"])
+        dry_run_pipeline("demo", [f"store.path={store}", f"model.path={model}"])
     stages = [stage for stage in watcher.stages if stage.name != "report"]
     return {stage.name: str(stage.digest) for stage in stages}
 

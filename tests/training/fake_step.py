@@ -348,10 +348,9 @@ def main() -> None:
     """Print what the micro-batches of a recipe do, by bucket, and what the plan says."""
     from longred.cost.flops import batches, needed_flops, recomputed_flops
     from longred.cost.memory import batch_parts
-    from longred.cost.named import named_config
     from longred.cost.passes import elementwise_bytes
     from longred.cost.recipe import jobs, lengths_of
-    from longred.cost.shape import shape_of
+    from longred.cost.shape import named_config, shape_of
     from longred.runs.record import load_config
 
     parser = argparse.ArgumentParser(description=__doc__)

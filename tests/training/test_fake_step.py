@@ -11,10 +11,9 @@ from transformers import PreTrainedConfig
 
 from longred.cost.flops import Batches, Flops, batches, needed_flops, recomputed_flops
 from longred.cost.memory import batch_parts
-from longred.cost.named import named_config
 from longred.cost.passes import elementwise_bytes
 from longred.cost.recipe import jobs, lengths_of
-from longred.cost.shape import ModelShape, shape_of
+from longred.cost.shape import ModelShape, named_config, shape_of
 from longred.method.job import TrainingJob
 from longred.runs.record import load_config
 
