@@ -15,7 +15,7 @@ from longred.method.job import TrainingJob
 from longred.method.layout import PART_BYTES, PARTS_ON_DEVICE
 
 CHUNK_TOKENS = 1024
-"""Tokens whose logits are held at once, as in `longred.objectives.long_loss`."""
+"""Tokens whose logits are held at once, as in `longred.objectives.cross_entropy.long_loss`."""
 
 PROCESS_BYTES = {"cpu": 420 * 2**20, "cuda": 0}
 """What a trainer's process holds before any model. On a GPU that is part of the reserve."""

@@ -32,7 +32,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longred.profiling.problem import Problem, Statistics
+from longred.profiling.attention_kl import Problem, Statistics
 
 TUNING_TOKENS = 4096
 """Configurations are timed on this many tokens at most: at 128K a single launch takes seconds."""

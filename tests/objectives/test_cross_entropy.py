@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longred.objectives import long_loss
+from longred.objectives.cross_entropy import long_loss
 
 
 def dense_loss(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longred.objectives import attention_distill_loss, relation_kl
+from longred.objectives.relations import attention_distill_loss, relation_kl
 
 
 def dense_kl(

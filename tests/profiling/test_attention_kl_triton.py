@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from longred.profiling.attention_kl import attention_kl, first_seen
-from longred.profiling.problem import Problem, Statistics
+from longred.objectives.relations import first_seen
+from longred.profiling.attention_kl import Problem, Statistics, attention_kl
 
 triton = pytest.importorskip("triton")
 
