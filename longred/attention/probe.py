@@ -1,7 +1,7 @@
-"""Which attention kernels really run on a device, found by running each kind of call once.
+"""Find the attention kernels that really run on a device by running each kind of call once.
 
-torch chooses among its kernels without a word, and a cuDNN that the system carries can take the
-place of torch's own: both cost up to half the speed and change nothing else that can be seen.
+torch chooses among its kernels silently, and a system cuDNN can hide torch's own: both cost up to
+half the speed and show nowhere else.
 """
 
 import re
@@ -10,8 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from longred.attention.backends import BACKENDS
-from longred.attention.cudnn import loaded_cudnn
 from longred.attention.documents import whole_rows
+from longred.attention.kernels import loaded_cudnn
 from longred.attention.sdpa import Rules
 
 HEADS, KEY_HEADS, TOKENS = 4, 2, 256
@@ -22,26 +22,25 @@ FAMILIES = (
     ("memory-efficient", ("fmha", "efficient_attention", "attentionkernel")),
     ("math", ("scaled_dot_product_attention_math", "softmax")),
 )
-"""What a kernel or an operator is called by, and what its name contains in lower case."""
+"""Kernel families and the lower-case parts of names by which they are recognised."""
 
 
 def kernel_report(
     device: torch.device | str, dtype: torch.dtype, head_dim: int, backend: str = "sdpa"
 ) -> dict[str, str]:
-    """Return which kernels compute the attention, forward and backward, and which cuDNN is loaded.
+    """Return the kernels that compute attention, forward and backward, and the loaded cuDNN.
 
     Runs every kind of call once on a few hundred tokens, with fewer key heads than query heads.
 
     Args:
-        device: where to run.
-        dtype: of queries, keys and values.
-        head_dim: of queries, keys and values.
+        device: device to run on.
+        dtype: dtype of queries, keys and values.
+        head_dim: head dimension of queries, keys and values.
         backend: a key of `BACKENDS`.
 
     Returns:
         `rows`, `documents` and `window` name a family and, on a GPU, its kernels:
-        `cuDNN (forward_kernel, backward_kernel)`. On CUDA also `cudnn_version`, `cudnn_path` and
-        `cudnn_origin` (`torch`, `system` or `mixed`), where cuDNN is loaded.
+        `cuDNN (forward_kernel, backward_kernel)`. On CUDA also the values of `loaded_cudnn`.
     """
     device = torch.device(device)
     packed = whole_rows(2, TOKENS // 2, device)
@@ -77,10 +76,10 @@ def _ran(
 
 
 def name_kernels(kernels: list[str], operators: list[str]) -> str:
-    """Return the family of what ran, with the names of its kernels where there are any.
+    """Return the family of what ran, with the names of its kernels if known.
 
-    Kernels are believed before operators; where the driver lets nobody watch kernels, as in some
-    containers, the operators alone are known.
+    Operators only count if no kernel is recognised: some containers do not let the profiler see
+    kernels.
     """
     for names in (kernels, operators):
         for family, parts in FAMILIES:
@@ -96,5 +95,5 @@ def _short(kernel: str) -> str:
     """Return a kernel's name without its return type, template and arguments."""
     name = re.sub(r"^void ", "", re.split(r"[<(]", kernel, maxsplit=1)[0])
     inner = re.search(r"FlashAttn\w+", kernel)
-    # CUTLASS launches everything by one function; the template says what it does.
+    # CUTLASS launches everything with one function; its template names the kernel.
     return inner.group() if inner and name.startswith("cutlass::") else name

@@ -71,7 +71,7 @@ class TrainingJob:
         keep_steps: steps after which the student is kept as a model folder of its own.
         num_threads: CPU threads; 0 leaves the choice to torch. It can change the last bits.
         device: `cpu`, `cuda` or `auto`.
-        attention_backend: `auto` or a key of `longred.attention.BACKENDS`.
+        attention_backend: `auto` or a key of `longred.attention.backends.BACKENDS`.
         parallel: the values of a `longred.method.layout.Layout`. They change the last bits.
 
     Raises:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longred.attention import ATTENTION_NAME, Captured
+from longred.attention.function import ATTENTION_NAME, Captured
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models.load import run_layers
 from longred.profiling.attention_kl import attention_kl

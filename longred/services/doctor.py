@@ -250,7 +250,8 @@ def check_kernels() -> Iterator[Finding]:
     import torch
     from torch.nn.attention import SDPBackend
 
-    from longred.attention import kernel_order, kernel_report
+    from longred.attention.kernels import kernel_order
+    from longred.attention.probe import kernel_report
 
     if not torch.cuda.is_available():
         return

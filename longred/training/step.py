@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from longred.attention import Captured
+from longred.attention.function import Captured
 from longred.data.loader import Rows
 from longred.method import positions
 from longred.method.job import TrainingJob

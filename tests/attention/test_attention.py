@@ -21,7 +21,8 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from longred import attention
+from longred.attention import function as attention
+from longred.attention.documents import document_bounds
 from longred.method.positions import skip_positions
 from longred.models.load import hidden_states, load_model, run_layers
 from longred.training.layers.activations import checkpoint_activations
@@ -223,8 +224,8 @@ def test_documents_reach_the_attention_without_the_guard() -> None:
 
 def test_document_bounds() -> None:
     ids = torch.tensor([[0, 0, 1, 0], [3, 3, 3, 3]])
-    assert attention.document_bounds(ids) == (((0, 2), (2, 3), (3, 4)), ((0, 4),))
-    assert attention.document_bounds(ids[1:]) is None
+    assert document_bounds(ids) == (((0, 2), (2, 3), (3, 4)), ((0, 4),))
+    assert document_bounds(ids[1:]) is None
 
 
 def test_padding_and_other_masks_are_refused() -> None:

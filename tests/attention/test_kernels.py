@@ -13,17 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longred.attention import (
-    BACKENDS,
-    Needs,
-    Rules,
-    attend_exactly,
-    backends,
-    choose_backend,
-    find_documents,
-    flash,
-    sdpa,
-)
+from longred.attention import backends, flash, sdpa
+from longred.attention.backends import BACKENDS, Needs, choose_backend
+from longred.attention.documents import find_documents
+from longred.attention.sdpa import Rules, attend_exactly
 from longred.errors import ConfigError, PreflightError
 
 RULES = {
@@ -308,7 +301,7 @@ def test_auto_takes_the_fastest_of_the_architecture(
 def test_the_log_names_the_backend_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backends._say.cache_clear()
+    backends._log_once.cache_clear()
     monkeypatch.setattr(backends, "loaded_cudnn", dict)
     caplog.set_level("INFO", logger="longred.attention")
     for softcap in (True, True, False):
@@ -327,7 +320,7 @@ def test_on_a_gpu_the_log_names_the_loaded_cudnn(
     origin: str, end: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"cudnn_version": "9.19.0", "cudnn_path": "/usr/lib", "cudnn_origin": origin}
-    backends._say.cache_clear()
+    backends._log_once.cache_clear()
     monkeypatch.setattr(backends, "loaded_cudnn", lambda: found)
     caplog.set_level("INFO", logger="longred.attention")
     choose_backend("sdpa", HOPPER._replace(device="cpu", capability=(0, 0)))

@@ -10,7 +10,7 @@ from test_kernels import RULES, dense, draw, packed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from longred.attention import attend
+from longred.attention.function import attend
 
 NUM_PROCESSES, LENGTH = 2, 40
 NAMES = ("causal", "window", "softcap-window")

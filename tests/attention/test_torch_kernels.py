@@ -11,8 +11,11 @@ from test_kernels import draw, packed
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longred.attention import BACKENDS, Rules, find_documents, kernel_order, kernels, sdpa
-from longred.attention.documents import whole_rows
+from longred.attention import kernels, sdpa
+from longred.attention.backends import BACKENDS
+from longred.attention.documents import find_documents, whole_rows
+from longred.attention.kernels import kernel_order
+from longred.attention.sdpa import Rules
 
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH

@@ -16,8 +16,10 @@ from test_torch_kernels import Asked, Operators, marked
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from longred.attention import BACKENDS, Rules, find_documents, sdpa, varlen
-from longred.attention.documents import whole_rows
+from longred.attention import sdpa
+from longred.attention.backends import BACKENDS
+from longred.attention.documents import find_documents, whole_rows
+from longred.attention.sdpa import Rules
 from longred.training.layers.activations import _policy
 
 
@@ -190,15 +192,15 @@ def test_fewer_key_heads_are_asked_for_where_torch_wants_it(
     from torch.nn.attention import varlen as torchs
 
     is_asked = "enable_gqa" in inspect.signature(torchs.varlen_attn).parameters
-    varlen.load.cache_clear()
-    options = getattr(varlen.load(), "keywords", {})
+    sdpa.load_varlen.cache_clear()
+    options = getattr(sdpa.load_varlen(), "keywords", {})
     assert options == ({"enable_gqa": True} if is_asked else {})
     monkeypatch.setattr(torchs, "varlen_attn", before_212)
-    varlen.load.cache_clear()
+    sdpa.load_varlen.cache_clear()
     tensors = draw(torch.bfloat16)
     rows = whole_rows(2, 40, torch.device("cpu"))
-    output = varlen.attend_varlen(*tensors, rows, window=7)
-    varlen.load.cache_clear()
+    output = sdpa.attend_varlen(*tensors, rows, window=7)
+    sdpa.load_varlen.cache_clear()
     assert torch.equal(output, tensors[0].transpose(1, 2))
 
 
@@ -228,7 +230,7 @@ def test_what_varlen_attention_supports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: has_flash)
-    found = varlen.supports(torch.device(device), capability, dtype, head_dim)
+    found = sdpa.supports(torch.device(device), capability, dtype, head_dim)
     assert found == (is_supported and has_flash)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longred import attention
+from longred.attention import function as attention
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models.extension import write_extension
 from longred.models.load import hidden_states, load_model

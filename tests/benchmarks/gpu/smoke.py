@@ -11,7 +11,7 @@ import training
 
 from gpu.child import Check
 from gpu.sizes import device_of, scale_of
-from longred.attention import kernel_report
+from longred.attention.probe import kernel_report
 from longred.profiling.attention_kl import attention_kl
 from longred.training.layers import fused
 from longred.training.layers.compiling import compiler_problem

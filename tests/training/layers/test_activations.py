@@ -7,7 +7,8 @@ import torch
 from operator_counts import LiveBytes, OperatorCalls
 from tiny_training import MakeJob
 
-from longred.attention import BACKENDS, flash
+from longred.attention import flash
+from longred.attention.backends import BACKENDS
 from longred.models.load import hidden_states, load_model
 from longred.training.layers.activations import (
     CHECKPOINTING,

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from longred import attention
+from longred.attention import function as attention
 from longred.errors import PreflightError
 from longred.models.load import hidden_states
 from longred.training.layers.activations import checkpoint_activations

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from longred import attention
+from longred.attention import function as attention
 from longred.models.load import hidden_states
 from longred.training.layers import fused
 from longred.training.layers.activations import CHECKPOINTING, checkpoint_activations

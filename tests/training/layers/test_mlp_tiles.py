@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from longred import attention
+from longred.attention import function as attention
 from longred.models.load import hidden_states
 from longred.training.layers.activations import CHECKPOINTING, checkpoint_activations
 from longred.training.layers.masters import hold_no_copies
