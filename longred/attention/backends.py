@@ -100,12 +100,13 @@ def _log_once(text: str) -> None:
     log.info(text)
 
 
-def _flash_problem(name: str, capabilities: tuple[int, ...], needs: Needs) -> str | None:
+def _flash_problem(name: str, needs: Needs) -> str | None:
     if needs.device != "cuda":
         return f"needs a CUDA GPU, and the model is on {needs.device}"
-    if needs.capability[0] not in capabilities:
+    package = flash.PACKAGES[name]
+    if needs.capability[0] not in package.capabilities:
         had = ".".join(map(str, needs.capability))
-        wanted = ", ".join(f"{major}.x" for major in capabilities)
+        wanted = ", ".join(f"{major}.x" for major in package.capabilities)
         return f"runs on compute capability {wanted}, and this GPU has {had}"
     if needs.head_dim > 256 or needs.head_dim % 8:
         return f"takes head dimensions up to 256 by eights, and the model has {needs.head_dim}"
@@ -122,26 +123,24 @@ def _flash_problem(name: str, capabilities: tuple[int, ...], needs: Needs) -> st
     try:
         flash.load(name)
     except ImportError as error:
-        return f"is not installed ({error}); install {flash.PACKAGES[name]}"
+        return f"is not installed ({error}); install {package.install}"
     return None
 
 
-def _flash(name: str, *capabilities: int) -> Backend:
-    return Backend(
-        name,
-        functools.partial(flash.attend_flash, name=name),
-        functools.partial(_flash_problem, name, capabilities),
-    )
+def _no_problem(needs: Needs) -> None:
+    return None
 
 
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        Backend("sdpa", attend_sdpa, lambda needs: None),
-        _flash("flash_attention_2", 8, 9, 10, 12),
-        _flash("flash_attention_3", 9),
-        _flash("flash_attention_4", 9, 10, 11),
-    )
+BACKENDS = {
+    "sdpa": Backend("sdpa", attend_sdpa, _no_problem),
+    **{
+        name: Backend(
+            name,
+            functools.partial(flash.attend_flash, name=name),
+            functools.partial(_flash_problem, name),
+        )
+        for name in flash.PACKAGES
+    },
 }
 AUTO: dict[int, tuple[str, ...]] = {
     8: ("flash_attention_2", "sdpa"),

@@ -23,16 +23,28 @@ class Kernels(NamedTuple):
     varlen: Callable[..., Any]
 
 
-MODULES = {
-    "flash_attention_2": ("flash_attn",),
-    # A module of its own in earlier builds, inside a package in later ones.
-    "flash_attention_3": ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
-    "flash_attention_4": ("flash_attn.cute",),
-}
+class Package(NamedTuple):
+    """A FlashAttention package.
+
+    Attributes:
+        install: what to install.
+        capabilities: major compute capabilities that it supports.
+        modules: names that its module has had.
+    """
+
+    install: str
+    capabilities: tuple[int, ...]
+    modules: tuple[str, ...]
+
+
 PACKAGES = {
-    "flash_attention_2": "flash-attn",
-    "flash_attention_3": "flash-attn-3 (the folder hopper of flash-attention)",
-    "flash_attention_4": "flash-attn-4",
+    "flash_attention_2": Package("flash-attn", (8, 9, 10, 12), ("flash_attn",)),
+    "flash_attention_3": Package(
+        "flash-attn-3 (the folder hopper of flash-attention)",
+        (9,),
+        ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
+    ),
+    "flash_attention_4": Package("flash-attn-4", (9, 10, 11), ("flash_attn.cute",)),
 }
 
 
@@ -44,7 +56,7 @@ def load(name: str) -> Kernels:
         ImportError: it is not installed or does not fit this torch.
     """
     problems = []
-    for module_name in MODULES[name]:
+    for module_name in PACKAGES[name].modules:
         try:
             module = importlib.import_module(module_name)
             return Kernels(module.flash_attn_func, module.flash_attn_varlen_func)

@@ -162,14 +162,12 @@ def _causal(
     num_queries, num_keys = query_BHTd.shape[2], key_BhTd.shape[2]
     if rules.softcap is not None:
         return attend_exactly(query_BHTd, key_BhTd, value_BhTd, rules)
-    window = rules.window
+    window = num_keys if rules.window is None else min(rules.window, num_keys)
     settings: dict[str, Any] = {"scale": rules.scale, "dropout_p": rules.dropout}
-    if window is None or window >= num_keys:
-        if num_queries in (1, num_keys):
-            kind = kind if num_queries == num_keys else "decoding"
-            with using_kernels(query_BHTd.device, kind):
-                return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
-        window = num_keys
+    if window == num_keys and num_queries in (1, num_keys):
+        kind = kind if num_queries == num_keys else "decoding"
+        with using_kernels(query_BHTd.device, kind):
+            return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
     with using_kernels(query_BHTd.device, "masked"):
         return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
 

@@ -101,20 +101,14 @@ def attention_kl(
 def _check(
     tensors: tuple[Tensor, ...], document_ids_BT: Tensor | None, sliding_window: int | None
 ) -> None:
-    teacher_query, teacher_key, student_query, student_key = (tuple(x.shape) for x in tensors)
-    fits = len(teacher_query) == len(teacher_key) == 4 and (
-        student_query == teacher_query
-        and student_key == teacher_key
-        and teacher_key[0] == teacher_query[0]
-        and teacher_key[2:] == teacher_query[2:]
-        and teacher_query[1] % teacher_key[1] == 0
-    )
-    if not fits:
+    query, key, *student = (tuple(x.shape) for x in tensors)
+    fits = student == [query, key] and len(query) == len(key) == 4
+    if not fits or (key[0], *key[2:]) != (query[0], *query[2:]) or query[1] % key[1]:
         raise ValueError(
             "queries and keys of teacher and student do not fit: "
-            f"{teacher_query}, {teacher_key} and {student_query}, {student_key}"
+            f"{query}, {key} and {student[0]}, {student[1]}"
         )
-    rows, _, length, _ = teacher_query
+    rows, _, length, _ = query
     if document_ids_BT is not None and document_ids_BT.shape != (rows, length):
         raise ValueError(
             f"document_ids_BT has shape {tuple(document_ids_BT.shape)}, the queries need "
@@ -199,10 +193,15 @@ class _Blocks:
         num_rows = self.keys_PTd[0].shape[0] * self.group * BLOCK_QUERIES
         return self.keys_PTd[0].new_empty(num_rows * max(BLOCK_KEYS, BLOCK_QUERIES))
 
-    def of_queries(self) -> Iterator[tuple[int, int]]:
-        """Yield (start, end) of every block of queries."""
+    def of_queries(self) -> Iterator[tuple[int, int, list[Tensor]]]:
+        """Yield start, end and both models' scaled queries [P, R, d] of every block of queries.
+
+        The query heads of a key head are stacked: one product serves them all and repeats no key.
+        """
         for start in range(0, self.length, BLOCK_QUERIES):
-            yield start, min(start + BLOCK_QUERIES, self.length)
+            end = min(start + BLOCK_QUERIES, self.length)
+            blocks = (x[:, :, start:end].to(self.precise) for x in self.queries_PgTd)
+            yield start, end, [(x_PgQd * self.scale).flatten(1, 2) for x_PgQd in blocks]
 
     def of_keys(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (low, high) of the blocks of keys that these queries see, their own first.
@@ -213,16 +212,6 @@ class _Blocks:
         limit = 0 if self.first_PT is None else int(self.first_on_cpu_PT[:, start:end].min())
         for high in range(start, limit, -BLOCK_KEYS):
             yield max(limit, high - BLOCK_KEYS), high
-
-    def queries(self, start: int, end: int) -> list[Tensor]:
-        """Return a block of scaled queries [P, R, d] of both models.
-
-        The query heads of a key head are stacked: one product serves them all and repeats no key.
-        """
-        return [
-            (x[:, :, start:end].to(self.precise) * self.scale).flatten(1, 2)
-            for x in self.queries_PgTd
-        ]
 
     def logits(
         self, queries_PRd: list[Tensor], start: int, end: int
@@ -266,10 +255,10 @@ def _statistics_of_pairs(blocks: _Blocks) -> list[Tensor]:
     shape = (blocks.keys_PTd[0].shape[0], blocks.group, blocks.length)
     results_PgT = [blocks.keys_PTd[0].new_empty(shape) for _ in Statistics._fields]
     spare = blocks.new_buffer()
-    for start, end in blocks.of_queries():
+    for start, end, queries_PRd in blocks.of_queries():
         # Running maxima and sums: m, m', l, l' and a of the formula above.
         m_t = m_s = l_t = l_s = a = torch.empty(0)
-        for _, t_PRK, s_PRK in blocks.logits(blocks.queries(start, end), start, end):
+        for _, t_PRK, s_PRK in blocks.logits(queries_PRd, start, end):
             is_first = not m_t.numel()
             new_t, new_s = t_PRK.amax(-1, keepdim=True), s_PRK.amax(-1, keepdim=True)
             if not is_first:
@@ -313,8 +302,7 @@ def _gradients_of_pairs(blocks: _Blocks, per_query_PgT: list[Tensor]) -> tuple[T
     student_key_PTd = blocks.keys_PTd[1]
     grad_key_PTd = torch.zeros_like(student_key_PTd)
     grad_query_PgTd = torch.zeros_like(blocks.queries_PgTd[1], dtype=blocks.precise)
-    for start, end in blocks.of_queries():
-        queries_PRd = blocks.queries(start, end)
+    for start, end, queries_PRd in blocks.of_queries():
         lse_t, lse_s, grad = (
             x[:, :, start:end].flatten(1)[..., None].to(blocks.precise) for x in per_query_PgT
         )

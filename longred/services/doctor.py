@@ -241,7 +241,9 @@ def check_attention() -> Finding:
     best = AUTO.get(major, ("sdpa",))[0]
     if best in found:
         return Finding("attention", "ok", text)
-    advice = f"install {flash.PACKAGES[best]} for long windows on this GPU; sdpa works, slower"
+    advice = (
+        f"install {flash.PACKAGES[best].install} for long windows on this GPU; sdpa works, slower"
+    )
     return Finding("attention", "warn", text, advice)
 
 

@@ -26,7 +26,7 @@ from longred.models.architectures import logit_softcap
 from longred.objectives import table as objectives
 from longred.objectives.table import OBJECTIVES, Outputs, Passes, first_window
 from longred.training.layers.activations import holding_activations
-from longred.training.layers.fused import as_written
+from longred.training.layers.compiling import as_written
 from longred.training.sharding import entered
 from longred.training.teacher import Teacher
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from longred.attention import function as attention
 from longred.models.load import hidden_states
-from longred.training.layers import fused
+from longred.training.layers import compiling, fused, gated_mlp
 from longred.training.layers.activations import CHECKPOINTING, checkpoint_activations
 from longred.training.layers.compiling import compiled
 from longred.training.layers.fused import fuse
@@ -157,7 +157,7 @@ def test_gradients_of_each_function_are_those_of_its_formula(name: str, dtype: t
         ),
         "gated": (
             lambda x, y: torch.nn.functional.silu(x) * y,
-            lambda: fused.gated_backward(grad, x, y, "silu")[:2],
+            lambda: gated_mlp.gated_backward(grad, x, y, "silu")[:2],
         ),
     }
     formula, backward = cases[name]
@@ -228,7 +228,7 @@ def test_compiled_functions_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     torch._dynamo.reset()
     made: dict[Callable[..., object], Callable[..., object]] = {}
     monkeypatch.setattr(
-        fused, "_fastest", lambda function, _: made.setdefault(function, compiled(function))
+        compiling, "fastest", lambda function, _: made.setdefault(function, compiled(function))
     )
     found, found_grads = run(build("llama", "selective", is_fused=True), half=True)
     assert len(made) == 6
@@ -256,8 +256,8 @@ def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
         fused.normalise_backward: (grad.bfloat16(), x, weight, scale.float(), formula),
         fused.turn: (heads, angles.cos(), angles.sin(), bf16),
         fused.turn_backward: (heads, angles.cos(), angles.sin(), bf16),
-        fused.gated: (gate, up, "silu"),
-        fused.gated_backward: (out, gate, up, "silu"),
+        gated_mlp.gated: (gate, up, "silu"),
+        gated_mlp.gated_backward: (out, gate, up, "silu"),
     }
     unit = x.double() * scale
     back = grad.bfloat16().double() * weight.double()
@@ -273,8 +273,8 @@ def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
         fused.normalise_backward: (hidden_grad, (grad.bfloat16().double() * unit).sum(0)),
         fused.turn: (turned * cos + half * sin,),
         fused.turn_backward: (turned * cos + torch.cat((second, -first), -1),),
-        fused.gated: (active * u,),
-        fused.gated_backward: (o * u * slope, o * active, active * u),
+        gated_mlp.gated: (active * u,),
+        gated_mlp.gated_backward: (o * u * slope, o * active, active * u),
     }
     for function, arguments in calls.items():
         found = compiled(function)(*arguments)
