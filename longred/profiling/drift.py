@@ -189,7 +189,7 @@ def _add(sum_P: Tensor, sum_of_squares_P: Tensor, value_BT: Tensor, sizes: Tenso
     sums = (sum_P, value_BT.sum(dim=0)), (sum_of_squares_P, value_BT.square().sum(dim=0))
     for total_P, x_T in sums:
         bins = torch.split(x_T, sizes.tolist(), dim=-1)
-        total_P += torch.stack([x.sum(dim=-1) for x in bins], dim=-1).cpu()
+        total_P.add_(torch.stack([x.sum(dim=-1) for x in bins], dim=-1).cpu())
 
 
 def _summary(cells: Cells, starts: list[int]) -> Drift:

@@ -1,4 +1,4 @@
-"""The kernels that ran and the cuDNN that is loaded are named."""
+"""Names of the kernels that ran and of the loaded cuDNN."""
 
 import pytest
 import torch

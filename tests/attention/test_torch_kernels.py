@@ -1,4 +1,4 @@
-"""Which of torch's kernels are tried for which call, and what documents cost."""
+"""The order of torch's kernels by kind of call, and the cost of documents."""
 
 import warnings
 from collections import Counter
@@ -68,7 +68,7 @@ def test_deterministic_runs_never_try_cudnn(
 
 
 class Asked(list[str]):
-    """The kinds of call that were asked for, one each call of `using_kernels`."""
+    """Records the kind of each call of `using_kernels`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What torch's varlen function is called with, and what it gives.
+"""Arguments and results of torch's varlen function.
 
-The function itself runs here: the one operator under it that needs a GPU, FlashAttention's, is
-given a CPU form that computes by the formula.
+The function itself runs here; the one operator under it that needs a GPU, FlashAttention's, gets a
+CPU implementation by the formula.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from longred.training.layers.activations import _policy
 
 
 def as_flash(tensors: tuple[Tensor, ...], ends: Tensor, **given: Any) -> Tensor:
-    """What FlashAttention's documentation says, by the formula and document by document."""
+    """FlashAttention as documented: by the formula, document by document."""
     assert all(x.dtype == torch.bfloat16 and x.stride(-1) == 1 for x in tensors)
     assert ends.dtype == torch.int32
     lengths = torch.diff(ends).tolist()
@@ -105,14 +105,14 @@ def flash_backward(
         )
         return torch.autograd.grad(output, tensors, grad)
 
-    # An operator runs without autograd; a thread of its own begins with it.
+    # Operators run with autograd disabled; a new thread has it enabled.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(gradients).result()
 
 
 @pytest.fixture
 def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make torch's varlen function run without a GPU, and the attention choose it."""
+    """Let torch's varlen function run without a GPU, and let sdpa choose it."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", flash_forward, "CPU")
     library.impl("_flash_attention_backward", flash_backward, "CPU")

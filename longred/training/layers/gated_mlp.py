@@ -24,8 +24,9 @@ from longred.training.layers.masters import (
     weight_gradient,
 )
 
-GATED = frozenset(
-    ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Olmo2MLP", "Gemma2MLP", "Gemma3MLP")
+GATED = (
+    *("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Olmo2MLP", "Gemma2MLP", "Gemma3MLP"),
+    "Phi3MLP",
 )
 """transformers' MLPs down(act(gate(x)) * up(x)); Phi3MLP has gate and up in one layer."""
 
@@ -41,8 +42,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 def fuse_mlp(mlp: Any, activation: str) -> None:
     """Compute a gated MLP by the functions of this file; leave others unchanged."""
-    name = type(mlp).__name__
-    if activation in ACTIVATIONS and (name in GATED or name == "Phi3MLP"):
+    if activation in ACTIVATIONS and type(mlp).__name__ in GATED:
         mlp.forward = functools.partial(_mlp, mlp, activation)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers on float32 masters: the bits of autocast, without its copies."""
+"""Linear layers on float32 masters: the bits of autocast without its weight copies."""
 
 import copy
 
