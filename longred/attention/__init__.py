@@ -10,5 +10,5 @@ where it would take every skipped position for the start of a document.
     flash.py      backends FlashAttention 2, 3 and 4
     kernels.py    the order in which sdpa tries torch's kernels on a GPU, and the loaded cuDNN
     documents.py  bounds of packed documents
-    probe.py      runs a backend once to name the kernels that a device really runs
+    probe.py      runs sdpa once to name the kernels that a device really runs
 """

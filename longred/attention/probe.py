@@ -9,10 +9,9 @@ import re
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from longred.attention.backends import BACKENDS
-from longred.attention.documents import whole_rows
+from longred.attention.documents import find_documents
 from longred.attention.kernels import loaded_cudnn
-from longred.attention.sdpa import Rules
+from longred.attention.sdpa import Rules, attend_sdpa
 
 HEADS, KEY_HEADS, TOKENS = 4, 2, 256
 
@@ -25,10 +24,8 @@ FAMILIES = (
 """Kernel families and the lower-case parts of names by which they are recognised."""
 
 
-def kernel_report(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, backend: str = "sdpa"
-) -> dict[str, str]:
-    """Return the kernels that compute attention, forward and backward, and the loaded cuDNN.
+def kernel_report(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
+    """Return the kernels that backend sdpa runs, forward and backward, and the loaded cuDNN.
 
     Runs every kind of call once on a few hundred tokens, with fewer key heads than query heads.
 
@@ -36,27 +33,23 @@ def kernel_report(
         device: device to run on.
         dtype: dtype of queries, keys and values.
         head_dim: head dimension of queries, keys and values.
-        backend: a key of `BACKENDS`.
 
     Returns:
         `rows`, `documents` and `window` name a family and, on a GPU, its kernels:
         `cuDNN (forward_kernel, backward_kernel)`. On CUDA also the values of `loaded_cudnn`.
     """
     device = torch.device(device)
-    packed = whole_rows(2, TOKENS // 2, device)
-    documents = packed._replace(bounds=(((0, TOKENS // 2), (TOKENS // 2, TOKENS)),))
+    two_documents = find_documents(torch.arange(TOKENS)[None] // (TOKENS // 2), device)
     kinds = {
         "rows": Rules(),
-        "documents": Rules(documents=documents),
+        "documents": Rules(documents=two_documents),
         "window": Rules(window=TOKENS // 4),
     }
-    report = {kind: _ran(device, dtype, head_dim, backend, r) for kind, r in kinds.items()}
+    report = {kind: _ran(device, dtype, head_dim, rules) for kind, rules in kinds.items()}
     return report | (loaded_cudnn() if device.type == "cuda" else {})
 
 
-def _ran(
-    device: torch.device, dtype: torch.dtype, head_dim: int, backend: str, rules: Rules
-) -> str:
+def _ran(device: torch.device, dtype: torch.dtype, head_dim: int, rules: Rules) -> str:
     query, key, value = (
         torch.randn(1, heads, TOKENS, head_dim, device=device, dtype=dtype, requires_grad=True)
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
@@ -65,7 +58,7 @@ def _ran(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, acc_events=True) as profiler:
-        output = BACKENDS[backend].attend(query, key, value, rules)
+        output = attend_sdpa(query, key, value, rules)
         torch.autograd.grad(output.sum(), (query, key, value))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
