@@ -109,7 +109,7 @@ def _flash_problem(name: str, needs: Needs) -> str | None:
         wanted = ", ".join(f"{major}.x" for major in package.capabilities)
         return f"runs on compute capability {wanted}, and this GPU has {had}"
     if needs.head_dim > 256 or needs.head_dim % 8:
-        return f"takes head dimensions up to 256 by eights, and the model has {needs.head_dim}"
+        return f"needs a multiple of 8 up to 256 as head dimension, and it is {needs.head_dim}"
     if needs.dropout and name != "flash_attention_2":
         return "has no dropout, and the model's attention_dropout is not 0"
     is_exact = torch.are_deterministic_algorithms_enabled()

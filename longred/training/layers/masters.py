@@ -109,7 +109,7 @@ def save_first(*tensors: Tensor) -> Saved:
 
     def take() -> tuple[Tensor, ...]:
         if not anchors:
-            raise RuntimeError("a graph's saved tensors were taken already: it runs backward once")
+            raise RuntimeError("the saved tensors were taken already: a graph runs backward once")
         node: Any = anchors.pop().grad_fn
         saved: tuple[Tensor, ...] = node.saved_tensors
         return saved
