@@ -119,7 +119,8 @@ class _Tiles:
         self.first_BT, self.length, self.block = first_BT, length, block
         self.lowest = self.highest = [0] * length
         if first_BT is not None:
-            self.lowest, self.highest = (x.tolist() for x in first_BT.aminmax(dim=0))
+            # Copied to the host at once: the device is waited for only once.
+            self.lowest, self.highest = torch.stack(first_BT.aminmax(dim=0)).tolist()
 
     def blocks(self) -> list[slice]:
         """Return the blocks of rows."""
