@@ -49,7 +49,12 @@ class Problem(NamedTuple):
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Problem":
         """Return the problem with `change` applied to its queries and keys."""
-        return Problem(*map(change, self[:4]), *self[4:])
+        return self._replace(
+            teacher_query_BHTd=change(self.teacher_query_BHTd),
+            teacher_key_BhTd=change(self.teacher_key_BhTd),
+            student_query_BHTd=change(self.student_query_BHTd),
+            student_key_BhTd=change(self.student_key_BhTd),
+        )
 
 
 def attention_kl(
@@ -232,7 +237,8 @@ class _Blocks:
                     tile_PRK.div_(self.softcap).tanh_().mul_(self.softcap)
                 tiles.append(tile_PRK)
             self._hide(tiles, start, end, low, high)
-            yield slice(low, high), *tiles
+            teacher_PRK, student_PRK = tiles
+            yield slice(low, high), teacher_PRK, student_PRK
 
     def _hide(self, tiles: list[Tensor], start: int, end: int, low: int, high: int) -> None:
         """Set the logits of unseen keys to `FAR`, in place."""
