@@ -137,8 +137,10 @@ class _AttentionKL(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BHT: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, first_BT, teacher_lse_BHT, student_lse_BHT = ctx.saved_tensors
-        problem = Problem(*tensors, ctx.scale, first_BT, ctx.softcap)
+        t_query, t_key, s_query, s_key, first_BT, teacher_lse_BHT, student_lse_BHT = (
+            ctx.saved_tensors
+        )
+        problem = Problem(t_query, t_key, s_query, s_key, ctx.scale, first_BT, ctx.softcap)
         query, key = _student_gradients(problem, teacher_lse_BHT, student_lse_BHT, grad_BHT)
         return None, None, query, key, None, None, None
 

@@ -153,9 +153,11 @@ def profile_drift(
     starts = position_starts(length)
     sizes = torch.tensor([*starts, length]).diff()
     by_head, by_layer = (num_layers, num_heads, len(starts)), (num_layers, len(starts))
-    shapes = (by_head, by_head, by_layer, by_layer)
-    zeros = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-    cells = Cells(*zeros, num_rows * sizes.double())
+    kl_NHP, kl_square_NHP, cosine_NP, cosine_square_NP = (
+        torch.zeros(shape, dtype=torch.float64) for shape in (by_head, by_head, by_layer, by_layer)
+    )
+    num_tokens_P = num_rows * sizes.double()
+    cells = Cells(kl_NHP, kl_square_NHP, cosine_NP, cosine_square_NP, num_tokens_P)
     for start in range(0, num_rows, batch_rows):
         rows_BT = input_ids_NT[start : start + batch_rows]
         pairs = zip(run_layers(teacher, rows_BT), run_layers(student, rows_BT), strict=True)
