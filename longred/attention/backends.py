@@ -1,34 +1,32 @@
-"""Which kernels compute the attention, and whether they can for a model on a device."""
+"""The table of attention backends, and the choice of one for a model on a device."""
 
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from longred.attention import flash
-from longred.attention.cudnn import loaded_cudnn, say_cudnn
-from longred.attention.sdpa import Rules, attend_sdpa
-from longred.attention.varlen import HALF
+from longred.attention.kernels import capability_of, loaded_cudnn
+from longred.attention.sdpa import HALF, Rules, attend_sdpa
 from longred.errors import ConfigError, PreflightError
 
 log = logging.getLogger("longred.attention")
 
 
 class Needs(NamedTuple):
-    """What a model asks of its kernels.
+    """Requirements of a model's attention.
 
     Attributes:
         device: type of the device.
-        capability: of the GPU, (0, 0) where there is none.
-        dtype: what attention is computed in.
-        head_dim: of queries and keys.
+        capability: compute capability of the GPU; (0, 0) for other devices.
+        dtype: compute dtype of attention.
+        head_dim: head dimension of queries and keys.
         softcap: whether logits are soft-capped.
-        dropout: whether attention probabilities are dropped.
+        dropout: whether attention has dropout.
     """
 
     device: str
@@ -42,14 +40,13 @@ class Needs(NamedTuple):
 Attend = Callable[[Tensor, Tensor, Tensor, Rules], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """One way to compute the attention: query_BHTd, key_BhTd, value_BhTd, rules → output_BTHd.
+class Backend(NamedTuple):
+    """One implementation of attention.
 
     Attributes:
         name: its key in `BACKENDS`.
-        attend: computes it.
-        problem: says why it cannot serve a model, or returns None.
+        attend: computes output_BTHd from query_BHTd, key_BhTd, value_BhTd and the rules.
+        problem: returns why it cannot serve a model, or None.
     """
 
     name: str
@@ -58,61 +55,61 @@ class Backend:
 
 
 def needs_of(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> Needs:
-    """Return what a model's attention needs on a device."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    """Return the requirements of a model's attention on a device."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     softcap = getattr(config, "attn_logit_softcapping", None) is not None
     dropout = bool(getattr(config, "attention_dropout", 0.0))
-    return Needs(device.type, capability, dtype, int(head_dim), softcap, dropout)
+    return Needs(device.type, capability_of(device), dtype, int(head_dim), softcap, dropout)
 
 
 def choose_backend(name: str, needs: Needs) -> Backend:
-    """Return the backend of a name, or for `auto` the fastest that can serve; logged once.
+    """Return the named backend, or for `auto` the fastest one that can serve; log it once.
 
-    In float32 every name stands for sdpa: no FlashAttention kernel computes in it.
+    In float32 every name means sdpa: no FlashAttention kernel computes in it.
 
     Raises:
         ConfigError: the name is unknown.
-        PreflightError: the backend is not installed or cannot do what the model needs.
+        PreflightError: the backend is not installed or cannot serve the model.
     """
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(
             f"attention.backend: {name!r} is not one of {', '.join(('auto', *BACKENDS))}"
         )
-    backend, why = BACKENDS["sdpa"], ""
+    backend, detail = BACKENDS["sdpa"], ""
     if needs.dtype not in HALF:
-        why = f"; {name} computes in bf16 or fp16" if name not in ("auto", "sdpa") else ""
+        detail = f"; {name} computes in bf16 or fp16" if name not in ("auto", "sdpa") else ""
     elif name == "auto":
-        names = automatic_order(needs)
-        backend = next(BACKENDS[n] for n in names if BACKENDS[n].problem(needs) is None)
+        order = SOFTCAPPED if needs.softcap else AUTO.get(needs.capability[0], ("sdpa",))
+        backend = next(BACKENDS[n] for n in order if BACKENDS[n].problem(needs) is None)
     else:
         backend = BACKENDS[name]
         problem = backend.problem(needs)
         if problem is not None:
             raise PreflightError(f"attention.backend: {name} {problem}; use auto or sdpa")
-    of_torch = ""
-    if backend.name == "sdpa":
-        exact = "; logits are soft-capped, so by the exact path" if needs.softcap else ""
-        cudnn = say_cudnn(loaded_cudnn()) if needs.device == "cuda" else ""
-        of_torch = exact or (f" ({cudnn})" if cudnn else "")
-    _say(f"attention: {backend.name}{of_torch}{why}")
+    if backend.name == "sdpa" and needs.softcap:
+        detail = f"; logits are soft-capped, so by the exact path{detail}"
+    elif backend.name == "sdpa" and needs.device == "cuda" and (cudnn := loaded_cudnn()):
+        foreign = "" if cudnn["cudnn_origin"] == "torch" else ", not the one that came with torch"
+        detail = f" (cuDNN {cudnn['cudnn_version']}, {cudnn['cudnn_path']}{foreign}){detail}"
+    _log_once(f"attention: {backend.name}{detail}")
     return backend
 
 
 @functools.cache
-def _say(text: str) -> None:
+def _log_once(text: str) -> None:
     log.info(text)
 
 
-def _flash_problem(name: str, capabilities: tuple[int, ...], needs: Needs) -> str | None:
+def _flash_problem(name: str, needs: Needs) -> str | None:
     if needs.device != "cuda":
         return f"needs a CUDA GPU, and the model is on {needs.device}"
-    if needs.capability[0] not in capabilities:
+    package = flash.PACKAGES[name]
+    if needs.capability[0] not in package.capabilities:
         had = ".".join(map(str, needs.capability))
-        wanted = ", ".join(f"{major}.x" for major in capabilities)
+        wanted = ", ".join(f"{major}.x" for major in package.capabilities)
         return f"runs on compute capability {wanted}, and this GPU has {had}"
     if needs.head_dim > 256 or needs.head_dim % 8:
-        return f"takes head dimensions up to 256 by eights, and the model has {needs.head_dim}"
+        return f"needs a multiple of 8 up to 256 as head dimension, and it is {needs.head_dim}"
     if needs.dropout and name != "flash_attention_2":
         return "has no dropout, and the model's attention_dropout is not 0"
     is_exact = torch.are_deterministic_algorithms_enabled()
@@ -126,30 +123,24 @@ def _flash_problem(name: str, capabilities: tuple[int, ...], needs: Needs) -> st
     try:
         flash.load(name)
     except ImportError as error:
-        return f"is not installed ({error}); install {flash.PACKAGES[name]}"
+        return f"is not installed ({error}); install {package.install}"
     return None
 
 
-def _flash(name: str, *capabilities: int) -> Backend:
-    return Backend(
-        name,
-        functools.partial(flash.attend_flash, name=name),
-        functools.partial(_flash_problem, name, capabilities),
-    )
-
-
-def _no_problem(_: Any) -> None:
+def _no_problem(needs: Needs) -> None:
     return None
 
 
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        Backend("sdpa", attend_sdpa, _no_problem),
-        _flash("flash_attention_2", 8, 9, 10, 12),
-        _flash("flash_attention_3", 9),
-        _flash("flash_attention_4", 9, 10, 11),
-    )
+BACKENDS = {
+    "sdpa": Backend("sdpa", attend_sdpa, _no_problem),
+    **{
+        name: Backend(
+            name,
+            functools.partial(flash.attend_flash, name=name),
+            functools.partial(_flash_problem, name),
+        )
+        for name in flash.PACKAGES
+    },
 }
 AUTO: dict[int, tuple[str, ...]] = {
     8: ("flash_attention_2", "sdpa"),
@@ -157,16 +148,11 @@ AUTO: dict[int, tuple[str, ...]] = {
     10: ("sdpa",),
     12: ("flash_attention_2", "sdpa"),
 }
-"""By major compute capability, what `auto` tries in this order; elsewhere sdpa alone.
+"""What `auto` tries, in this order, by major compute capability; sdpa alone on other GPUs.
 
 On Hopper and data-center Blackwell torch runs cuDNN's kernel, which is faster than
-FlashAttention 2. Version 4 is a beta and has to be asked for by name.
+FlashAttention 2. Version 4 is a beta and is used only if it is named.
 """
 
 SOFTCAPPED = ("flash_attention_3", "flash_attention_2", "sdpa")
-"""The same where logits are soft-capped, which sdpa computes by its exact, slow path alone."""
-
-
-def automatic_order(needs: Needs) -> tuple[str, ...]:
-    """Return the backends that `auto` tries for a model, first to last."""
-    return SOFTCAPPED if needs.softcap else AUTO.get(needs.capability[0], ("sdpa",))
+"""What `auto` tries if logits are soft-capped: sdpa computes them by its exact, slow path alone."""

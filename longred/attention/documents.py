@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Bounds = tuple[tuple[int, int], ...]
-"""First and past-the-last token of each document of a row."""
+"""(start, end) of each document of a row; end is exclusive."""
 
 
 class Documents(NamedTuple):
-    """The documents of a batch, in the forms that the kernels want.
+    """The documents of a batch, in the forms that the kernels need.
 
     Attributes:
-        bounds: of every row.
+        bounds: bounds of every row.
         cu_seqlens: the same over all rows laid end to end, int32 [N + 1] from 0 to B x T.
-        max_length: tokens of the longest document.
+        max_length: number of tokens of the longest document.
     """
 
     bounds: tuple[Bounds, ...]
@@ -32,7 +32,7 @@ def document_bounds(document_ids_BT: Tensor) -> tuple[Bounds, ...] | None:
     """Return each row's documents as (start, end) pairs; None if every row is a single document.
 
     A document is a run of equal ids: an id that comes back later in the row starts a new document.
-    Ids on a GPU are waited for once; those on the host are not waited for at all.
+    Ids on a GPU cost one synchronisation; ids on the host cost none.
     """
     changes_BT = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
     starts_BT = F.pad(changes_BT, (1, 0), value=True).cpu()
@@ -48,31 +48,31 @@ def find_documents(document_ids_BT: Tensor, device: torch.device | None = None) 
     """Return the documents of packed rows; None if every row is a single document.
 
     Args:
-        document_ids_BT: ids whose runs are documents.
-        device: where `cu_seqlens` are wanted; that of the ids if None.
+        document_ids_BT: each run of equal ids is one document.
+        device: device of `cu_seqlens`; that of the ids if None.
     """
     bounds = document_bounds(document_ids_BT)
     if bounds is None:
         return None
     length, device = document_ids_BT.shape[1], device or document_ids_BT.device
     ends = [row * length + end for row, pairs in enumerate(bounds) for _, end in pairs]
-    # From pinned memory, so that the host does not wait for what the GPU still computes.
+    # Pinned memory, so that the copy does not wait for the GPU's pending work.
     on_host = torch.tensor([0, *ends], dtype=torch.int32, pin_memory=device.type == "cuda")
     longest = max(end - start for row in bounds for start, end in row)
     return Documents(bounds, on_host.to(device, non_blocking=True), longest)
 
 
 def whole_rows(rows: int, length: int, device: torch.device) -> Documents:
-    """Return rows of which each is one document, in the form of packed ones."""
+    """Return the documents of rows that are one document each."""
     ends = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=device)
     return Documents((((0, length),),) * rows, ends, length)
 
 
 def ids_from_cu_seqlens(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
-    """Return document_ids_BT for document ends given over all rows laid end to end.
+    """Return document_ids_BT for cu_seqlens over all rows laid end to end.
 
     Raises:
-        ValueError: they do not rise from 0 to B x T, or a document crosses into the next row.
+        ValueError: the ends do not rise from 0 to B x T, or a document crosses into the next row.
     """
     ends = cu_seqlens.tolist()
     rises = all(a < b for a, b in itertools.pairwise(ends))

@@ -1,4 +1,4 @@
-"""The FlashAttention packages, each called by its own signature; imported where one is chosen.
+"""The FlashAttention packages, each called by its own signature; imported when one is chosen.
 
 Shapes: B rows, T tokens, H query heads, h key heads, d head dimension, M = B x T.
 Source of the signatures: flash-attn 2.8 and its `hopper` folder (FlashAttention-3), flash-attn-4
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longred.attention.sdpa import Rules
-from longred.attention.varlen import HALF
+from longred.attention.sdpa import HALF, Rules
 
 
 class Kernels(NamedTuple):
@@ -24,16 +23,28 @@ class Kernels(NamedTuple):
     varlen: Callable[..., Any]
 
 
-MODULES = {
-    "flash_attention_2": ("flash_attn",),
-    # Installed alone by earlier builds, inside a package by later ones.
-    "flash_attention_3": ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
-    "flash_attention_4": ("flash_attn.cute",),
-}
+class Package(NamedTuple):
+    """A FlashAttention package.
+
+    Attributes:
+        install: what to install.
+        capabilities: major compute capabilities that it supports.
+        modules: names that its module has had.
+    """
+
+    install: str
+    capabilities: tuple[int, ...]
+    modules: tuple[str, ...]
+
+
 PACKAGES = {
-    "flash_attention_2": "flash-attn",
-    "flash_attention_3": "flash-attn-3 (the folder hopper of flash-attention)",
-    "flash_attention_4": "flash-attn-4",
+    "flash_attention_2": Package("flash-attn", (8, 9, 10, 12), ("flash_attn",)),
+    "flash_attention_3": Package(
+        "flash-attn-3 (the folder hopper of flash-attention)",
+        (9,),
+        ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
+    ),
+    "flash_attention_4": Package("flash-attn-4", (9, 10, 11), ("flash_attn.cute",)),
 }
 
 
@@ -45,7 +56,7 @@ def load(name: str) -> Kernels:
         ImportError: it is not installed or does not fit this torch.
     """
     problems = []
-    for module_name in MODULES[name]:
+    for module_name in PACKAGES[name].modules:
         try:
             module = importlib.import_module(module_name)
             return Kernels(module.flash_attn_func, module.flash_attn_varlen_func)
@@ -59,13 +70,13 @@ def attend_flash(
 ) -> Tensor:
     """Attend with a FlashAttention package.
 
-    Under autocast, RoPE leaves queries and keys in fp32; they are computed in the values' type.
+    Queries and keys are cast to the values' dtype: under autocast RoPE leaves them in fp32.
 
     Returns:
         The heads' outputs [B, T, H, d].
 
     Raises:
-        ValueError: the values are in neither bf16 nor fp16, which no such kernel computes in.
+        ValueError: the values are in neither bf16 nor fp16.
     """
     if value_BhTd.dtype not in HALF:
         raise ValueError(f"{name} computes in bf16 or fp16, and the values are {value_BhTd.dtype}")
@@ -92,14 +103,14 @@ def attend_flash(
 
 
 def _options(rules: Rules) -> dict[str, Any]:
-    """Return the options that a layer needs; what it does not need is left to the default.
+    """Return the options that differ from the defaults, which mean the same in all packages.
 
-    The defaults mean the same in all packages, and only version 2 knows dropout. The packages do
-    not know of torch's switch for deterministic algorithms, so it is handed to them.
+    Only version 2 has dropout. The packages do not read torch's switch for deterministic
+    algorithms, so it is passed on.
     """
     options: dict[str, Any] = {"softmax_scale": rules.scale, "causal": True}
     if rules.window is not None:
-        # Keys from `left` before the query to `right` behind it, its own not counted.
+        # Number of keys before and after the query's own.
         options["window_size"] = (rules.window - 1, 0)
     if rules.softcap is not None:
         options["softcap"] = rules.softcap
@@ -111,6 +122,6 @@ def _options(rules: Rules) -> dict[str, Any]:
 
 
 def _first(output: Any) -> Tensor:
-    """Return the output of a function that, by version, returns the log-sum-exp too."""
+    """Return the output; some versions return the log-sum-exp too."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor

@@ -1,4 +1,4 @@
-"""What transformers calls in every attention layer, and what checks a model's arguments before it.
+"""The function that transformers calls in every attention layer, and the check of its arguments.
 
 Shapes: B rows, T tokens, H query heads, h key heads (h divides H), d head dimension.
 """
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 from transformers import AttentionInterface, PreTrainedModel
 
 from longred.attention.backends import BACKENDS, Backend
 from longred.attention.documents import Documents, find_documents, ids_from_cu_seqlens
 from longred.attention.sdpa import Rules
-from longred.attention.sequence import to_heads, to_tokens
 
 ATTENTION_NAME = "longred"
 
 
 class Captured(NamedTuple):
-    """What one decoder layer attended with, queries and keys after RoPE."""
+    """Inputs of one decoder layer's attention, queries and keys after RoPE."""
 
     layer: int
     query_BHTd: Tensor
@@ -35,12 +35,12 @@ Capture = Callable[[Captured], None]
 
 
 def register() -> None:
-    """Make the attention known to transformers as `longred`; calling it again changes nothing."""
+    """Register the attention with transformers as `longred`; idempotent."""
     AttentionInterface.register(ATTENTION_NAME, attend)
 
 
 def guard(model: PreTrainedModel, backend: Backend | None = None) -> None:
-    """Make the model refuse padding masks, find documents once per forward, and use a backend."""
+    """Make a model refuse padding masks, find documents once per forward, and use a backend."""
     base: Any = model.base_model
     base.register_forward_pre_hook(_prepare, with_kwargs=True)
     for layer in base.layers:
@@ -65,27 +65,27 @@ def attend(
     sequence: DeviceMesh | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally, inside documents and a sliding window where they are given.
+    """Attend causally, inside documents and a sliding window if they are given.
 
-    Never compiled: what it branches on, documents above all, differs in every micro-batch.
+    Never compiled: it branches on documents, which differ in every micro-batch.
 
     Args:
-        module: the attention layer: its `layer_idx` is told to `capture`, and its
-            `attention_backend`, set by `guard`, computes; torch's kernels if it has none.
-        query_BHTd: queries after RoPE; where there are fewer than keys, those of the last tokens.
+        module: the attention layer: `capture` gets its `layer_idx`; its `attention_backend`, set by
+            `guard`, computes; sdpa if it has none.
+        query_BHTd: queries after RoPE; if fewer than keys, those of the last tokens.
         key_BhTd: keys after RoPE, not repeated.
         value_BhTd: values, not repeated.
-        attention_mask: must be None; causality is the function's own business.
-        scaling: of the logits; 1/sqrt(d) if None.
-        dropout: of the attention probabilities.
+        attention_mask: must be None.
+        scaling: factor of the logits; 1/sqrt(d) if None.
+        dropout: dropout probability of the attention probabilities.
         sliding_window: number of latest keys that a query sees, its own included.
         softcap: logits x become softcap * tanh(x / softcap), after scaling.
-        document_ids_BT: ids whose runs are documents; no token sees another document. Positions
-            say nothing about documents.
-        documents: the same, found once per forward by `guard`.
-        capture: called with what the layer attends with, before it does.
-        sequence: the processes that share the rows, in the order of their tokens; documents are
-            those of whole rows.
+        document_ids_BT: each run of equal ids is one document; no token sees another document.
+            Positions do not mark documents.
+        documents: the same documents, found once per forward by `guard`.
+        capture: called with the layer's inputs before they are used.
+        sequence: mesh of the processes that share the rows, in the order of their tokens; documents
+            are those of whole rows.
 
     Returns:
         The heads' outputs [B, T, H, d], and None in place of attention weights.
@@ -105,8 +105,16 @@ def attend(
     rules = Rules(scaling, dropout, sliding_window, softcap, documents)
     if sequence is None:
         return backend.attend(query_BHTd, key_BhTd, value_BhTd, rules), None
-    divided = (to_heads(x, sequence) for x in (query_BHTd, key_BhTd, value_BhTd))
-    return to_tokens(backend.attend(*divided, rules), sequence), None
+    # DeepSpeed-Ulysses (arXiv 2309.14509): some heads of all tokens, instead of all heads of some.
+    some_heads = (_reshard(x, sequence) for x in (query_BHTd, key_BhTd, value_BhTd))
+    return _reshard(backend.attend(*some_heads, rules), sequence), None
+
+
+def _reshard(x: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Divide dimension 1 over the processes instead of dimension 2."""
+    divided = DTensor.from_local(x, mesh, [Shard(2)], run_check=False)
+    resharded: Tensor = divided.redistribute(placements=[Shard(1)]).to_local()
+    return resharded
 
 
 _MASK_REFUSED = (
@@ -119,7 +127,7 @@ _MASK_REFUSED = (
 def _prepare(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Check a forward's arguments before transformers, which silently drops its mask."""
+    """Check a forward's arguments before transformers, which silently drops the mask."""
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     if mask is not None and not (mask.ndim == 2 and bool(mask.all())):
         raise ValueError(_MASK_REFUSED)

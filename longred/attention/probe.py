@@ -1,7 +1,7 @@
-"""Which attention kernels really run on a device, found by running each kind of call once.
+"""Find the attention kernels that really run on a device by running each kind of call once.
 
-torch chooses among its kernels without a word, and a cuDNN that the system carries can take the
-place of torch's own: both cost up to half the speed and change nothing else that can be seen.
+torch chooses among its kernels silently, and a system cuDNN can hide torch's own: both cost up to
+half the speed and show nowhere else.
 """
 
 import re
@@ -9,10 +9,9 @@ import re
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from longred.attention.backends import BACKENDS
-from longred.attention.cudnn import loaded_cudnn
-from longred.attention.documents import whole_rows
-from longred.attention.sdpa import Rules
+from longred.attention.documents import find_documents
+from longred.attention.kernels import loaded_cudnn
+from longred.attention.sdpa import Rules, attend_sdpa
 
 HEADS, KEY_HEADS, TOKENS = 4, 2, 256
 
@@ -22,42 +21,35 @@ FAMILIES = (
     ("memory-efficient", ("fmha", "efficient_attention", "attentionkernel")),
     ("math", ("scaled_dot_product_attention_math", "softmax")),
 )
-"""What a kernel or an operator is called by, and what its name contains in lower case."""
+"""Kernel families and the lower-case parts of names by which they are recognised."""
 
 
-def kernel_report(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, backend: str = "sdpa"
-) -> dict[str, str]:
-    """Return which kernels compute the attention, forward and backward, and which cuDNN is loaded.
+def kernel_report(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
+    """Return the kernels that backend sdpa runs, forward and backward, and the loaded cuDNN.
 
     Runs every kind of call once on a few hundred tokens, with fewer key heads than query heads.
 
     Args:
-        device: where to run.
-        dtype: of queries, keys and values.
-        head_dim: of queries, keys and values.
-        backend: a key of `BACKENDS`.
+        device: device to run on.
+        dtype: dtype of queries, keys and values.
+        head_dim: head dimension of queries, keys and values.
 
     Returns:
         `rows`, `documents` and `window` name a family and, on a GPU, its kernels:
-        `cuDNN (forward_kernel, backward_kernel)`. On CUDA also `cudnn_version`, `cudnn_path` and
-        `cudnn_origin` (`torch`, `system` or `mixed`), where cuDNN is loaded.
+        `cuDNN (forward_kernel, backward_kernel)`. On CUDA also the values of `loaded_cudnn`.
     """
     device = torch.device(device)
-    packed = whole_rows(2, TOKENS // 2, device)
-    documents = packed._replace(bounds=(((0, TOKENS // 2), (TOKENS // 2, TOKENS)),))
+    two_documents = find_documents(torch.arange(TOKENS)[None] // (TOKENS // 2), device)
     kinds = {
         "rows": Rules(),
-        "documents": Rules(documents=documents),
+        "documents": Rules(documents=two_documents),
         "window": Rules(window=TOKENS // 4),
     }
-    report = {kind: _ran(device, dtype, head_dim, backend, r) for kind, r in kinds.items()}
+    report = {kind: _ran(device, dtype, head_dim, rules) for kind, rules in kinds.items()}
     return report | (loaded_cudnn() if device.type == "cuda" else {})
 
 
-def _ran(
-    device: torch.device, dtype: torch.dtype, head_dim: int, backend: str, rules: Rules
-) -> str:
+def _ran(device: torch.device, dtype: torch.dtype, head_dim: int, rules: Rules) -> str:
     query, key, value = (
         torch.randn(1, heads, TOKENS, head_dim, device=device, dtype=dtype, requires_grad=True)
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
@@ -66,7 +58,7 @@ def _ran(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, acc_events=True) as profiler:
-        output = BACKENDS[backend].attend(query, key, value, rules)
+        output = attend_sdpa(query, key, value, rules)
         torch.autograd.grad(output.sum(), (query, key, value))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -77,10 +69,10 @@ def _ran(
 
 
 def name_kernels(kernels: list[str], operators: list[str]) -> str:
-    """Return the family of what ran, with the names of its kernels where there are any.
+    """Return the family of what ran, with the names of its kernels if known.
 
-    Kernels are believed before operators; where the driver lets nobody watch kernels, as in some
-    containers, the operators alone are known.
+    Operators only count if no kernel is recognised: some containers do not let the profiler see
+    kernels.
     """
     for names in (kernels, operators):
         for family, parts in FAMILIES:
@@ -96,5 +88,5 @@ def _short(kernel: str) -> str:
     """Return a kernel's name without its return type, template and arguments."""
     name = re.sub(r"^void ", "", re.split(r"[<(]", kernel, maxsplit=1)[0])
     inner = re.search(r"FlashAttn\w+", kernel)
-    # CUTLASS launches everything by one function; the template says what it does.
+    # CUTLASS launches everything with one function; its template names the kernel.
     return inner.group() if inner and name.startswith("cutlass::") else name

@@ -1,10 +1,17 @@
 """Attention by torch alone: its fused kernels, and an exact path for soft-capped logits.
 
+On a GPU, documents and windows are one call of `torch.nn.attention.varlen`. Where that kernel
+cannot serve, each document is one call of `scaled_dot_product_attention`, and a window is computed
+by blocks of queries under a small mask.
+
 Shapes: B rows, T tokens, H query heads, h key heads (h divides H), g = H / h, d head dimension,
-Q queries of a block, K keys that it can see.
+M = B x T, Q queries of a block, K keys that it can see.
 """
 
+import functools
+import inspect
 import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,21 +21,22 @@ from torch.utils.checkpoint import checkpoint
 
 from longred.attention.documents import Bounds, Documents, whole_rows
 from longred.attention.kernels import CallKind, capability_of, using_kernels
-from longred.attention.varlen import attend_varlen, supports
+
+HALF = (torch.bfloat16, torch.float16)
 
 BLOCK_LOGITS = 2**24
 """Logits that the exact path holds at once, over rows and heads."""
 
 
 class Rules(NamedTuple):
-    """How one layer attends; causal always.
+    """Settings of one layer's attention, which is always causal.
 
     Attributes:
-        scale: of the logits; 1/sqrt(d) if None.
-        dropout: of the attention probabilities.
-        window: number of latest keys that a query sees, its own included; None sees all.
-        softcap: logits x become softcap * tanh(x / softcap), after scaling; None leaves them.
-        documents: no query sees another document's keys; None where rows are whole.
+        scale: factor of the logits; 1/sqrt(d) if None.
+        dropout: dropout probability of the attention probabilities.
+        window: number of latest keys that a query sees, its own included; None for all.
+        softcap: logits x become softcap * tanh(x / softcap), after scaling; None for no cap.
+        documents: no query sees another document's keys; None if each row is one document.
     """
 
     scale: float | None = None
@@ -39,7 +47,7 @@ class Rules(NamedTuple):
 
 
 def attend_sdpa(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules) -> Tensor:
-    """Attend with torch's kernels, or exactly where logits are soft-capped, which none of them do.
+    """Attend with torch's kernels, or by the formula if logits are soft-capped.
 
     Returns:
         The heads' outputs [B, T, H, d].
@@ -57,13 +65,71 @@ def attend_sdpa(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules:
 
 
 def _takes_varlen(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules) -> bool:
-    """Return whether there are documents or a window, and torch's one call for them can serve."""
+    """Return whether there are documents or a window that `attend_varlen` can serve."""
     num_keys, device = key_BhTd.shape[2], value_BhTd.device
     is_whole = rules.documents is None and (rules.window is None or rules.window >= num_keys)
     if is_whole or rules.softcap is not None or rules.dropout or query_BHTd.shape[2] != num_keys:
         return False
     d, value_d = query_BHTd.shape[3], value_BhTd.shape[3]
     return d == value_d and supports(device, capability_of(device), value_BhTd.dtype, d)
+
+
+def supports(device: torch.device, capability: tuple[int, int], dtype: torch.dtype, d: int) -> bool:
+    """Return whether the varlen kernel exists for a device, dtype and head dimension.
+
+    Head dimensions 200 to 224 are excluded: their backward pass runs on some GPUs only.
+    """
+    return (
+        device.type == "cuda"
+        and capability[0] >= 8
+        and dtype in HALF
+        and d % 8 == 0
+        and (d <= 192 or 224 < d <= 256)
+        and torch.backends.cuda.is_flash_attention_available()
+    )
+
+
+def attend_varlen(
+    query_BHTd: Tensor,
+    key_BhTd: Tensor,
+    value_BhTd: Tensor,
+    documents: Documents,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Attend inside documents, each query to its own key and the `window` - 1 keys before it.
+
+    Queries and keys are cast to the values' dtype: under autocast RoPE leaves them in fp32.
+
+    Returns:
+        The heads' outputs [B, T, H, d].
+    """
+    tensors = [x.transpose(1, 2).to(value_BhTd.dtype) for x in (query_BHTd, key_BhTd, value_BhTd)]
+    ends, longest = documents.cu_seqlens, documents.max_length
+    output_MHd: Tensor = load_varlen()(
+        *(x.flatten(0, 1) for x in tensors),
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=scale,
+        # Number of keys before and after the query's own; -1 means all.
+        window_size=(-1 if window is None else window - 1, 0),
+    )
+    return output_MHd.view(tensors[0].shape)
+
+
+@functools.cache
+def load_varlen() -> Callable[..., Any]:
+    """Return torch's function; imported at its first use, since it imports torch's compiler."""
+    from torch.nn.attention import varlen
+
+    attend: Callable[..., Any] = varlen.varlen_attn
+    if "enable_gqa" in inspect.signature(attend).parameters:
+        # Needed since torch 2.12; torch 2.11 takes fewer key heads without it.
+        return functools.partial(attend, enable_gqa=True)
+    return attend
 
 
 def _by_document(
@@ -75,8 +141,8 @@ def _by_document(
 ) -> Tensor:
     """Attend document by document, which costs less than one mask over whole rows.
 
-    Tensors are split, not sliced: the backward pass of a split is one concatenation, that of a
-    slice a gradient of the whole tensor, which is then added to the others.
+    Tensors are split, not sliced: the backward pass of a split is one concatenation, that of each
+    slice allocates and adds a gradient of the whole tensor.
     """
     groups = [(bounds, len(list(same))) for bounds, same in itertools.groupby(documents)]
     counts = [count for _, count in groups]
@@ -96,14 +162,12 @@ def _causal(
     num_queries, num_keys = query_BHTd.shape[2], key_BhTd.shape[2]
     if rules.softcap is not None:
         return attend_exactly(query_BHTd, key_BhTd, value_BhTd, rules)
-    window = rules.window
+    window = num_keys if rules.window is None else min(rules.window, num_keys)
     settings: dict[str, Any] = {"scale": rules.scale, "dropout_p": rules.dropout}
-    if window is None or window >= num_keys:
-        if num_queries in (1, num_keys):
-            kind = kind if num_queries == num_keys else "decoding"
-            with using_kernels(query_BHTd.device, kind):
-                return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
-        window = num_keys
+    if window == num_keys and num_queries in (1, num_keys):
+        kind = kind if num_queries == num_keys else "decoding"
+        with using_kernels(query_BHTd.device, kind):
+            return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
     with using_kernels(query_BHTd.device, "masked"):
         return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
 
@@ -118,7 +182,7 @@ def _whole(
             output_BHTd = F.scaled_dot_product_attention(*tensors, **settings)
         return output_BHTd.to(value_BhTd.dtype)
     if value_BhTd.device.type == "cuda" and value_BhTd.dtype == torch.float32:
-        # The one kernel that is fused in fp32 takes equal numbers of heads only.
+        # The only kernel that is fused in fp32 needs equal numbers of heads.
         repeats = query_BHTd.shape[1] // key_BhTd.shape[1]
         key_BhTd, value_BhTd = (x.repeat_interleave(repeats, dim=1) for x in (key_BhTd, value_BhTd))
         settings["enable_gqa"] = False
@@ -126,7 +190,7 @@ def _whole(
 
 
 def _is_slow_in_bf16(value_BhTd: Tensor) -> bool:
-    """Return whether torch's CPU kernel takes longer in bf16 than in fp32, as on short rows."""
+    """Return whether torch's CPU kernel is slower in bf16 than in fp32: it is on short rows."""
     return (
         value_BhTd.device.type == "cpu"
         and value_BhTd.dtype == torch.bfloat16
@@ -138,42 +202,44 @@ def _windowed(
     query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, window: int, settings: dict[str, Any]
 ) -> Tensor:
     """Attend to the latest `window` keys by blocks of queries, so that masks stay small."""
-    num_queries, num_keys = query_BHTd.shape[2], key_BhTd.shape[2]
     repeats = query_BHTd.shape[1] // key_BhTd.shape[1]
     key_BHTd, value_BHTd = (x.repeat_interleave(repeats, dim=1) for x in (key_BhTd, value_BhTd))
-    past = num_keys - num_queries
+    blocks = _query_blocks(query_BHTd, key_BhTd.shape[2], window, window)
+    queries = torch.split(query_BHTd, window, dim=2)
     parts = []
-    for start, query_BHQd in zip(
-        range(0, num_queries, window), torch.split(query_BHTd, window, dim=2), strict=True
-    ):
-        end = min(start + window, num_queries)
-        low, high = max(0, past + start - window + 1), past + end
+    for query_BHQd, (_, keys, seen_QK) in zip(queries, blocks, strict=True):
+        key_BHKd, value_BHKd = key_BHTd[:, :, keys], value_BHTd[:, :, keys]
         parts.append(
             F.scaled_dot_product_attention(
-                query_BHQd,
-                key_BHTd[:, :, low:high],
-                value_BHTd[:, :, low:high],
-                attn_mask=_seen(past + start, low, high, window, query_BHTd.device),
-                **settings,
+                query_BHQd, key_BHKd, value_BHKd, attn_mask=seen_QK, **settings
             )
         )
     return torch.cat(parts, dim=2)
 
 
-def _seen(first: int, low: int, high: int, window: int, device: torch.device) -> Tensor:
-    """Return which of the keys low…high-1 the queries at the places first…high-1 see."""
-    place_T = torch.arange(low, high, device=device)
-    behind_QK = place_T[first - low :, None] - place_T[None, :]
-    return (behind_QK >= 0) & (behind_QK < window)
+def _query_blocks(
+    query_BHTd: Tensor, num_keys: int, size: int, window: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield blocks of `size` queries, the keys that they can see, and the mask of seen keys [Q, K].
+
+    The queries are those of the last tokens; the keys before them come from a cache.
+    """
+    num_queries = query_BHTd.shape[2]
+    past = num_keys - num_queries
+    for start in range(0, num_queries, size):
+        end = min(start + size, num_queries)
+        low, high = max(0, past + start - window + 1), past + end
+        index_K = torch.arange(low, high, device=query_BHTd.device)
+        behind_QK = index_K[past + start - low :, None] - index_K
+        yield slice(start, end), slice(low, high), (behind_QK >= 0) & (behind_QK < window)
 
 
 def attend_exactly(
     query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules
 ) -> Tensor:
-    """Attend by the formula, in fp32 or better, queries block by block.
+    """Attend by the formula, in fp32 or better, queries block by block; ignore documents.
 
-    Each block is computed again in the backward pass, so that memory grows with T and not with its
-    square. Documents are the caller's business.
+    Each block is recomputed in the backward pass, so that memory grows with T and not with T².
 
     Returns:
         The heads' outputs [B, H, T, d].
@@ -181,23 +247,14 @@ def attend_exactly(
     rows, num_heads, num_queries, _ = query_BHTd.shape
     num_keys = key_BhTd.shape[2]
     window = num_keys if rules.window is None else rules.window
-    past = num_keys - num_queries
     size = max(1, BLOCK_LOGITS // (rows * num_heads * num_keys))
     parts = []
-    for start in range(0, num_queries, size):
-        end = min(start + size, num_queries)
-        low, high = max(0, past + start - window + 1), past + end
-        block = (
-            query_BHTd[:, :, start:end],
-            key_BhTd[:, :, low:high],
-            value_BhTd[:, :, low:high],
-            _seen(past + start, low, high, window, query_BHTd.device),
-            rules,
-        )
+    for queries, keys, seen_QK in _query_blocks(query_BHTd, num_keys, size, window):
+        tensors = (query_BHTd[:, :, queries], key_BhTd[:, :, keys], value_BhTd[:, :, keys])
         if torch.is_grad_enabled() and size < num_queries:
-            parts.append(checkpoint(_exact_block, *block, use_reentrant=False))
+            parts.append(checkpoint(_exact_block, *tensors, seen_QK, rules, use_reentrant=False))
         else:
-            parts.append(_exact_block(*block))
+            parts.append(_exact_block(*tensors, seen_QK, rules))
     return torch.cat(parts, dim=2)
 
 

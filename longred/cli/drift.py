@@ -144,7 +144,7 @@ def _sweep(
 
     points = sweep_drift(teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress)
     before = original_theta(teacher)
-    values = facts | {"rope_theta_before": before, "points": [p.to_json() for p in points]}
+    values = facts | {"rope_theta_before": before, "points": [point._asdict() for point in points]}
 
     def draw() -> "list[Plot | None]":
         from longred.report.drift_figures import sweep_plot
@@ -219,7 +219,7 @@ def _progress_bar() -> Iterator[Progress]:
 
 
 def _write(out: Path, result: Result) -> None:
-    from longred.profiling.table import write_parquet
+    from longred.profiling.drift import write_parquet
     from longred.store.artifacts import storage_errors, write_json
 
     with storage_errors(out):

@@ -12,7 +12,7 @@ import torch
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.models.architectures import logit_softcap
 from longred.models.load import hidden_states
-from longred.objectives import long_loss
+from longred.objectives.cross_entropy import long_loss
 
 
 def held_out_loss(

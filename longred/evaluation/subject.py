@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longred.attention import ATTENTION_NAME
+from longred.attention.function import ATTENTION_NAME
 from longred.config import EvaluationConfig
 from longred.evaluation.chat import is_chat
 from longred.models.load import choose_device, load_config, load_model, load_tokenizer

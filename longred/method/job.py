@@ -55,7 +55,7 @@ class TrainingJob:
         short_to_long_weight: alpha 2 of the paper.
         attention_distill_weight: of the relations' distillation on short blocks; 0 leaves it out.
         long_distill_weight: of the last layer's distillation on long blocks; 0 leaves it out.
-        weighting: `token_share` or `formula`, see `longred.objectives.loss_weights`.
+        weighting: `token_share` or `formula`, see `longred.objectives.table.loss_weights`.
         weights: `fixed`, or `auto`: see `longred.training.balance`.
         weights_every_steps: steps from one measurement of `auto` to the next.
         lora: `rank`, `alpha`, `targets` of the adapters, and `objectives`, the method whose terms
@@ -71,7 +71,7 @@ class TrainingJob:
         keep_steps: steps after which the student is kept as a model folder of its own.
         num_threads: CPU threads; 0 leaves the choice to torch. It can change the last bits.
         device: `cpu`, `cuda` or `auto`.
-        attention_backend: `auto` or a key of `longred.attention.BACKENDS`.
+        attention_backend: `auto` or a key of `longred.attention.backends.BACKENDS`.
         parallel: the values of a `longred.method.layout.Layout`. They change the last bits.
 
     Raises:

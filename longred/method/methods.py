@@ -11,7 +11,7 @@ class Term:
 
     Attributes:
         bucket: the bucket that feeds it.
-        objective: a key of `longred.objectives.OBJECTIVES`.
+        objective: a key of `longred.objectives.table.OBJECTIVES`.
         weight: the training setting that holds its weight; None where it weighs 1. The terms of
             cross-entropy weigh 1 together, shared by tokens.
         is_optional: whether it is left out altogether where its weight is 0.

@@ -27,15 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from longred.attention import (
-    ATTENTION_NAME,
-    Capture,
-    Captured,
-    choose_backend,
-    guard,
-    needs_of,
-    register,
-)
+from longred.attention.backends import choose_backend, needs_of
+from longred.attention.function import ATTENTION_NAME, Capture, Captured, guard, register
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.models.architectures import layer_types, rope_is_nested
 from longred.models.folder import (
@@ -134,7 +127,7 @@ def load_model(
         device: where the parameters go.
         attention: `longred`, or `sdpa` for rows with padding.
         original: where the original model is now, for a folder that points to its weights.
-        backend: of attention `longred`: `auto` or a key of `longred.attention.BACKENDS`.
+        backend: of attention `longred`: `auto` or a key of `longred.attention.backends.BACKENDS`.
         compute_dtype: what attention is computed in, where autocast makes it another than `dtype`.
 
     Raises:

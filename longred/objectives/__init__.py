@@ -1,27 +1,8 @@
-"""What students are trained on: a table of objectives, and their weights.
+"""Training objectives and their weights.
 
-Read in this order: `table` says what each objective needs and how its loss is taken from it,
-`cross_entropy`, `hidden` and `relations` hold the losses, `weights` what they are multiplied by.
+`table` lists the objectives (what each needs of the models, how its loss is computed) and the
+weights of a method's terms. The losses are in `cross_entropy`, `hidden` (cosine distances) and
+`relations` (attention distillation); `precision` holds the compute types that all of them share,
+also with `longred.training.layers`. `relations.first_seen` also masks `longred.profiling`'s KL.
 Sources: arXiv 2502.07365, section 4; arXiv 2604.00004 for relations.
 """
-
-from longred.objectives.cross_entropy import long_loss
-from longred.objectives.hidden import cosine_distance, short_distill_loss, short_to_long_loss
-from longred.objectives.relations import attention_distill_loss, relation_kl
-from longred.objectives.table import OBJECTIVES, Objective, Outputs, Passes
-from longred.objectives.weights import WEIGHTINGS, loss_weights
-
-__all__ = [
-    "OBJECTIVES",
-    "WEIGHTINGS",
-    "Objective",
-    "Outputs",
-    "Passes",
-    "attention_distill_loss",
-    "cosine_distance",
-    "long_loss",
-    "loss_weights",
-    "relation_kl",
-    "short_distill_loss",
-    "short_to_long_loss",
-]

@@ -1,7 +1,6 @@
 """Next-token cross-entropy that never holds the logits of all tokens.
 
-Shapes: B rows, T tokens, M = B x T, C tokens of a chunk, D hidden dimension, V
-vocabulary.
+Shapes: B rows, T tokens, M = B x T, C tokens of a chunk, D hidden dimension, V vocabulary.
 """
 
 from typing import Any
@@ -10,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longred.objectives.precision import at_least_fp32, product
+from longred.objectives.precision import at_least_fp32, autocast_type, product
 
 NO_TARGET = -100
-"""Marks a token whose next token is not predicted."""
+"""Label of tokens without a target."""
 
 
 def long_loss(
@@ -28,22 +27,22 @@ def long_loss(
     """Return the mean next-token cross-entropy, in nats, over all tokens that have a target.
 
     The hidden state at t predicts the token at t + 1. The last token of a row has no target, unless
-    `input_ids_BT` goes on for one token more; nor has the last of a document where
-    `document_ids_BT` is given. Logits exist for `chunk_tokens` tokens at a time only.
+    `input_ids_BT` has one token more than `hidden_BTD`; neither has the last token of a document if
+    `document_ids_BT` is given. Only the logits of `chunk_tokens` tokens exist at a time.
 
     Args:
         hidden_BTD: hidden states after the final norm.
         lm_head_weight_VD: the output embedding.
-        input_ids_BT: the tokens of the rows; where these are parts of longer rows, also the next.
-        document_ids_BT: ids of the same tokens, whose runs are documents.
+        input_ids_BT: token ids; of a part of a longer row also the next token.
+        document_ids_BT: ids of the same tokens; each run of equal ids is one document.
         logit_softcap: logits x become cap * tanh(x / cap), as in Gemma-2.
-        chunk_tokens: tokens whose logits are held at once.
+        chunk_tokens: number of tokens whose logits are held at once.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 input); 0 if no token has a target.
     """
-    # Tokens without a target are computed and left out of the sum: choosing the others would make
-    # the host wait for the device. Rows are flattened without a copy.
+    # Tokens without a target are computed, then masked: selecting the others would make the host
+    # wait for the device. Rows are flattened without a copy.
     has_target_BT = targets(input_ids_BT, document_ids_BT)
     target_BT = input_ids_BT[:, 1:].masked_fill(~has_target_BT, NO_TARGET)
     missing = hidden_BTD.shape[1] - target_BT.shape[1]
@@ -54,7 +53,7 @@ def long_loss(
         lm_head_weight_VD,
         target_BT.flatten(),
         chunk_tokens,
-        _compute_dtype(hidden_MD),
+        autocast_type(hidden_MD) or hidden_MD.dtype,
         logit_softcap,
     )
     return total / has_target_BT.sum().clamp(min=1)
@@ -67,19 +66,12 @@ def targets(input_ids_BT: Tensor, document_ids_BT: Tensor | None) -> Tensor:
     return document_ids_BT[:, 1:] == document_ids_BT[:, :-1]
 
 
-def _compute_dtype(hidden_MD: Tensor) -> torch.dtype:
-    device = hidden_MD.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return hidden_MD.dtype
-
-
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies whose gradient is taken chunk by chunk in the forward pass.
+    """Sum of cross-entropies whose gradient is computed chunk by chunk in the forward pass.
 
-    Taking it there costs no second pass over the output embedding, which checkpointed chunks would.
-    Products are taken in the compute type; their sum over chunks, the gradient of the output
-    embedding, is kept in fp32: in bf16 it would lose the later chunks.
+    This saves the second pass over the output embedding that checkpointed chunks would need.
+    Products are computed in the compute dtype; their sum over chunks, the gradient of the output
+    embedding, is accumulated in fp32: bf16 would lose the later chunks.
     """
 
     @staticmethod
@@ -92,7 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         softcap: float | None,
     ) -> Tensor:
-        """Return the sum over tokens, keeping the gradients for backward."""
+        """Return the sum over tokens; save the gradients for the backward pass."""
         precise = at_least_fp32(hidden_MD.dtype)
         total = torch.zeros((), dtype=precise, device=hidden_MD.device)
         hidden_grad_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
@@ -113,28 +105,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total += loss
                 if logits_grad_CV is None:
                     continue
-                # Rows without a target are left out here, where they are narrowest.
+                # Rows without a target are masked here, where they are narrowest.
                 no_target_C1 = (target_M[part] == NO_TARGET)[:, None]
                 if hidden_grad_MD is not None:
                     grad_CD = logits_grad_CV @ weight_VD
                     hidden_grad_MD[part] = grad_CD.masked_fill_(no_target_C1, 0.0)
                 if weight_grad_VD is not None:
                     hidden_CD = hidden_CD.masked_fill(no_target_C1, 0.0)
-                    _add_product(weight_grad_VD, logits_grad_CV.T, hidden_CD)
-                # Else the next chunk's logits would exist beside this one's.
+                    if weight_grad_VD.dtype == dtype:
+                        weight_grad_VD.addmm_(logits_grad_CV.T, hidden_CD)
+                    else:
+                        weight_grad_VD += product(logits_grad_CV.T, hidden_CD, weight_grad_VD.dtype)
+                # Free this chunk's logits before the next chunk's are allocated.
                 del logits_grad_CV
         ctx.save_for_backward(hidden_grad_MD, weight_grad_VD)
         return total
 
     @staticmethod
-    def backward(
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        """Scale the kept gradients by the gradient of the sum."""
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the saved gradients by the gradient of the sum."""
         (grad_output,) = grad_outputs
         hidden_grad_MD, weight_grad_VD = (
-            None if kept is None else kept * grad_output.to(kept.dtype)
-            for kept in ctx.saved_tensors
+            None if saved is None else saved * grad_output.to(saved.dtype)
+            for saved in ctx.saved_tensors
         )
         return hidden_grad_MD, weight_grad_VD, None, None, None, None
 
@@ -146,9 +139,9 @@ def _loss_and_gradient(
     softcap: float | None,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a chunk's summed loss and its gradient with respect to the logits, if needed.
+    """Return a chunk's summed loss and, if needed, its gradient with respect to the logits.
 
-    The gradient's rows without a target are not those of the loss, which leaves them out.
+    Gradient rows of tokens without a target are not zeroed here; the caller masks them.
     """
     precise = at_least_fp32(hidden_CD.dtype)
     slope_CV = None
@@ -168,10 +161,3 @@ def _loss_and_gradient(
     if slope_CV is not None:
         logits_grad_CV *= slope_CV
     return loss, logits_grad_CV.to(hidden_CD.dtype)
-
-
-def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    if total_VD.dtype == left_VC.dtype:
-        total_VD.addmm_(left_VC, right_CD)
-    else:
-        total_VD += product(left_VC, right_CD, total_VD.dtype)

@@ -1,48 +1,51 @@
-"""The table of objectives: what each needs of the models, and how its loss is taken.
+"""The table of objectives: what each needs of the models, how its loss is computed and weighted.
 
-Shapes: B rows, T tokens, D hidden dimension; N decoder layers.
+Shapes: B rows, T tokens, M tokens shown to the teacher, D hidden dimension; N decoder layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longred.errors import ConfigError
+from longred.method.methods import Term
 from longred.objectives.cross_entropy import long_loss, targets
 from longred.objectives.hidden import cosine_distance, short_distill_loss, short_to_long_loss
-from longred.objectives.relations import Attended, attention_distill_loss
+from longred.objectives.relations import attention_distill_loss, document_starts
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one model made of some rows.
+    """Outputs of one model on a micro-batch.
 
     Attributes:
-        states: hidden_BTD by `hidden_states` index; of the teacher under `first_window`, the tokens
-            that it was shown, in order [M, D].
-        attention: what each decoder layer attended with; empty where no objective asks for it.
+        states: hidden_BTD by `hidden_states` index; of a teacher under `first_window` hidden_MD,
+            its shown tokens in order.
+        attention: `longred.attention.function.Captured` by decoder layer; empty if no objective
+            needs it.
     """
 
     states: Mapping[int, Tensor]
-    attention: Mapping[int, Attended] = field(default_factory=dict)
+    attention: Mapping[int, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """What an objective is taken from: the rows, and what both models made of them.
+    """Inputs of an objective: the rows and the outputs of both models.
 
     Attributes:
-        student: with gradient.
-        teacher: without; None where no term of the bucket asks for it.
-        input_ids_BT: the rows; of a row that several processes share, this one's tokens and the
-            next.
-        document_ids_BT: of the same tokens, ids whose runs are documents, or None.
-        shown_BT: which tokens the teacher was shown; None for all.
+        student: outputs with gradient.
+        teacher: outputs without gradient; None if no term of the bucket distils.
+        input_ids_BT: token ids; of a row that several processes share, this process's tokens and
+            the next one.
+        document_ids_BT: ids of the same tokens; each run of equal ids is one document.
+        shown_BT: mask of the tokens that the teacher saw; None for all.
         lm_head_weight_VD: the student's output embedding.
-        logit_softcap: of the student's logits, or None.
+        logit_softcap: cap of the student's logits.
         distill_layers: `hidden_states` indices of the distilled layers.
         last_layer: N.
     """
@@ -59,13 +62,13 @@ class Passes:
 
     @property
     def original(self) -> Outputs:
-        """What the teacher made of the rows.
+        """The teacher's outputs.
 
         Raises:
-            ValueError: it was not run.
+            ValueError: the teacher was not run.
         """
         if self.teacher is None:
-            raise ValueError("an objective that distils was given no teacher")
+            raise ValueError("a distilling objective has no teacher outputs")
         return self.teacher
 
 
@@ -74,12 +77,13 @@ class Objective:
     """An entry of the table.
 
     Attributes:
-        loss: the mean loss of the rows, a scalar in fp32 with gradient.
-        counted: which tokens of whole rows that mean is taken over, bool [B, T].
-        states: hidden states that it needs: those distilled, the last, or none.
-        teacher: how the teacher is run: on the rows; on the tokens of a long row that lie in the
-            first original window of their document; or not at all.
-        needs_attention: whether it needs what the layers attend with.
+        loss: returns the mean loss of the rows, an fp32 scalar with gradient.
+        counted: returns the tokens of whole rows that the mean is over, bool [B, T], from input
+            ids, document ids and the original window.
+        states: hidden states that it needs: the distilled ones, the last, or none.
+        teacher: input of the teacher: the rows; the tokens of long rows inside the first original
+            window of their document; None if the teacher is not run.
+        needs_attention: whether it needs each layer's queries, keys and values.
     """
 
     loss: Callable[[Passes], Tensor]
@@ -90,19 +94,16 @@ class Objective:
 
 
 def first_window(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) -> Tensor:
-    """Return which tokens of long rows lie in the first `window` tokens of their document, [B, T].
+    """Return which tokens lie in the first `window` tokens of their document, bool [B, T].
 
-    There a teacher that is shown the same document sees exactly what the student sees, and no
-    position beyond its own window, where it would teach noise. RoPE is relative: the document's
-    place in the row does not matter.
+    A teacher that sees these tokens of the document sees exactly what the student sees, and no
+    position beyond its own window, where its outputs are noise. RoPE is relative: the document's
+    offset in the row does not matter.
     """
-    place_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
-    place_BT = place_T.expand(input_ids_BT.shape)
+    index_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
     if document_ids_BT is None:
-        return place_BT < window
-    starts_BT = document_ids_BT.diff(dim=1, prepend=document_ids_BT[:, :1] - 1) != 0
-    begin_BT = torch.where(starts_BT, place_BT, 0).cummax(dim=1).values
-    return place_BT - begin_BT < window
+        return index_T.expand(input_ids_BT.shape) < window
+    return index_T - document_starts(document_ids_BT) < window
 
 
 def _tokens(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) -> Tensor:
@@ -124,11 +125,11 @@ def _cross_entropy(passes: Passes) -> Tensor:
 
 
 def _hidden_distill(passes: Passes) -> Tensor:
-    student, teacher = passes.student.states, passes.original.states
-    return short_distill_loss(
-        {layer: student[layer] for layer in passes.distill_layers},
-        {layer: teacher[layer] for layer in passes.distill_layers},
+    student, teacher = (
+        {layer: outputs.states[layer] for layer in passes.distill_layers}
+        for outputs in (passes.student, passes.original)
     )
+    return short_distill_loss(student, teacher)
 
 
 def _short_to_long(passes: Passes) -> Tensor:
@@ -147,7 +148,7 @@ def _attention_distill(passes: Passes) -> Tensor:
 def _long_distill(passes: Passes) -> Tensor:
     student_MD = passes.student.states[passes.last_layer][passes.shown_BT]
     if not len(student_MD):
-        # Of a row that several processes share, only some may hold tokens that are shown.
+        # If several processes share a row, some of them may hold no shown token.
         return student_MD.float().sum()
     return cosine_distance(student_MD, passes.original.states[passes.last_layer])
 
@@ -161,4 +162,45 @@ OBJECTIVES = {
     ),
     "long_distill": Objective(_long_distill, first_window, teacher="first_window"),
 }
-"""Every objective that a term of a method can name."""
+"""Objectives that a term of a method can name."""
+
+WEIGHTINGS = ("token_share", "formula")
+
+
+def loss_weights(
+    terms: Sequence[Term],
+    weighting: str,
+    *,
+    ratio: Mapping[str, int],
+    settings: Mapping[str, float],
+) -> dict[Term, float]:
+    """Return the weight of every term in the step's loss.
+
+    The cross-entropy terms weigh 1 together, shared by tokens; other terms weigh relative to that.
+
+    Args:
+        terms: terms of a method.
+        weighting: `formula` uses the settings unchanged; `token_share` multiplies each by its
+            bucket's tokens per long token, as the published training did: at 4:3:1, 5 and 10 become
+            3.75 and 2.5.
+        ratio: tokens of each bucket in one step.
+        settings: weights by the names that the terms use.
+
+    Raises:
+        ConfigError: the weighting is unknown.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ConfigError(
+            f"training.weighting: {weighting!r} is not one of {', '.join(WEIGHTINGS)}"
+        )
+    text_tokens = sum(ratio[term.bucket] for term in terms if term.objective == "cross_entropy")
+    weights = {}
+    for term in terms:
+        if term.objective == "cross_entropy":
+            weights[term] = ratio[term.bucket] / text_tokens
+        elif term.weight is None:
+            weights[term] = 1.0
+        else:
+            share = ratio[term.bucket] / ratio["long"] if weighting == "token_share" else 1.0
+            weights[term] = settings[term.weight] * share
+    return weights

@@ -1,1 +1,6 @@
-"""How far rescaling moves a model: its attention (`attention_kl`) and hidden states (`drift`)."""
+"""How far rescaling moves a model, measured on text.
+
+`drift` runs both models side by side and compares attention and hidden states of each layer;
+`sweep` repeats that over rescalings. `attention_kl` streams the KL that `drift` measures, in plain
+torch or, on CUDA, by the kernel in `attention_kl_triton`.
+"""

@@ -1,12 +1,12 @@
-"""The statistics of `attention_kl` as one Triton kernel: a block of queries a program, one pass.
+"""The statistics of `attention_kl` as one Triton kernel: one block of queries per program.
 
-The online sums are those of `longred.profiling.attention_kl`, in powers of two and in fp32 whatever
-the inputs are. Imported only where Triton is installed and the tensors are on a GPU.
+The online sums are those of `longred.profiling.attention_kl`, in powers of two and always in fp32.
+Imported only if Triton is installed and the tensors are on a GPU.
 
 Products of fp16 and bf16 inputs are exact and summed in fp32. An fp32 input is split into three
 bf16 numbers, and the six largest of their nine products run on tensor cores (Triton's `bf16x6`).
-Largest error of a query's KL in nats, tensor cores imitated with every sum cut towards zero,
-against float64; 1,024 tokens, heads of 128:
+Largest error of a query's KL in nats against float64, with emulated tensor cores that truncate
+every sum; 1,024 tokens, head dimension 128:
 
     largest logit, mean KL    5, 1e-4     32, 7e-3    151, 4e-2    318, 16
     fp32                      5.7e-9      1.4e-6      2.1e-5       2.2e-3
@@ -15,9 +15,9 @@ against float64; 1,024 tokens, heads of 128:
     tf32                      4.8e-6      7.7e-4      3.1e-2       1.0
     bf16                      7.2e-5      6.9e-3      2.1e-1       5.2
 
-`bf16x6` takes as long as `tf32x3` (bf16 runs at twice the rate of TF32) and less shared memory.
-Rounding the inputs to bf16 instead moves the mean KL of near models by 6 %, so a profile stays in
-fp32 unless its models are in bf16. `ieee` products use no tensor cores and compile for minutes.
+`bf16x6` is as fast as `tf32x3` (bf16 runs at twice the rate of TF32) and needs less shared memory.
+Rounding the inputs to bf16 would change the mean KL of similar models by 6 %, so a profile stays in
+fp32 unless its models are in bf16. `ieee` products use no tensor cores and take minutes to compile.
 
 Shapes: B rows, T tokens, H query heads, h key heads (h divides H), d head dimension; in the kernel
 Q queries and K keys of a block, D the head dimension and C a chunk of it.
@@ -32,25 +32,25 @@ import torch
 import triton
 import triton.language as tl
 
-from longred.profiling.problem import Problem, Statistics
+from longred.profiling.attention_kl import Problem, Statistics
 
 TUNING_TOKENS = 4096
-"""Configurations are timed on this many tokens at most: at 128K a single launch takes seconds."""
+"""Most tokens that configurations are timed on: at 128K a single launch takes seconds."""
 
 HOPPER = (9, 0)
-"""The compute capability with wgmma and 227 KiB of shared memory; other GPUs have 99 or more."""
+"""Compute capability with wgmma and 227 KiB of shared memory; other GPUs have 99 KiB or more."""
 
 
 class Blocks(NamedTuple):
-    """Sizes of one configuration; BLOCK_K divides BLOCK_Q.
+    """Sizes of one configuration; `keys` divides `queries`.
 
     Attributes:
-        queries: of a program.
-        keys: read at once.
-        warps: of a program.
-        stages: of the pipeline of loads.
-        chunk: dimensions of a head multiplied at once; None takes a whole head.
-        heads: the head dimensions that it is for.
+        queries: number of queries of a program.
+        keys: number of keys read at once.
+        warps: warps of a program.
+        stages: stages of the load pipeline.
+        chunk: head dimensions multiplied at once; None for a whole head.
+        heads: head dimensions that the configuration is for.
     """
 
     queries: int
@@ -92,8 +92,8 @@ CHOICES = {
         Blocks(64, 64, 4, 2, 16, ANY),
     ),
 }
-"""What is timed, by GPU and type: at most four for a head. Each multiplies on tensor cores, within
-the registers and shared memory that there are; compiling those of a head takes 3 to 10 seconds."""
+"""Configurations to time, by GPU and dtype: at most four per head dimension. Each uses tensor cores
+and fits the registers and shared memory; compiling one takes 3 to 10 seconds."""
 
 
 def configurations(
@@ -102,9 +102,9 @@ def configurations(
     """Return the configurations to choose from.
 
     Args:
-        dtype: of queries and keys.
+        dtype: dtype of queries and keys.
         dim: head dimension.
-        capability: the GPU's compute capability, as CUDA counts it.
+        capability: compute capability of the GPU.
     """
     gpu = "hopper" if capability == HOPPER else "other"
     whole = max(16, triton.next_power_of_2(dim))
@@ -135,7 +135,7 @@ def _query(query_ptr, stride, query_Q, first, length, D: tl.constexpr, CHUNK_D: 
 @triton.jit
 def _key(key_ptr, stride, key_K, first, length, D: tl.constexpr, CHUNK_D: tl.constexpr,
          IS_INSIDE: tl.constexpr):  # fmt: skip
-    """Load keys [C, K] from dimension `first` on; keys that are inside need no check."""
+    """Load keys [C, K] from dimension `first` on; IS_INSIDE keys need no bounds check."""
     dim_C = first + tl.arange(0, CHUNK_D)
     address_CK = key_ptr + key_K.to(tl.int64)[None, :] * stride + dim_C[:, None]
     if IS_INSIDE and D % CHUNK_D == 0:
@@ -149,7 +149,7 @@ def _key(key_ptr, stride, key_K, first, length, D: tl.constexpr, CHUNK_D: tl.con
 def _logits(query_QC, query_ptr, key_ptr, query_stride, key_stride, query_Q, key_K, length,
             log2_scale, D: tl.constexpr, CHUNK_D: tl.constexpr, IS_INSIDE: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
-    """Return one model's logits [Q, K] in powers of two; of a whole head the queries are given."""
+    """Return one model's logits [Q, K] in powers of two; query_QC is used if C covers the head."""
     if CHUNK_D >= D:
         key_CK = _key(key_ptr, key_stride, key_K, 0, length, D, CHUNK_D, IS_INSIDE)
         logits_QK = tl.dot(query_QC, key_CK, input_precision=PRECISION)
@@ -164,7 +164,7 @@ def _logits(query_QC, query_ptr, key_ptr, query_stride, key_stride, query_Q, key
 
 @triton.jit
 def _add(t_QK, s_QK, m_t, m_s, l_t, l_s, a):
-    """Take a block of logits into the running statistics."""
+    """Add a block of logits to the running statistics."""
     new_t = tl.maximum(m_t, tl.max(t_QK, 1))
     new_s = tl.maximum(m_s, tl.max(s_QK, 1))
     t_QK = t_QK - new_t[:, None]
@@ -184,8 +184,8 @@ def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_p
             sq_row, sq_head, sq_token, sk_row, sk_head, sk_token,
             D: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
             BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
-    # One axis of programs: a GPU allows 2^31 of them there, 65,535 on any other axis. The last
-    # blocks of a head see the most keys; they start first, so that none is left over at the end.
+    # One grid axis: a GPU allows 2^31 programs on the first axis, 65,535 on the others. The last
+    # blocks of a head see the most keys and start first, so that none of them runs alone last.
     num_blocks = tl.cdiv(length, BLOCK_Q)
     block = num_blocks - 1 - tl.program_id(0) % num_blocks
     pair = tl.program_id(0) // num_blocks
@@ -196,7 +196,7 @@ def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_p
     student_query_ptr += row * sq_row + head * sq_head
     teacher_key_ptr += row * tk_row + (head // group) * tk_head
     student_key_ptr += row * sk_row + (head // group) * sk_head
-    # In chunks they are read again beside every block of keys.
+    # Chunks of queries are loaded again for every block of keys.
     teacher_QC = None
     student_QC = None
     if CHUNK_D >= D:
@@ -210,8 +210,8 @@ def _kernel(teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_p
         low = tl.min(first_Q, 0) // BLOCK_K * BLOCK_K
         first_Q = tl.minimum(first_Q, query_Q)
 
-    # A query that sees nothing of a block gets far, equal logits there; its own key, seen later at
-    # the latest, takes their weight away again (2 to the minus far is 0).
+    # A query that sees no key of a block gets equal logits of -1e30 there. Its own key comes later
+    # and rescales their weight to 0.
     m_t = tl.full([BLOCK_Q], -1e30, tl.float32)
     m_s = tl.full([BLOCK_Q], -1e30, tl.float32)
     l_t = tl.zeros([BLOCK_Q], tl.float32)
@@ -254,11 +254,11 @@ def statistics(problem: Problem, config: triton.Config | None = None) -> Statist
     """Compute the statistics of fp32, fp16 or bf16 tensors; sums are fp32.
 
     Args:
-        problem: what is compared, without a soft cap.
+        problem: the inputs, without a soft cap.
         config: block sizes; the fastest on this GPU if None.
 
     Raises:
-        ValueError: there is a soft cap, or the tensors differ in type or device.
+        ValueError: there is a soft cap, or the tensors differ in dtype or device.
     """
     query_BHTd = problem.teacher_query_BHTd
     kinds = {(x.dtype, x.device) for x in problem[:4]}
@@ -268,7 +268,7 @@ def statistics(problem: Problem, config: triton.Config | None = None) -> Statist
             f"{sorted(map(str, kinds))} and softcap {problem.softcap}"
         )
     problem = problem.with_tensors(lambda x: x if x.stride(-1) == 1 else x.contiguous())
-    # Triton launches on the current device, whatever device the tensors are on.
+    # Triton launches on the current device, not on that of the tensors.
     with torch.cuda.device_of(query_BHTd):
         config = _fastest(problem) if config is None else config
         return _launch(_kernel, problem, config.all_kwargs())
@@ -305,19 +305,19 @@ def _launch(kernel: Any, problem: Problem, options: dict[str, Any]) -> Statistic
 
 
 PRECISIONS = {torch.float32: "bf16x6"}
-"""How `tl.dot` multiplies; products of 16-bit inputs are exact with any of its values."""
+"""Precision of `tl.dot` by input dtype; products of 16-bit inputs are exact in any precision."""
 
 _known: dict[tuple[Any, ...], triton.Config] = {}
 
 
 def _fastest(problem: Problem) -> triton.Config:
-    """Return the fastest configuration for this GPU, type, head and kind of mask, timed once."""
+    """Return the fastest configuration for this GPU, dtype, head dimension and mask; timed once."""
     query_BHTd, first_BT = problem.teacher_query_BHTd, problem.first_BT
     dtype, dim, device = query_BHTd.dtype, query_BHTd.shape[-1], query_BHTd.device
     key = (device, dtype, dim, first_BT is not None)
     if key not in _known:
         choices = configurations(dtype, dim, torch.cuda.get_device_capability(device))
-        # A tuner of its own: Triton's own memory of what was fastest does not tell GPUs apart.
+        # A new tuner each time: Triton's own cache does not distinguish GPUs.
         tuner = triton.autotune(configs=choices, key=[])(_kernel)
         short = problem.with_tensors(lambda x: x[:1, :, :TUNING_TOKENS])
         if first_BT is not None:

@@ -1,12 +1,14 @@
-"""How far the student's attention and hidden states are from the teacher's, layer by layer.
+"""Drift: how far the student's attention and hidden states are from the teacher's, layer by layer.
 
 Both models run side by side, one decoder layer of each at a time, so that no more than two layers'
-states exist at once. Shapes: N blocks or decoder layers, B rows, T tokens, H heads, D hidden
-dimension, P bins of positions.
+states exist at once. `Drift` is saved as JSON; `write_parquet` saves every cell as a long table.
+Shapes: N blocks or decoder layers, B rows, T tokens, H heads, D hidden dimension, P bins of
+positions.
 """
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longred.attention import ATTENTION_NAME, Captured
+from longred.attention.function import ATTENTION_NAME, Captured
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models.load import run_layers
 from longred.profiling.attention_kl import attention_kl
 from longred.progress import Progress
+from longred.store.artifacts import storage_errors
 
 FORMAT_VERSION = 2
 
@@ -31,7 +34,7 @@ SAME = (
     "hidden_size",
     "vocab_size",
 )
-"""What the configurations of two models must agree in to be compared layer by layer."""
+"""Settings in which two models must agree to be compared layer by layer."""
 
 
 class Cells(NamedTuple):
@@ -49,7 +52,7 @@ class Drift:
     """Distances of the student from the teacher on the same text; lists run over layers.
 
     Attributes:
-        format_version: of the JSON form.
+        format_version: version of the JSON form.
         num_layers: N, the number of decoder layers.
         num_heads: H, the number of query heads of a layer.
         num_tokens: tokens measured.
@@ -63,7 +66,7 @@ class Drift:
         position_tokens: tokens measured in every bin.
         attention_kl_by_position: a layer's mean KL in every bin.
         hidden_similarity_by_position: a layer's mean cosine in every bin.
-        cells: the sums behind all this, by head and bin; not part of the JSON form.
+        cells: the sums behind these values, by head and bin; not part of the JSON form.
     """
 
     format_version: int = FORMAT_VERSION
@@ -87,7 +90,7 @@ class Drift:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cells"}
 
     def layer_scores(self, measure: str) -> list[float]:
-        """Return how far each decoder layer is from the teacher's, larger for farther.
+        """Return the distance of each decoder layer from the teacher's.
 
         Args:
             measure: `attention_kl`, or `hidden_distance` (1 - mean cosine).
@@ -98,10 +101,10 @@ class Drift:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Drift":
-        """Return what `to_json` wrote.
+        """Return the drift that `to_json` wrote; it has no cells.
 
         Raises:
-            MismatchError: it was written by another version.
+            MismatchError: another version wrote it.
         """
         if values.get("format_version") != FORMAT_VERSION:
             raise MismatchError(
@@ -112,15 +115,16 @@ class Drift:
 
 
 def position_starts(length: int) -> list[int]:
-    """Return where bins of positions start: at 0 and at 2^k and 3/2 2^k, two an octave.
+    """Return the start of each bin of positions: 0, 2^k and 3/2 2^k, two bins an octave.
 
-    Rescaled RoPE acts by distance, so what changes does so over powers of the position.
+    Rescaled RoPE acts by distance, so its effects change over powers of the position.
     """
-    octaves = itertools.takewhile(lambda start: start < length, (2**k for k in itertools.count()))
-    starts = {start for octave in octaves for start in (octave, octave * 3 // 2)}
+    powers = [2**k for k in range(length.bit_length())]
+    starts = {start for power in powers for start in (power, power * 3 // 2)}
     return [0, *sorted(start for start in starts if start < length)]
 
 
+@torch.no_grad()
 def profile_drift(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
@@ -135,83 +139,59 @@ def profile_drift(
         teacher: the original model, with attention `longred`.
         student: the extended model, with attention `longred`.
         input_ids_NT: the text.
-        batch_rows: rows run at once.
-        on_progress: told after every batch.
+        batch_rows: number of rows run at once.
+        on_progress: called after every batch.
 
     Raises:
         ConfigError: the models differ in more than weights and RoPE.
         ValueError: there is no text.
         NonFiniteLossError: a layer's drift is NaN or infinite.
     """
-    return _measure(teacher, student, input_ids_NT, batch_rows, on_progress)
-
-
-class _Sums:
-    """Adds up one layer's KL by head and its cosine, and their squares, by bin of positions."""
-
-    def __init__(self, num_layers: int, num_heads: int, length: int) -> None:
-        self.starts = position_starts(length)
-        self.sizes = torch.tensor([*self.starts, length]).diff().tolist()
-        bins, float64 = len(self.starts), torch.float64
-        self.cells = Cells(
-            torch.zeros(num_layers, num_heads, bins, dtype=float64),
-            torch.zeros(num_layers, num_heads, bins, dtype=float64),
-            torch.zeros(num_layers, bins, dtype=float64),
-            torch.zeros(num_layers, bins, dtype=float64),
-            torch.zeros(bins, dtype=float64),
-        )
-
-    def _by_bin(self, value_XT: Tensor) -> Tensor:
-        return torch.stack(
-            [x.sum(dim=-1) for x in torch.split(value_XT, self.sizes, dim=-1)], dim=-1
-        )
-
-    def add_rows(self, num_rows: int) -> None:
-        self.cells.num_tokens_P.add_(torch.tensor(self.sizes), alpha=num_rows)
-
-    def add_hidden(self, layer: int, teacher_BTD: Tensor, student_BTD: Tensor) -> None:
-        student_BTD = student_BTD.to(teacher_BTD.device).float()
-        cosine_BT = F.cosine_similarity(teacher_BTD.float(), student_BTD, dim=-1).double()
-        self.cells.cosine_NP[layer] += self._by_bin(cosine_BT.sum(dim=0)).cpu()
-        self.cells.cosine_square_NP[layer] += self._by_bin(cosine_BT.square().sum(dim=0)).cpu()
-
-    def add_attention(self, layer: int, teacher: Captured, student: Captured) -> None:
-        kl_BHT = attention_kl(
-            teacher.query_BHTd,
-            teacher.key_BhTd,
-            student.query_BHTd.to(teacher.query_BHTd),
-            student.key_BhTd.to(teacher.key_BhTd),
-            scale=teacher.scale,
-            sliding_window=teacher.sliding_window,
-            softcap=teacher.softcap,
-        ).double()
-        self.cells.kl_NHP[layer] += self._by_bin(kl_BHT.sum(dim=0)).cpu()
-        self.cells.kl_square_NHP[layer] += self._by_bin(kl_BHT.square().sum(dim=0)).cpu()
-
-
-@torch.no_grad()
-def _measure(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    input_ids_NT: Tensor,
-    batch_rows: int,
-    on_progress: Progress | None,
-) -> Drift:
     _check(teacher, student, input_ids_NT)
     num_layers, num_heads = teacher.config.num_hidden_layers, teacher.config.num_attention_heads
     num_rows, length = input_ids_NT.shape
-    sums = _Sums(num_layers, num_heads, length)
+    starts = position_starts(length)
+    sizes = torch.tensor([*starts, length]).diff()
+    by_head, by_layer = (num_layers, num_heads, len(starts)), (num_layers, len(starts))
+    kl_NHP, kl_square_NHP, cosine_NP, cosine_square_NP = (
+        torch.zeros(shape, dtype=torch.float64) for shape in (by_head, by_head, by_layer, by_layer)
+    )
+    num_tokens_P = num_rows * sizes.double()
+    cells = Cells(kl_NHP, kl_square_NHP, cosine_NP, cosine_square_NP, num_tokens_P)
     for start in range(0, num_rows, batch_rows):
         rows_BT = input_ids_NT[start : start + batch_rows]
-        sums.add_rows(rows_BT.shape[0])
         pairs = zip(run_layers(teacher, rows_BT), run_layers(student, rows_BT), strict=True)
         for layer, (original, extended) in enumerate(pairs):
-            sums.add_hidden(layer, original.hidden_BTD, extended.hidden_BTD)
-            sums.add_attention(layer, original.captured, extended.captured)
+            student_BTD = extended.hidden_BTD.to(original.hidden_BTD.device).float()
+            cosine_BT = F.cosine_similarity(original.hidden_BTD.float(), student_BTD, dim=-1)
+            _add(cells.cosine_NP[layer], cells.cosine_square_NP[layer], cosine_BT, sizes)
+            kl_BHT = _layer_kl(original.captured, extended.captured)
+            _add(cells.kl_NHP[layer], cells.kl_square_NHP[layer], kl_BHT, sizes)
         if on_progress is not None:
             on_progress(min(start + batch_rows, num_rows), num_rows, "rows")
-    _check_finite(sums.cells)
-    return _summary(sums.cells, sums.starts)
+    _check_finite(cells)
+    return _summary(cells, starts)
+
+
+def _layer_kl(teacher: Captured, student: Captured) -> Tensor:
+    return attention_kl(
+        teacher.query_BHTd,
+        teacher.key_BhTd,
+        student.query_BHTd.to(teacher.query_BHTd),
+        student.key_BhTd.to(teacher.key_BhTd),
+        scale=teacher.scale,
+        sliding_window=teacher.sliding_window,
+        softcap=teacher.softcap,
+    )
+
+
+def _add(sum_P: Tensor, sum_of_squares_P: Tensor, value_BT: Tensor, sizes: Tensor) -> None:
+    """Add the values of some rows, and their squares, to the sums of each bin of positions."""
+    value_BT = value_BT.double()
+    sums = (sum_P, value_BT.sum(dim=0)), (sum_of_squares_P, value_BT.square().sum(dim=0))
+    for total_P, x_T in sums:
+        bins = torch.split(x_T, sizes.tolist(), dim=-1)
+        total_P.add_(torch.stack([x.sum(dim=-1) for x in bins], dim=-1).cpu())
 
 
 def _summary(cells: Cells, starts: list[int]) -> Drift:
@@ -274,3 +254,58 @@ def _check(teacher: PreTrainedModel, student: PreTrainedModel, input_ids_NT: Ten
     for model in (teacher, student):
         if model.config._attn_implementation != ATTENTION_NAME:
             raise ValueError("drift needs models loaded with attention='longred'")
+
+
+def write_parquet(drift: Drift, path: Path) -> None:
+    """Write every cell of the drift as one row of a parquet table.
+
+    Columns: `measure` (`attention_kl` in nats, or `hidden_similarity`), `layer` (decoder layer from
+    0), `head` (null for hidden states), `position_start` and `position_end` (exclusive),
+    `num_tokens`, `mean` and `std`. The file's metadata holds `format_version`.
+
+    Args:
+        drift: a measured drift; one that was read from JSON has no cells.
+        path: the file to write.
+
+    Raises:
+        ValueError: the drift has no cells.
+        StorageError: the disk is full.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    if drift.cells is None:
+        raise ValueError("a drift that was read from JSON has no cells to write")
+    types = {
+        "measure": pyarrow.string(),
+        "layer": pyarrow.int32(),
+        "head": pyarrow.int32(),
+        "position_start": pyarrow.int64(),
+        "position_end": pyarrow.int64(),
+        "num_tokens": pyarrow.int64(),
+        "mean": pyarrow.float64(),
+        "std": pyarrow.float64(),
+    }
+    metadata = {"format_version": str(drift.format_version)}
+    rows = [dict(zip(types, row, strict=True)) for row in _rows(drift, drift.cells)]
+    table = pyarrow.Table.from_pylist(rows, pyarrow.schema(list(types.items()), metadata))
+    with storage_errors(path):
+        pyarrow.parquet.write_table(table, path)
+
+
+def _rows(drift: Drift, cells: Cells) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of the parquet table."""
+    # Every row has position 0.
+    length = drift.num_tokens // drift.position_tokens[0]
+    ends = [*drift.position_starts[1:], length]
+    bins = list(zip(drift.position_starts, ends, drift.position_tokens, strict=True))
+    sums: list[tuple[str, int | None, Tensor, Tensor]] = [
+        ("attention_kl", head, cells.kl_NHP[:, head], cells.kl_square_NHP[:, head])
+        for head in range(drift.num_heads)
+    ]
+    sums.append(("hidden_similarity", None, cells.cosine_NP, cells.cosine_square_NP))
+    for measure, head, total_NP, square_NP in sums:
+        mean_NP, std_NP = (x.tolist() for x in _moments(total_NP, square_NP, cells.num_tokens_P))
+        for layer in range(drift.num_layers):
+            for a_bin, mean, std in zip(bins, mean_NP[layer], std_NP[layer], strict=True):
+                yield measure, layer, head, *a_bin, mean, std

@@ -1,9 +1,8 @@
-"""How far a model drifts by how much its RoPE is rescaled; no weights are copied or saved."""
+"""Drift of a model over a range of RoPE rescalings; no weights are copied or saved."""
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -15,8 +14,7 @@ from longred.profiling.drift import profile_drift
 from longred.progress import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One rescaling to try.
 
     Attributes:
@@ -28,12 +26,11 @@ class Setting:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class SweepPoint:
+class SweepPoint(NamedTuple):
     """The drift under one setting.
 
     Attributes:
-        method: of the rescaling.
+        method: rescaling method.
         value: rope_theta for `abf`, the factor for all others.
         attention_kl: mean KL per query over all layers, nats.
         hidden_similarity: mean cosine over all layers.
@@ -50,10 +47,6 @@ class SweepPoint:
     attention_kl_per_layer: list[float]
     hidden_similarity_per_layer: list[float]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as plain JSON."""
-        return asdict(self)
-
 
 def sweep_drift(
     teacher: PreTrainedModel,
@@ -63,28 +56,27 @@ def sweep_drift(
     batch_rows: int,
     on_progress: Progress | None = None,
 ) -> list[SweepPoint]:
-    """Measure the drift of the model with its RoPE rescaled in every way that is asked.
+    """Measure the drift of the model under every rescaling of its RoPE.
 
     Args:
         teacher: the original model, with attention `longred`.
-        settings: what to try.
+        settings: the rescalings.
         input_ids_NT: the text, rows of one document each.
-        batch_rows: rows run at once.
-        on_progress: told after every setting.
+        batch_rows: number of rows run at once.
+        on_progress: called after every setting.
 
     Raises:
-        ConfigError: a setting cannot be, all of them checked before the first is measured.
+        ConfigError: a setting is impossible; all are checked before the first is measured.
     """
-    configs = [rescaled_config(teacher.config, setting) for setting in settings]
+    configs = [_rescaled_config(teacher.config, setting) for setting in settings]
     points = []
     for number, (setting, config) in enumerate(zip(settings, configs, strict=True), start=1):
-        student = with_rope(teacher, config)
+        student = _with_rope(teacher, config)
         drift = profile_drift(teacher, student, input_ids_NT, batch_rows=batch_rows)
         similarity = drift.hidden_similarity
         points.append(
             SweepPoint(
-                method=setting.method,
-                value=setting.value,
+                *setting,
                 attention_kl=sum(drift.attention_kl) / drift.num_layers,
                 hidden_similarity=sum(similarity) / drift.num_layers,
                 last_similarity=similarity[-1],
@@ -97,15 +89,10 @@ def sweep_drift(
     return points
 
 
-def rescaled_config(config: PreTrainedConfig, setting: Setting) -> PreTrainedConfig:
-    """Return the configuration under a setting.
-
-    Raises:
-        ConfigError: the setting cannot be.
-    """
+def _rescaled_config(config: PreTrainedConfig, setting: Setting) -> PreTrainedConfig:
     window = int(config.max_position_embeddings)
     if setting.method == "abf":
-        # The window does not enter into the frequencies.
+        # The frequencies do not depend on the window.
         return extend_config(
             config, method="abf", target_window=2 * window, rope_theta=setting.value
         )
@@ -118,24 +105,18 @@ def rescaled_config(config: PreTrainedConfig, setting: Setting) -> PreTrainedCon
     return extend_config(config, method=setting.method, target_window=target_window)
 
 
-def with_rope(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model that shares its parameters with another and turns by its own RoPE.
-
-    Args:
-        model: whose parameters are shared.
-        config: differs from the model's in RoPE and window only.
-    """
+def _with_rope(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a copy of the model that shares its parameters and has the RoPE of `config`."""
     shared: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
     student = copy.deepcopy(model, shared)
     base: Any = student.base_model
-    rotary: Any = type(base.rotary_emb)
     own_config = copy.deepcopy(config)
     own_config._attn_implementation = model.config._attn_implementation
-    base.rotary_emb = rotary(config=own_config).to(model.device)
+    base.rotary_emb = type(base.rotary_emb)(config=own_config).to(model.device)
     student.config = base.config = own_config
     return student
 
 
 def original_theta(model: PreTrainedModel) -> float:
-    """Return the rope_theta that a sweep starts from."""
+    """Return the rope_theta of the unscaled model."""
     return float(main_rope(model.config)["rope_theta"])

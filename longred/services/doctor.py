@@ -241,7 +241,9 @@ def check_attention() -> Finding:
     best = AUTO.get(major, ("sdpa",))[0]
     if best in found:
         return Finding("attention", "ok", text)
-    advice = f"install {flash.PACKAGES[best]} for long windows on this GPU; sdpa works, slower"
+    advice = (
+        f"install {flash.PACKAGES[best].install} for long windows on this GPU; sdpa works, slower"
+    )
     return Finding("attention", "warn", text, advice)
 
 
@@ -250,7 +252,8 @@ def check_kernels() -> Iterator[Finding]:
     import torch
     from torch.nn.attention import SDPBackend
 
-    from longred.attention import kernel_order, kernel_report
+    from longred.attention.kernels import kernel_order
+    from longred.attention.probe import kernel_report
 
     if not torch.cuda.is_available():
         return

@@ -23,8 +23,7 @@ def profile_attention(
     def make(folder: Path, work: Path) -> None:
         from longred.data.loader import read_rows
         from longred.models.load import choose_device, load_model
-        from longred.profiling.drift import profile_drift
-        from longred.profiling.table import write_parquet
+        from longred.profiling.drift import profile_drift, write_parquet
 
         device, backend = choose_device(config.device, "profiling.device"), config.attention_backend
         drift = profile_drift(

@@ -16,18 +16,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from longred import objectives
-from longred.attention import Captured
+from longred.attention.function import Captured
 from longred.data.loader import Rows
 from longred.method import positions
 from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
 from longred.models.architectures import logit_softcap
-from longred.objectives import OBJECTIVES, Outputs, Passes
-from longred.objectives.table import first_window
+from longred.objectives import table as objectives
+from longred.objectives.table import OBJECTIVES, Outputs, Passes, first_window
 from longred.training.layers.activations import holding_activations
-from longred.training.layers.fused import as_written
+from longred.training.layers.compiling import as_written
 from longred.training.sharding import entered
 from longred.training.teacher import Teacher
 

@@ -21,7 +21,8 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from longred import attention
+from longred.attention import function as attention
+from longred.attention.documents import document_bounds
 from longred.method.positions import skip_positions
 from longred.models.load import hidden_states, load_model, run_layers
 from longred.training.layers.activations import checkpoint_activations
@@ -46,7 +47,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=8),
     "phi3": lambda: Phi3Config(**SHAPE, pad_token_id=0, rope_parameters=PARTIAL_ROPE),
     "olmo2": lambda: Olmo2Config(**SHAPE),
-    # Caps far below the logits, so that leaving them out cannot hide.
+    # Caps far below the logits, so that a missing cap shows.
     "gemma2": lambda: Gemma2Config(**GEMMA, attn_logit_softcapping=2.0),
     "gemma3": lambda: Gemma3TextConfig(
         **GEMMA, layer_types=["sliding_attention", *["full_attention"] * 2]
@@ -70,7 +71,7 @@ def build(config: PreTrainedConfig, implementation: str) -> PreTrainedModel:
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Sharp attention, so that a wrong mask cannot hide.
+            # Sharp attention, so that a wrong mask shows.
             if "q_norm" in name:
                 parameter.add_(1.0)
             is_sharp = any(part in name for part in ("q_proj", "k_proj", "qkv_proj"))
@@ -86,7 +87,7 @@ def assert_near(got: Tensor, expected: Tensor) -> None:
 
 
 def causal_mask(length: int, window: int | None, document_ids_BT: Tensor | None = None) -> Tensor:
-    """The obvious additive mask [B or 1, 1, T, T]."""
+    """A dense additive mask [B or 1, 1, T, T]."""
     place = torch.arange(length)
     behind = place[:, None] - place[None, :]
     seen = behind >= 0
@@ -105,7 +106,7 @@ def reference(
     windows: tuple[int | None, ...],
     document_ids_BT: Tensor | None = None,
 ) -> Tensor:
-    """The final hidden state of an eager model that is handed one explicit 4-D mask per layer."""
+    """The final hidden state of an eager model with one explicit 4-D mask per layer."""
     base = model.base_model
     hidden = base.embed_tokens(input_ids_BT)
     for layer, window in zip(base.layers, windows, strict=True):
@@ -223,8 +224,8 @@ def test_documents_reach_the_attention_without_the_guard() -> None:
 
 def test_document_bounds() -> None:
     ids = torch.tensor([[0, 0, 1, 0], [3, 3, 3, 3]])
-    assert attention.document_bounds(ids) == (((0, 2), (2, 3), (3, 4)), ((0, 4),))
-    assert attention.document_bounds(ids[1:]) is None
+    assert document_bounds(ids) == (((0, 2), (2, 3), (3, 4)), ((0, 4),))
+    assert document_bounds(ids[1:]) is None
 
 
 def test_padding_and_other_masks_are_refused() -> None:
@@ -311,7 +312,7 @@ def test_capture_gives_rotated_queries_and_unrepeated_keys() -> None:
     base = student.base_model
     shifted: list[attention.Captured] = []
     base(torch.zeros(1, 40, dtype=torch.long), capture=shifted.append)
-    # The same token everywhere: without RoPE all keys would be equal.
+    # One token throughout: without RoPE all keys would be equal.
     assert not torch.allclose(shifted[0].key_BhTd[0, 0, 0], shifted[0].key_BhTd[0, 0, 20])
 
 

@@ -1,7 +1,7 @@
 """Every backend against the formula, dense in float64: output and gradients.
 
-The FlashAttention packages need a GPU; what they are called with is checked here without one, by
-functions of the same signatures that compute what the packages' documentation says.
+The FlashAttention packages need a GPU; their arguments are checked here without one, by functions
+of the same signatures that compute what the packages document.
 """
 
 import sys
@@ -13,17 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longred.attention import (
-    BACKENDS,
-    Needs,
-    Rules,
-    attend_exactly,
-    backends,
-    choose_backend,
-    find_documents,
-    flash,
-    sdpa,
-)
+from longred.attention import backends, flash, sdpa
+from longred.attention.backends import BACKENDS, Needs, choose_backend
+from longred.attention.documents import find_documents
+from longred.attention.sdpa import Rules, attend_exactly
 from longred.errors import ConfigError, PreflightError
 
 RULES = {
@@ -94,7 +87,7 @@ def test_sdpa(
     block: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The small block makes the exact path go block by block, computed again in backward.
+    # With the small block the exact path runs several blocks and recomputes them in backward.
     monkeypatch.setattr(sdpa, "BLOCK_LOGITS", block)
     check("sdpa", draw(dtype), rules, ids, tol)
 
@@ -116,7 +109,7 @@ def test_exact_path_computes_in_fp32_under_autocast() -> None:
     )
 
 
-# --- What the FlashAttention packages are called with -------------------------------------------
+# --- Arguments of the FlashAttention packages ---------------------------------------------------
 
 COMMON = "softmax_scale causal window_size softcap deterministic"
 SIGNATURES = {
@@ -141,11 +134,11 @@ SIGNATURES = {
         (None, None),
     ),
 }
-"""Module, options of both functions, more of the varlen function, and the default window."""
+"""Module, options of both functions, more options of the varlen one, and the default window."""
 
 
 def as_documented(q: Tensor, k: Tensor, v: Tensor, default: tuple[Any, Any], **o: Any) -> Tensor:
-    """A query sees keys from window_size[0] before itself; causal bars those behind."""
+    """A query sees window_size[0] keys before itself; `causal` hides later keys."""
     assert o["causal"] is True
     left, right = o.get("window_size", default)
     assert right in (-1, None, 0)
@@ -155,7 +148,7 @@ def as_documented(q: Tensor, k: Tensor, v: Tensor, default: tuple[Any, Any], **o
 
 
 def stand_in(name: str) -> types.ModuleType:
-    """A module with the two functions of a package, which refuse what the package does not know."""
+    """A module with the two functions of a package; they refuse options the package lacks."""
     module_name, options, of_varlen, default = SIGNATURES[name]
 
     def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
@@ -308,7 +301,7 @@ def test_auto_takes_the_fastest_of_the_architecture(
 def test_the_log_names_the_backend_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backends._say.cache_clear()
+    backends._log_once.cache_clear()
     monkeypatch.setattr(backends, "loaded_cudnn", dict)
     caplog.set_level("INFO", logger="longred.attention")
     for softcap in (True, True, False):
@@ -327,7 +320,7 @@ def test_on_a_gpu_the_log_names_the_loaded_cudnn(
     origin: str, end: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"cudnn_version": "9.19.0", "cudnn_path": "/usr/lib", "cudnn_origin": origin}
-    backends._say.cache_clear()
+    backends._log_once.cache_clear()
     monkeypatch.setattr(backends, "loaded_cudnn", lambda: found)
     caplog.set_level("INFO", logger="longred.attention")
     choose_backend("sdpa", HOPPER._replace(device="cpu", capability=(0, 0)))

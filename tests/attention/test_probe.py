@@ -1,12 +1,12 @@
-"""The kernels that ran and the cuDNN that is loaded are named."""
+"""Names of the kernels that ran and of the loaded cuDNN."""
 
 import pytest
 import torch
 from test_torch_kernels import marked
 
-from longred.attention import kernel_report, kernels
-from longred.attention.cudnn import cudnn_folders, loaded_cudnn, readable_version
-from longred.attention.probe import name_kernels
+from longred.attention import kernels
+from longred.attention.kernels import cudnn_folders, loaded_cudnn, readable_version
+from longred.attention.probe import kernel_report, name_kernels
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,7 +10,7 @@ from test_kernels import RULES, dense, draw, packed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from longred.attention import attend
+from longred.attention.function import attend
 
 NUM_PROCESSES, LENGTH = 2, 40
 NAMES = ("causal", "window", "softcap-window")
@@ -51,7 +51,7 @@ def test_shared_rows_of_documents_are_the_formula(tmp_path: Path) -> None:
     multiprocessing.spawn(attend_to_own_tokens, (str(tmp_path),), nprocs=NUM_PROCESSES)
     for name in NAMES:
         tensors = draw(torch.float64)
-        # The documents end inside one process's tokens, and one of them in both's.
+        # Documents end inside one process's tokens; one document spans both processes.
         expected = dense(*tensors, RULES[name], packed(LENGTH))
         gradients = torch.autograd.grad((expected * loss_weight()).sum(), tensors)
         parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(NUM_PROCESSES)]

@@ -1,4 +1,4 @@
-"""Which of torch's kernels are tried for which call, and what documents cost."""
+"""The order of torch's kernels by kind of call, and the cost of documents."""
 
 import warnings
 from collections import Counter
@@ -11,8 +11,11 @@ from test_kernels import draw, packed
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longred.attention import BACKENDS, Rules, find_documents, kernel_order, kernels, sdpa
-from longred.attention.documents import whole_rows
+from longred.attention import kernels, sdpa
+from longred.attention.backends import BACKENDS
+from longred.attention.documents import find_documents, whole_rows
+from longred.attention.kernels import kernel_order
+from longred.attention.sdpa import Rules
 
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
@@ -65,7 +68,7 @@ def test_deterministic_runs_never_try_cudnn(
 
 
 class Asked(list[str]):
-    """The kinds of call that were asked for, one each call of `using_kernels`."""
+    """Records the kind of each call of `using_kernels`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What torch's varlen function is called with, and what it gives.
+"""Arguments and results of torch's varlen function.
 
-The function itself runs here: the one operator under it that needs a GPU, FlashAttention's, is
-given a CPU form that computes by the formula.
+The function itself runs here; the one operator under it that needs a GPU, FlashAttention's, gets a
+CPU implementation by the formula.
 """
 
 import inspect
@@ -16,13 +16,15 @@ from test_torch_kernels import Asked, Operators, marked
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from longred.attention import BACKENDS, Rules, find_documents, sdpa, varlen
-from longred.attention.documents import whole_rows
+from longred.attention import sdpa
+from longred.attention.backends import BACKENDS
+from longred.attention.documents import find_documents, whole_rows
+from longred.attention.sdpa import Rules
 from longred.training.layers.activations import _policy
 
 
 def as_flash(tensors: tuple[Tensor, ...], ends: Tensor, **given: Any) -> Tensor:
-    """What FlashAttention's documentation says, by the formula and document by document."""
+    """FlashAttention as documented: by the formula, document by document."""
     assert all(x.dtype == torch.bfloat16 and x.stride(-1) == 1 for x in tensors)
     assert ends.dtype == torch.int32
     lengths = torch.diff(ends).tolist()
@@ -103,14 +105,14 @@ def flash_backward(
         )
         return torch.autograd.grad(output, tensors, grad)
 
-    # An operator runs without autograd; a thread of its own begins with it.
+    # Operators run with autograd disabled; a new thread has it enabled.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(gradients).result()
 
 
 @pytest.fixture
 def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make torch's varlen function run without a GPU, and the attention choose it."""
+    """Let torch's varlen function run without a GPU, and let sdpa choose it."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", flash_forward, "CPU")
     library.impl("_flash_attention_backward", flash_backward, "CPU")
@@ -190,15 +192,15 @@ def test_fewer_key_heads_are_asked_for_where_torch_wants_it(
     from torch.nn.attention import varlen as torchs
 
     is_asked = "enable_gqa" in inspect.signature(torchs.varlen_attn).parameters
-    varlen.load.cache_clear()
-    options = getattr(varlen.load(), "keywords", {})
+    sdpa.load_varlen.cache_clear()
+    options = getattr(sdpa.load_varlen(), "keywords", {})
     assert options == ({"enable_gqa": True} if is_asked else {})
     monkeypatch.setattr(torchs, "varlen_attn", before_212)
-    varlen.load.cache_clear()
+    sdpa.load_varlen.cache_clear()
     tensors = draw(torch.bfloat16)
     rows = whole_rows(2, 40, torch.device("cpu"))
-    output = varlen.attend_varlen(*tensors, rows, window=7)
-    varlen.load.cache_clear()
+    output = sdpa.attend_varlen(*tensors, rows, window=7)
+    sdpa.load_varlen.cache_clear()
     assert torch.equal(output, tensors[0].transpose(1, 2))
 
 
@@ -228,7 +230,7 @@ def test_what_varlen_attention_supports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: has_flash)
-    found = varlen.supports(torch.device(device), capability, dtype, head_dim)
+    found = sdpa.supports(torch.device(device), capability, dtype, head_dim)
     assert found == (is_supported and has_flash)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longred.objectives import long_loss
+from longred.objectives.cross_entropy import long_loss
 
 RESULT = Path(__file__).parent / "results" / "cross-entropy.md"
 WAYS = ("whole logits", "torch chunked", "ours")

@@ -37,7 +37,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from longred.attention import choose_backend, guard, needs_of, register
+from longred.attention.backends import choose_backend, needs_of
+from longred.attention.function import guard, register
 from longred.cost.calibrate import calibrate
 from longred.cost.machine import peak_bytes
 from longred.cost.plan import TrainingPlan, plan_training

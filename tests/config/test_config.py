@@ -179,7 +179,7 @@ def test_packaged_recipes_are_valid(name):
 def test_names_that_a_recipe_may_use_are_those_of_the_tables():
     from longred.method import positions, selection
     from longred.models import extension
-    from longred.objectives import WEIGHTINGS
+    from longred.objectives.table import WEIGHTINGS
 
     def allowed(section, field):
         return set(get_args(section.model_fields[field].annotation))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from longred.attention import ATTENTION_NAME, guard, register
+from longred.attention.function import ATTENTION_NAME, guard, register
 from longred.cost.flops import batches
 from longred.cost.memory import (
     batch_parts,

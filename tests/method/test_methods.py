@@ -4,7 +4,7 @@ import pytest
 
 from longred.config import TrainingConfig
 from longred.method.methods import BUCKETS, METHODS, method_terms
-from longred.objectives import OBJECTIVES
+from longred.objectives.table import OBJECTIVES
 
 DISTILLATION = {
     "short_distill_weight",

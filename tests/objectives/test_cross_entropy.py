@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longred.objectives import long_loss
+from longred.objectives.cross_entropy import long_loss
 
 
 def dense_loss(
@@ -99,7 +99,7 @@ def test_no_target_at_all_gives_zero() -> None:
 
 
 class _Waits(TorchDispatchMode):
-    """Operators whose result the host has to wait for."""
+    """Records operators that synchronise host and device."""
 
     NAMES = frozenset({"aten::nonzero", "aten::_local_scalar_dense", "aten::masked_select"})
 
@@ -163,7 +163,7 @@ def test_bf16_autocast_stays_near_fp32() -> None:
 
 
 def test_the_embedding_gradient_is_summed_in_fp32() -> None:
-    """bf16 weights: a sum over many chunks in bf16 would lose the later ones."""
+    """bf16 weights: a bf16 sum over many chunks would lose the later ones."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(1, 1025, 8).bfloat16(), torch.randn(16, 8).bfloat16()
     tokens = torch.randint(0, 16, (1, 1025))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longred.objectives import cosine_distance, short_distill_loss, short_to_long_loss
+from longred.objectives.hidden import cosine_distance, short_distill_loss, short_to_long_loss
 
 
 def dense_cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longred.objectives import attention_distill_loss, relation_kl
+from longred.objectives.relations import attention_distill_loss, relation_kl
 
 
 def dense_kl(
@@ -43,7 +43,7 @@ def pair(heads: int = 3, length: int = 29, dim: int = 6) -> tuple[Tensor, Tensor
 
 
 def packed(length: int) -> Tensor:
-    """Documents that begin in the middle of tiles, at their edges, and an id that comes back."""
+    """Documents that begin inside tiles and at their edges, and an id that is used twice."""
     documents = torch.zeros(2, length, dtype=torch.int32)
     documents[0, 8:] = 1
     documents[0, 11:20] = 2

@@ -2,7 +2,7 @@ import pytest
 
 from longred.errors import ConfigError
 from longred.method.methods import METHODS
-from longred.objectives import loss_weights
+from longred.objectives.table import loss_weights
 
 SETTINGS = {
     "short_distill_weight": 5.0,

@@ -1,7 +1,7 @@
-"""Runs the Triton kernel on the CPU, in a process of its own.
+"""Run the Triton kernel on the CPU in its own process.
 
-Triton's functions are interpreted, or compiled, for the whole of a process: the tests that
-interpret the kernel and those that compile it may share a worker.
+A process either interprets or compiles all of Triton's functions, and a worker may run tests of
+both kinds.
 """
 
 import multiprocessing
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from longred.profiling.problem import Problem, Statistics
+from longred.profiling.attention_kl import Problem, Statistics
 
 Sizes = dict[str, Any]
-"""What `triton.Config` takes."""
+"""Arguments of `triton.Config`."""
 
 
 def statistics(problem: Problem, sizes: Sizes | None) -> Statistics:
@@ -30,9 +30,9 @@ def statistics(problem: Problem, sizes: Sizes | None) -> Statistics:
 
 
 def tuned_statistics(problem: Problem) -> tuple[Statistics, int, list[str]]:
-    """Choose a configuration by the clock; return timings made, and what is known after two calls.
+    """Time the configurations; return the statistics, the number of timings and the tuned configs.
 
-    What only a GPU has is stood in for: its events and its compute capability.
+    Stands in for a GPU's events and compute capability. Calls the kernel twice.
     """
     from triton.runtime.autotuner import Autotuner
 
@@ -58,7 +58,7 @@ def _interpret() -> None:
     torch.set_num_threads(1)
     from triton.runtime import interpreter as module
 
-    # It multiplies in fp32 whatever it is asked for, but does not know this name.
+    # The interpreter always multiplies in fp32, but rejects this name.
     known = module.InterpreterOptions.allowed_dot_input_precisions
     module.interpreter_builder.options = module.InterpreterOptions(
         allowed_dot_input_precisions=(*known, "bf16x6")

@@ -1,4 +1,4 @@
-"""The Triton kernel against float64: on a GPU, or interpreted on the CPU where there is none."""
+"""The Triton kernel against float64: on a GPU, or else interpreted on the CPU."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from longred.profiling.attention_kl import attention_kl, first_seen
-from longred.profiling.problem import Problem, Statistics
+from longred.objectives.relations import first_seen
+from longred.profiling.attention_kl import Problem, Statistics, attention_kl
 
 triton = pytest.importorskip("triton")
 
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = "cuda" if ON_GPU else "cpu"
-# The interpreter multiplies bf16 as if it were whole numbers.
+# The interpreter multiplies bf16 as integers.
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if ON_GPU else [])]
 
 Run = Callable[[Problem, dict[str, Any] | None], Statistics]
@@ -67,7 +67,7 @@ def make(
 
 
 def in_float64(problem: Problem) -> tuple[Tensor, ...]:
-    """Return what the kernel returns, from whole attention maps."""
+    """Compute the kernel's results from dense attention maps."""
     place_T = torch.arange(problem.teacher_query_BHTd.shape[2])
     unseen_BTT = (place_T > place_T[:, None])[None]
     if problem.first_BT is not None:
@@ -117,7 +117,7 @@ def test_equals_float64_at_every_head_size(
 def test_every_configuration_equals_float64(
     run: Run, dtype: torch.dtype, dim: int, length: int
 ) -> None:
-    # Imported here and not run: this process must stay free to compile.
+    # Imported only for its table: this process must still be able to compile.
     from longred.profiling.attention_kl_triton import configurations
 
     case = make(dtype, length, dim, window=100, heads=(2, 1), rows=1)

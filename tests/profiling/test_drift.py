@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longred import attention
+from longred.attention import function as attention
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models.extension import write_extension
 from longred.models.load import hidden_states, load_model
-from longred.profiling.drift import Drift, position_starts, profile_drift
-from longred.profiling.table import write_parquet
+from longred.profiling.drift import Drift, position_starts, profile_drift, write_parquet
 
 
 @pytest.fixture(scope="module")

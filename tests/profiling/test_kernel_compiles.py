@@ -1,7 +1,7 @@
-"""The Triton kernel compiled for GPUs that are not here, and read as machine code.
+"""The Triton kernel cross-compiled for GPUs, and its machine code inspected.
 
-For every configuration that can be chosen: tensor cores multiply, registers and shared memory are
-enough, and no choice is large. Compiling a choice takes 3 to 10 seconds on one core.
+Every configuration uses tensor cores, fits registers and shared memory, and stays small. Compiling
+one takes 3 to 10 seconds on one core.
 """
 
 import os
@@ -33,17 +33,17 @@ pytestmark = [
 ]
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SHARED_KIB = {90: 227, 80: 99}
-"""Of a block: sm_90's; of the others the least, which sm_86, sm_89 and sm_120 have."""
+"""Shared memory of a block on sm_90; for other GPUs the minimum (sm_86, sm_89, sm_120)."""
 INSTRUCTIONS = 6000
-"""Of a kernel: what stands for the seconds of its compilation."""
+"""Instruction limit of a kernel, as a proxy for its compile time."""
 LOCAL = 8
-"""Loads and stores of spilled registers in a kernel of 2,000 to 5,500 instructions; Triton 3.7.1
-leaves none, 3.6.0 few."""
+"""Limit of spilled-register loads and stores in a kernel of 2,000 to 5,500 instructions; Triton
+3.7.1 has none, 3.6.0 a few."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What there is of a kernel."""
+    """Counts from a compiled kernel."""
 
     multiplications: int
     local: int
@@ -54,7 +54,7 @@ class Compiled:
 def compile_kernel(
     config: Any, dtype: torch.dtype, dim: int, has_first: bool, capability: int
 ) -> Compiled:
-    """Compile for tensors on addresses, and with strides, divisible by 16 as they are launched."""
+    """Compile for addresses and strides divisible by 16, as in real launches."""
     constants = {
         "D": dim,
         "HAS_FIRST": has_first,

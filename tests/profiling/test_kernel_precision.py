@@ -1,4 +1,4 @@
-"""What the kernel's products of fp32 inputs lose, on imitated tensor cores against float64."""
+"""Errors of the kernel's fp32 products on emulated tensor cores, against float64."""
 
 from collections.abc import Callable, Iterable
 
@@ -16,7 +16,7 @@ def to_bf16(x: Tensor) -> Tensor:
 
 
 def to_tf32(x: Tensor) -> Tensor:
-    """Round to 10 bits behind the binary point, ties away from zero."""
+    """Round to 10 fraction bits, ties away from zero."""
     return ((x.view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
 
 
@@ -37,7 +37,7 @@ def cut(x: Tensor) -> Tensor:
 def products(
     query: Tensor, key: Tensor, round_: Round, pairs: Iterable[tuple[int, int]], step: int
 ) -> Tensor:
-    """Sum products of parts, `step` dimensions an instruction, every sum cut towards zero."""
+    """Sum products of parts, `step` dimensions per instruction, truncating every sum."""
     queries, keys = parts(query, round_), parts(key, round_)
     total = torch.zeros(len(query), len(key))
     for i, j in pairs:

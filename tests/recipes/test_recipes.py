@@ -11,11 +11,11 @@ import torch
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from longred.attention import guard, register
+from longred.attention.function import guard, register
 from longred.config import RunConfig, load_recipe
 from longred.models.extension import extend_config, frequencies
 from longred.models.load import hidden_states
-from longred.objectives import short_distill_loss, short_to_long_loss
+from longred.objectives.hidden import short_distill_loss, short_to_long_loss
 from longred.recipes import RECIPES
 
 LLAMA3 = LlamaConfig(

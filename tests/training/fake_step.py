@@ -37,7 +37,7 @@ from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
 from longred.objectives import cross_entropy
-from longred.training.layers import fused, masters
+from longred.training.layers import compiling, masters
 from longred.training.step import (
     MicroBatch,
     Objectives,
@@ -316,7 +316,7 @@ def _without_values() -> Iterator[None]:
 @contextlib.contextmanager
 def _as_on_a_gpu(seen: Recorder) -> Iterator[None]:
     with (
-        mock.patch.object(fused, "_fastest", seen.as_one),
+        mock.patch.object(compiling, "fastest", seen.as_one),
         mock.patch.object(masters, "product", _wide_product),
         mock.patch.object(cross_entropy, "product", _wide_product),
     ):

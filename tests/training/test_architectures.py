@@ -28,7 +28,7 @@ from longred.models.architectures import logit_softcap
 from longred.models.extension import write_extension
 from longred.models.folder import COMPANIONS
 from longred.models.load import hidden_states, load_model, resolve_model
-from longred.objectives import long_loss
+from longred.objectives.cross_entropy import long_loss
 from longred.profiling.drift import profile_drift
 from longred.training.loop import train
 

@@ -1,4 +1,4 @@
-"""Which activations are held for the backward pass, and which are computed again in it."""
+"""Activation checkpointing: which activations are held, and which are recomputed in backward."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 CHECKPOINTING = ("none", "selective", "full")
-"""Hold everything; hold the layers' inputs and attention outputs; hold the layers' inputs alone."""
+"""Hold all activations; layers' inputs and attention outputs; layers' inputs alone."""
 
 _TORCH_ATTENTION = frozenset(
     (
@@ -21,16 +21,15 @@ _TORCH_ATTENTION = frozenset(
         "torch_attn::_varlen_attn",
     )
 )
-_FLASH_FORWARD = ("forward", "fwd")
 
 
 def checkpoint_activations(model: PreTrainedModel, kind: str = "full") -> None:
-    """Compute decoder layers again in the backward pass instead of holding their activations.
+    """Recompute decoder layers in the backward pass instead of holding their activations.
 
-    `selective` holds the outputs of the attention kernels, which cost most to compute again and
-    little to hold: 2 more bytes for every hidden value, and no kernel runs twice. It sees the
-    kernels of torch and of FlashAttention 2 and 3; those of version 4, which are no torch
-    operators, run again.
+    `selective` holds the outputs of the attention kernels, which are the most expensive to
+    recompute and cheap to hold (2 more bytes per hidden value), so no kernel runs twice. It covers
+    the kernels of torch and of FlashAttention 2 and 3; version 4's are no torch operators and run
+    twice.
 
     Args:
         model: changed in place.
@@ -41,16 +40,15 @@ def checkpoint_activations(model: PreTrainedModel, kind: str = "full") -> None:
     settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         settings["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    enable: Any = getattr(model, "activation_checkpointing_enable", None)
-    if enable is None:
-        # Its name in the first versions of transformers 5.
-        enable = model.gradient_checkpointing_enable
+    # The second name is that of the first versions of transformers 5.
+    new_name = "activation_checkpointing_enable"
+    enable: Any = getattr(model, new_name, None) or model.gradient_checkpointing_enable
     enable(settings)
 
 
 @contextlib.contextmanager
 def holding_activations(model: PreTrainedModel) -> Iterator[None]:
-    """Run a model's forward pass as if its activations were not checkpointed."""
+    """Run a model's forward passes without activation checkpointing."""
     base: Any = model.base_model
     switched = [layer for layer in base.layers if getattr(layer, "gradient_checkpointing", False)]
     for layer in switched:
@@ -63,9 +61,8 @@ def holding_activations(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if _is_attention(operator):
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    is_held = _is_attention(operator)
+    return CheckpointPolicy.MUST_SAVE if is_held else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @functools.cache
@@ -74,5 +71,5 @@ def _is_attention(operator: Any) -> bool:
         return False
     namespace, name = operator._schema.name.split("::")
     if namespace.startswith("flash_attn"):
-        return any(word in name for word in _FLASH_FORWARD)
+        return "forward" in name or "fwd" in name
     return f"{namespace}::{name}" in _TORCH_ATTENTION

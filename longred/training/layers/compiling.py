@@ -1,78 +1,110 @@
-"""Decoder layers compiled by torch, each by itself; attention runs as it is written."""
+"""Compilation by torch: of whole decoder layers, and of single functions on a GPU."""
 
+import contextlib
+import contextvars
 import functools
 import importlib.util
 import inspect
+import logging
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred.errors import PreflightError
+
+log = logging.getLogger(__name__)
 
 Forward = Callable[..., Any]
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile what decoder layers do before and after attention, once for all layers.
+    """Compile the parts of decoder layers before and after attention, once for all layers.
 
-    Roundings that fused kernels would leave out are kept, so that the results are those of other
-    layers but for a value rounded to its other neighbour now and then. The attention function is
-    called in between, with any positions, documents and captures, and its outputs can be held by
-    checkpointing, which goes around the compiled parts. Unlike `masters`, compiled layers
-    that are not checkpointed hold the bfloat16 copies of their weights until their backward pass.
+    Fused kernels keep the roundings of eager mode: results differ only where a value is rounded to
+    its other neighbour. The attention function runs uncompiled in between, with any positions,
+    documents and captures; checkpointing wraps the compiled parts and can hold its outputs. Unlike
+    with `masters`, layers that are not checkpointed hold the bfloat16 copies of their weights until
+    their backward pass.
 
     Args:
-        model: changed in place, after its layers were given adapters or other linear layers.
+        model: changed in place; adapters and fp8 layers must be in place already.
     """
     base: Any = model.base_model
     for layer in base.layers:
-        # transformers wraps a layer's forward in checkpointing, inside which nothing is compiled.
+        # transformers wraps a layer's forward in checkpointing, which disables compilation.
         forward = type(layer).forward
         plain = compiled(getattr(forward, "__wrapped__", forward))
         layer.forward = functools.partial(_forward, layer, plain)
 
 
 SHAPES = 64
-"""Shapes that one function is compiled for; further ones run as written.
+"""Number of shapes that one function is compiled for; further shapes run uncompiled.
 
-A training has few: rows of a bucket have one length. torch's own limit is 8.
+A training run has few: all rows of a bucket have one length. torch's own limit is 8.
 """
 
 
 def compiled(forward: Forward) -> Forward:
-    """Return a function that torch compiles for each shape, keeping eager mode's roundings."""
-    settings: dict[str, Any] = {
-        "dynamic": False,
-        "options": {"emulate_precision_casts": True},
-    }
+    """Compile a function for each shape, keeping the roundings of eager mode."""
+    settings: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_casts": True}}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        # Where torch takes a limit here, its configuration is each thread's own, and backward
-        # passes of a GPU run in another thread.
+        # In these versions torch's configuration is thread-local, and backward passes on a GPU run
+        # in another thread.
         settings["recompile_limit"] = SHAPES
     else:
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
-    made: Forward = torch.compile(forward, **settings)
-    return made
+    result: Forward = torch.compile(forward, **settings)
+    return result
+
+
+_compiled = functools.cache(compiled)
+_is_eager = contextvars.ContextVar("is_eager", default=False)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Make `fastest` compile nothing: for rows of many lengths, each seen once."""
+    token = _is_eager.set(True)
+    try:
+        yield
+    finally:
+        _is_eager.reset(token)
+
+
+def fastest(function: Forward, tensor: Tensor) -> Forward:
+    """Return the function, compiled if the tensor is on a GPU and a compiler is installed."""
+    if tensor.is_cuda and _can_fuse() and not _is_eager.get():
+        return _compiled(function)
+    return function
+
+
+@functools.cache
+def _can_fuse() -> bool:
+    problem = compiler_problem("cuda")
+    if problem:
+        log.warning("training.fused: %s; until then norms, RoPE and MLPs are slower", problem)
+    return problem is None
 
 
 def compiler_problem(device: str) -> str | None:
-    """Return what torch's compiler lacks to make kernels for `cpu` or `cuda`, or None."""
+    """Return what torch's compiler lacks to build kernels for `cpu` or `cuda`, or None."""
     if device != "cuda":
         has_compiler = shutil.which("g++") or shutil.which("clang++")
         return None if has_compiler else "needs a C++ compiler; install g++"
     if importlib.util.find_spec("triton") is None:
         return "needs Triton; install it"
-    # Triton builds the piece that starts its kernels.
+    # Triton compiles the launcher of its kernels.
     if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang")))):
         return "needs a C compiler for Triton; install gcc"
-    # Where Triton looks: Debian's own scheme names a folder without headers.
+    # As Triton does: Debian's own scheme names a folder without headers.
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     if not (Path(sysconfig.get_path("include", scheme)) / "Python.h").is_file():
         return "needs Python's headers for Triton; install python3-dev"
@@ -80,14 +112,14 @@ def compiler_problem(device: str) -> str | None:
 
 
 def check_compiler(device: torch.device, setting: str) -> None:
-    """Refuse to compile where torch's compiler has no compiler to call.
+    """Check that torch can compile kernels for a device.
 
     Args:
-        device: whose kernels are wanted.
-        setting: the dotted key that asks for them.
+        device: the device.
+        setting: the dotted config key that needs them.
 
     Raises:
-        PreflightError: a C++ compiler (CPU), Triton or what that needs (GPU) is missing.
+        PreflightError: a C++ compiler (CPU), Triton or its requirements (GPU) are missing.
     """
     problem = compiler_problem(device.type)
     if problem:

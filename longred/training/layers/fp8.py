@@ -1,9 +1,9 @@
-"""Linear layers whose products are taken in 8-bit floats, and what that does to a model.
+"""Linear layers that multiply in 8-bit floats, by torchao.
 
-Inputs and weights are scaled by their largest value and rounded to e4m3, gradients to e5m2, anew in
-every pass (torchao's tensorwise recipe; the formats are those of arXiv 2209.05433). Masters,
-gradients of weights and everything between the layers stay as they are without. A weight is rounded
-to bfloat16 before: several processes gather it so, and one process computes what they do.
+Inputs and weights are scaled by their largest value and rounded to e4m3, gradients to e5m2, in
+every pass (torchao's tensorwise recipe; formats of arXiv 2209.05433). Masters, weight gradients and
+everything between the linear layers keep their dtypes. Weights are rounded to bfloat16 first, as
+several processes gather them, so that one process computes the same bits.
 """
 
 import contextlib
@@ -20,38 +20,35 @@ from longred.training.layers.compiling import compiled
 from longred.training.layers.masters import rounded
 
 CAPABILITY = (8, 9)
-"""The first compute capability of a GPU that multiplies 8-bit floats."""
+"""First compute capability with 8-bit float products."""
 
 
 def check_fp8(device: torch.device) -> None:
-    """Refuse a device that does not multiply 8-bit floats.
+    """Refuse a device that cannot multiply 8-bit floats.
 
     Raises:
-        PreflightError: it does not, or torchao is not installed.
+        PreflightError: the device cannot.
     """
+    needs = "training.fp8: needs a GPU of compute capability 8.9 or more"
     if device.type != "cuda":
+        raise PreflightError(f"{needs}, and the device is {device.type}; set it to false")
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < CAPABILITY:
         raise PreflightError(
-            f"training.fp8: needs a GPU of compute capability 8.9 or more, and the device is "
-            f"{device.type}; set it to false"
-        )
-    capability = torch.cuda.get_device_capability(device)
-    if capability < CAPABILITY:
-        raise PreflightError(
-            "training.fp8: needs a GPU of compute capability 8.9 or more (H100, L40S), and this "
-            f"one has {capability[0]}.{capability[1]}; set it to false"
+            f"{needs} (H100, L40S), and this one has {major}.{minor}; set it to false"
         )
 
 
 def to_fp8(model: PreTrainedModel, *, emulate: bool = False, is_compiled: bool = False) -> None:
-    """Make the linear layers of a model's decoder compute in 8-bit floats.
+    """Make the linear layers of a model's decoder multiply in 8-bit floats.
 
-    Layers with a side that is no multiple of 16, which the kernels do not take, stay as they are.
+    Layers with a side that is not a multiple of 16 are left unchanged: the kernels need that.
 
     Args:
         model: changed in place; its weights stay the same tensors.
-        emulate: round as the kernels do but multiply in higher precision, on any device.
-        is_compiled: whether each layer is compiled by itself. Without, scales and roundings take
-            passes of their own, which cost about what the products gain.
+        emulate: round as the kernels do, but multiply in higher precision, on any device.
+        is_compiled: whether to compile each linear layer. Uncompiled, scaling and rounding are
+            separate passes, which cost about as much as the faster products save.
 
     Raises:
         PreflightError: torchao is not installed.
@@ -77,7 +74,7 @@ def to_fp8(model: PreTrainedModel, *, emulate: bool = False, is_compiled: bool =
 def _forward(linear: Any, input_: Tensor) -> Tensor:
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
 
-    # Compiled, the master is what is held until the backward pass, not what it is rounded to.
+    # Compiled, the master is held until the backward pass, not its rounded copy.
     weight_OI = linear.weight.to(torch.bfloat16)
     output: Tensor = matmul_with_hp_or_float8_args.apply(
         rounded(input_), weight_OI.t(), linear.linear_mm_config, linear.config
@@ -91,7 +88,7 @@ def _changed(model: PreTrainedModel) -> list[Any]:
 
 @contextlib.contextmanager
 def without_fp8(model: PreTrainedModel) -> Iterator[None]:
-    """Run a model that `to_fp8` changed as if it had not."""
+    """Run a model that `to_fp8` changed without 8-bit floats."""
     changed = _changed(model)
     forwards = [vars(module).get("forward") for module in changed]
     for module in changed:

@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu.child import Check
 from gpu.sizes import calibrated, device_of, dtype_of, scale_of, speeds_of
-from longred.attention import BACKENDS, Needs, Rules
+from longred.attention.backends import BACKENDS, Needs
 from longred.attention.documents import whole_rows
-from longred.attention.varlen import attend_varlen, supports
+from longred.attention.sdpa import Rules, attend_varlen, supports
 from longred.cost.calibrate import call_seconds
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

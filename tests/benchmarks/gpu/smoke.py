@@ -11,9 +11,9 @@ import training
 
 from gpu.child import Check
 from gpu.sizes import device_of, scale_of
-from longred.attention import kernel_report
+from longred.attention.probe import kernel_report
 from longred.profiling.attention_kl import attention_kl
-from longred.training.layers import fused
+from longred.training.layers import compiling
 from longred.training.layers.compiling import compiler_problem
 from longred.training.trainer import Trainer
 
@@ -57,7 +57,7 @@ def _train(check: Check) -> None:
         problem = compiler_problem("cuda")
         assert problem is None, f"norms, RoPE and MLPs ran as written: {problem}"
         # Those of a norm, RoPE and a gated MLP, forward and backward.
-        assert fused._compiled.cache_info().currsize == 6, fused._compiled.cache_info()
+        assert compiling._compiled.cache_info().currsize == 6, compiling._compiled.cache_info()
     check.line("training", settings=dict(preset.settings), measured=losses)
 
 

@@ -1,4 +1,4 @@
-"""What checkpointing computes again and what it holds; the numbers stay the same."""
+"""Activation checkpointing: what is recomputed, what is held; the results stay the same."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import torch
 from operator_counts import LiveBytes, OperatorCalls
 from tiny_training import MakeJob
 
-from longred.attention import BACKENDS, flash
+from longred.attention import flash
+from longred.attention.backends import BACKENDS
 from longred.models.load import hidden_states, load_model
 from longred.training.layers.activations import (
     CHECKPOINTING,
@@ -69,7 +70,7 @@ def test_more_checkpointing_holds_fewer_bytes(tiny_model_folder: Path):
         peak[kind] = live.peak
     assert held["full"] < held["selective"] < held["none"] / 3
     assert max(peak["full"], peak["selective"]) < peak["none"]
-    # What selective holds more: a hidden value and a log-sum-exp a head, of every layer and token.
+    # Selective also holds a hidden value and a log-sum-exp per head, for every layer and token.
     assert held["selective"] - held["full"] == NUM_LAYERS * 2 * 64 * (64 + 4) * 4
 
 
@@ -85,7 +86,7 @@ def test_activations_are_held_inside(tiny_model_folder: Path):
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
 def test_flash_attention_runs_once_too(name: str, tiny_model_folder: Path, monkeypatch):
-    """Its packages hide their kernel in an operator of these names; here it computes on a CPU."""
+    """The packages wrap their kernel in an operator of these names; here it runs on a CPU."""
     operators = torch.library.Library("flash_attn_3" if name.endswith("3") else "flash_attn", "DEF")
     operator = "fwd" if name.endswith("3") else "_flash_attn_forward"
     operators.define(f"{operator}(Tensor q, Tensor k, Tensor v) -> Tensor")
@@ -133,7 +134,7 @@ def test_flash_attention_runs_once_too(name: str, tiny_model_folder: Path, monke
 
 @pytest.mark.parametrize("method", ["longred-c", "lora"])
 def test_only_large_micro_batches_are_computed_again(method, make_job: MakeJob, tmp_path: Path):
-    """Long blocks have 128 tokens here; five short ones of 32 are cut so that they need it not."""
+    """Long blocks have 128 tokens; micro-batches of short blocks of 32 stay below the threshold."""
     counts, metrics = {}, {}
     values = {"method": method, "micro_batch_tokens": 128, "short_micro_batch_tokens": 64}
     for kind in ("none", "selective"):

@@ -1,4 +1,4 @@
-"""Compiled layers: as near to the exact numbers as others, and compiled once for all layers."""
+"""Compiled layers: as accurate as eager ones, and compiled once for all layers."""
 
 import copy
 import shutil
@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from longred import attention
+from longred.attention import function as attention
 from longred.errors import PreflightError
 from longred.models.load import hidden_states
 from longred.training.layers.activations import checkpoint_activations
@@ -32,7 +32,7 @@ CONFIG = LlamaConfig(
     eos_token_id=1,
 )
 NUM_LAYERS = 10
-"""More than torch compiles one function for, were each layer another one to it."""
+"""More layers than torch's recompile limit, in case each layer counted as a function."""
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "up_proj"], "objectives": "cpt"}
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -51,7 +51,7 @@ def build(kind: str, tile_tokens: int, *, is_compiled: bool) -> PreTrainedModel:
 
 
 def run(model: PreTrainedModel, number: int, dtype: torch.dtype):
-    """States and gradients under skipped positions, documents and a capture, all new each time."""
+    """States and gradients with skipped positions, documents and a capture, all new each time."""
     generator = torch.Generator().manual_seed(number)
     tokens = torch.randint(2, 64, (2, 40), generator=generator)
     skipped = torch.arange(40) + torch.where(torch.arange(40) < 20, 0, 100 + number)
@@ -99,7 +99,7 @@ def test_numbers_are_as_exact_and_layers_are_compiled_once(kind: str, tile_token
         references = run(exact, number, torch.float64)
         for one, other, reference in zip(found, expected, references, strict=True):
             assert error(one, reference) < 1.3 * error(other, reference)
-        # Only now and then is a value rounded to its other neighbour.
+        # A few values are rounded to their other neighbour.
         assert error(found[0], expected[0]) < 0.5 * error(expected[0], references[0])
         if number == 0:
             graphs = counters["stats"]["unique_graphs"]
@@ -136,7 +136,7 @@ def test_more_shapes_than_torch_allows_are_compiled_in_any_thread():
     double = compiled(lambda x: x.sin() * 2.0)
 
     def ten_shapes() -> None:
-        # Backward passes on a GPU run in a thread of autograd's.
+        # Backward passes on a GPU run in an autograd thread.
         for size in range(2, 12):
             double(torch.ones(size))
 

@@ -1,4 +1,4 @@
-"""8-bit floats, emulated where there is no GPU for them: what they change, and what is refused."""
+"""8-bit floats, emulated without a suitable GPU: effect on training, and refusals."""
 
 import dataclasses
 import shutil
@@ -28,7 +28,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def e4m3(value: torch.Tensor) -> torch.Tensor:
-    """The nearest 8-bit float, with 3 bits of fraction, after scaling the largest to 448."""
+    """Round to the nearest 8-bit float (3 fraction bits) after scaling the maximum to 448."""
     scale = 448.0 / value.abs().max()
     scaled = value * scale
     exponent = torch.floor(torch.log2(scaled.abs().clamp(min=2.0**-6)))
@@ -161,7 +161,7 @@ def test_a_device_without_8_bit_products_is_refused(make_job: MakeJob, tmp_path,
     ],
 )
 def test_what_cannot_be_had_together_is_refused(values, message, make_job: MakeJob):
-    # Here: a bare GPU machine runs the last test of this file, and has no pydantic.
+    # Imported here: bare GPU machines run the last test of this file and have no pydantic.
     from longred.config import load_recipe
 
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Fused norms, RoPE and gated MLPs: transformers' numbers, fewer bytes, nothing computed twice."""
+"""Fused norms, RoPE and gated MLPs: transformers' results, fewer bytes, no extra products."""
 
 import copy
 import functools
@@ -22,9 +22,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from longred import attention
+from longred.attention import function as attention
 from longred.models.load import hidden_states
-from longred.training.layers import fused
+from longred.training.layers import compiling, fused, gated_mlp
 from longred.training.layers.activations import CHECKPOINTING, checkpoint_activations
 from longred.training.layers.compiling import compiled
 from longred.training.layers.fused import fuse
@@ -67,7 +67,7 @@ POSITIONS = (torch.arange(40) + torch.where(torch.arange(40) < 20, 0, 100)).expa
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU short rows attend in float32, and would see RoPE before it is rounded."""
+    """Keep short rows on a CPU from attending in float32, before RoPE's output is rounded."""
     monkeypatch.setattr("longred.attention.sdpa._is_slow_in_bf16", lambda value: False)
 
 
@@ -127,7 +127,7 @@ def test_gradients_are_those_of_transformers(
     _, found = run(build(family, kind, is_fused=True, tile=tile), half=False)
     # The three gradients of a residual are summed in another order.
     assert error(found, plain) < 1e-6
-    # Both are as far from float32 as their roundings take them.
+    # Both differ from float32 by their rounding errors.
     _, plain_half = run(build(family, is_fused=False), half=True)
     _, half = run(build(family, kind, is_fused=True, tile=tile), half=True)
     assert error(half, plain) < 1.15 * error(plain_half, plain)
@@ -157,7 +157,7 @@ def test_gradients_of_each_function_are_those_of_its_formula(name: str, dtype: t
         ),
         "gated": (
             lambda x, y: torch.nn.functional.silu(x) * y,
-            lambda: fused.gated_backward(grad, x, y, "silu")[:2],
+            lambda: gated_mlp.gated_backward(grad, x, y, "silu")[:2],
         ),
     }
     formula, backward = cases[name]
@@ -175,7 +175,7 @@ def test_nothing_is_computed_more_often(kind: str) -> None:
         run(build("qwen2", kind, is_fused=True), half=True)
     layers = SHAPE["num_hidden_layers"]
     again = 0 if kind == "none" else 1
-    # Four with a bias or without; of a layer that is computed again all but the last.
+    # A recomputed layer repeats all products but the last.
     products = calls.counts["aten::mm"] + calls.counts["aten::addmm"]
     assert products == (7 + 6 * again + 14) * layers
     assert calls.counts["aten::silu"] == (2 + 0 * again) * layers
@@ -205,7 +205,7 @@ def test_attention_that_is_not_known_is_left_to_transformers(
     from transformers.models.llama import modeling_llama
 
     def forward(self: object, *args: object, **kwargs: object) -> None:
-        """A version of transformers that turns queries elsewhere."""
+        """A version of transformers that applies RoPE elsewhere."""
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", forward)
     build("llama", is_fused=True)
@@ -228,11 +228,11 @@ def test_compiled_functions_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     torch._dynamo.reset()
     made: dict[Callable[..., object], Callable[..., object]] = {}
     monkeypatch.setattr(
-        fused, "_fastest", lambda function, _: made.setdefault(function, compiled(function))
+        compiling, "fastest", lambda function, _: made.setdefault(function, compiled(function))
     )
     found, found_grads = run(build("llama", "selective", is_fused=True), half=True)
     assert len(made) == 6
-    # Only now and then is a value rounded to its other neighbour.
+    # A few values are rounded to their other neighbour.
     names = {str(layer): state.detach() for layer, state in expected.items()}
     assert error({str(layer): found[layer].detach() for layer in found}, names) < 1e-2
     assert error(found_grads, grads) < 2e-2
@@ -242,7 +242,7 @@ def test_compiled_functions_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("num_tokens", [8192, 1000])
 def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
-    """The kernels of a model's own sizes, forward and backward, against the formulas in float64."""
+    """Kernels at the sizes of a real model, forward and backward, against float64 formulas."""
     torch.manual_seed(0)
     draw = functools.partial(torch.randn, device="cuda")
     formula, angles = fused.NORMS["LlamaRMSNorm"], draw(1, 1, num_tokens, 128)
@@ -256,8 +256,8 @@ def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
         fused.normalise_backward: (grad.bfloat16(), x, weight, scale.float(), formula),
         fused.turn: (heads, angles.cos(), angles.sin(), bf16),
         fused.turn_backward: (heads, angles.cos(), angles.sin(), bf16),
-        fused.gated: (gate, up, "silu"),
-        fused.gated_backward: (out, gate, up, "silu"),
+        gated_mlp.gated: (gate, up, "silu"),
+        gated_mlp.gated_backward: (out, gate, up, "silu"),
     }
     unit = x.double() * scale
     back = grad.bfloat16().double() * weight.double()
@@ -273,8 +273,8 @@ def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
         fused.normalise_backward: (hidden_grad, (grad.bfloat16().double() * unit).sum(0)),
         fused.turn: (turned * cos + half * sin,),
         fused.turn_backward: (turned * cos + torch.cat((second, -first), -1),),
-        fused.gated: (active * u,),
-        fused.gated_backward: (o * u * slope, o * active, active * u),
+        gated_mlp.gated: (active * u,),
+        gated_mlp.gated_backward: (o * u * slope, o * active, active * u),
     }
     for function, arguments in calls.items():
         found = compiled(function)(*arguments)

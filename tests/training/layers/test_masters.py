@@ -1,4 +1,4 @@
-"""Linear layers on float32 masters: the bits of autocast, without its copies."""
+"""Linear layers on float32 masters: the bits of autocast without its weight copies."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from operator_counts import LiveBytes
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from longred import attention
+from longred.attention import function as attention
 from longred.models.load import hidden_states
 from longred.training.layers.activations import CHECKPOINTING, checkpoint_activations
 from longred.training.layers.masters import hold_no_copies

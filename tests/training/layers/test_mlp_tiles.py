@@ -1,4 +1,4 @@
-"""Tiled MLPs: the same numbers, fewer bytes, and nothing computed more often than without."""
+"""Tiled MLPs: the same results, fewer bytes, and no additional recomputation."""
 
 import copy
 
@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from longred import attention
+from longred.attention import function as attention
 from longred.models.load import hidden_states
 from longred.training.layers.activations import CHECKPOINTING, checkpoint_activations
 from longred.training.layers.masters import hold_no_copies
@@ -84,7 +84,7 @@ def test_nothing_is_computed_more_often_than_with_checkpointing(kind: str):
         gradients(build("llama", kind, TILE), torch.float32)
     tiles = NUM_TILES * SHAPE["num_hidden_layers"]
     assert calls.counts["aten::silu"] == 2 * tiles
-    # Three products with a bias forward; the last is not computed again.
+    # Three products with a bias forward; the last is not recomputed.
     assert calls.counts["aten::addmm"] == (3 + 2) * tiles
 
 
