@@ -13,7 +13,8 @@ from longred.config import DataConfig, load_recipe
 from longred.data import filling
 from longred.data.buckets import prepare
 from longred.data.documents import document_id, is_held_out
-from longred.data.loader import BlockFile, StepLoader
+from longred.data.layout import BlockFile
+from longred.data.loader import StepLoader
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
 from longred.store.artifacts import sha256_file

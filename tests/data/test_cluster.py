@@ -11,8 +11,8 @@ import pytest
 
 from longred.config import DataConfig, load_recipe
 from longred.data import cluster
-from longred.data.cluster import EXECUTORS, run_in_datatrove, write_task
-from longred.data.counts import Counts
+from longred.data.cluster import make_executor, run_in_datatrove, write_task
+from longred.data.executors import Counts
 from longred.data.shards import read_record
 from longred.data.sources import shards_of
 from longred.data.tokenise import Job
@@ -133,7 +133,7 @@ def test_what_ray_is_asked_for(make_job: Callable[..., Job]) -> None:
     job = make_job(kind="ray", num_workers=4, max_tasks=2, memory_gb=5)
     shards = list(shards_of(job.config, 0))
     folder = write_task(job, shards)
-    executor = EXECUTORS["ray"](job, folder, len(shards))
+    executor = make_executor(job, folder, len(shards))
     assert (executor.tasks, executor.workers, executor.mem_per_cpu_gb) == (2, 4, 5)
     assert json.loads((folder / "job.json").read_text())["identity"] == "identity"
     (step,) = executor.pipeline

@@ -10,9 +10,8 @@ import zstandard
 
 from longred.config import DataConfig
 from longred.data import files
-from longred.data.documents import Document, document_id
+from longred.data.documents import Document, Intake, document_id
 from longred.data.files import find_files
-from longred.data.intake import Intake
 from longred.errors import ConfigError
 
 ZOO = {

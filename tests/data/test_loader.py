@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from longred.data.loader import BlockFile, Permutation, Rows, StepLoader, read_rows
+from longred.data.layout import BlockFile
+from longred.data.loader import Permutation, Rows, StepLoader, read_rows
 from longred.errors import ConfigError, MismatchError
 
 ROWS = {"long": 4, "short": 24, "original": 4}

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from longred.data.packing import pack
+from longred.data.filling import pack
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -14,7 +14,7 @@ import zstandard
 
 from longred.config import DataConfig
 from longred.data.buckets import prepare
-from longred.data.intake import REASONS
+from longred.data.documents import REASONS
 from longred.errors import ConfigError
 from tests.data.test_buckets import pieces_of
 from tests.data.test_files import ZOO
