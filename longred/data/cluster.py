@@ -11,24 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datatrove.executor import (
-    LocalPipelineExecutor,
-    RayPipelineExecutor,
-    SlurmPipelineExecutor,
-)
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
 from longred.data.executors import Counts, Tick, wait_for
 from longred.data.shards import Shard, read_record
 from longred.data.tokenise import Job, tokenise_shard
-from longred.errors import (
-    BY_EXIT_CODE,
-    ConfigError,
-    LongredError,
-    LostProcessError,
-    PreflightError,
-)
+from longred.errors import BY_EXIT_CODE, ConfigError, LongredError, LostProcessError, PreflightError
 from longred.store.artifacts import canonical_digest, read_json, write_json
 
 
@@ -74,17 +64,20 @@ def run_in_datatrove(job: Job, shards: Sequence[Shard], tick: Tick) -> None:
     logger.disable("datatrove")  # its log files have the same content
     executor = make_executor(job, folder, len(shards))
 
-    def missing() -> list[Shard]:
-        return [shard for shard in shards if not read_record(shard, job.folder, job.identity)]
-
-    def poll() -> None:
-        """Raise the first error that a worker has saved, else report the progress."""
+    def poll() -> list[Shard]:
+        """Raise the first error of a worker, or report the progress and return missing shards."""
         for path in sorted(folder.glob("error-*.json")):
             problem = read_json(path)
             raise BY_EXIT_CODE.get(problem["exit_code"], ConfigError)(problem["message"])
-        records = ((shard, read_record(shard, job.folder, job.identity)) for shard in shards)
-        finished = (Counts.of(shard, record) for shard, record in records if record)
-        tick(sum(finished, start=Counts()))
+        counts, missing = Counts(), []
+        for shard in shards:
+            record = read_record(shard, job.folder, job.identity)
+            if record:
+                counts += Counts.of(shard, record)
+            else:
+                missing.append(shard)
+        tick(counts)
+        return missing
 
     try:
         with ThreadPoolExecutor(1) as thread:
@@ -94,12 +87,10 @@ def run_in_datatrove(job: Job, shards: Sequence[Shard], tick: Tick) -> None:
             f"data.executor.kind: {settings.kind} cannot be used here ({error})"
         ) from error
     if settings.kind == "slurm":
-        while missing() and _is_queued(str(executor.job_id)):
-            poll()
+        while poll() and _is_queued(str(executor.job_id)):
             time.sleep(settings.poll_seconds)
-    poll()
-    # Records are written before a job ends, so one that is missing now was lost.
-    lost = missing()
+    # Records are written before a job ends, so a shard without one now was lost.
+    lost = poll()
     if lost:
         raise LostProcessError(
             f"data: {len(lost)} shards were not finished, the first is shard {lost[0].number} of "

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from longred.errors import ConfigError
@@ -47,6 +47,25 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a file before it becomes a document.
+
+    Attributes:
+        number: from 1, counted from the start of the part of the file that is read.
+        offset: position of its first byte in the uncompressed file, or its index in a table.
+        raw: its bytes without the line end; if it is oversized, the first ones.
+        problem: reason why it cannot be used, found while reading; empty if none.
+        sha256: digest of all bytes of an oversized row.
+    """
+
+    number: int
+    offset: int
+    raw: bytes
+    problem: str = ""
+    sha256: str = ""
+
+
 def document_id(source: str, relative_path: str, offset: int = 0) -> str:
     """Return the sha256 hex digest that identifies a document on every machine.
 
@@ -69,13 +88,10 @@ def is_held_out(document: str, fraction: float) -> bool:
 
 
 class Rejection(Exception):
-    """A row cannot be used; `reason` is one of REASONS."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """A row cannot be used; the message is one of REASONS."""
 
 
+@dataclass(slots=True)
 class Intake:
     """Counts the usable and rejected rows of one shard and saves the first rejected ones.
 
@@ -85,57 +101,46 @@ class Intake:
         max_characters: longer texts are rejected.
 
     Attributes:
+        seen, rejected: number of rows, and of rejected rows by reason.
+        quarantine: the first rejected rows.
         num_lines: path → lines read from it, to number the lines of later byte ranges.
     """
 
-    def __init__(self, source: str, max_rejected_fraction: float, max_characters: int) -> None:
-        self.source = source
-        self.max_rejected_fraction = max_rejected_fraction
-        self.max_characters = max_characters
-        self.seen = 0
-        self.rejected: Counter[str] = Counter()
-        self.quarantine: list[dict[str, Any]] = []
-        self.num_lines: Counter[str] = Counter()
-        self._first = ""
+    source: str
+    max_rejected_fraction: float
+    max_characters: int
+    seen: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    num_lines: Counter[str] = field(default_factory=Counter)
+    _first: str = field(default="", init=False)
 
     def take(self) -> None:
         """Count a usable row."""
         self.seen += 1
 
-    def reject(
-        self,
-        reason: str,
-        path: str,
-        *,
-        offset: int,
-        line: int,
-        raw: bytes,
-        sha256: str | None = None,
-    ) -> None:
+    def reject(self, reason: str, path: str, row: Row) -> None:
         """Count a rejected row and save the start of its bytes.
 
         Args:
             reason: one of REASONS.
             path: POSIX path relative to the source's root.
-            offset: start of the row in bytes, or its row number if rows have no byte offset.
-            line: number of the row, from 1, within the part of the file that is read.
-            raw: its bytes, or their start.
-            sha256: digest of all its bytes; default: of `raw`.
+            row: the row.
         """
         self.seen += 1
         self.rejected[reason] += 1
         if reason != HARMLESS and not self._first:
-            self._first = f"{path}, line {line} (offset {offset})"
+            self._first = f"{path}, line {row.number} (offset {row.offset})"
         if len(self.quarantine) < MAX_QUARANTINED:
             self.quarantine.append(
                 {
                     "source": self.source,
                     "path": path,
-                    "offset": offset,
-                    "line": line,
+                    "offset": row.offset,
+                    "line": row.number,
                     "reason": reason,
-                    "sha256": sha256 or hashlib.sha256(raw).hexdigest(),
-                    "raw": raw[:RAW_BYTES].decode("utf-8", errors="backslashreplace"),
+                    "sha256": row.sha256 or hashlib.sha256(row.raw).hexdigest(),
+                    "raw": row.raw[:RAW_BYTES].decode("utf-8", errors="backslashreplace"),
                 }
             )
 

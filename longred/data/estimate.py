@@ -251,10 +251,8 @@ def _sample(
 
 def to_json(estimates: Sequence[SourceEstimate]) -> list[dict[str, Any]]:
     """Return estimates as JSON values."""
-    return [
-        {
-            **asdict(found),
-            "buckets": [{**asdict(bucket), "verdict": bucket.verdict} for bucket in found.buckets],
-        }
-        for found in estimates
-    ]
+    values = []
+    for found in estimates:
+        buckets = [{**asdict(bucket), "verdict": bucket.verdict} for bucket in found.buckets]
+        values.append({**asdict(found), "buckets": buckets})
+    return values

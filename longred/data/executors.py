@@ -82,22 +82,16 @@ def run_shards(
 
 def _run_in_pool(job: Job, shards: Sequence[Shard], tick: Tick, map_groups: MapGroups) -> None:
     """Tokenise shards in processes, or in one thread; after an error the pool stops at once."""
-    workers = job.config.executor.num_workers
-    if not workers:
-        total = sum(shard.num_bytes for shard in shards)
-        workers = min(len(os.sched_getaffinity(0)), max(1, total // BYTES_PER_WORKER))
+    total = sum(shard.num_bytes for shard in shards)
+    useful = min(len(os.sched_getaffinity(0)), max(1, total // BYTES_PER_WORKER))
+    workers = min(job.config.executor.num_workers or useful, len(shards))
     context = multiprocessing.get_context("spawn")
     counts, stop = context.Array("q", 4), context.Event()
     pool: Executor
-    if min(workers, len(shards)) == 1:
+    if workers == 1:
         pool = ThreadPoolExecutor(1, initializer=_enter, initargs=(counts, stop, False))
     else:
-        pool = ProcessPoolExecutor(
-            min(workers, len(shards)),
-            mp_context=context,
-            initializer=_enter,
-            initargs=(counts, stop, True),
-        )
+        pool = ProcessPoolExecutor(workers, context, _enter, (counts, stop, True))
 
     def run_group(group: Group) -> None:
         futures = [pool.submit(_tokenise, job, shard) for shard in group]
@@ -141,7 +135,7 @@ def map_in_threads(
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def wait_for(futures: Sequence[Future[Any]], tick: Callable[[], None]) -> None:
+def wait_for(futures: Sequence[Future[Any]], tick: Callable[[], object]) -> None:
     """Wait for futures and call `tick` periodically; the first error ends the wait."""
     waiting = set(futures)
     while waiting:

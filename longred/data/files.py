@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from longred.config import DataConfig, SourceConfig
-from longred.data.documents import Document, Intake, Rejection, document_id
+from longred.data.documents import Document, Intake, Rejection, Row, document_id
 from longred.data.lines import Lines
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
@@ -54,8 +54,7 @@ class Files:
 
     def open(self, path: str) -> BinaryIO:
         """Open one file for reading."""
-        opened: BinaryIO = self.filesystem.open(self.full(path), "rb")
-        return opened
+        return self.filesystem.open(self.full(path), "rb")  # type: ignore[no-any-return]
 
 
 def find_files(pattern: str, key: str) -> Files:
@@ -82,10 +81,9 @@ def find_files(pattern: str, key: str) -> Files:
             found = filesystem.find(path, detail=True)
         else:
             raise ConfigError(f"{key}: {path} does not exist")
-    except PermissionError as error:
-        raise PreflightError(f"{key}: {pattern} cannot be listed ({error})") from error
     except OSError as error:
-        raise PreflightError(f"{key}: {pattern} cannot be reached ({error})") from error
+        what = "listed" if isinstance(error, PermissionError) else "reached"
+        raise PreflightError(f"{key}: {pattern} cannot be {what} ({error})") from error
     prefix = f"{root}/" if root else ""
     sizes = {
         name.removeprefix(prefix): int(info.get("size") or 0)
@@ -169,11 +167,7 @@ def read(
     filesystem, _, root = _locate(source.path or "", source.name)
     files = Files(filesystem, root, {})
     for part in parts:
-        reader = _read_lines
-        if part.path.endswith(TEXT_SUFFIXES):
-            reader = _read_text
-        elif part.path.endswith(".parquet"):
-            reader = _read_parquet
+        reader = _read_parquet if part.path.endswith(".parquet") else _read_rows
         try:
             yield from reader(files, source, part, intake)
         except OSError as error:
@@ -183,65 +177,46 @@ def read(
                     f"reached ({error}); finished shards are kept, run the same command again"
                 ) from error
             message = f"{type(error).__name__}: {error.strerror or error}".encode()
-            intake.reject("unreadable", part.path, offset=part.start, line=1, raw=message)
+            intake.reject("unreadable", part.path, Row(1, part.start, message))
 
 
-def _read_text(
+def _read_rows(
     files: Files, source: SourceConfig, part: Part, intake: Intake
 ) -> Iterator[Document]:
-    limit = intake.max_characters * 4 + len(UTF8_MARK)
-    sha256 = None
-    with files.open(part.path) as file:
-        raw = file.read(limit + 1)
-        if len(raw) > limit:
-            hasher = hashlib.sha256(raw)
-            while chunk := file.read(2**20):
-                hasher.update(chunk)
-            sha256 = hasher.hexdigest()
-    try:
-        if sha256:
-            raise Rejection("oversized")
-        text = intake.checked(_decode(raw))
-    except Rejection as rejection:
-        intake.reject(rejection.reason, part.path, offset=0, line=1, raw=raw, sha256=sha256)
-        return
-    intake.take()
-    yield Document(document_id(source.name, part.path), part.path, 0, text)
-
-
-def _read_lines(
-    files: Files, source: SourceConfig, part: Part, intake: Intake
-) -> Iterator[Document]:
+    """Yield the documents of JSON lines, or the single one of a text file."""
+    is_text = part.path.endswith(TEXT_SUFFIXES)
     max_bytes = intake.max_characters * BYTES_PER_CHARACTER + ROW_BYTES
     with files.open(part.path) as file:
         lines = Lines(file, part.path, start=part.start, end=part.end or None, max_bytes=max_bytes)
-        for line in lines:
+        for row in [_whole_text(file, intake)] if is_text else lines:
             try:
-                if line.problem:
-                    raise Rejection(line.problem)
-                text = intake.text(_parse(line.raw), source.text_field)
+                if row.problem:
+                    raise Rejection(row.problem)
+                text = _decode(row.raw)
+                if is_text:
+                    intake.checked(text)
+                else:
+                    text = intake.text(_parse(text), source.text_field)
             except Rejection as rejection:
-                intake.reject(
-                    rejection.reason,
-                    part.path,
-                    offset=line.offset,
-                    line=line.number,
-                    raw=line.raw,
-                    sha256=line.sha256,
-                )
-                continue
-            intake.take()
-            id = document_id(source.name, part.path, line.offset)
-            yield Document(id, part.path, line.offset, text)
-        intake.num_lines[part.path] += lines.num_lines
+                intake.reject(str(rejection), part.path, row)
+            else:
+                intake.take()
+                id = document_id(source.name, part.path, row.offset)
+                yield Document(id, part.path, row.offset, text)
+        if not is_text:
+            intake.num_lines[part.path] += lines.num_lines
 
 
-def _parse(raw: bytes) -> Any:
-    text = _decode(raw)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Rejection("bad_json") from None
+def _whole_text(file: BinaryIO, intake: Intake) -> Row:
+    """Return the content of a text file; only the start of an oversized one is held in memory."""
+    limit = intake.max_characters * 4 + len(UTF8_MARK)
+    raw = file.read(limit + 1)
+    if len(raw) <= limit:
+        return Row(1, 0, raw)
+    hasher = hashlib.sha256(raw)
+    while chunk := file.read(2**20):
+        hasher.update(chunk)
+    return Row(1, 0, raw, "oversized", hasher.hexdigest())
 
 
 def _decode(raw: bytes) -> str:
@@ -249,6 +224,13 @@ def _decode(raw: bytes) -> str:
         return raw.removeprefix(UTF8_MARK).decode("utf-8")
     except UnicodeDecodeError:
         raise Rejection("bad_utf8") from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Rejection("bad_json") from None
 
 
 def _read_parquet(
@@ -277,7 +259,7 @@ def _read_parquet(
                         yield document
     except pyarrow.ArrowException as error:
         raw = f"{type(error).__name__}: {error}".encode()
-        intake.reject("bad_parquet", part.path, offset=row, line=row + 1, raw=raw)
+        intake.reject("bad_parquet", part.path, Row(row + 1, row, raw))
 
 
 def read_row(
@@ -290,7 +272,7 @@ def read_row(
         content = values.get(source.text_field) if isinstance(values, dict) else values
         raw = content if isinstance(content, str) else repr(content)
         encoded = raw.encode("utf-8", errors="backslashreplace")
-        intake.reject(rejection.reason, path, offset=row, line=row + 1, raw=encoded)
+        intake.reject(str(rejection), path, Row(row + 1, row, encoded))
         return None
     intake.take()
     return Document(document_id(source.name, path, row), path, row, text)

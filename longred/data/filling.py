@@ -54,7 +54,6 @@ class Filler:
     """
 
     def __init__(self, quotas: Sequence[Quota], validation_fraction: float) -> None:
-        self.quotas = quotas
         self.num_documents = dict.fromkeys(SPLITS, 0)
         self.num_duplicates = 0
         self._validation_fraction = validation_fraction

@@ -7,7 +7,7 @@ from typing import Any
 from longred.data.layout import DTYPES, SPLITS, BlockFile, read_index
 from longred.errors import MismatchError
 
-SHOWN_CHARACTERS = 300
+SHOWN_BLOCKS, SHOWN_CHARACTERS = 3, 300
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def bucket_rows(index: Mapping[str, Any]) -> list[list[str]]:
 
 def source_rows(index: Mapping[str, Any]) -> list[list[str]]:
     """Return name, kind and counts of each source."""
-    counts = ("shards", "rows", "documents", "held_out_documents", "tokens", "read_tokens")
-    skipped = ("duplicates", "contaminated")
+    counts = ["shards", "rows", "documents", "held_out_documents", "tokens", "read_tokens"]
+    counts += ["duplicates", "contaminated"]
     return [
-        [name, source["kind"], *(f"{source[key]:,}" for key in (*counts, *skipped))]
+        [name, source["kind"], *(f"{source[key]:,}" for key in counts)]
         for name, source in index["sources"].items()
     ]
 
@@ -62,7 +62,7 @@ def reason_rows(index: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def sample_blocks(folder: Path, count: int = 3) -> dict[str, list[str]]:
+def sample_blocks(folder: Path) -> dict[str, list[str]]:
     """Return the first training blocks of each bucket as text, shortened in the middle.
 
     Raises:
@@ -79,7 +79,7 @@ def sample_blocks(folder: Path, count: int = 3) -> dict[str, list[str]]:
     for bucket in read_index(folder)["train"]:
         file = BlockFile(folder, bucket)
         samples[bucket] = []
-        for block in range(min(count, len(file))):
+        for block in range(min(SHOWN_BLOCKS, len(file))):
             text = tokenizer.decode(file[block].tolist(), skip_special_tokens=False)
             if len(text) > SHOWN_CHARACTERS:
                 text = f"{text[:half]} … {text[-half:]}"
@@ -128,8 +128,5 @@ def draw_lengths(folder: Path, path: Path) -> None:
 
 def size_bytes(index: Mapping[str, Any]) -> int:
     """Return the total size of all blocks."""
-    return sum(
-        entry["num_blocks"] * entry["block_length"] * DTYPES[entry["dtype"]].itemsize
-        for split in SPLITS
-        for entry in index[split].values()
-    )
+    itemsize = DTYPES[index["train"]["long"]["dtype"]].itemsize
+    return int(index["tokens"]["written"] * itemsize)

@@ -4,34 +4,14 @@ import hashlib
 import io
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from longred.data.documents import RAW_BYTES
+from longred.data.documents import RAW_BYTES, Row
 
 CHUNK_BYTES = 2**20
 # Compressed chunks are smaller, because they expand.
 COMPRESSED_CHUNK_BYTES = 2**16
 GZIP_WINDOW = 31
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One non-blank line.
-
-    Attributes:
-        number: from 1, counted from the start of the byte range.
-        offset: position of its first byte in the uncompressed file.
-        raw: its bytes without the line end; if it is oversized, the first ones.
-        problem: why it cannot be used: `oversized` or `truncated_stream`.
-        sha256: digest of all bytes of an oversized line.
-    """
-
-    number: int
-    offset: int
-    raw: bytes
-    problem: str | None = None
-    sha256: str | None = None
 
 
 class Lines:
@@ -55,7 +35,7 @@ class Lines:
         self._file, self._name = file, name
         self._start, self._end, self._max_bytes = start, end, max_bytes
 
-    def __iter__(self) -> Iterator[Line]:
+    def __iter__(self) -> Iterator[Row]:
         """Yield the lines."""
         offset, end = self._start, self._end
         if offset:
@@ -70,7 +50,7 @@ class Lines:
             raw = reader.readline(self._max_bytes + 1)
             has_end = raw.endswith(b"\n")
             raw = raw.removesuffix(b"\n")
-            size, problem, sha256 = len(raw), None, None
+            size, problem, sha256 = len(raw), "", ""
             if size > self._max_bytes:
                 hasher = hashlib.sha256(raw)
                 for piece in _rest_of_line(reader):
@@ -85,9 +65,10 @@ class Lines:
                 if stream.is_truncated:
                     problem = "truncated_stream"
                 elif problem and (end is not None or raw.isspace()):
+                    # An oversized last line without a line end is not reported in a byte range.
                     return
             if problem or raw.strip():
-                yield Line(line_number, offset, raw, problem, sha256)
+                yield Row(line_number, offset, raw, problem, sha256)
             if not has_end:
                 return
             offset += size + 1

@@ -141,8 +141,7 @@ def check_bytes(shard: Shard, record: ShardRecord, work: Path) -> None:
 
 def read_table(shard: Shard, work: Path) -> npt.NDArray[Any]:
     """Return the document table of a finished shard, of dtype TABLE."""
-    table: npt.NDArray[Any] = np.load(shard.path(work, ".npy"), allow_pickle=False)
-    return table
+    return np.load(shard.path(work, ".npy"), allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def read_rows(shard: Shard, work: Path, suffix: str) -> list[dict[str, Any]]:

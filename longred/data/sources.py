@@ -50,8 +50,7 @@ def kind_of(source: SourceConfig) -> Kind:
     """Return the kind of a source."""
     if source.kind in KINDS:
         return KINDS[source.kind]
-    kind: Kind = pkgutil.resolve_name(DEMO_KINDS[source.kind])
-    return kind
+    return pkgutil.resolve_name(DEMO_KINDS[source.kind])  # type: ignore[no-any-return]
 
 
 def shards_of(config: DataConfig, number: int) -> Iterator[Shard]:
@@ -88,9 +87,9 @@ def check_sources(config: DataConfig) -> None:
     """
     seen: dict[tuple[Any, ...], str] = {}
     for source in config.sources:
-        identity: tuple[Any, ...] = (source.kind,)
-        if source.kind != "library":
-            identity += (source.path, source.subset, source.split, source.length)
+        identity = (source.kind, source.path, source.subset, source.split, source.length)
+        if source.kind == "library":
+            identity = (source.kind,)
         if identity in seen:
             raise ConfigError(
                 f"data.sources: {seen[identity]} and {source.name} read the same texts; "

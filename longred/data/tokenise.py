@@ -3,25 +3,17 @@
 import functools
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 
 from longred.config import DataConfig
 from longred.data.decontamination import evaluation_texts
 from longred.data.documents import Document, Intake, is_held_out
-from longred.data.shards import (
-    TABLE,
-    Shard,
-    ShardRecord,
-    read_record,
-    to_lines,
-    write_atomically,
-)
+from longred.data.shards import TABLE, Shard, ShardRecord, read_record, to_lines, write_atomically
 from longred.data.sources import kind_of
 from longred.data.tokens import TextTokenizer
 from longred.store.artifacts import sha256_file, storage_errors, write_json
@@ -114,17 +106,7 @@ class _Tokeniser:
         self.text_bytes = self.read_tokens = self.written_tokens = self.num_rejected = 0
 
     def run(self) -> ShardRecord:
-        path = self._path(".bin")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with storage_errors(path), temporary.open("wb") as file:
-            for batch in self._batches():
-                self._write(batch, file)
-            evidence = self._path(".quarantine.jsonl")
-            write_atomically(evidence, to_lines(self.intake.quarantine))
-            self.intake.check(self.shard.label, str(evidence))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(self._path(".bin"), self._tokens())
         table = io.BytesIO()
         np.save(table, np.array(self.rows, dtype=TABLE), allow_pickle=False)
         write_atomically(self._path(".npy"), [table.getvalue()])
@@ -150,6 +132,14 @@ class _Tokeniser:
         write_json(self._path(".json"), asdict(record))
         return record
 
+    def _tokens(self) -> Iterator[bytes]:
+        """Yield the tokens of all documents; then save and check the rejected rows."""
+        for batch in self._batches():
+            yield self._encode(batch)
+        evidence = self._path(".quarantine.jsonl")
+        write_atomically(evidence, to_lines(self.intake.quarantine))
+        self.intake.check(self.shard.label, str(evidence))
+
     def _batches(self) -> Iterator[list[Document]]:
         """Yield the wanted documents of the shard, a bounded amount of text at a time."""
         batch: list[Document] = []
@@ -164,8 +154,9 @@ class _Tokeniser:
                 batch, num_characters = [], 0
         yield batch
 
-    def _write(self, batch: list[Document], file: BinaryIO) -> None:
-        """Write the tokens of a batch and count it."""
+    def _encode(self, batch: list[Document]) -> bytes:
+        """Tokenise a batch, add its rows to the table and count it."""
+        chunks = []
         encoded = self.tokenizer.encode([document.text for document in batch])
         num_bytes, tokens_before = 0, self.read_tokens
         for document, ids in zip(batch, encoded, strict=True):
@@ -180,11 +171,12 @@ class _Tokeniser:
             text = int.from_bytes(hashlib.sha256(raw).digest()[:8], "little")
             self.rows.append((split, draw, text, self.written_tokens, len(ids)))
             self.written_tokens += len(ids)
-            file.write(ids.tobytes())
+            chunks.append(ids.tobytes())
         if self.count:
             rejected_before, self.num_rejected = self.num_rejected, self.intake.rejected.total()
             num_tokens = self.read_tokens - tokens_before
             self.count(num_bytes, len(batch), num_tokens, self.num_rejected - rejected_before)
+        return b"".join(chunks)
 
     def _is_wanted(self, document: Document) -> bool:
         """Return whether to tokenise a document; contaminated ones are listed."""
@@ -192,15 +184,8 @@ class _Tokeniser:
             return False
         words = self.evaluation.find(document.text) if self.evaluation else None
         if words:
-            self.contaminated.append(
-                {
-                    "id": document.id,
-                    "path": document.path,
-                    "offset": document.offset,
-                    "source": self.source.name,
-                    "words": words,
-                }
-            )
+            row = {"id": document.id, "path": document.path, "offset": document.offset}
+            self.contaminated.append({**row, "source": self.source.name, "words": words})
         return words is None
 
     def _is_held_out(self, document: Document) -> bool:

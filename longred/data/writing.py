@@ -1,9 +1,9 @@
 """Writes a data folder: copies the tokens of every bucket, then the index and the evidence."""
 
-import contextlib
 import hashlib
 import itertools
 import logging
+import operator
 import os
 import shutil
 from collections import Counter
@@ -102,15 +102,12 @@ def _keep_mixture(readings: Sequence[Reading]) -> None:
             for quota in reading.quotas
             if (quota.split, quota.bucket) == key and quota.needed
         ]
-        filled = [
-            selection.blocks[key] / quota.needed
-            for selection, quota in found
-            if selection.blocks[key]
-        ]
+        filled = [selection.blocks[key] / quota.needed for selection, quota in found]
+        fraction = min(filter(None, filled), default=0.0)
         wanted = written = 0
         for selection, quota in found:
             before = selection.blocks[key]
-            kept = min(before, int(quota.needed * min(filled, default=0.0) + 0.5))
+            kept = min(before, int(quota.needed * fraction + 0.5))
             segments = selection.segments[key]
             selection.segments[key] = segments[segments["block"] < kept]
             selection.blocks[key] = kept
@@ -224,17 +221,13 @@ def _read(
     offsets = (segments["start"][order] * np.uint64(itemsize)).tolist()
     sizes = (segments["size"][order].astype(np.int64) * itemsize).tolist()
     positions = targets[order].tolist()
-    open_shard, descriptor = -1, -1
-    with contextlib.ExitStack() as stack:
-        for shard, offset, size, position in zip(shards, offsets, sizes, positions, strict=True):
-            if shard != open_shard:
-                stack.close()
-                descriptor = os.open(paths[shard], os.O_RDONLY)
-                stack.callback(os.close, descriptor)
-                open_shard = shard
-            read = os.preadv(descriptor, [buffer[position : position + size]], offset)
-            if read != size:
-                raise RuntimeError(f"{paths[shard]}: {read} of {size} bytes at {offset}")
+    rows = zip(shards, offsets, sizes, positions, strict=True)
+    for shard, group in itertools.groupby(rows, key=operator.itemgetter(0)):
+        with paths[shard].open("rb", buffering=0) as file:
+            for _, offset, size, position in group:
+                read = os.preadv(file.fileno(), [buffer[position : position + size]], offset)
+                if read != size:
+                    raise RuntimeError(f"{paths[shard]}: {read} of {size} bytes at {offset}")
 
 
 def _source_entry(reading: Reading, num_texts: int, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -308,9 +301,8 @@ def _shard_entries(readings: Sequence[Reading]) -> Iterator[dict[str, Any]]:
     """Yield what each shard read and produced, for an audit."""
     for reading in readings:
         for shard, record in zip(reading.shards, reading.records, strict=True):
-            counts = asdict(record)
-            for key in ("identity", "text_rows", "text_bytes", "files"):
-                del counts[key]
+            left_out = ("identity", "text_rows", "text_bytes", "files")
+            counts = {key: n for key, n in asdict(record).items() if key not in left_out}
             yield {
                 "source": shard.name,
                 "number": shard.number,
@@ -323,13 +315,13 @@ def _shard_entries(readings: Sequence[Reading]) -> Iterator[dict[str, Any]]:
 
 def _write_metrics(path: Path, index: Mapping[str, Any]) -> None:
     sources = index["sources"].values()
-    metrics = {f"data/{key}_tokens": float(n) for key, n in index["tokens"].items()}
-    metrics["data/rejected_rows"] = float(sum(sum(s["rejected"].values()) for s in sources))
+    metrics = {f"data/{key}_tokens": n for key, n in index["tokens"].items()}
+    metrics["data/rejected_rows"] = sum(sum(source["rejected"].values()) for source in sources)
     for key in ("duplicates", "contaminated"):
-        metrics[f"data/{key}_documents"] = float(sum(source[key] for source in sources))
+        metrics[f"data/{key}_documents"] = sum(source[key] for source in sources)
     for split in SPLITS:
         for bucket, entry in index[split].items():
-            metrics[f"data/{split}/{bucket}_blocks"] = float(entry["num_blocks"])
+            metrics[f"data/{split}/{bucket}_blocks"] = entry["num_blocks"]
     journal = Journal(path)
     journal.append(metrics, step=0)
     journal.close()

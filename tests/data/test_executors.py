@@ -117,15 +117,15 @@ def test_only_missing_shards_are_done_again_after_every_kind_of_end(
     work, folder = tmp_path / "work", tmp_path / "folder"
     folder.mkdir()
     monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 3000)
-    write, finished = tokenise._Tokeniser._write, []
+    encode, finished = tokenise._Tokeniser._encode, []
     calls = 0
 
-    def interrupt(self: Any, *arguments: Any) -> None:
+    def interrupt(self: Any, batch: Any) -> bytes:
         nonlocal calls
         calls += 1
         if calls % 25 == 0:
             raise Interrupted
-        write(self, *arguments)
+        return encode(self, batch)
 
     run = tokenise._Tokeniser.run
 
@@ -134,7 +134,7 @@ def test_only_missing_shards_are_done_again_after_every_kind_of_end(
         finished.append((self.shard.name, self.shard.number, self.shard.held_out_only))
         return record
 
-    monkeypatch.setattr(tokenise._Tokeniser, "_write", interrupt)
+    monkeypatch.setattr(tokenise._Tokeniser, "_encode", interrupt)
     monkeypatch.setattr(tokenise._Tokeniser, "run", note)
     interruptions = 0
     while True:
