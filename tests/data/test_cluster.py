@@ -1,4 +1,4 @@
-"""Slurm and Ray: what is handed to them; Slurm's commands are played by scripts of this test."""
+"""The settings passed to Slurm and Ray; scripts of this test replace Slurm's commands."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from longred.data.sources import shards_of
 from longred.data.tokenise import Job
 from longred.errors import ConfigError, LongredError, PreflightError
 
-# Runs the tasks of a job's array one after the other, then the job is gone from the queue.
+# Runs the tasks of a job array one after the other; afterwards the queue is empty.
 SBATCH = """#!/bin/bash
 script="${@: -1}"
 cp "$script" "$FAKE_SLURM/job-$(ls "$FAKE_SLURM" | wc -l)"
@@ -39,7 +39,7 @@ exec "$@"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands of Slurm that run a job at once, on this machine."""
+    """Slurm commands that run a job immediately on this machine."""
     commands, folder = tmp_path / "bin", tmp_path / "slurm"
     commands.mkdir()
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Duplicates are what a set of all earlier texts says."""
+"""Duplicate masks, compared with a set of all earlier texts."""
 
 import numpy as np
 import pytest

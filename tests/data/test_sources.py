@@ -1,4 +1,4 @@
-"""Shards of every kind of source."""
+"""Shards, documents and fingerprints of each kind of source."""
 
 import json
 from collections.abc import Callable
