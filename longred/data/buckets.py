@@ -7,16 +7,16 @@ from pathlib import Path
 
 from longred.config import DataConfig
 from longred.data.estimate import refuse_hopeless
-from longred.data.executors import Counts, MapGroups, run_shards
+from longred.data.executors import Counts, MapGroups, finished, run_shards
 from longred.data.layout import DTYPES
-from longred.data.quotas import source_quotas
+from longred.data.quotas import not_enough_text, source_quotas
 from longred.data.reading import Reading
 from longred.data.shards import Shard, read_record
 from longred.data.sources import check_sources, fingerprints
 from longred.data.tokenise import Job
 from longred.data.tokens import TextTokenizer
 from longred.data.writing import write_folder
-from longred.errors import ConfigError, PreflightError
+from longred.errors import PreflightError
 from longred.progress import Progress, duration
 from longred.store.artifacts import canonical_digest, storage_errors
 
@@ -87,13 +87,8 @@ class _Runner:
 
     def run(self, shards: Sequence[Shard]) -> None:
         """Tokenise the shards that have no record yet."""
-        missing = []
-        for shard in shards:
-            record = read_record(shard, self.job.folder, self.job.identity)
-            if record:
-                self._finished += Counts.of(shard, record)
-            else:
-                missing.append(shard)
+        counts, missing = finished(self.job, shards)
+        self._finished += counts
         num_bytes = sum(shard.num_bytes for shard in missing)
         begun, latest = time.monotonic(), Counts()
 
@@ -151,7 +146,4 @@ def _refuse_shortages(readings: Sequence[Reading]) -> None:
                 "more, and a document feeds one bucket)"
             )
     if missing:
-        raise ConfigError(
-            "data.num_tokens: not enough text: " + "; ".join(missing) + ". Lower "
-            "data.num_tokens, change data.ratio or the shares in data.sources, or add text"
-        )
+        raise not_enough_text(missing)

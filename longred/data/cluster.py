@@ -15,8 +15,8 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from longred.data.executors import Counts, Tick, wait_for
-from longred.data.shards import Shard, read_record
+from longred.data.executors import Tick, finished, wait_for
+from longred.data.shards import Shard
 from longred.data.tokenise import Job, tokenise_shard
 from longred.errors import BY_EXIT_CODE, ConfigError, LongredError, LostProcessError, PreflightError
 from longred.store.artifacts import canonical_digest, read_json, write_json
@@ -69,13 +69,7 @@ def run_in_datatrove(job: Job, shards: Sequence[Shard], tick: Tick) -> None:
         for path in sorted(folder.glob("error-*.json")):
             problem = read_json(path)
             raise BY_EXIT_CODE.get(problem["exit_code"], ConfigError)(problem["message"])
-        counts, missing = Counts(), []
-        for shard in shards:
-            record = read_record(shard, job.folder, job.identity)
-            if record:
-                counts += Counts.of(shard, record)
-            else:
-                missing.append(shard)
+        counts, missing = finished(job, shards)
         tick(counts)
         return missing
 

@@ -12,11 +12,10 @@ import numpy.typing as npt
 from longred.config import DataConfig
 from longred.data.documents import Intake
 from longred.data.files import COMPRESSED_SUFFIXES
-from longred.data.quotas import Quota, source_quotas
+from longred.data.quotas import Quota, not_enough_text, source_quotas
 from longred.data.shards import Part, Shard
 from longred.data.sources import check_sources, kind_of, shards_of
 from longred.data.tokens import TextTokenizer
-from longred.errors import ConfigError
 
 SAMPLED_SHARDS = 32
 SAMPLED_CHARACTERS = 2**22
@@ -161,11 +160,7 @@ def refuse_hopeless(config: DataConfig, tokenizer: TextTokenizer) -> None:
             if bucket.at_most_tokens is not None and bucket.at_most_tokens < bucket.needed_tokens
         ]
     if missing:
-        raise ConfigError(
-            "data.num_tokens: not enough text: " + "; ".join(missing) + ". Nothing has been "
-            "tokenised. Lower data.num_tokens, change data.ratio or the shares in data.sources, or "
-            "add text"
-        )
+        raise not_enough_text(missing, "Nothing has been tokenised. ")
 
 
 def _estimate(

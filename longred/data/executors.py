@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
-from typing import Any, Self
+from typing import Any
 
-from longred.data.shards import Shard, ShardRecord
+from longred.data.shards import Shard, read_record
 from longred.data.tokenise import Job, tokenise_shard
 from longred.errors import LostProcessError
 
@@ -33,12 +33,6 @@ class Counts:
     tokens: int = 0
     rejected: int = 0
 
-    @classmethod
-    def of(cls, shard: Shard, record: ShardRecord) -> Self:
-        """Return the counts of a finished shard."""
-        rejected = sum(record.rejected.values())
-        return cls(shard.num_bytes, record.documents, record.read_tokens, rejected)
-
     def __add__(self, other: "Counts") -> "Counts":
         """Return the sum of each count."""
         return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -50,6 +44,19 @@ Tick = Callable[[Counts], None]
 Group = list[Shard]
 MapGroups = Callable[[Callable[[Group], None], list[Group], Callable[[], None]], None]
 """Calls the function on every group in parallel, and its last argument periodically meanwhile."""
+
+
+def finished(job: Job, shards: Sequence[Shard]) -> tuple[Counts, list[Shard]]:
+    """Return the counts of the finished shards, and the shards that have no record yet."""
+    counts, missing = Counts(), []
+    for shard in shards:
+        record = read_record(shard, job.folder, job.identity)
+        if record:
+            rejected = sum(record.rejected.values())
+            counts += Counts(shard.num_bytes, record.documents, record.read_tokens, rejected)
+        else:
+            missing.append(shard)
+    return counts, missing
 
 
 class _Cancelled(Exception):

@@ -173,3 +173,11 @@ def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
             return quota
         point -= weight
     return None
+
+
+def not_enough_text(shortages: Sequence[str], note: str = "") -> ConfigError:
+    """Return the error for buckets that cannot be filled."""
+    return ConfigError(
+        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}Lower data.num_tokens, "
+        "change data.ratio or the shares in data.sources, or add text"
+    )
