@@ -110,15 +110,8 @@ def draw_lengths(folder: Path, path: Path) -> None:
         longest += [edge for edge, count in zip(edges[1:], counts, strict=True) if count]
         for bucket, entry in index["train"].items():
             axis.axvline(entry["block_length"], color="#e45756", linewidth=1)
-            axis.annotate(
-                bucket,
-                (entry["block_length"], 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(2, -9),
-                textcoords="offset points",
-                fontsize=8,
-                color="#e45756",
-            )
+            top = {"transform": axis.get_xaxis_transform(), "verticalalignment": "top"}
+            axis.text(entry["block_length"], 0.98, f" {bucket}", fontsize=8, color="#e45756", **top)
         axis.set_ylim(top=1.25 * max(1, *counts))
         axis.set_xscale("log", base=2)
     axes[-1].set_xlim(1, 2 * max(longest))

@@ -81,11 +81,11 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
         ConfigError: a bucket gets no whole block, or practice texts are too short for a bucket.
     """
     lengths = block_lengths(config)
-    minimums = dict(lengths)
-    minimums["long"] = config.min_long_tokens or max(1, config.target_window // 2)
-    if minimums["long"] > config.target_window:
+    min_long_tokens = config.min_long_tokens or max(1, config.target_window // 2)
+    minimums = {**lengths, "long": min_long_tokens}
+    if min_long_tokens > config.target_window:
         raise ConfigError(
-            f"data.min_long_tokens: {minimums['long']} is larger than target_window "
+            f"data.min_long_tokens: {min_long_tokens} is larger than target_window "
             f"({config.target_window})"
         )
     totals: dict[tuple[str, str], int] = {}
