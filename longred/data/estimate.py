@@ -40,19 +40,14 @@ class BucketEstimate:
         available_tokens: tokens in documents that are long enough; None if texts are generated.
         at_most_tokens: the same with all that the sample may have missed; None if the size of the
             source is unknown.
+        verdict: `fits`, `tight` (less than twice the need: a document feeds one bucket) or `short`.
     """
 
     bucket: str
     needed_tokens: int
     available_tokens: int | None
     at_most_tokens: int | None
-
-    @property
-    def verdict(self) -> str:
-        """`fits`, `tight` (less than twice the need: a document feeds one bucket) or `short`."""
-        if self.available_tokens is None or self.available_tokens >= 2 * self.needed_tokens:
-            return "fits"
-        return "tight" if self.available_tokens >= self.needed_tokens else "short"
+    verdict: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +180,17 @@ def _estimate(
     scale = total / max(1, sample.num_bytes) * (1 - config.validation_fraction)
     largest = max(total, sum(_max_bytes(part) for shard in shards for part in shard.parts))
     is_bounded = kind.is_natural and kind.knows_sizes and sample.num_bytes
+    buckets = []
+    for quota in quotas:
+        if quota.split == "train" and quota.needed:
+            needed = quota.needed * quota.block_length
+            available = int(sample.tokens(quota.minimum) * scale) if kind.is_natural else None
+            at_most = int(sample.at_most(quota.minimum, largest)) if is_bounded else None
+            if available is None or available >= 2 * needed:
+                verdict = "fits"
+            else:
+                verdict = "tight" if available >= needed else "short"
+            buckets.append(BucketEstimate(quota.bucket, needed, available, at_most, verdict))
     return SourceEstimate(
         source=config.sources[number].name,
         shards=len(shards) if kind.is_natural else None,
@@ -193,16 +199,7 @@ def _estimate(
         sampled_documents=sum(map(len, sample.lengths)),
         sampled_tokens=sample.tokens(),
         rejected=sample.intake.rejected.total(),
-        buckets=[
-            BucketEstimate(
-                quota.bucket,
-                quota.needed * quota.block_length,
-                int(sample.tokens(quota.minimum) * scale) if kind.is_natural else None,
-                int(sample.at_most(quota.minimum, largest)) if is_bounded else None,
-            )
-            for quota in quotas
-            if quota.split == "train" and quota.needed
-        ],
+        buckets=buckets,
     )
 
 
@@ -246,8 +243,4 @@ def _sample(
 
 def to_json(estimates: Sequence[SourceEstimate]) -> list[dict[str, Any]]:
     """Return estimates as JSON values."""
-    values = []
-    for found in estimates:
-        buckets = [{**asdict(bucket), "verdict": bucket.verdict} for bucket in found.buckets]
-        values.append({**asdict(found), "buckets": buckets})
-    return values
+    return [asdict(found) for found in estimates]
