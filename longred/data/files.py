@@ -4,7 +4,7 @@ import glob
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -188,7 +188,8 @@ def _read_rows(
     max_bytes = intake.max_characters * BYTES_PER_CHARACTER + ROW_BYTES
     with files.open(part.path) as file:
         lines = Lines(file, part.path, start=part.start, end=part.end or None, max_bytes=max_bytes)
-        for row in [_whole_text(file, intake)] if is_text else lines:
+        rows: Iterable[Row] = [_whole_text(file, intake)] if is_text else lines
+        for row in rows:
             try:
                 if row.problem:
                     raise Rejection(row.problem)

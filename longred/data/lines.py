@@ -43,7 +43,7 @@ class Lines:
             offset -= 1
             self._file.seek(offset)
         stream = _ChunkStream(_chunks(self._file, self._name))
-        reader = io.BufferedReader(stream, CHUNK_BYTES)
+        reader: io.BufferedReader = io.BufferedReader(stream, CHUNK_BYTES)
         if self._start:
             offset += sum(len(piece) for piece in _rest_of_line(reader))
         while end is None or offset < end:

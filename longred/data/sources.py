@@ -87,9 +87,9 @@ def check_sources(config: DataConfig) -> None:
     """
     seen: dict[tuple[Any, ...], str] = {}
     for source in config.sources:
-        identity = (source.kind, source.path, source.subset, source.split, source.length)
-        if source.kind == "library":
-            identity = (source.kind,)
+        identity: tuple[Any, ...] = (source.kind,)
+        if source.kind != "library":
+            identity += (source.path, source.subset, source.split, source.length)
         if identity in seen:
             raise ConfigError(
                 f"data.sources: {seen[identity]} and {source.name} read the same texts; "
