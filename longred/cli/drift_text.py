@@ -71,8 +71,8 @@ def _texts(data: str) -> Iterator[str]:
         return
     from longred.config import DataConfig
     from longred.config.data import SourceConfig
+    from longred.data.documents import Intake
     from longred.data.files import parts, read
-    from longred.data.intake import Intake
 
     source = SourceConfig(name="data", kind="files", path=data)
     config = DataConfig(sources=[source], num_tokens=1)

@@ -1,22 +1,32 @@
-"""From text to training rows: what is read, how it is cut, and in which order it is trained on.
+"""Data preparation: from text to the rows of each training step.
 
-Two passes. The first tokenises shard by shard, anywhere and in any order; the second decides by
-lengths alone what every block is made of, and then copies tokens.
+There are two passes. The first tokenises shard by shard, in any order and on any machine. The
+second decides from document lengths alone what each block consists of, and then copies the tokens.
 
-    kinds.py, sources.py     what a recipe names    -> shards (files.py, hub.py, demo/sources.py)
-    files.py, lines.py       text of a shard        -> documents; intake.py counts the bad rows
-    tokenise.py, tokens.py   a shard                -> token ids, a table of documents, a record
-    executors.py, cluster.py shards                 -> records: processes, or datatrove's executors;
-                                                       counts.py says how far they are
-    reading.py               records of a source    -> as much of it as its quotas need
-    filling.py, packing.py   lengths                -> blocks: which stretch of which document
-    copying.py               blocks and token ids   -> a bucket's file
-    buckets.py               all of it              -> a data folder; layout.py is its format
-    loader.py                a data folder          -> the rows of each step, resumable
+`buckets.prepare` runs both and is the entry point. From there down:
+
+    buckets.py        calls estimate, executors, reading and writing, in this order
+    estimate.py       samples the sources and refuses a corpus that is too small
+    executors.py      tokenises shards in local processes; cluster.py does so through datatrove
+    tokenise.py       tokenises one shard with tokens.py; skips documents by decontamination.py
+    reading.py        reads as many shards of a source as its quotas need; skips duplicates
+    quotas.py         blocks that each source provides for each bucket; draws a document's bucket
+    filling.py        assigns documents to buckets and packs blocks, by lengths
+    writing.py        copies the tokens of the blocks and writes the data folder
+    sources.py        kinds of source (files.py, hub.py and the demo's), divided into shards
+    files.py          reads files, line by line with lines.py
+    shards.py         the unit of work and its record; documents.py: documents and rejected rows
+    layout.py         the format of a data folder, its index and its blocks
+
+Two modules only read a data folder: loader.py gives the rows of each step, resumable; inspection.py
+shows its content.
 
 A data folder holds `index.json`, `tokens/<bucket>.bin` and `held_out/<bucket>.bin` (raw tokens,
-little-endian: block i starts at byte i * block_length * itemsize), `…/long.ends.npy` (uint64: every
-position of `long.bin`, counted in tokens, at which a document ends; each block's end is one of
-them), `held_out/documents.jsonl` (whole texts that stay out of training), `shards.jsonl` (what was
-read, shard by shard), `quarantine.jsonl`, `contaminated.jsonl` and `tokenizer.json`.
+little-endian: block i starts at byte i * block_length * itemsize), `…/long.ends.npy` (uint64,
+ascending: every position of `long.bin`, in tokens, at which a document ends, including the end of
+each block), `held_out/documents.jsonl` (whole texts that stay out of training), `shards.jsonl`
+(what was read, shard by shard), `quarantine.jsonl`, `contaminated.jsonl` and `tokenizer.json`.
+
+Imports inside functions keep commands fast (tokenizers, matplotlib) or belong to optional formats
+(datasets, datatrove, fsspec, pyarrow, zstandard).
 """

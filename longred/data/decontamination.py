@@ -1,7 +1,7 @@
-"""Finds documents that hold a run of words of the evaluation's texts.
+"""Finds documents that share 13 consecutive words with the evaluation texts.
 
-Words are what `\\w+` matches in lower-case text; a run is 13 of them, as in Brown et al., Language
-Models are Few-Shot Learners, appendix C. Texts with fewer words cannot be looked for.
+Words are the matches of `\\w+` in lower-case text. The length of 13 is from Brown et al., Language
+Models are Few-Shot Learners, appendix C. Shorter texts cannot be detected.
 """
 
 import functools
@@ -19,67 +19,68 @@ from longred.data.files import Files, content_digest, find_files
 from longred.errors import ConfigError
 
 NUM_WORDS = 13
-_WORD = re.compile(r"\w+")
-_FACTOR = 0x9E3779B97F4A7C15
 KEY = "data.decontaminate"
 
 
 class EvaluationTexts:
-    """The runs of words of some texts, ready to be looked for.
+    """A searchable set of the n-grams of 13 words of some texts.
 
     Args:
-        texts: the evaluation's texts.
+        texts: the evaluation texts.
     """
 
     def __init__(self, texts: Iterator[str]) -> None:
         self._ids: dict[str, int] = {}
-        runs = [np.zeros(0, dtype=np.uint64)]
+        hashes = [np.zeros(0, dtype=np.uint64)]
         for text in texts:
-            words = _WORD.findall(text.lower())
+            words = _words(text)
             if len(words) >= NUM_WORDS:
-                runs.append(
-                    _runs([self._ids.setdefault(word, len(self._ids) + 1) for word in words])
-                )
-        self._runs = np.unique(np.concatenate(runs))
+                ids = [self._ids.setdefault(word, len(self._ids) + 1) for word in words]
+                hashes.append(_ngram_hashes(ids))
+        self._hashes = np.unique(np.concatenate(hashes))
 
     def __len__(self) -> int:
-        """Return the number of different runs."""
-        return len(self._runs)
+        """Return the number of distinct n-grams."""
+        return len(self._hashes)
 
     def find(self, text: str) -> str | None:
-        """Return the first run of words that a text shares with the evaluation's, or None."""
-        words = _WORD.findall(text.lower())
+        """Return the first n-gram of a text that is in the set, or None."""
+        words = _words(text)
         if len(words) < NUM_WORDS:
             return None
         ids = [self._ids.get(word, 0) for word in words]
-        runs = _runs(ids)
-        # A run with a word that the evaluation does not have cannot be one of its runs.
-        unknown = np.cumsum(np.array([0, *(id == 0 for id in ids)]))
-        known = np.flatnonzero(unknown[NUM_WORDS:] == unknown[:-NUM_WORDS])
-        places = np.searchsorted(self._runs, runs[known])
-        places[places == len(self._runs)] = 0
-        hits = known[self._runs[places] == runs[known]]
+        hashes = _ngram_hashes(ids)
+        # An n-gram with a word that the evaluation texts lack cannot be in the set.
+        num_unknown = np.cumsum(np.array([0, *(id == 0 for id in ids)]))
+        known = np.flatnonzero(num_unknown[NUM_WORDS:] == num_unknown[:-NUM_WORDS])
+        positions = np.searchsorted(self._hashes, hashes[known])
+        positions[positions == len(self._hashes)] = 0
+        hits = known[self._hashes[positions] == hashes[known]]
         return " ".join(words[hits[0] : hits[0] + NUM_WORDS]) if len(hits) else None
 
 
-def _runs(ids: Sequence[int]) -> npt.NDArray[np.uint64]:
-    """Return a hash of every run: a polynomial of its words' mixed numbers, modulo 2^64."""
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _ngram_hashes(ids: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """Return the hash of each n-gram: a polynomial of its mixed word ids, modulo 2^64."""
     words = np.array(ids, dtype=np.uint64)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words ^= words >> np.uint64(27)
     count = len(words) - NUM_WORDS + 1
     total = np.zeros(count, dtype=np.uint64)
-    for place in range(NUM_WORDS):
-        total = total * np.uint64(_FACTOR) + words[place : place + count]
+    for start in range(NUM_WORDS):
+        total = total * np.uint64(0x9E3779B97F4A7C15) + words[start : start + count]
     return total
 
 
 @functools.lru_cache(maxsize=2)
 def evaluation_texts(patterns: tuple[str, ...]) -> EvaluationTexts:
-    """Return the texts behind some paths; read once a process.
+    """Return the texts of some paths; cached, so that each process reads them once.
 
     Raises:
-        ConfigError: a path has no readable files, or no text of 13 words.
+        ConfigError: a path has no readable files, or no text has 13 words.
     """
     found = EvaluationTexts(
         text for files in _find(patterns) for path in files.sizes for text in _texts(files, path)
@@ -90,17 +91,17 @@ def evaluation_texts(patterns: tuple[str, ...]) -> EvaluationTexts:
 
 
 def evaluation_digest(config: DataConfig) -> str:
-    """Return a digest of the files to avoid."""
-    digests = [content_digest(files) for files in _find(tuple(config.decontaminate))]
+    """Return a digest of the files of `data.decontaminate`."""
+    digests = [content_digest(files) for files in _find(config.decontaminate)]
     return hashlib.sha256("\0".join(digests).encode()).hexdigest()
 
 
-def _find(patterns: tuple[str, ...]) -> list[Files]:
+def _find(patterns: Sequence[str]) -> list[Files]:
     return [find_files(pattern, f"{KEY}.{n}") for n, pattern in enumerate(patterns)]
 
 
 def _texts(files: Files, path: str) -> Iterator[str]:
-    """Yield the texts of a file: every string of a row of JSON, or the whole of a text file."""
+    """Yield the texts of a file: all strings of its JSON rows, or a text file as a whole."""
     with files.open(path) as file:
         raw = file.read()
     if not path.endswith(".jsonl"):

@@ -1,8 +1,8 @@
-"""Estimates from a sample what a corpus can fill, before anything is written."""
+"""Estimates from a sample how many tokens each source can provide; writes nothing."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +10,56 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.config import DataConfig
+from longred.data.documents import Intake
 from longred.data.files import COMPRESSED_SUFFIXES
-from longred.data.intake import Intake
-from longred.data.kinds import kind_of
-from longred.data.quotas import Quota, source_quotas
+from longred.data.quotas import Quota, not_enough_text, source_quotas
 from longred.data.shards import Part, Shard
-from longred.data.sources import check_sources, shards_of
+from longred.data.sources import check_sources, kind_of, shards_of
 from longred.data.tokens import TextTokenizer
-from longred.errors import ConfigError
 
 SAMPLED_SHARDS = 32
 SAMPLED_CHARACTERS = 2**22
-# Before tokenising, so much of the text at most is sampled, and nothing of fewer shards.
+# Limits before tokenising: fraction of the text to sample, and shards below which nothing is.
 SAMPLED_FRACTION = 1 / 16
 MIN_SHARDS = 3
 # Upper bounds: standard deviations, documents that chance may have hidden, and -log(1 %).
 DEVIATIONS = 3.0
 HIDDEN_DOCUMENTS = 7
 UNSEEN = 4.6
-# Compressed text may be so many times what `files.EXPANSION` or a parquet file's size says.
+# Compressed text may exceed the size from `files.EXPANSION` or a parquet file by this factor.
 MAX_EXPANSION = 4
 
 
 @dataclass(frozen=True, slots=True)
 class BucketEstimate:
-    """What one source should be able to give one bucket of the training split.
+    """What one source can probably provide for one bucket of the training split.
 
     Attributes:
         bucket: which one.
         needed_tokens: the source's share of it.
-        available_tokens: in documents that are long enough; None where texts are made as needed.
-        at_most_tokens: the same with all that the sample may have missed; None where the source's
-            size is not known.
+        available_tokens: tokens in documents that are long enough; None if texts are generated.
+        at_most_tokens: the same with all that the sample may have missed; None if the size of the
+            source is unknown.
+        verdict: `fits`, `tight` (less than twice the need: a document feeds one bucket) or `short`.
     """
 
     bucket: str
     needed_tokens: int
     available_tokens: int | None
     at_most_tokens: int | None
-
-    @property
-    def verdict(self) -> str:
-        """`fits`, `tight` (less than twice the need: a document feeds one bucket) or `short`."""
-        if self.available_tokens is None or self.available_tokens >= 2 * self.needed_tokens:
-            return "fits"
-        return "tight" if self.available_tokens >= self.needed_tokens else "short"
+    verdict: str
 
 
 @dataclass(frozen=True, slots=True)
 class SourceEstimate:
-    """What a sample says of one source.
+    """Estimate of one source.
 
     Attributes:
         source: its name.
-        shards: units of work it has; None where it never ends.
-        num_bytes: about how much text it has; None likewise.
-        sampled_shards, sampled_documents, sampled_tokens, rejected: of the sample.
-        buckets: what it can give.
+        shards: number of its shards; None if it never ends.
+        num_bytes: approximate size of its text; None if it never ends.
+        sampled_shards, sampled_documents, sampled_tokens, rejected: counts of the sample.
+        buckets: what it can provide.
     """
 
     source: str
@@ -79,38 +72,32 @@ class SourceEstimate:
     buckets: list[BucketEstimate]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sample:
-    """What was read of a source.
+    """The sampled part of a source.
 
     Attributes:
-        lengths: tokens of each document, one array a shard.
-        num_bytes: how much text they are.
-        whole_bytes, said_bytes: how much text the shards have that were read to their end, and how
-            much they are said to have.
-        intake: how rows were taken.
+        intake: counts of its rows.
+        lengths: tokens of each document, one array per shard.
+        num_bytes: size of its text.
+        complete_bytes, stated_bytes: real and stated size of the shards that were read completely.
     """
 
-    lengths: list[npt.NDArray[np.int64]]
-    num_bytes: int
-    whole_bytes: int
-    said_bytes: int
     intake: Intake
-
-    def corrected(self, said: int) -> int:
-        """Return how much text there is where `said` bytes are said to be."""
-        return said * self.whole_bytes // self.said_bytes if self.said_bytes else said
+    lengths: list[npt.NDArray[np.int64]]
+    num_bytes: int = 0
+    complete_bytes: int = 0
+    stated_bytes: int = 0
 
     def tokens(self, minimum: int = 0) -> int:
-        """Return the tokens of documents of so many or more."""
+        """Return the tokens of documents of at least `minimum` tokens."""
         return sum(int(lengths[lengths >= minimum].sum()) for lengths in self.lengths)
 
     def at_most(self, minimum: int, total: int) -> float:
-        """Return how many such tokens `total` bytes of text may have, where luck was bad.
+        """Return an upper bound of such tokens in `total` bytes of text.
 
-        Three things are allowed for: spread over documents and over shards, rare documents of
-        which the sample has none by chance, and places unlike all sampled ones, with only such
-        documents in them.
+        It allows for three things: variance over documents and over shards; rare documents that the
+        sample missed by chance; and unsampled regions that contain only such documents.
         """
         found = [lengths[lengths >= minimum] for lengths in self.lengths]
         per_shard = np.array([lengths.sum() for lengths in found], dtype=np.float64)
@@ -122,10 +109,10 @@ class _Sample:
 
 
 def estimate(config: DataConfig, tokenizer_folder: Path) -> list[SourceEstimate]:
-    """Return what each source should be able to give, from a few places of it.
+    """Return what each source can probably provide, from a sample of it.
 
-    Lengths are those of whole documents in up to SAMPLED_SHARDS shards that lie evenly over the
-    source, about SAMPLED_CHARACTERS in all; nothing is written.
+    The sample consists of the first whole documents of up to SAMPLED_SHARDS shards, spread evenly
+    over the source, about SAMPLED_CHARACTERS in total.
 
     Raises:
         ConfigError, PreflightError: as preparing the data would.
@@ -142,11 +129,11 @@ def estimate(config: DataConfig, tokenizer_folder: Path) -> list[SourceEstimate]
 def refuse_hopeless(config: DataConfig, tokenizer: TextTokenizer) -> None:
     """Refuse a corpus that cannot fill a bucket, whatever a small sample of it may have missed.
 
-    A corpus that may be enough passes: only tokenising it says more. So does a source of fewer
-    than MIN_SHARDS shards, and one whose size nobody knows.
+    Everything else passes: a corpus that may be enough, a source of fewer than MIN_SHARDS shards,
+    and a source of unknown size.
 
     Raises:
-        ConfigError: a source is too small; names every such bucket.
+        ConfigError: a source is too small; names all its buckets that cannot be filled.
         PreflightError: a source cannot be reached.
     """
     missing: list[str] = []
@@ -168,11 +155,7 @@ def refuse_hopeless(config: DataConfig, tokenizer: TextTokenizer) -> None:
             if bucket.at_most_tokens is not None and bucket.at_most_tokens < bucket.needed_tokens
         ]
     if missing:
-        raise ConfigError(
-            "data.num_tokens: not enough text: " + "; ".join(missing) + ". Nothing has been "
-            "tokenised. Lower data.num_tokens, change data.ratio or the shares in data.sources, or "
-            "add text"
-        )
+        raise not_enough_text(missing, "Nothing has been tokenised. ")
 
 
 def _estimate(
@@ -182,81 +165,82 @@ def _estimate(
     tokenizer: TextTokenizer,
     fraction: float | None = None,
 ) -> SourceEstimate:
-    source = config.sources[number]
-    kind = kind_of(source)
-    is_endless = not kind.is_natural
-    shards = list(itertools.islice(shards_of(config, number), 1 if is_endless else None))
-    said = sum(shard.num_bytes for shard in shards)
-    most = SAMPLED_CHARACTERS if fraction is None else int(said * fraction)
-    sample = _sample(config, shards, tokenizer, min(SAMPLED_CHARACTERS, most))
-    total = max(sample.num_bytes, sample.corrected(said))
+    """Return the estimate of one source; `fraction` limits the share of its text to sample."""
+    kind = kind_of(config.sources[number])
+    shards = list(itertools.islice(shards_of(config, number), None if kind.is_natural else 1))
+    stated = sum(shard.num_bytes for shard in shards)
+    characters = SAMPLED_CHARACTERS
+    if fraction is not None:
+        characters = min(characters, int(stated * fraction))
+    sample = _sample(config, number, shards, tokenizer, characters)
+    corrected = stated
+    if sample.stated_bytes:
+        corrected = stated * sample.complete_bytes // sample.stated_bytes
+    total = max(sample.num_bytes, corrected)
     scale = total / max(1, sample.num_bytes) * (1 - config.validation_fraction)
-    largest = max(
-        total, sum(part.num_bytes * _slack(part) for shard in shards for part in shard.parts)
-    )
+    largest = max(total, sum(_max_bytes(part) for shard in shards for part in shard.parts))
+    is_bounded = kind.is_natural and kind.knows_sizes and sample.num_bytes
+    buckets = []
+    for quota in quotas:
+        if quota.split == "train" and quota.needed:
+            needed = quota.needed * quota.block_length
+            available = int(sample.tokens(quota.minimum) * scale) if kind.is_natural else None
+            at_most = int(sample.at_most(quota.minimum, largest)) if is_bounded else None
+            if available is None or available >= 2 * needed:
+                verdict = "fits"
+            else:
+                verdict = "tight" if available >= needed else "short"
+            buckets.append(BucketEstimate(quota.bucket, needed, available, at_most, verdict))
     return SourceEstimate(
-        source=source.name,
-        shards=None if is_endless else len(shards),
-        num_bytes=None if is_endless else total,
+        source=config.sources[number].name,
+        shards=len(shards) if kind.is_natural else None,
+        num_bytes=total if kind.is_natural else None,
         sampled_shards=len(sample.lengths),
         sampled_documents=sum(map(len, sample.lengths)),
         sampled_tokens=sample.tokens(),
         rejected=sample.intake.rejected.total(),
-        buckets=[
-            BucketEstimate(
-                quota.bucket,
-                quota.needed * quota.block_length,
-                None if is_endless else int(sample.tokens(quota.minimum) * scale),
-                int(sample.at_most(quota.minimum, largest))
-                if kind.is_natural and kind.knows_sizes and sample.num_bytes
-                else None,
-            )
-            for quota in quotas
-            if quota.split == "train" and quota.needed
-        ],
+        buckets=buckets,
     )
 
 
-def _slack(part: Part) -> int:
-    """Return how many times the size it is said to have a part's text may be."""
-    return MAX_EXPANSION if part.path.endswith((*COMPRESSED_SUFFIXES, ".parquet")) else 1
+def _max_bytes(part: Part) -> int:
+    """Return an upper bound of the size of a part's text."""
+    is_compressed = part.path.endswith((*COMPRESSED_SUFFIXES, ".parquet"))
+    return part.num_bytes * (MAX_EXPANSION if is_compressed else 1)
 
 
 def _sample(
-    config: DataConfig, shards: Sequence[Shard], tokenizer: TextTokenizer, characters: int
+    config: DataConfig,
+    number: int,
+    shards: Sequence[Shard],
+    tokenizer: TextTokenizer,
+    characters: int,
 ) -> _Sample:
-    """Return the first documents of some shards, about so many characters in all."""
+    """Read the first documents of some shards, about `characters` in total."""
+    source = config.sources[number]
+    sample = _Sample(Intake(source.name, 1.0, config.max_document_characters), [])
     count = min(SAMPLED_SHARDS, len(shards))
-    source = config.sources[shards[0].source] if shards else config.sources[0]
-    intake = Intake(source.name, 1.0, config.max_document_characters)
-    lengths: list[npt.NDArray[np.int64]] = []
-    num_bytes = whole_bytes = said_bytes = 0
-    for place in range(count):
-        shard = shards[len(shards) * place // count]
+    for index in range(count):
+        shard = shards[len(shards) * index // count]
         texts: list[str] = []
-        num_characters, is_whole = 0, False
-        for document in kind_of(source).read(config, source, shard.parts, intake):
+        num_characters = 0
+        is_complete = True
+        for document in kind_of(source).read(config, source, shard.parts, sample.intake):
             texts.append(document.text)
             num_characters += len(document.text)
             if num_characters >= characters // count:
+                is_complete = False
                 break
-        else:
-            is_whole = True
-        lengths.append(np.array([len(ids) for ids in tokenizer.encode(texts)], dtype=np.int64))
-        text_bytes = sum(len(text.encode()) for text in texts)
-        num_bytes += text_bytes
-        if is_whole:
-            whole_bytes += text_bytes
-            said_bytes += shard.num_bytes
-    return _Sample(lengths, num_bytes, whole_bytes, said_bytes, intake)
+        encoded = tokenizer.encode(texts)
+        sample.lengths.append(np.array([len(ids) for ids in encoded], dtype=np.int64))
+        num_bytes = sum(len(text.encode()) for text in texts)
+        sample.num_bytes += num_bytes
+        if is_complete:
+            sample.complete_bytes += num_bytes
+            sample.stated_bytes += shard.num_bytes
+    return sample
 
 
 def to_json(estimates: Sequence[SourceEstimate]) -> list[dict[str, Any]]:
     """Return estimates as JSON values."""
-    return [
-        {
-            **asdict(replace(found, buckets=[])),
-            "buckets": [{**asdict(bucket), "verdict": bucket.verdict} for bucket in found.buckets],
-        }
-        for found in estimates
-    ]
+    return [asdict(found) for found in estimates]

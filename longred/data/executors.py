@@ -1,50 +1,81 @@
-"""Runs the tokenising of many shards: in processes of this machine, or through datatrove.
+"""Tokenises many shards: in local processes or through datatrove.
 
-Whoever runs them, a shard is the same function and its record the only proof that it is done.
+Every executor calls `tokenise_shard`, and a shard is finished when its record exists.
 """
 
-import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import astuple, dataclass
 from typing import Any
 
-from longred.data.counts import Counts, Tick, wait_for
-from longred.data.shards import Shard
+from longred.data.shards import Shard, read_record
 from longred.data.tokenise import Job, tokenise_shard
+from longred.errors import LostProcessError
 
+TICK_SECONDS = 0.5
 BYTES_PER_GROUP = 2**26
-# Less text than this for each process is done sooner without one.
+# With less text per process, starting one takes longer than it saves.
 BYTES_PER_WORKER = 2**24
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Progress of tokenising: bytes of text, documents, tokens, rejected rows."""
+
+    num_bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Return the sum of each count."""
+        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+Tick = Callable[[Counts], None]
+"""Called periodically with what has been done since `run_shards` began."""
+
 Group = list[Shard]
 MapGroups = Callable[[Callable[[Group], None], list[Group], Callable[[], None]], None]
-"""Calls a function on every group, side by side, and meanwhile its last argument now and then."""
+"""Calls the function on every group in parallel, and its last argument periodically meanwhile."""
+
+
+def finished(job: Job, shards: Sequence[Shard]) -> tuple[Counts, list[Shard]]:
+    """Return the counts of the finished shards, and the shards that have no record yet."""
+    counts, missing = Counts(), []
+    for shard in shards:
+        record = read_record(shard, job.folder, job.identity)
+        if record:
+            rejected = sum(record.rejected.values())
+            counts += Counts(shard.num_bytes, record.documents, record.read_tokens, rejected)
+        else:
+            missing.append(shard)
+    return counts, missing
 
 
 class _Cancelled(Exception):
-    """The preparation has ended; nobody waits for this shard."""
+    """The preparation has ended, so this shard is abandoned."""
 
 
 def run_shards(
     job: Job, shards: Sequence[Shard], tick: Tick, map_groups: MapGroups | None = None
 ) -> None:
-    """Tokenise shards as `data.executor` says; when this returns, each has its record.
+    """Tokenise shards with the executor of `data.executor`; afterwards each has its record.
 
     Args:
         job: what they have in common.
-        shards: those that have no record yet.
-        tick: told how far it is.
-        map_groups: how groups of shards are run by the pool; threads that wait for it by default.
+        shards: those without a record.
+        tick: called periodically with the progress.
+        map_groups: runs groups of shards for the executor `pool`; default: one thread per group.
 
     Raises:
-        LongredError: as `tokenise_shard`; what is finished stays.
+        LongredError: as `tokenise_shard`; finished shards are kept.
     """
     if not shards:
         return
@@ -57,34 +88,42 @@ def run_shards(
 
 
 def _run_in_pool(job: Job, shards: Sequence[Shard], tick: Tick, map_groups: MapGroups) -> None:
-    with _pool(job, shards) as (pool, counts):
+    """Tokenise shards in processes, or in one thread; after an error the pool stops at once."""
+    total = sum(shard.num_bytes for shard in shards)
+    useful = min(len(os.sched_getaffinity(0)), max(1, total // BYTES_PER_WORKER))
+    workers = min(job.config.executor.num_workers or useful, len(shards))
+    context = multiprocessing.get_context("spawn")
+    counts, stop = context.Array("q", 4), context.Event()
+    pool: Executor
+    if workers == 1:
+        pool = ThreadPoolExecutor(1, initializer=_enter, initargs=(counts, stop, False))
+    else:
+        pool = ProcessPoolExecutor(workers, context, _enter, (counts, stop, True))
 
-        def run_group(group: Group) -> None:
-            futures = [pool.submit(_tokenise, job, shard) for shard in group]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
-
+    def run_group(group: Group) -> None:
+        futures = [pool.submit(_tokenise, job, shard) for shard in group]
         try:
-            map_groups(
-                run_group,
-                grouped(shards, job.config.executor.max_tasks),
-                lambda: tick(Counts(*counts)),
-            )
-        except BrokenProcessPool as error:
-            from longred.errors import LostProcessError
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
-            raise LostProcessError(
-                "data: a tokenising process was lost (killed, or out of memory; see "
-                "data.executor.num_workers); finished shards are kept, run the same command again"
-            ) from error
+    groups = grouped(shards, job.config.executor.max_tasks)
+    try:
+        map_groups(run_group, groups, lambda: tick(Counts(*counts)))
+    except BrokenProcessPool as error:
+        raise LostProcessError(
+            "data: a tokenising process was lost (killed, or out of memory; see "
+            "data.executor.num_workers); finished shards are kept, run the same command again"
+        ) from error
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def grouped(shards: Sequence[Shard], max_groups: int) -> list[Group]:
-    """Return shards in runs of about the same length: few, and none for little text alone."""
+    """Divide shards into runs of equal length; small corpora give few groups."""
     total = sum(shard.num_bytes for shard in shards)
     count = min(max_groups, len(shards), max(1, total // BYTES_PER_GROUP))
     bounds = [len(shards) * number // count for number in range(count + 1)]
@@ -99,37 +138,18 @@ def map_in_threads(
     try:
         wait_for([threads.submit(run, group) for group in groups], tick)
     finally:
-        # After an error they still wait for the pool, which is stopped next.
+        # After an error the threads still wait for the pool, which the caller stops next.
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def num_workers(job: Job, shards: Sequence[Shard]) -> int:
-    """Return how many processes are worth it."""
-    wanted = job.config.executor.num_workers
-    if not wanted:
-        total = sum(shard.num_bytes for shard in shards)
-        wanted = min(len(os.sched_getaffinity(0)), max(1, total // BYTES_PER_WORKER))
-    return min(wanted, len(shards))
-
-
-@contextlib.contextmanager
-def _pool(job: Job, shards: Sequence[Shard]) -> Iterator[tuple[Executor, Any]]:
-    """Open a pool; one worker is a thread of this process. Left early, it stops at once."""
-    context = multiprocessing.get_context("spawn")
-    counts, stop = context.Array("q", 4), context.Event()
-    workers = num_workers(job, shards)
-    pool: Executor
-    if workers == 1:
-        pool = ThreadPoolExecutor(1, initializer=_enter, initargs=(counts, stop, False))
-    else:
-        pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_enter, initargs=(counts, stop, True)
-        )
-    try:
-        yield pool, counts
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+def wait_for(futures: Sequence[Future[Any]], tick: Callable[[], object]) -> None:
+    """Wait for futures and call `tick` periodically; the first error ends the wait."""
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, timeout=TICK_SECONDS, return_when="FIRST_COMPLETED")
+        for future in done:
+            future.result()
+        tick()
 
 
 _counts: Any = None
@@ -137,18 +157,18 @@ _stop: Any = None
 
 
 def _enter(counts: Any, stop: Any, is_process: bool) -> None:
-    """Prepare a worker: where it counts, and when it ends."""
+    """Initialise a worker with the shared counters and the stop signal."""
     global _counts, _stop
     _counts, _stop = counts, stop
     if is_process:
-        # The parent is told, and tells the workers; processes are the parallelism.
+        # The parent handles interrupts and stops the workers; processes are the parallelism.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.environ["RAYON_NUM_THREADS"] = "1"
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended, in whatever way."""
+    """End this process when its parent ends, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -159,9 +179,9 @@ def _tokenise(job: Job, shard: Shard) -> None:
     tokenise_shard(job, shard, _count)
 
 
-def _count(*more: int) -> None:
+def _count(*increments: int) -> None:
     if _stop.is_set():
         raise _Cancelled
     with _counts.get_lock():
-        for place, number in enumerate(more):
-            _counts[place] += number
+        for index, increment in enumerate(increments):
+            _counts[index] += increment

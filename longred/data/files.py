@@ -1,31 +1,30 @@
-"""Reads documents from files, local or behind a URL: text, JSON lines, parquet; a row at a time."""
+"""Reads documents from text, JSON lines and parquet files, local or behind a URL."""
 
+import glob
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from longred.config import DataConfig, SourceConfig
-from longred.data.documents import Document, document_id
-from longred.data.intake import RAW_BYTES, Intake, Rejection
-from longred.data.kinds import Kind
-from longred.data.lines import read_lines
+from longred.data.documents import Document, Intake, Rejection, Row, document_id
+from longred.data.lines import Lines
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
 from longred.store.artifacts import sha256_file
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
-LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
-SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 UTF8_MARK = b"\xef\xbb\xbf"
-# What is wrong with the file and not with the way to it.
-LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
-# About how much text compressed rows hold.
+# Errors of the file itself, not of the connection to it.
+FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError)
+# Assumed ratio of text to compressed bytes.
 EXPANSION = 4
-# The most bytes that JSON spends on a character, and on what stands around the text.
+# Upper bounds of the bytes that JSON needs per character, and around the text.
 BYTES_PER_CHARACTER, ROW_BYTES = 6, 65536
 
 
@@ -34,24 +33,28 @@ class Files:
     """Files below a root.
 
     Attributes:
-        filesystem: of fsspec; local or behind a URL.
+        filesystem: the fsspec file system.
         root: the folder that paths are relative to.
-        sizes: POSIX path → bytes, in an order that only depends on those paths and looks random,
-            so that the first files are a fair sample.
+        sizes: POSIX path → bytes, in a random-looking order that depends on the paths alone, so
+            that the first files are a fair sample.
     """
 
     filesystem: Any
     root: str
     sizes: dict[str, int]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine."""
+        return "file" in self.filesystem.protocol
+
     def full(self, path: str) -> str:
-        """Return the path as the file system knows it."""
+        """Return the path in the file system."""
         return f"{self.root}/{path}" if self.root else path
 
     def open(self, path: str) -> BinaryIO:
         """Open one file for reading."""
-        opened: BinaryIO = self.filesystem.open(self.full(path), "rb")
-        return opened
+        return self.filesystem.open(self.full(path), "rb")  # type: ignore[no-any-return]
 
 
 def find_files(pattern: str, key: str) -> Files:
@@ -59,30 +62,28 @@ def find_files(pattern: str, key: str) -> Files:
 
     Args:
         pattern: path or URL of a file or folder, or a glob (`**` crosses folders).
-        key: dotted key it was given in, for messages.
+        key: dotted key that holds the pattern, for messages.
 
     Raises:
-        ConfigError: nothing is there, or nothing with a known suffix.
-        PreflightError: the place behind a URL cannot be reached.
+        ConfigError: the path does not exist or has no file with a known suffix.
+        PreflightError: the URL cannot be reached.
     """
-    filesystem, place = _open_place(pattern, key)
     known = ", ".join(SUFFIXES)
     try:
-        if _has_magic(place):
-            root = _literal_folder(place)
-            found = filesystem.glob(place, detail=True)
-        elif filesystem.isfile(place):
-            root, found = place.rpartition("/")[0], {place: filesystem.info(place)}
-            if not place.endswith(SUFFIXES):
-                raise ConfigError(f"{key}: {place} has none of the suffixes {known}")
-        elif filesystem.isdir(place):
-            root, found = place, filesystem.find(place, detail=True)
+        filesystem, path, root = _locate(pattern, key)
+        if glob.has_magic(path):
+            found = filesystem.glob(path, detail=True)
+        elif filesystem.isfile(path):
+            found = {path: filesystem.info(path)}
+            if not path.endswith(SUFFIXES):
+                raise ConfigError(f"{key}: {path} has none of the suffixes {known}")
+        elif filesystem.isdir(path):
+            found = filesystem.find(path, detail=True)
         else:
-            raise ConfigError(f"{key}: {place} does not exist")
-    except PermissionError as error:
-        raise PreflightError(f"{key}: {pattern} cannot be listed ({error})") from error
+            raise ConfigError(f"{key}: {path} does not exist")
     except OSError as error:
-        raise PreflightError(f"{key}: {pattern} cannot be reached ({error})") from error
+        what = "listed" if isinstance(error, PermissionError) else "reached"
+        raise PreflightError(f"{key}: {pattern} cannot be {what} ({error})") from error
     prefix = f"{root}/" if root else ""
     sizes = {
         name.removeprefix(prefix): int(info.get("size") or 0)
@@ -90,26 +91,33 @@ def find_files(pattern: str, key: str) -> Files:
         if name.endswith(SUFFIXES) and info.get("type") != "directory"
     }
     if not sizes:
-        raise ConfigError(f"{key}: no files with the suffixes {known} in {place}")
+        raise ConfigError(f"{key}: no files with the suffixes {known} in {path}")
     names = sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest())
     return Files(filesystem, root, {name: sizes[name] for name in names})
 
 
-def _open_place(pattern: str, key: str) -> tuple[Any, str]:
+def _locate(pattern: str, key: str) -> tuple[Any, str, str]:
+    """Return the file system of a pattern, its path there, and the root of its files."""
     import fsspec
 
     try:
-        filesystem, place = fsspec.core.url_to_fs(pattern)
+        filesystem, path = fsspec.core.url_to_fs(pattern)
     except ImportError as error:
         scheme = pattern.partition("://")[0]
         raise PreflightError(f"{key}: reading {scheme}:// needs a package ({error})") from error
     except ValueError as error:
         raise ConfigError(f"{key}: {pattern} cannot be opened ({error})") from error
-    return filesystem, str(place)
+    root = path = str(path)
+    if glob.has_magic(path):
+        folders = path.split("/")[:-1]
+        root = "/".join(itertools.takewhile(lambda name: not glob.has_magic(name), folders))
+    elif filesystem.isfile(path):
+        root = path.rpartition("/")[0]
+    return filesystem, path, root
 
 
 def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
-    """Yield what a source reads: whole files, byte ranges of large ones, row groups of parquet."""
+    """Yield whole files, byte ranges of large ones, and row groups of large parquet files."""
     files = find_files(source.path or "", f"{key}.path")
     for path, size in files.sizes.items():
         if path.endswith(COMPRESSED_SUFFIXES):
@@ -125,7 +133,7 @@ def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
 
 
 def _row_groups(files: Files, path: str, shard_bytes: int) -> Iterator[Part]:
-    """Yield runs of row groups; a file that cannot be read is left to `read`, which counts it."""
+    """Yield runs of row groups; an unreadable file is one part, which `read` will reject."""
     import pyarrow
     import pyarrow.parquet
 
@@ -150,101 +158,66 @@ def _row_groups(files: Files, path: str, shard_bytes: int) -> Iterator[Part]:
 def read(
     config: DataConfig, source: SourceConfig, parts: tuple[Part, ...], intake: Intake
 ) -> Iterator[Document]:
-    """Yield the documents of some parts; rows that cannot be used are counted by `intake`.
+    """Yield the documents of some parts; `intake` counts the rows that cannot be used.
 
     Raises:
-        ConfigError: a parquet file has no column of the text field's name.
+        ConfigError: a parquet file has no column named like the text field.
+        PreflightError: a URL cannot be reached.
     """
-    filesystem, place = _open_place(source.path or "", source.name)
-    files = Files(filesystem, _root(filesystem, place), {})
+    filesystem, _, root = _locate(source.path or "", source.name)
+    files = Files(filesystem, root, {})
     for part in parts:
-        reader = _read_lines
-        if part.path.endswith(TEXT_SUFFIXES):
-            reader = _read_text
-        elif part.path.endswith(".parquet"):
-            reader = _read_parquet
+        reader = _read_parquet if part.path.endswith(".parquet") else _read_rows
         try:
             yield from reader(files, source, part, intake)
         except OSError as error:
-            if not _is_local(filesystem) and not isinstance(error, LOST):
+            if not files.is_local and not isinstance(error, FILE_ERRORS):
                 raise PreflightError(
                     f"data.sources: {files.full(part.path)} (source {source.name}) cannot be "
-                    f"reached ({error}); what is finished is kept, run the same command again"
+                    f"reached ({error}); finished shards are kept, run the same command again"
                 ) from error
             message = f"{type(error).__name__}: {error.strerror or error}".encode()
-            intake.reject("unreadable", part.path, offset=part.start, line=1, raw=message)
+            intake.reject("unreadable", part.path, Row(1, part.start, message))
 
 
-def _read_text(
+def _read_rows(
     files: Files, source: SourceConfig, part: Part, intake: Intake
 ) -> Iterator[Document]:
-    limit = intake.max_characters * 4 + len(UTF8_MARK)
+    """Yield the documents of JSON lines, or the single one of a text file."""
+    is_text = part.path.endswith(TEXT_SUFFIXES)
+    max_bytes = intake.max_characters * BYTES_PER_CHARACTER + ROW_BYTES
     with files.open(part.path) as file:
-        raw = file.read(limit + 1)
-        if len(raw) > limit:
-            hasher = hashlib.sha256(raw)
-            while chunk := file.read(2**20):
-                hasher.update(chunk)
-            intake.reject(
-                "oversized",
-                part.path,
-                offset=0,
-                line=1,
-                raw=raw[:RAW_BYTES],
-                sha256=hasher.hexdigest(),
-            )
-            return
-    try:
-        text = intake.checked(_decode(raw))
-    except Rejection as rejection:
-        intake.reject(rejection.reason, part.path, offset=0, line=1, raw=raw)
-        return
-    intake.take()
-    yield Document(document_id(source.name, part.path), part.path, 0, text)
-
-
-def _read_lines(
-    files: Files, source: SourceConfig, part: Part, intake: Intake
-) -> Iterator[Document]:
-    with files.open(part.path) as file:
-        lines = read_lines(
-            file,
-            part.path,
-            start=part.start,
-            end=part.end or None,
-            max_bytes=intake.max_characters * BYTES_PER_CHARACTER + ROW_BYTES,
-        )
-        while True:
+        lines = Lines(file, part.path, start=part.start, end=part.end or None, max_bytes=max_bytes)
+        rows: Iterable[Row] = [_whole_text(file, intake)] if is_text else lines
+        for row in rows:
             try:
-                line = next(lines)
-            except StopIteration as end:
-                intake.num_lines[part.path] += end.value
-                return
-            try:
-                if line.problem:
-                    raise Rejection(line.problem)
-                text = intake.text(_parse(line.raw), source.text_field)
+                if row.problem:
+                    raise Rejection(row.problem)
+                text = _decode(row.raw)
+                if is_text:
+                    intake.checked(text)
+                else:
+                    text = intake.text(_parse(text), source.text_field)
             except Rejection as rejection:
-                intake.reject(
-                    rejection.reason,
-                    part.path,
-                    offset=line.offset,
-                    line=line.number,
-                    raw=line.raw,
-                    sha256=line.sha256,
-                )
-                continue
-            intake.take()
-            id = document_id(source.name, part.path, line.offset)
-            yield Document(id, part.path, line.offset, text)
+                intake.reject(str(rejection), part.path, row)
+            else:
+                intake.take()
+                id = document_id(source.name, part.path, row.offset)
+                yield Document(id, part.path, row.offset, text)
+        if not is_text:
+            intake.num_lines[part.path] += lines.num_lines
 
 
-def _parse(raw: bytes) -> Any:
-    text = _decode(raw)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Rejection("bad_json") from None
+def _whole_text(file: BinaryIO, intake: Intake) -> Row:
+    """Return the content of a text file; only the start of an oversized one is held in memory."""
+    limit = intake.max_characters * 4 + len(UTF8_MARK)
+    raw = file.read(limit + 1)
+    if len(raw) <= limit:
+        return Row(1, 0, raw)
+    hasher = hashlib.sha256(raw)
+    while chunk := file.read(2**20):
+        hasher.update(chunk)
+    return Row(1, 0, raw, "oversized", hasher.hexdigest())
 
 
 def _decode(raw: bytes) -> str:
@@ -252,6 +225,13 @@ def _decode(raw: bytes) -> str:
         return raw.removeprefix(UTF8_MARK).decode("utf-8")
     except UnicodeDecodeError:
         raise Rejection("bad_utf8") from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Rejection("bad_json") from None
 
 
 def _read_parquet(
@@ -280,40 +260,39 @@ def _read_parquet(
                         yield document
     except pyarrow.ArrowException as error:
         raw = f"{type(error).__name__}: {error}".encode()
-        intake.reject("bad_parquet", part.path, offset=row, line=row + 1, raw=raw)
+        intake.reject("bad_parquet", part.path, Row(row + 1, row, raw))
 
 
 def read_row(
     source: SourceConfig, path: str, row: int, values: Any, intake: Intake
 ) -> Document | None:
-    """Return the document of one row of a table, or None after counting why it has none."""
+    """Return the document of a table row, or None after counting its rejection."""
     try:
         text = intake.text(values, source.text_field)
     except Rejection as rejection:
-        shown = values.get(source.text_field) if isinstance(values, dict) else values
-        raw = shown if isinstance(shown, str) else repr(shown)
+        content = values.get(source.text_field) if isinstance(values, dict) else values
+        raw = content if isinstance(content, str) else repr(content)
         encoded = raw.encode("utf-8", errors="backslashreplace")
-        intake.reject(rejection.reason, path, offset=row, line=row + 1, raw=encoded)
+        intake.reject(str(rejection), path, Row(row + 1, row, encoded))
         return None
     intake.take()
     return Document(document_id(source.name, path, row), path, row, text)
 
 
 def fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
-    """Return a digest of a source's files; see `content_digest`."""
+    """Return the `content_digest` of a source's files."""
     return content_digest(find_files(source.path or "", f"{key}.path"))
 
 
 def content_digest(files: Files) -> str:
-    """Return a digest of names and contents: local bytes, or what a remote store says of a file.
+    """Return a digest of file names and contents; for remote files, of their version keys.
 
-    A local file that cannot be read counts as such: `read` quarantines it.
+    An unreadable local file enters the digest as its error number; `read` quarantines it.
     """
     hasher = hashlib.sha256()
-    is_local = _is_local(files.filesystem)
     for path in sorted(files.sizes):
         hasher.update(f"\0{path}\0".encode())
-        if not is_local:
+        if not files.is_local:
             hasher.update(str(files.filesystem.ukey(files.full(path))).encode())
             continue
         try:
@@ -321,29 +300,3 @@ def content_digest(files: Files) -> str:
         except OSError as error:
             hasher.update(f"unreadable {error.errno}".encode())
     return hasher.hexdigest()
-
-
-def _is_local(filesystem: Any) -> bool:
-    return "file" in filesystem.protocol
-
-
-def _root(filesystem: Any, place: str) -> str:
-    if _has_magic(place):
-        return _literal_folder(place)
-    return place.rpartition("/")[0] if filesystem.isfile(place) else place
-
-
-def _has_magic(place: str) -> bool:
-    return any(character in place for character in "*?[")
-
-
-def _literal_folder(place: str) -> str:
-    literal = []
-    for part in place.split("/")[:-1]:
-        if _has_magic(part):
-            break
-        literal.append(part)
-    return "/".join(literal)
-
-
-FILES = Kind(parts=parts, read=read, fingerprint=fingerprint)

@@ -1,17 +1,15 @@
-"""Reads documents from Hugging Face datasets: pinned, streamed, one of their shards at a time."""
+"""Reads documents from Hugging Face datasets: pinned and streamed, one dataset shard at a time."""
 
 import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from longred.config import DataConfig, SourceConfig
-from longred.data.documents import Document
+from longred.data.documents import Document, Intake
 from longred.data.files import read_row
-from longred.data.intake import Intake
-from longred.data.kinds import Kind
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
-from longred.models import hub
+from longred.models.hub import HUB
 
 
 def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
@@ -26,15 +24,16 @@ def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
             f"{key}.revision: pin the commit of {source.path}, a branch name can move"
         )
     count = int(_open(source).num_shards)
+    path = "/".join(name for name in (source.path, source.subset, source.split) if name)
     for number in range(count):
-        # How large a shard is cannot be known before it is read: each is one unit of work.
-        yield Part(_path(source), number, count, config.shard_bytes)
+        # The size is unknown before reading, so each dataset shard becomes one shard.
+        yield Part(path, number, count, config.shard_bytes)
 
 
 def read(
     config: DataConfig, source: SourceConfig, parts: tuple[Part, ...], intake: Intake
 ) -> Iterator[Document]:
-    """Yield the documents of some shards of the dataset; ids hash the shard's and row's number.
+    """Yield the documents of some shards of the dataset; ids hash shard and row number.
 
     Raises:
         ConfigError: the dataset's files cannot be parsed.
@@ -56,7 +55,7 @@ def read(
             raise ConfigError(
                 f"data.sources: shard {part.start} of {source.path} (source {source.name}) cannot "
                 f"be parsed ({error}); download the dataset and use a source of kind files, which "
-                "puts bad rows aside"
+                "skips bad rows"
             ) from error
 
 
@@ -66,15 +65,11 @@ def fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
     return hashlib.sha256(repr(pin).encode()).hexdigest()
 
 
-def _path(source: SourceConfig) -> str:
-    return "/".join(part for part in (source.path, source.subset, source.split) if part)
-
-
 def _open(source: SourceConfig) -> Any:
     from datasets import load_dataset
 
-    hub.HUB.probe()
-    # datasets >= 4 runs no code of a data set's own and has no argument that would allow it.
+    HUB.probe()
+    # datasets >= 4 never runs code of a dataset and has no argument that would allow it.
     try:
         return load_dataset(
             source.path,
@@ -93,10 +88,7 @@ def _open(source: SourceConfig) -> Any:
 
 def _unreachable(source: SourceConfig, error: Exception) -> PreflightError:
     return PreflightError(
-        f"data.sources: the data set {source.path} at {source.revision} (source {source.name}) "
+        f"data.sources: the dataset {source.path} at {source.revision} (source {source.name}) "
         f"cannot be reached ({error}); check the network and the name, log in with `hf auth login` "
         "if it is gated, or download it and use a source of kind files"
     )
-
-
-HUB = Kind(parts=parts, read=read, fingerprint=fingerprint, knows_sizes=False)

@@ -1,21 +1,20 @@
-"""Shows what is in a data folder: what went in, what came out, and how it reads."""
+"""Summaries, text samples and a length histogram of a data folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longred.data.layout import DTYPES, SPLITS
-from longred.data.loader import BlockFile, read_index
+from longred.data.layout import DTYPES, SPLITS, BlockFile, read_index
 from longred.errors import MismatchError
 
-SHOWN_CHARACTERS = 300
+SHOWN_BLOCKS, SHOWN_CHARACTERS = 3, 300
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Return the index of a data folder without its long lists.
+    """Return the index of a data folder without the length histograms.
 
     Raises:
-        MismatchError: the folder is no data folder.
+        MismatchError: the folder is not a data folder.
     """
     index = read_index(folder)
     sources = {
@@ -26,7 +25,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def bucket_rows(index: Mapping[str, Any]) -> list[list[str]]:
-    """Return split, bucket, block length, blocks and tokens of every bucket."""
+    """Return split, bucket, block length, blocks and tokens of each bucket."""
     return [
         [
             split.replace("_", "-"),
@@ -41,17 +40,17 @@ def bucket_rows(index: Mapping[str, Any]) -> list[list[str]]:
 
 
 def source_rows(index: Mapping[str, Any]) -> list[list[str]]:
-    """Return what each source gave: shards, rows, documents, tokens, and what was left out."""
-    counts = ("shards", "rows", "documents", "held_out_documents", "tokens", "read_tokens")
-    left_out = ("duplicates", "contaminated")
+    """Return name, kind and counts of each source."""
+    counts = ["shards", "rows", "documents", "held_out_documents", "tokens", "read_tokens"]
+    counts += ["duplicates", "contaminated"]
     return [
-        [name, source["kind"], *(f"{source[key]:,}" for key in (*counts, *left_out))]
+        [name, source["kind"], *(f"{source[key]:,}" for key in counts)]
         for name, source in index["sources"].items()
     ]
 
 
 def reason_rows(index: Mapping[str, Any]) -> list[list[str]]:
-    """Return rejected rows and dropped tokens of each source, by reason."""
+    """Return the rejected rows and dropped tokens of each source, by reason."""
     return [
         [name, what, reason, f"{count:,}"]
         for name, source in index["sources"].items()
@@ -63,11 +62,11 @@ def reason_rows(index: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def sample_blocks(folder: Path, count: int = 3) -> dict[str, list[str]]:
-    """Return the first training blocks of each bucket as text, their ends cut out of the middle.
+def sample_blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the first training blocks of each bucket as text, shortened in the middle.
 
     Raises:
-        MismatchError: the folder has no tokenizer of its own.
+        MismatchError: the folder has no tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -76,17 +75,20 @@ def sample_blocks(folder: Path, count: int = 3) -> dict[str, list[str]]:
         raise MismatchError(f"{path}: is missing; prepare the data again")
     tokenizer = Tokenizer.from_file(str(path))
     samples: dict[str, list[str]] = {}
+    half = SHOWN_CHARACTERS // 2
     for bucket in read_index(folder)["train"]:
         file = BlockFile(folder, bucket)
-        blocks = [file[block].tolist() for block in range(min(count, len(file)))]
-        samples[bucket] = [
-            _shortened(tokenizer.decode(block, skip_special_tokens=False)) for block in blocks
-        ]
+        samples[bucket] = []
+        for block in range(min(SHOWN_BLOCKS, len(file))):
+            text = tokenizer.decode(file[block].tolist(), skip_special_tokens=False)
+            if len(text) > SHOWN_CHARACTERS:
+                text = f"{text[:half]} … {text[-half:]}"
+            samples[bucket].append(text)
     return samples
 
 
 def draw_lengths(folder: Path, path: Path) -> None:
-    """Draw how long the documents of each source are, with the buckets' block lengths, as PNG.
+    """Draw a histogram of document lengths per source, with the block lengths, as PNG.
 
     Raises:
         MismatchError: the folder's index has no lengths.
@@ -108,15 +110,8 @@ def draw_lengths(folder: Path, path: Path) -> None:
         longest += [edge for edge, count in zip(edges[1:], counts, strict=True) if count]
         for bucket, entry in index["train"].items():
             axis.axvline(entry["block_length"], color="#e45756", linewidth=1)
-            axis.annotate(
-                bucket,
-                (entry["block_length"], 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(2, -9),
-                textcoords="offset points",
-                fontsize=8,
-                color="#e45756",
-            )
+            top = {"transform": axis.get_xaxis_transform(), "verticalalignment": "top"}
+            axis.text(entry["block_length"], 0.98, f" {bucket}", fontsize=8, color="#e45756", **top)
         axis.set_ylim(top=1.25 * max(1, *counts))
         axis.set_xscale("log", base=2)
     axes[-1].set_xlim(1, 2 * max(longest))
@@ -125,16 +120,6 @@ def draw_lengths(folder: Path, path: Path) -> None:
 
 
 def size_bytes(index: Mapping[str, Any]) -> int:
-    """Return the size of all blocks."""
-    return sum(
-        entry["num_blocks"] * entry["block_length"] * DTYPES[entry["dtype"]].itemsize
-        for split in SPLITS
-        for entry in index[split].values()
-    )
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= SHOWN_CHARACTERS:
-        return text
-    half = SHOWN_CHARACTERS // 2
-    return f"{text[:half]} … {text[-half:]}"
+    """Return the total size of all blocks."""
+    itemsize = DTYPES[index["train"]["long"]["dtype"]].itemsize
+    return int(index["tokens"]["written"] * itemsize)

@@ -1,208 +1,153 @@
-"""Cuts a byte stream into lines, plain or compressed, however long, damaged or short it is."""
+"""Splits a byte stream into lines: plain or compressed, of any length, even damaged or cut off."""
 
 import hashlib
+import io
 import zlib
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
-from longred.data.intake import RAW_BYTES
+from longred.data.documents import RAW_BYTES, Row
 
 CHUNK_BYTES = 2**20
-# Compressed bytes go in by less, since they come out as more.
+# Compressed chunks are smaller, because they expand.
 COMPRESSED_CHUNK_BYTES = 2**16
 GZIP_WINDOW = 31
 
 
-class Truncated(Exception):
-    """A compressed stream ends before its end or is damaged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line with content.
-
-    Attributes:
-        number: from 1, counted from where reading began.
-        offset: byte at which it starts, in the uncompressed file.
-        raw: its bytes without the line end; of a line that is too long, the first.
-        problem: why it cannot be used: `oversized` or `truncated_stream`.
-        sha256: of all bytes of a line that is too long.
-    """
-
-    number: int
-    offset: int
-    raw: bytes
-    problem: str | None = None
-    sha256: str | None = None
-
-
-def read_lines(
-    file: BinaryIO, name: str, *, start: int = 0, end: int | None = None, max_bytes: int
-) -> Generator[Line, None, int]:
-    """Yield the lines that begin in a stretch of a file, those without content left out.
+class Lines:
+    """The non-blank lines that begin in a byte range of a file, in order.
 
     Args:
         file: opened for reading, at its start.
-        name: its name; `.gz` and `.zst` are decompressed and can only be read whole.
-        start: first byte of the stretch; a line that began before it belongs to the stretch before.
-        end: the byte behind the stretch; a line that began in it is read to its end.
+        name: its name; `.gz` and `.zst` are decompressed and can only be read as a whole.
+        start: first byte of the range; a line that began earlier belongs to the previous range.
+        end: byte after the range; a line that began in the range is read to its end.
         max_bytes: longer lines are not held in memory.
 
-    Returns:
-        (as the value of `yield from`) The number of lines that begin there and end anywhere, those
-        without content included.
+    Attributes:
+        num_lines: line ends passed so far, including those of blank lines.
     """
-    cutter = _Cutter(start, end, max_bytes)
-    if start:
-        # Whether a line begins at `start` is said by the byte before it.
-        file.seek(start - 1)
-        cutter.skip_first()
-    problem = None
-    try:
-        for chunk in _chunks(file, name):
-            yield from cutter.cut(chunk)
-            if cutter.is_done:
-                return cutter.num_lines
-    except Truncated:
-        problem = "truncated_stream"
-    last = cutter.rest(problem)
-    if problem or (last.raw.strip() and not cutter.is_done):
-        yield last
-    return cutter.num_lines
 
-
-class _LongLine:
-    """A line that is too long to be held: its start, its hash so far and its size so far."""
-
-    def __init__(self, raw: bytes) -> None:
-        self.head, self.hasher, self.size = raw[:RAW_BYTES], hashlib.sha256(raw), len(raw)
-
-    def add(self, raw: bytes) -> None:
-        self.hasher.update(raw)
-        self.size += len(raw)
-
-
-class _Cutter:
-    """Collects chunks and gives out whole lines."""
-
-    def __init__(self, offset: int, end: int | None, max_bytes: int) -> None:
-        self.offset = offset
+    def __init__(
+        self, file: BinaryIO, name: str, *, start: int = 0, end: int | None = None, max_bytes: int
+    ) -> None:
         self.num_lines = 0
-        self._end, self._max_bytes = end, max_bytes
-        self._rest = b""
-        self._skipping = False
-        self._long: _LongLine | None = None
+        self._file, self._name = file, name
+        self._start, self._end, self._max_bytes = start, end, max_bytes
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the next line begins behind the stretch."""
-        return self._end is not None and not self._long and self.offset >= self._end
-
-    def skip_first(self) -> None:
-        """Drop everything up to the first line end; the stream begins one byte early."""
-        self._skipping = True
-        self.offset -= 1
-
-    def cut(self, chunk: bytes) -> Iterator[Line]:
-        """Take a chunk; yield the lines with content that end in it."""
-        if self._skipping:
-            head, newline, chunk = chunk.partition(b"\n")
-            self.offset += len(head) + len(newline)
-            if not newline:
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the lines."""
+        offset, end = self._start, self._end
+        if offset:
+            # The byte before `start` tells whether a line begins there.
+            offset -= 1
+            self._file.seek(offset)
+        stream = _ChunkStream(_chunks(self._file, self._name))
+        reader: io.BufferedReader = io.BufferedReader(stream, CHUNK_BYTES)
+        if self._start:
+            offset += sum(len(piece) for piece in _rest_of_line(reader))
+        while end is None or offset < end:
+            raw = reader.readline(self._max_bytes + 1)
+            has_end = raw.endswith(b"\n")
+            raw = raw.removesuffix(b"\n")
+            size, problem, sha256 = len(raw), "", ""
+            if size > self._max_bytes:
+                hasher = hashlib.sha256(raw)
+                for piece in _rest_of_line(reader):
+                    has_end = piece.endswith(b"\n")
+                    hasher.update(piece.removesuffix(b"\n"))
+                    size += len(piece) - has_end
+                raw, problem, sha256 = raw[:RAW_BYTES], "oversized", hasher.hexdigest()
+            line_number = self.num_lines + 1
+            if has_end or sha256:
+                self.num_lines += 1
+            if not has_end:
+                if stream.is_truncated:
+                    problem = "truncated_stream"
+                elif problem and (end is not None or raw.isspace()):
+                    # An oversized last line without a line end is not reported in a byte range.
+                    return
+            if problem or raw.strip():
+                yield Row(line_number, offset, raw, problem, sha256)
+            if not has_end:
                 return
-            self._skipping = False
-        if self._long:
-            head, newline, chunk = chunk.partition(b"\n")
-            self._long.add(head)
-            if not newline:
-                return
-            yield self._end_long()
-        if self.is_done:
+            offset += size + 1
+
+
+def _rest_of_line(reader: io.BufferedReader) -> Iterator[bytes]:
+    """Yield the bytes up to and including the next line end, in bounded pieces."""
+    while piece := reader.readline(CHUNK_BYTES):
+        yield piece
+        if piece.endswith(b"\n"):
             return
-        pieces = (self._rest + chunk).split(b"\n")
-        self._rest = pieces.pop()
-        for raw in pieces:
-            if self.is_done:
-                return
-            if len(raw) > self._max_bytes:
-                self._long = _LongLine(raw)
-                yield self._end_long()
-                continue
-            self.num_lines += 1
-            line = Line(self.num_lines, self.offset, raw)
-            self.offset += len(raw) + 1
-            if raw and not raw.isspace():
-                yield line
-        if len(self._rest) > self._max_bytes:
-            self._long = _LongLine(self._rest)
-            self._rest = b""
 
-    def rest(self, problem: str | None) -> Line:
-        """Return what stands behind the last line end."""
-        if self._long:
-            line = self._end_long()
-            return Line(line.number, line.offset, line.raw, problem or line.problem, line.sha256)
-        return Line(self.num_lines + 1, self.offset, self._rest, problem)
 
-    def _end_long(self) -> Line:
-        long, self._long = self._long, None
-        if long is None:
-            raise RuntimeError("no long line has begun")
-        self.num_lines += 1
-        line = Line(self.num_lines, self.offset, long.head, "oversized", long.hasher.hexdigest())
-        self.offset += long.size + 1
-        return line
+class _Truncated(Exception):
+    """A compressed stream is damaged or ends early."""
+
+
+class _ChunkStream(io.RawIOBase):
+    """Chunks as a raw stream; a truncated one ends and sets `is_truncated`.
+
+    Raising would make the buffer above lose the line that it is reading.
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.is_truncated = False
+        self._chunks, self._left = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            if not self._left:
+                self._left = memoryview(next(self._chunks, b""))
+        except _Truncated:
+            self.is_truncated = True
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
 
 
 def _chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the content of a file, decompressed; never an empty chunk."""
     if name.endswith(".gz"):
-        yield from _unzipped(file)
+        # Some files are padded with zeros after the last member. Output is bounded per call.
+        yield from _decompressed(
+            file, lambda: zlib.decompressobj(GZIP_WINDOW), zlib.error, CHUNK_BYTES, padding=b"\0"
+        )
     elif name.endswith(".zst"):
-        yield from _unpacked(file)
+        import zstandard
+
+        new_frame = zstandard.ZstdDecompressor().decompressobj
+        yield from _decompressed(file, new_frame, zstandard.ZstdError)
     else:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
 
-def _unzipped(file: BinaryIO) -> Iterator[bytes]:
-    member = zlib.decompressobj(GZIP_WINDOW)
-    begun = False
+def _decompressed(
+    file: BinaryIO, new_member: Any, error: type[Exception], *limit: int, padding: bytes = b""
+) -> Iterator[bytes]:
+    """Yield the content of a file of one or more compressed members.
+
+    Raises:
+        _Truncated: the file is empty or damaged, or its last member is cut off.
+    """
+    member, is_open = new_member(), False
     while data := file.read(COMPRESSED_CHUNK_BYTES):
         while data:
-            begun = True
+            is_open = True
             try:
-                chunk = member.decompress(data, CHUNK_BYTES)
-            except zlib.error:
-                raise Truncated from None
+                chunk = member.decompress(data, *limit)
+            except error:
+                raise _Truncated from None
             data = member.unconsumed_tail or member.unused_data
             if chunk:
                 yield chunk
             if member.eof:
-                # What pads the end of some files is no further member.
-                data, begun = data.lstrip(b"\0"), False
-                member = zlib.decompressobj(GZIP_WINDOW)
-    if begun or file.tell() == 0:
-        raise Truncated
-
-
-def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    import zstandard
-
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    begun = False
-    while data := file.read(COMPRESSED_CHUNK_BYTES):
-        while data:
-            begun = True
-            try:
-                chunk = frame.decompress(data)
-            except zstandard.ZstdError:
-                raise Truncated from None
-            data = frame.unused_data
-            if chunk:
-                yield chunk
-            if frame.eof:
-                begun = False
-                frame = zstandard.ZstdDecompressor().decompressobj()
-    if begun or file.tell() == 0:
-        raise Truncated
+                data, is_open = data.lstrip(padding), False
+                member = new_member()
+    if is_open or file.tell() == 0:
+        raise _Truncated

@@ -1,4 +1,4 @@
-"""Says who feeds which bucket how much: exact shares of blocks, and a draw for each document."""
+"""How many blocks of each bucket a source provides, and the bucket drawn for each document."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,23 +8,22 @@ from longred.config import DataConfig, SourceConfig
 from longred.errors import ConfigError
 from longred.method.methods import BUCKETS
 
-# A bucket of short rows is as broad as its documents: it is filled from at least about this many
-# where the text allows.
+# Short and original buckets use at least about this many documents, if the text allows.
 MIN_DOCUMENTS = 128
 
 
 @dataclass(slots=True)
 class Quota:
-    """What one source still owes one bucket of one split.
+    """The blocks that one source has to provide for one bucket of one split.
 
     Attributes:
         split, bucket: which one.
         block_length: tokens of a block.
-        minimum: tokens a document needs to be drawn for this bucket.
-        needed: blocks that are wanted.
-        written: blocks that are written.
-        pending: tokens that pieces waiting to be packed will give.
-        available: tokens of the documents that were long enough, wherever they were drawn to.
+        minimum: tokens that a document needs to be drawn for this bucket.
+        needed: wanted blocks.
+        written: selected blocks.
+        pending: expected tokens of the pieces that wait to be packed.
+        available: tokens of all documents that are long enough, whatever their bucket.
     """
 
     split: str
@@ -38,12 +37,12 @@ class Quota:
 
     @property
     def remaining(self) -> int:
-        """Tokens that are neither written nor waiting to be packed; 0 when there are enough."""
+        """Tokens still missing: neither selected nor waiting to be packed; at least 0."""
         return max(0, (self.needed - self.written) * self.block_length - self.pending)
 
     @property
     def blocks_per_document(self) -> int:
-        """Blocks to take from one document as long as there are others; long ones are rare."""
+        """Blocks to take from one document while there are others; long ones are rare."""
         return self.needed if self.bucket == "long" else -(-self.needed // MIN_DOCUMENTS)
 
 
@@ -57,14 +56,14 @@ def block_lengths(config: DataConfig) -> dict[str, int]:
 
 
 def share(total: int, weights: Sequence[float]) -> list[int]:
-    """Return `total` divided in proportion to `weights`, each part exact to within one.
+    """Divide `total` in proportion to `weights`; each part is exact to within one.
 
-    The parts are whole and add up to `total`; what is left over goes to the largest remainders.
+    The parts are integers and add up to `total`; the remainder goes to the largest fractions.
     """
     exact = [Fraction(weight) for weight in weights]
     whole = sum(exact)
     if whole <= 0:
-        raise ValueError(f"weights: {list(weights)} add up to nothing")
+        raise ValueError(f"weights: {list(weights)} do not have a positive sum")
     shares = [total * weight / whole for weight in exact]
     parts = [int(part) for part in shares]
     by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - shares[i], i))
@@ -74,25 +73,24 @@ def share(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
-    """Return every source's quotas: bucket tokens by `data.ratio`, divided by the sources' shares.
+    """Return the quotas of each source: bucket tokens by `data.ratio`, divided by source shares.
 
-    The held-out split wants `num_held_out_tokens` of each bucket, in the same shares.
+    The held-out split has `num_held_out_tokens` in each bucket, divided by the same shares.
 
     Raises:
-        ConfigError: a bucket gets no whole block, or a practice source is too short for its bucket.
+        ConfigError: a bucket gets no whole block, or practice texts are too short for a bucket.
     """
     lengths = block_lengths(config)
-    minimums = dict(lengths)
-    minimums["long"] = config.min_long_tokens or max(1, config.target_window // 2)
-    if minimums["long"] > config.target_window:
+    min_long_tokens = config.min_long_tokens or max(1, config.target_window // 2)
+    minimums = {**lengths, "long": min_long_tokens}
+    if min_long_tokens > config.target_window:
         raise ConfigError(
-            f"data.min_long_tokens: {minimums['long']} is larger than target_window "
+            f"data.min_long_tokens: {min_long_tokens} is larger than target_window "
             f"({config.target_window})"
         )
     totals: dict[tuple[str, str], int] = {}
-    ratio = {bucket: config.ratio[bucket] for bucket in BUCKETS}  # type: ignore[index]
     for bucket in BUCKETS:
-        tokens = config.num_tokens * ratio[bucket] // sum(ratio.values())
+        tokens = _bucket_tokens(config, bucket)
         totals["train", bucket] = tokens // lengths[bucket]
         totals["held_out", bucket] = max(1, config.num_held_out_tokens // lengths[bucket])
         if not totals["train", bucket]:
@@ -102,8 +100,10 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
             )
     quotas: dict[str, list[Quota]] = {source.name: [] for source in config.sources}
     for (split, bucket), total in totals.items():
-        for number, count in enumerate(_divide(config, bucket, total, lengths[bucket], split)):
-            source = config.sources[number]
+        counts = _divide(config, bucket, totals["train", bucket], lengths[bucket])
+        if split == "held_out":
+            counts = share(total, counts)
+        for number, (source, count) in enumerate(zip(config.sources, counts, strict=True)):
             if count and source.length and source.length < minimums[bucket]:
                 raise ConfigError(
                     f"data.sources.{number}.length: texts of {source.length} tokens cannot fill "
@@ -114,34 +114,31 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
     return quotas
 
 
-def _divide(
-    config: DataConfig, bucket: str, total: int, block_length: int, split: str
-) -> list[int]:
-    """Return the blocks of a bucket that each source owes: budgets first, the rest by weight.
+def _bucket_tokens(config: DataConfig, bucket: str) -> int:
+    return config.num_tokens * config.ratio[bucket] // sum(config.ratio.values())  # type: ignore[index]
 
-    The held-out split is divided in the proportion of the training split.
+
+def _divide(config: DataConfig, bucket: str, total: int, block_length: int) -> list[int]:
+    """Return the training blocks of a bucket per source: budgets first, the rest by weight.
 
     Raises:
-        ConfigError: budgets are larger than the bucket, or smaller and nobody gives the rest.
+        ConfigError: the budgets exceed the bucket, or no source provides the rest.
     """
-    whole = config.num_tokens * config.ratio[bucket] // sum(config.ratio.values()) // block_length  # type: ignore[index]
     weights = [_weight(source, bucket) for source in config.sources]
     budgets = [_budget(config, source, bucket) // block_length for source in config.sources]
     has_budget = [source.num_tokens is not None for source in config.sources]
-    rest = whole - sum(budgets)
+    rest = total - sum(budgets)
     sharing = [0.0 if given else weight for given, weight in zip(has_budget, weights, strict=True)]
-    # Budgets are cut to whole blocks; what that leaves over is no shortage.
+    # Budgets are cut to whole blocks; the cut part is not a shortage.
     if rest < 0 or (rest > sum(has_budget) and not any(sharing)):
         raise ConfigError(
             f"data.sources: budgets (num_tokens) give the {bucket} bucket "
             f"{sum(budgets) * block_length:,} tokens, data.num_tokens and data.ratio give it "
-            f"{whole * block_length:,}; make them agree, or leave one source without a budget"
+            f"{total * block_length:,}; make them agree, or leave one source without a budget"
         )
     if any(sharing):
-        parts = [a + b for a, b in zip(budgets, share(rest, sharing), strict=True)]
-    else:
-        parts = share(whole, [float(budget) for budget in budgets])
-    return parts if split == "train" else share(total, [float(part) for part in parts])
+        return [a + b for a, b in zip(budgets, share(rest, sharing), strict=True)]
+    return share(total, budgets)
 
 
 def _weight(source: SourceConfig, bucket: str) -> float:
@@ -149,7 +146,7 @@ def _weight(source: SourceConfig, bucket: str) -> float:
 
 
 def _budget(config: DataConfig, source: SourceConfig, bucket: str) -> int:
-    """Return the tokens of a source's budget that go to a bucket."""
+    """Return the tokens of a source's budget for a bucket."""
     if source.num_tokens is None:
         return 0
     weights = [config.ratio[b] * _weight(source, b) for b in BUCKETS]  # type: ignore[index]
@@ -159,15 +156,15 @@ def _budget(config: DataConfig, source: SourceConfig, bucket: str) -> int:
 
 
 def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
-    """Return the quota a document feeds: by hash, weighted by what each still needs.
+    """Draw the quota that a document feeds, by hash, weighted by the remaining tokens.
 
     Args:
-        word: 64 bits of the document's id, others than those that hold documents out.
+        word: 64 bits of the document's id, not those that decide the split.
         num_tokens: the document's length.
         quotas: those of its source and split.
 
     Returns:
-        None when it is too short for every quota that still needs text.
+        None if the document is too short for every quota with remaining tokens.
     """
     weights = [quota.remaining if num_tokens >= quota.minimum else 0 for quota in quotas]
     point = word * sum(weights) >> 64
@@ -178,17 +175,9 @@ def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
     return None
 
 
-def shortage(source: str, quota: Quota, blocks: int) -> str:
-    """Return one line about a source that cannot fill its share of a bucket with text.
-
-    Args:
-        source: its name.
-        quota: its share.
-        blocks: how many of them could be filled.
-    """
-    return (
-        f"the {quota.bucket} bucket needs {quota.needed * quota.block_length:,} tokens from source "
-        f"{source}, {blocks * quota.block_length:,} could be filled "
-        f"({quota.available:,} tokens are in documents of {quota.minimum:,} or more, "
-        "and a document feeds one bucket)"
+def not_enough_text(shortages: Sequence[str], note: str = "") -> ConfigError:
+    """Return the error for buckets that cannot be filled."""
+    return ConfigError(
+        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}Lower data.num_tokens, "
+        "change data.ratio or the shares in data.sources, or add text"
     )

@@ -1,9 +1,9 @@
-"""What a unit of work is: a shard of a source, and the record that it leaves behind."""
+"""Shards, the unit of work; the files each one writes; and the record that marks it as finished."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,23 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.errors import MismatchError
-from longred.store.artifacts import read_json, sha256_file, storage_errors
+from longred.store.artifacts import sha256_file, storage_errors
 
 TABLE = np.dtype(
     [("split", "<u8"), ("draw", "<u8"), ("text", "<u8"), ("start", "<u8"), ("length", "<u4")]
 )
-"""One row a document: two words of its id, the first word of its text's sha256, and where its
-tokens stand in the shard's file."""
+"""One row per document: two 64-bit words of its id, the first 64 bits of its text's sha256, and the
+position and number of its tokens in the shard's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of one file, as its source's kind understands it.
+    """A range of one file; the kind of source defines its unit.
 
     Attributes:
         path: POSIX path relative to the source's root.
-        start, end: bytes, row groups, or numbers of texts; 0 and 0 for a whole file.
-        num_bytes: about how much text it holds.
+        start, end: bytes, row groups, or indices of texts; 0 and 0 for a whole file.
+        num_bytes: approximate size of its text.
     """
 
     path: str
@@ -38,14 +38,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work: what is tokenised at once, and done again after a crash.
+    """The unit of work: tokenised at once, and repeated as a whole after a crash.
 
     Attributes:
-        source: the source's position in `data.sources`, from 0.
+        source: index of the source in `data.sources`.
         name: the source's name.
-        number: its place among the source's shards, from 0.
+        number: index among the source's shards.
         parts: what it reads, in order.
-        held_out_only: whether documents of the training split are left out, once there are enough.
+        held_out_only: whether documents of the training split are skipped.
     """
 
     source: int
@@ -56,15 +56,15 @@ class Shard:
 
     @property
     def num_bytes(self) -> int:
-        """About how much text it holds."""
+        """Approximate size of its text."""
         return sum(part.num_bytes for part in self.parts)
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
         first, count = self.parts[0], len(self.parts)
-        place = f"{first.path}[{first.start}:{first.end}]" if first.end else first.path
-        return place if count == 1 else f"{place} and {count - 1} more"
+        label = f"{first.path}[{first.start}:{first.end}]" if first.end else first.path
+        return label if count == 1 else f"{label} and {count - 1} more"
 
     def path(self, work: Path, suffix: str) -> Path:
         """Return the path of one of its files in a work folder."""
@@ -73,24 +73,24 @@ class Shard:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the shard that `asdict` was made of."""
+        """Return the shard from its `asdict` values."""
         return cls(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What tokenising a shard gave; written last, so that a shard with a record is finished.
+    """Counts and files of a tokenised shard; written last, so it marks the shard as finished.
 
     Attributes:
-        identity: of settings, tokenizer and texts; another one is other work.
-        seen, rejected: rows, and those that cannot be used, by reason.
-        num_lines: path → lines read of it, where a file is read in stretches.
+        identity: digest of settings, tokenizer and texts.
+        seen, rejected: all rows, and the unusable ones by reason.
+        num_lines: path → lines read from it.
         documents: texts tokenised.
-        contaminated: texts that hold an n-gram of the evaluation's.
+        contaminated: texts skipped because they share an n-gram with the evaluation.
         read_tokens, written_tokens: before and after texts of a fixed length are cut.
-        text_rows: row in the table of each held-out text that is kept.
-        text_bytes: size of those texts.
-        files: suffix → size and sha256 of what was written.
+        text_rows: table row of each saved held-out text.
+        text_bytes: total size of those texts.
+        files: suffix → size and sha256 of each file written.
     """
 
     identity: str
@@ -103,35 +103,31 @@ class ShardRecord:
     written_tokens: int
     text_rows: list[int]
     text_bytes: int
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
+    files: dict[str, dict[str, Any]]
 
 
 def read_record(shard: Shard, work: Path, identity: str) -> ShardRecord | None:
-    """Return the record of a finished shard; None where it is missing or not whole.
+    """Return the record of a finished shard; None if it is missing, outdated or incomplete.
 
-    Sizes are compared; `open_tokens` also compares the bytes.
+    Compares file sizes only; `check_bytes` also compares the content.
     """
     try:
         values = json.loads(shard.path(work, ".json").read_text(encoding="utf-8"))
         record = ShardRecord(**values)
-        whole = record.identity == identity and all(
+        is_complete = record.identity == identity and all(
             shard.path(work, suffix).stat().st_size == entry["size"]
             for suffix, entry in record.files.items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if whole else None
+    return record if is_complete else None
 
 
 def check_bytes(shard: Shard, record: ShardRecord, work: Path) -> None:
-    """Compare what a shard wrote with its record.
+    """Compare the content of a shard's files with its record.
 
     Raises:
-        MismatchError: a byte differs; the message names the file.
+        MismatchError: a file differs; the message names it.
     """
     for suffix, entry in record.files.items():
         path = shard.path(work, suffix)
@@ -144,19 +140,18 @@ def check_bytes(shard: Shard, record: ShardRecord, work: Path) -> None:
 
 
 def read_table(shard: Shard, work: Path) -> npt.NDArray[Any]:
-    """Return the table of a finished shard's documents, of dtype TABLE."""
-    table: npt.NDArray[Any] = np.load(shard.path(work, ".npy"), allow_pickle=False)
-    return table
+    """Return the document table of a finished shard, of dtype TABLE."""
+    return np.load(shard.path(work, ".npy"), allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def read_rows(shard: Shard, work: Path, suffix: str) -> list[dict[str, Any]]:
-    """Return the lines of JSON that a shard wrote."""
+    """Return the rows of a shard's JSON lines file."""
     with shard.path(work, suffix).open("rb") as file:
         return [json.loads(line) for line in file]
 
 
-def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file of a work folder so that a crash leaves nothing under its name."""
+def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file that appears under its name only when it is complete and on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         with temporary.open("wb") as file:
@@ -169,8 +164,3 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
 def to_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     """Return rows as lines of JSON."""
     return (json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
-
-
-def read_shards(path: Path) -> list[Shard]:
-    """Return the shards of a list in a work folder."""
-    return [Shard.from_json(values) for values in read_json(path)]

@@ -1,4 +1,4 @@
-"""Turns texts into token ids: BOS where the recipe asks for it, control tokens never from text."""
+"""Converts text to token ids: optional BOS, and never a control token from text."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ class TextTokenizer:
         add_bos: whether every document starts with the BOS token.
 
     Attributes:
-        vocab_size: number of ids, added tokens included.
-        dtype: `uint16` where every id fits, else `uint32`.
-        bos_token_id, eos_token_id: None where the tokenizer has none.
+        vocab_size: number of ids, including added tokens.
+        dtype: `uint16` if every id fits, else `uint32`.
+        bos_token_id, eos_token_id: None if the tokenizer has none.
 
     Raises:
         PreflightError: the folder has no fast tokenizer or it cannot be read.
-        ConfigError: `add_bos` is asked of a tokenizer without BOS.
+        ConfigError: `add_bos` is set, but the tokenizer has no BOS token.
     """
 
     def __init__(self, folder: Path, *, add_bos: bool) -> None:
@@ -37,7 +37,7 @@ class TextTokenizer:
         path = folder / "tokenizer.json"
         try:
             raw = path.read_bytes()
-            config = _read_config(folder / "tokenizer_config.json")
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             self._tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
         except FileNotFoundError as error:
             missing = Path(error.filename).name
@@ -46,6 +46,8 @@ class TextTokenizer:
             ) from None
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
             raise PreflightError(f"{path}: is not a fast tokenizer ({error})") from error
+        if not isinstance(config, dict):
+            config = {}
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -64,14 +66,13 @@ class TextTokenizer:
             raise ConfigError(
                 f"data.add_bos: the tokenizer of {folder} has no BOS token; set data.add_bos=false"
             )
-        first = [self.bos_token_id] if add_bos else []
-        self._start = np.array(first, dtype=self.dtype)
+        self._start = np.array([self.bos_token_id] if add_bos else [], dtype=self.dtype)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """Return the ids of each text, one array of `dtype` each, BOS included if asked for.
+        """Tokenise each text into an array of `dtype`; prepend BOS if `add_bos` is set.
 
         Raises:
-            MismatchError: the tokenizer makes a control token out of text, whatever it is told.
+            MismatchError: the tokenizer produces a control token although that is disabled.
         """
         result = []
         for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
@@ -81,13 +82,13 @@ class TextTokenizer:
                 token = self._tokenizer.id_to_token(int(ids[control][0]))
                 raise MismatchError(
                     f"the tokenizer turns text into the control token {token}; "
-                    "such a tokenizer cannot be used for training text"
+                    "it cannot be used for training text"
                 )
             result.append(np.concatenate([self._start, ids]))
         return result
 
     def index_entry(self) -> dict[str, Any]:
-        """Return what a data folder's index says of the tokenizer."""
+        """Return the tokenizer's entry in the index of a data folder."""
         return {
             "sha256": self.sha256,
             "vocab_size": self.vocab_size,
@@ -99,8 +100,3 @@ class TextTokenizer:
         text = token.get("content") if isinstance(token, dict) else token
         found: int | None = self._tokenizer.token_to_id(text) if isinstance(text, str) else None
         return found
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}

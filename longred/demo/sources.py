@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longred.config import DataConfig, SourceConfig
-from longred.data.documents import Document, document_id, is_held_out
-from longred.data.intake import Intake
-from longred.data.kinds import Kind
+from longred.data.documents import Document, Intake, document_id, is_held_out
 from longred.data.shards import Part
+from longred.data.sources import Kind
 from longred.demo import skills, wording
 from longred.demo.corpus import SOURCE_NAME, library_documents
 from longred.errors import ConfigError, PreflightError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from longred.config import EvaluationConfig
-from longred.data.loader import read_index as read_data_index
+from longred.data.layout import read_index as read_data_index
 from longred.errors import MismatchError, PreflightError
 from longred.evaluation import ruler, short
 from longred.evaluation.long_text import freeze_rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.config import EvaluationConfig
-from longred.data.loader import read_index as read_data_index
+from longred.data.layout import read_index as read_data_index
 from longred.data.loader import read_rows
 from longred.errors import MismatchError, NonFiniteLossError
 from longred.evaluation.chat import is_chat

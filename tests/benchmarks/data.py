@@ -85,7 +85,7 @@ def to_disk(path: Path, work: Path) -> dict[str, float]:
     from longred.data.tokenise import load_tokenizer, tokenise_shard
 
     job = make_job(path, work)
-    load_tokenizer(job)
+    load_tokenizer(job.tokenizer_folder, job.config.add_bos)
     shards = list(shards_of(job.config, 0))
     begun = time.process_time()
     records = [tokenise_shard(job, shard) for shard in shards]
@@ -108,11 +108,11 @@ def pool(path: Path, work: Path, num_workers: int) -> dict[str, float]:
 def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
     """Duplicates, draw, pack, copy: 32K, 1K and 8K blocks from twice the tokens, made up."""
     from longred.config import DataConfig
-    from longred.data.copying import write_bucket
-    from longred.data.duplicates import duplicate_masks
     from longred.data.filling import Filler
     from longred.data.quotas import source_quotas
+    from longred.data.reading import duplicate_masks
     from longred.data.shards import TABLE
+    from longred.data.writing import write_bucket
 
     config = DataConfig(
         sources=[{"name": "made", "kind": "files", "path": "made"}],
@@ -141,10 +141,10 @@ def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
     masks = duplicate_masks([len(table) for table in tables], lambda n: tables[n]["text"])
     for number, (table, mask) in enumerate(zip(tables, masks, strict=True)):
         filler.add(number, table, mask)
-    settled = filler.settle()
+    selection = filler.select()
     drawn = time.perf_counter() - begun
     written = 0
-    for (split, bucket), segments in settled.segments.items():
+    for (split, bucket), segments in selection.segments.items():
         quota = next(q for q in quotas if (q.split, q.bucket) == (split, bucket))
         blocks = write_bucket(
             [segments],
@@ -166,7 +166,8 @@ def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
 
 def load(folder: Path) -> dict[str, float]:
     """Random 32K blocks of the file that `divide_and_copy` wrote, as the loader reads them."""
-    from longred.data.loader import BlockFile, Permutation
+    from longred.data.layout import BlockFile
+    from longred.data.loader import Permutation
 
     path = folder / "train-long.bin"
     num_blocks = path.stat().st_size // 65536

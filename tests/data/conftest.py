@@ -15,7 +15,7 @@ WORDS = ("model", "window", "token", "layer", "distil", "restore", "row", "step"
 
 
 def write(path: Path, *, num_documents: int, seed: int = 0) -> Path:
-    """Write JSON lines of 10 to 600 words each, every document with words of its own."""
+    """Write JSON lines of 10 to 600 words each, each document starting with a unique word."""
     rng = random.Random(seed)
     lines = []
     for number in range(num_documents):
@@ -38,7 +38,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(corpus: Path) -> Callable[..., DataConfig]:
-    """Builds a data section: windows 64 and 256, short rows of 32, a corpus of JSON lines."""
+    """Build a data section: windows 64 and 256, short rows of 32, a corpus of JSON lines."""
 
     def make(**changes: Any) -> DataConfig:
         values: dict[str, Any] = {

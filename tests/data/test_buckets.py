@@ -13,7 +13,8 @@ from longred.config import DataConfig, load_recipe
 from longred.data import filling
 from longred.data.buckets import prepare
 from longred.data.documents import document_id, is_held_out
-from longred.data.loader import BlockFile, StepLoader
+from longred.data.layout import BlockFile
+from longred.data.loader import StepLoader
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError, PreflightError
 from longred.store.artifacts import sha256_file
@@ -21,13 +22,9 @@ from longred.store.artifacts import sha256_file
 BUCKETS = ("long", "short", "original")
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
 def run(tmp_path: Path, tiny_model_folder: Path) -> Callable[..., Path]:
-    """Prepares a data folder, in a fresh work folder unless one is named."""
+    """Prepare a data folder; the default is a new work folder."""
     count = 0
 
     def prepare_folder(config: DataConfig, work: Path | None = None, **options: Any) -> Path:
@@ -56,7 +53,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in files
-        if path.name != "metrics.jsonl"  # holds times
+        if path.name != "metrics.jsonl"  # contains times
     }
 
 
@@ -83,7 +80,7 @@ def test_buckets_have_exactly_their_ratio(
 
 
 def pieces_of(folder: Path) -> list[tuple[str, str, list[int]]]:
-    """Return (split, bucket, tokens) of every stretch of one document in every block."""
+    """Return (split, bucket, tokens) of each document segment in each block."""
     pieces = []
     for split in ("train", "held_out"):
         for bucket in BUCKETS:
@@ -102,7 +99,7 @@ def test_buckets_and_splits_share_no_document_and_blocks_hold_true_text(
     texts: dict[str, str],
     tiny_model_folder: Path,
 ) -> None:
-    """Find the one document that each stretch of tokens was cut from, by brute force."""
+    """Find by brute force the one document that contains each segment."""
     config = make_config()
     folder = run(config)
     tokenizer = TextTokenizer(tiny_model_folder, add_bos=True)
@@ -114,7 +111,7 @@ def test_buckets_and_splits_share_no_document_and_blocks_hold_true_text(
     for split, bucket, tokens in pieces_of(folder):
         needle = np.array(tokens, dtype="<u4").tobytes()
         if len(tokens) < 16:
-            continue  # the short end of a cut piece may stand in several documents
+            continue  # the short end of a cut piece may occur in several documents
         num_pieces += 1
         (document,) = [id for id, string in strings.items() if needle in string]
         homes.setdefault(document, set()).add((split, bucket))
@@ -235,7 +232,7 @@ def test_a_corpus_that_may_be_enough_is_tokenised(
 ) -> None:
     folder = run(make_config(shard_bytes=4096))
     assert index_of(folder)["train"]["long"]["num_blocks"] == 64
-    # A little too much for the text: the sample lets it pass, and the exact count refuses it.
+    # Slightly more than the text has: the sample lets it pass, the exact count refuses it.
     work = tmp_path / "work"
     with pytest.raises(ConfigError, match="could be filled"):
         run(make_config(shard_bytes=4096, num_tokens=131072), work)
@@ -245,7 +242,7 @@ def test_a_corpus_that_may_be_enough_is_tokenised(
 def test_rare_long_documents_are_not_taken_for_none(
     make_config: Callable[..., DataConfig], run: Callable[..., Path], corpus: Path
 ) -> None:
-    # All text of the long bucket is in the last shards, which a sample does not have to hit.
+    # All text of the long bucket is in the last shards, which a sample may miss.
     lines = corpus.read_text().splitlines()
     rows = [json.dumps({"text": f"{n} " + "long words " * 1500}) for n in range(12)]
     corpus.write_text("\n".join([*lines, *rows]) + "\n")
@@ -344,7 +341,7 @@ def test_a_disk_that_is_too_small(
 
 def test_the_demo_recipe_in_small(run: Callable[..., Path]) -> None:
     data = load_recipe("demo").data
-    # The test tokenizer makes about twice as many tokens of a text as the demo's own.
+    # The test tokenizer gives about twice as many tokens per text as the demo's own.
     config = data.model_copy(update={"num_tokens": 65536, "num_held_out_tokens": 8192})
     index = index_of(run(config))
     train = {bucket: entry["num_blocks"] for bucket, entry in index["train"].items()}

@@ -1,4 +1,4 @@
-"""Slurm and Ray: what is handed to them; Slurm's commands are played by scripts of this test."""
+"""The settings passed to Slurm and Ray; scripts of this test replace Slurm's commands."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import pytest
 
 from longred.config import DataConfig, load_recipe
 from longred.data import cluster
-from longred.data.cluster import EXECUTORS, run_in_datatrove, write_task
-from longred.data.counts import Counts
+from longred.data.cluster import make_executor, run_in_datatrove, write_task
+from longred.data.executors import Counts
 from longred.data.shards import read_record
 from longred.data.sources import shards_of
 from longred.data.tokenise import Job
 from longred.errors import ConfigError, LongredError, PreflightError
 
-# Runs the tasks of a job's array one after the other, then the job is gone from the queue.
+# Runs the tasks of a job array one after the other; afterwards the queue is empty.
 SBATCH = """#!/bin/bash
 script="${@: -1}"
 cp "$script" "$FAKE_SLURM/job-$(ls "$FAKE_SLURM" | wc -l)"
@@ -39,7 +39,7 @@ exec "$@"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands of Slurm that run a job at once, on this machine."""
+    """Slurm commands that run a job immediately on this machine."""
     commands, folder = tmp_path / "bin", tmp_path / "slurm"
     commands.mkdir()
     folder.mkdir()
@@ -133,7 +133,7 @@ def test_what_ray_is_asked_for(make_job: Callable[..., Job]) -> None:
     job = make_job(kind="ray", num_workers=4, max_tasks=2, memory_gb=5)
     shards = list(shards_of(job.config, 0))
     folder = write_task(job, shards)
-    executor = EXECUTORS["ray"](job, folder, len(shards))
+    executor = make_executor(job, folder, len(shards))
     assert (executor.tasks, executor.workers, executor.mem_per_cpu_gb) == (2, 4, 5)
     assert json.loads((folder / "job.json").read_text())["identity"] == "identity"
     (step,) = executor.pipeline

@@ -1,4 +1,4 @@
-"""Runs of 13 words, against a slow and obvious search."""
+"""N-grams of 13 words, compared with a slow exhaustive search."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""The same bytes whoever tokenises, and after every kind of end."""
+"""The same bytes with every executor and after every kind of interruption."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Interrupted(Exception):
 def many_shards(
     make_config: Callable[..., DataConfig], write_corpus: Callable[..., Path], tmp_path: Path
 ) -> Callable[..., DataConfig]:
-    """Builds a data section with about twenty shards of two sources."""
+    """Build a data section with about twenty shards of two sources, and practice."""
     second = write_corpus(tmp_path / "second.jsonl", num_documents=200, seed=1)
     sources = [
         {"name": "words", "kind": "files", "path": str(tmp_path / "corpus.jsonl")},
@@ -60,7 +60,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "metrics.jsonl"  # holds times
+        if path.is_file() and path.name != "metrics.jsonl"  # contains times
     }
 
 
@@ -68,7 +68,7 @@ def digests(folder: Path) -> dict[str, str]:
 def expected(
     many_shards: Callable[..., DataConfig], tiny_model_folder: Path, tmp_path: Path
 ) -> dict[str, str]:
-    """What one worker makes, undisturbed."""
+    """Digests of an uninterrupted run with one worker."""
     folder = tmp_path / "expected"
     folder.mkdir()
     prepare(many_shards(num_workers=1), tiny_model_folder, folder, tmp_path / "expected-work")
@@ -112,20 +112,20 @@ def test_only_missing_shards_are_done_again_after_every_kind_of_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Interrupted in the middle of a shard, again and again."""
+    """Interrupt the preparation repeatedly in the middle of a shard."""
     config = many_shards(num_workers=1)
     work, folder = tmp_path / "work", tmp_path / "folder"
     folder.mkdir()
     monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 3000)
-    write, finished = tokenise._Tokeniser._write, []
+    encode, finished = tokenise._Tokeniser._encode, []
     calls = 0
 
-    def interrupt(self: Any, *arguments: Any) -> None:
+    def interrupt(self: Any, batch: Any) -> bytes:
         nonlocal calls
         calls += 1
         if calls % 25 == 0:
             raise Interrupted
-        write(self, *arguments)
+        return encode(self, batch)
 
     run = tokenise._Tokeniser.run
 
@@ -134,7 +134,7 @@ def test_only_missing_shards_are_done_again_after_every_kind_of_end(
         finished.append((self.shard.name, self.shard.number, self.shard.held_out_only))
         return record
 
-    monkeypatch.setattr(tokenise._Tokeniser, "_write", interrupt)
+    monkeypatch.setattr(tokenise._Tokeniser, "_encode", interrupt)
     monkeypatch.setattr(tokenise._Tokeniser, "run", note)
     interruptions = 0
     while True:

@@ -1,4 +1,4 @@
-"""Files with everything that goes wrong in files."""
+"""Reading text, JSON lines and parquet files, including every kind of damage."""
 
 import gzip
 import json
@@ -10,9 +10,8 @@ import zstandard
 
 from longred.config import DataConfig
 from longred.data import files
-from longred.data.documents import Document, document_id
+from longred.data.documents import Document, Intake, document_id
 from longred.data.files import find_files
-from longred.data.intake import Intake
 from longred.errors import ConfigError
 
 ZOO = {
@@ -37,7 +36,7 @@ def count(max_rejected_fraction: float = 1.0, max_characters: int = 10**6) -> In
 def read(
     path: Path | str, intake: Intake, text_field: str = "text", shard_bytes: int = 2**26
 ) -> list[Document]:
-    """Read everything; stretches of a file as if each were a shard of its own."""
+    """Read all documents; each part of a file is read separately."""
     source = {"name": "name", "kind": "files", "path": str(path), "text_field": text_field}
     config = DataConfig(sources=[source], num_tokens=1, shard_bytes=shard_bytes)
     parts = files.parts(config, config.sources[0], "data.sources.0")
@@ -55,7 +54,7 @@ def test_every_bad_row_is_counted_by_its_reason(tmp_path: Path) -> None:
     reasons = [reason for reason in ZOO.values() if reason]
     assert dict(intake.rejected) == {reason: reasons.count(reason) for reason in reasons}
     assert intake.seen == len(ZOO)
-    # Evidence: where it was and how it starts.
+    # Evidence: position and first bytes of the row.
     assert [row["reason"] for row in intake.quarantine] == reasons
     for row in intake.quarantine:
         raw = path.read_bytes()[row["offset"] :].split(b"\n")[0]
@@ -131,7 +130,7 @@ def test_parquet_rows(tmp_path: Path) -> None:
 
 
 def test_stretches_of_a_file_give_what_the_whole_gives(tmp_path: Path) -> None:
-    """Ranges that cut through lines, through line ends and through long lines."""
+    """Byte ranges that end inside lines, at line ends and inside oversized lines."""
     rng = random.Random(0)
     rows = [json.dumps({"text": f"{n} " + "x" * rng.choice((0, 3, 50, 400))}) for n in range(60)]
     rows[7], rows[20], rows[41] = "", "{broken", '{"text": "' + "y" * 3000 + '"}'
@@ -147,7 +146,7 @@ def test_stretches_of_a_file_give_what_the_whole_gives(tmp_path: Path) -> None:
         assert intake.rejected == whole.rejected
         offsets = [row["offset"] for row in intake.quarantine]
         assert offsets == [row["offset"] for row in whole.quarantine]
-        # Every line is counted by one stretch, so that line numbers can be counted through.
+        # Each line is counted in exactly one range, so line numbers of the file can be computed.
         assert intake.num_lines == whole.num_lines == {"rows.jsonl": 60}
 
 
@@ -167,7 +166,7 @@ def test_row_groups_are_stretches_of_a_parquet_file(tmp_path: Path) -> None:
 def test_zstd_rows_and_streams_that_break_off(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.zst"
     rows = [json.dumps({"text": f"row {i} {i * 7919 % 1000}"}) + "\n" for i in range(20000)]
-    # Two frames: what a tool writes that appends to a file.
+    # Two frames, as written by a tool that appends to a file.
     frames = ["".join(rows[:5000]), "".join(rows[5000:])]
     path.write_bytes(b"".join(zstandard.compress(frame.encode()) for frame in frames))
     assert len(read(path, count(0.0))) == 20000

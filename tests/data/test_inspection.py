@@ -1,4 +1,4 @@
-"""What `inspect` and `plan` say, against what is really there."""
+"""Output of `inspect` and `plan`, compared with the real content."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_inspect_shows_buckets_sources_rejects_samples_and_a_picture(
     assert any(line[:2] == ["words", "files"] for line in lines)
     assert result.output.count("block 0:") == result.output.count("block 2:") == 3
     assert plot.read_bytes().startswith(b"\x89PNG")
-    # An artifact is looked at, never written to.
+    # `inspect` never writes to an artifact.
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     as_json = CliRunner().invoke(app, ["inspect", str(folder), "--json"])
     assert json.loads(as_json.output)["sources"]["words"]["tokens"] == 32768

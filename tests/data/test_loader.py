@@ -1,4 +1,4 @@
-"""Order, resume and boundaries of the rows that training reads."""
+"""Order, resume and document boundaries of the training rows."""
 
 import json
 import subprocess
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from longred.data.loader import BlockFile, Permutation, Rows, StepLoader, read_rows
+from longred.data.layout import BlockFile
+from longred.data.loader import Permutation, Rows, StepLoader, read_rows
 from longred.errors import ConfigError, MismatchError
 
 ROWS = {"long": 4, "short": 24, "original": 4}
@@ -46,7 +47,7 @@ def test_permutation_looks_random() -> None:
     values = np.array([order[i] for i in range(4096)])
     assert abs(np.corrcoef(values, np.arange(4096))[0, 1]) < 0.06
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.06
-    # Neighbours come together about as often as in a fair shuffle: 2 expected.
+    # A fair shuffle keeps 2 neighbours together on average.
     assert np.sum(np.abs(np.diff(values)) == 1) < 10
 
 
@@ -80,7 +81,7 @@ def test_resume_equals_an_uninterrupted_run(data_folder: Path, stop: int) -> Non
     first = StepLoader(data_folder, rows=ROWS, seed=3)
     steps = take(first, stop)
     state = json.loads(json.dumps(first.state()))
-    for _ in range(2):  # also the resume of a resume
+    for _ in range(2):  # the second pass resumes a resumed run
         second = StepLoader(data_folder, rows=ROWS, seed=3)
         second.load_state(state)
         steps += take(second, 3)

@@ -1,10 +1,10 @@
-"""Full blocks out of pieces, none used twice."""
+"""Packing pieces into full blocks; no piece is used twice."""
 
 import random
 
 import pytest
 
-from longred.data.packing import pack
+from longred.data.filling import pack
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -16,7 +16,7 @@ def test_blocks_are_full_and_use_a_piece_once(seed: int) -> None:
     assert all(sum(size for _, size in block) == 64 for block in blocks)
     assert len({piece for piece, _ in parts}) == len(parts)
     assert all(1 <= size <= lengths[piece] for piece, size in parts)
-    # Only the last part of a block is ever cut.
+    # Only the last part of a block is cut.
     assert all(size == lengths[p] for block in blocks for p, size in block[:-1])
     unused = set(range(len(lengths))) - {piece for piece, _ in parts}
     assert sum(lengths[piece] for piece in unused) < 64

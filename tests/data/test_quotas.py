@@ -1,4 +1,4 @@
-"""Exact shares and fair draws."""
+"""Exact shares of blocks and weighted draws of buckets."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""Shards of every kind of source."""
+"""Shards, documents and fingerprints of each kind of source."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from longred.config import DataConfig
-from longred.data.documents import Document, is_held_out
-from longred.data.intake import Intake
-from longred.data.kinds import kind_of
+from longred.data.documents import Document, Intake, is_held_out
 from longred.data.shards import Part, Shard
-from longred.data.sources import check_sources, fingerprints, shards_of
+from longred.data.sources import check_sources, fingerprints, kind_of, shards_of
 from longred.errors import ConfigError, PreflightError
 
 

@@ -39,7 +39,7 @@ def test_text_never_becomes_a_control_token(tiny_model_folder: Path) -> None:
     assert not control & set(ids.tolist())
     raw = Tokenizer.from_file(str(tiny_model_folder / "tokenizer.json"))
     assert raw.decode(ids.tolist(), skip_special_tokens=True) == text
-    # The same text does become one when nobody asks for care: the danger is real.
+    # Without the protection, the same text does become a control token.
     assert control & set(raw.encode(text, add_special_tokens=False).ids)
 
 

@@ -1,4 +1,4 @@
-"""Everything that goes wrong in a corpus, at once: counted by reason and kept as evidence."""
+"""A corpus with every kind of damage: rows are counted by reason and quarantined."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ import zstandard
 
 from longred.config import DataConfig
 from longred.data.buckets import prepare
-from longred.data.intake import REASONS
+from longred.data.documents import REASONS
 from longred.errors import ConfigError
 from tests.data.test_buckets import pieces_of
 from tests.data.test_files import ZOO
@@ -43,7 +43,7 @@ def zoo(write_corpus: Callable[..., Path], tmp_path: Path) -> Path:
     write_corpus(folder / "good.jsonl", num_documents=400)
     rows = [*ZOO, b"null", b"3", b'[{"text": "x"}]']
     rows.append(b'{"text": "' + b"long " * 50_000 + b'"}')
-    rows.append(b'{"text": "' + b"very long " * 5_000_000)  # 50 million characters and no end
+    rows.append(b'{"text": "' + b"very long " * 5_000_000)  # 50 million characters, unterminated
     (folder / "rows.jsonl").write_bytes(b"\n".join(rows))
     good = "".join(json.dumps({"text": f"packed {n} " + "word " * 40}) + "\n" for n in range(500))
     half = gzip.compress(good.encode())
@@ -84,8 +84,8 @@ def test_every_bad_thing_is_counted_and_kept(
     for row in rows:
         assert set(row) == {"source", "path", "offset", "line", "reason", "sha256", "raw"}
         assert (zoo / row["path"]).is_symlink() or (zoo / row["path"]).exists()
-        assert len(row["raw"]) <= 4 * 256  # a byte may be shown by four characters
-    # Text that looks like a control token is text.
+        assert len(row["raw"]) <= 4 * 256  # a byte may be escaped as four characters
+    # Text that looks like a control token is tokenised as text.
     control = {index["tokenizer"]["bos_token_id"], index["tokenizer"]["eos_token_id"]}
     for _, _, tokens in pieces_of(folder):
         assert not control & set(tokens[1:])
@@ -105,7 +105,7 @@ def test_the_zoo_is_refused_at_the_usual_limit(
 def test_duplicates_are_left_out_wherever_they_are(
     corpus: Path, make_config: Callable[..., DataConfig], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """In the same file, in another shard, in another source."""
+    """Duplicates in the same file, in another shard and in another source."""
     lines = corpus.read_bytes().splitlines(keepends=True)
     corpus.write_bytes(b"".join([*lines[:60], *lines[:20], *lines[60:]]))
     second = tmp_path / "second.jsonl"
