@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longred.errors import ConfigError
-from longred.method.rope import METHODS, Window, find_method
+from longred.method.rope import ROPE_METHODS, Window, find_method, settings_problem
 from longred.models.architectures import (
     FULL,
     SLIDING,
@@ -27,14 +27,6 @@ from longred.models.folder import REFERENCE_NAME, copy_companions, write_config
 from longred.models.load import load_config
 from longred.store.artifacts import storage_errors, write_json
 
-__all__ = [
-    "METHODS",
-    "Frequencies",
-    "extend_config",
-    "frequencies",
-    "inverse_frequencies",
-    "write_extension",
-]
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +40,7 @@ def extend_config(
 
     Args:
         config: the original model's; it is left as it is.
-        method: a key of `METHODS`.
+        method: a key of `longred.method.rope.ROPE_METHODS`.
         target_window: tokens.
         settings: what the method reads; `original_window` where it is not the configuration's
             max_position_embeddings. None counts as not given.
@@ -61,7 +53,9 @@ def extend_config(
     given = {name: value for name, value in settings.items() if value is not None}
     original_window = given.pop("original_window", config.max_position_embeddings)
     _check_windows(config, original_window, target_window)
-    _refuse_unknown(given, found.settings, method)
+    problem = settings_problem(method, given)
+    if problem:
+        raise ConfigError(problem)
     rope = main_rope(config)
     _check_rope(rope, method)
     is_plain = rope.get("rope_type", "default") == "default"
@@ -120,11 +114,6 @@ def frequencies(config: PreTrainedConfig, kind: str = FULL) -> Frequencies:
     return Frequencies(1.0 / (rope["rope_theta"] ** exponents), 1.0)
 
 
-def inverse_frequencies(config: PreTrainedConfig) -> torch.Tensor:
-    """Return RoPE's angle per position for each pair of dimensions, fp32 [d / 2]."""
-    return frequencies(config).inv_freq
-
-
 def write_extension(
     original: Path,
     folder: Path,
@@ -143,7 +132,7 @@ def write_extension(
         folder: an existing or new folder.
         digest: of the model whose weights are taken.
         start: a student of a smaller window whose weights are taken; the original's if None.
-        method: a key of `METHODS`.
+        method: a key of `longred.method.rope.ROPE_METHODS`.
         original_window: tokens.
         target_window: tokens.
         settings: of the method.
@@ -207,13 +196,6 @@ def _notes(config: PreTrainedConfig) -> list[str]:
     return notes
 
 
-def _refuse_unknown(settings: Mapping[str, Any], known: frozenset[str], method: str) -> None:
-    for name in sorted(settings.keys() - known):
-        raise ConfigError(
-            f"extension.{name}: method {method} does not use it; remove it or set it to null"
-        )
-
-
 def _check_windows(config: PreTrainedConfig, original_window: Any, target_window: Any) -> None:
     for name, window in (("original_window", original_window), ("target_window", target_window)):
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
@@ -238,8 +220,8 @@ def _check_rope(rope: Mapping[str, Any], method: str) -> None:
     if not isinstance(rope.get("rope_theta"), int | float):
         raise ConfigError("extension: the model's configuration has no rope_theta for all layers")
     kind = rope.get("rope_type", "default")
-    if kind not in METHODS[method].extends:
-        able = [name for name, other in METHODS.items() if kind in other.extends]
+    if kind not in ROPE_METHODS[method].extends:
+        able = [name for name, other in ROPE_METHODS.items() if kind in other.extends]
         advice = f"use {' or '.join(able)}, or " if able else ""
         raise ConfigError(
             f"extension.method: the model's RoPE is already rescaled (rope_type {kind}), and "
