@@ -183,21 +183,12 @@ DYNAMIC_REFUSED = (
 )
 
 
-def find_method(name: str) -> RopeMethod:
-    """Return a method.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    if name == "dynamic":
-        raise ConfigError(f"extension.method: {DYNAMIC_REFUSED}")
-    if name not in ROPE_METHODS:
-        raise ConfigError(f"extension.method: {name!r} is not one of {', '.join(ROPE_METHODS)}")
-    return ROPE_METHODS[name]
-
-
 def settings_problem(method: str, settings: Values) -> str | None:
-    """Return what is wrong with the settings given to a method, by dotted key, or None."""
+    """Return what is wrong with a method's name or settings, by dotted key, or None."""
+    if method == "dynamic":
+        return f"extension.method: {DYNAMIC_REFUSED}"
+    if method not in ROPE_METHODS:
+        return f"extension.method: {method!r} is not one of {', '.join(ROPE_METHODS)}"
     for name in sorted(settings.keys() - ROPE_METHODS[method].settings):
         return f"extension.{name}: method {method} does not use it; remove it or set it to null"
     if method == "abf" and "rope_theta" not in settings:

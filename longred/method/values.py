@@ -4,7 +4,7 @@ The bounds stand in the annotations. A job reads them with `value_problem`; pyda
 of `Bounds`, so this file needs no pydantic.
 """
 
-import operator
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -16,30 +16,31 @@ Undigested = Annotated[_T, UNDIGESTED]
 """A field that stays out of every digest: it cannot change a result, or the content it points to is
 hashed instead."""
 
-_COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-    "ge": (operator.ge, "{} or more"),
-    "gt": (operator.gt, "above {}"),
-    "lt": (operator.lt, "below {}"),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Bounds of a number, by pydantic's names; None means unbounded."""
+    """Bounds of a number, by pydantic's names."""
 
-    ge: float | None = None
-    gt: float | None = None
-    lt: float | None = None
-
-    def given(self) -> dict[str, float]:
-        """Return the bounds that are set."""
-        return {name: bound for name, bound in asdict(self).items() if bound is not None}
+    ge: float = -math.inf
+    gt: float = -math.inf
+    lt: float = math.inf
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: Callable[[Any], dict[str, Any]]
     ) -> dict[str, Any]:
         """Add the bounds to pydantic's schema of the number."""
-        return {**handler(source), **self.given()}
+        bounds = {name: bound for name, bound in asdict(self).items() if math.isfinite(bound)}
+        return {**handler(source), **bounds}
+
+    def problem(self, value: float) -> str | None:
+        """Return which bound a number violates, or None."""
+        if not value >= self.ge:
+            return f"must be {self.ge:g} or more, got {value}"
+        if not value > self.gt:
+            return f"must be above {self.gt:g}, got {value}"
+        if not value < self.lt:
+            return f"must be below {self.lt:g}, got {value}"
+        return None
 
 
 Count = Annotated[int, Bounds(ge=1)]
@@ -62,9 +63,5 @@ def value_problem(kind: Any, value: Any) -> str | None:
         kind, *notes = get_args(kind)
     if get_origin(kind) is Literal and value not in get_args(kind):
         return f"{value!r} is not one of {', '.join(get_args(kind))}"
-    for note in notes:
-        for name, bound in note.given().items() if isinstance(note, Bounds) else ():
-            holds, words = _COMPARISONS[name]
-            if not holds(value, bound):
-                return f"must be {words.format(f'{bound:g}')}, got {value}"
-    return None
+    problems = (note.problem(value) for note in notes if isinstance(note, Bounds))
+    return next(filter(None, problems), None)
