@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longred.config.run import COPIES, RunConfig
+from longred.config.run import RunConfig, is_copy
 from longred.config.section import section_in
 from longred.errors import ConfigError
 from longred.recipes import Recipe, apply_override, read_recipe
@@ -46,7 +46,7 @@ def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
 def without_copies(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run without the copies of shared ones in its sections."""
     return {
-        name: {k: v for k, v in section.items() if COPIES.get(k, f"{name}.{k}") == f"{name}.{k}"}
+        name: {key: value for key, value in section.items() if not is_copy(name, key)}
         if isinstance(section, Mapping)
         else section
         for name, section in config.items()
@@ -112,12 +112,7 @@ def _keys(kind: Any, section: str | None) -> str:
 
 def _settable(kind: Any, section: str | None) -> list[str]:
     """Return the fields of a section that are not copies of shared values."""
-    copies = {} if section is None else COPIES
-    return [
-        name
-        for name in kind.model_fields
-        if name not in copies or copies[name].startswith(f"{section}.")
-    ]
+    return [name for name in kind.model_fields if not is_copy(section, name)]
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from longred.config.section import AttentionBackend, Section
-from longred.method.rope import DYNAMIC_REFUSED
+from longred.method.rope import DYNAMIC_REFUSED, ROPE_METHODS
 from longred.method.values import Count, Device, Positive, Undigested
 
 
@@ -56,8 +56,8 @@ class ExtensionConfig(Section):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of rescaling methods that are set."""
-        values = self.model_dump(exclude={"method", "windows", "original_window", "target_window"})
-        return {name: value for name, value in values.items() if value is not None}
+        names = set[str]().union(*(method.settings for method in ROPE_METHODS.values()))
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class AttentionConfig(Section):

@@ -31,6 +31,12 @@ COPIES = {
 """Fields of sections that are filled at load: field → the key that a user sets."""
 
 
+def is_copy(section: str | None, name: str) -> bool:
+    """Return whether a section's field is a copy; `section` None is the top level."""
+    key = f"{section}.{name}" if section else name
+    return COPIES.get(name, key) != key
+
+
 class ReportConfig(Section):
     """How scores are compared; tasks that the original model barely solves are dropped first."""
 
@@ -95,14 +101,9 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_secrets(cls, values: Any) -> Any:
+    def _copy_shared_values(cls, values: Any) -> Any:
         for problem in refused_texts(values):
             raise ValueError(problem)
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _copy_shared_values(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
         result = dict(values)
@@ -120,7 +121,7 @@ class RunConfig(Section):
             copies = {
                 key: value
                 for key, value in shared.items()
-                if key in kind.model_fields and COPIES[key] != f"{name}.{key}"
+                if key in kind.model_fields and is_copy(name, key)
             }
             for key in copies.keys() & section.keys():
                 if section[key] != copies[key]:

@@ -282,10 +282,9 @@ class TrainingJob(TrainingSettings):
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as plain JSON types."""
-        values = {name: getattr(self, name) for name in sorted(self.fields())}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
+            for name, value in sorted(vars(self).items())
         }
 
     @classmethod

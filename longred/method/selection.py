@@ -35,13 +35,10 @@ class Measure(NamedTuple):
     unit: str
 
 
-_ATTENTION = Measure("attention_kl", "attention KL", " nats")
+STRATEGIES = ("attention_kl", "hidden", "auto", "uniform", "manual")
 MEASURES = {
-    "attention_kl": _ATTENTION,
+    **dict.fromkeys(STRATEGIES, Measure("attention_kl", "attention KL", " nats")),
     "hidden": Measure("hidden_distance", "hidden-state distance (1 - cosine)", ""),
-    "auto": _ATTENTION,
-    "uniform": _ATTENTION,
-    "manual": _ATTENTION,
 }
 """Strategy → the score that it chooses or explains layers by."""
 
@@ -59,7 +56,7 @@ def select_layers(
     Args:
         layer_scores: one per decoder layer, by the strategy's measure in `MEASURES`; larger means
             further from the teacher. Equal scores keep their order.
-        strategy: a key of `MEASURES`.
+        strategy: one of `STRATEGIES`.
         num_distill_layers: number of layers including the last; `manual` and `auto` ignore it.
         layers: the choice itself, for `manual` only.
         share: of the sum of all scores, for `auto` only.
@@ -70,8 +67,8 @@ def select_layers(
     num_layers = len(layer_scores)
     if not all(math.isfinite(score) for score in layer_scores) or not num_layers:
         raise ConfigError("selection: layer scores must be finite, one per decoder layer")
-    if strategy not in MEASURES:
-        raise ConfigError(f"selection.strategy: {strategy!r} is not one of {', '.join(MEASURES)}")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"selection.strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
     if (strategy == "manual") != (layers is not None):
         raise ConfigError(
             "selection.layers: give the layers with strategy manual, and only with it"
@@ -145,16 +142,18 @@ def explain_number(
     """Return one sentence: why this number of layers, and which share of the scores they hold."""
     held = _percent(sum(layer_scores[layer - 1] for layer in layers), layer_scores)
     words = MEASURES[strategy].words
-    reason = {
-        "auto": f"the fewest layers, the last one counted, that hold {100 * share:.0f} % of the "
-        f"total {words} are distilled",
-        "manual": "the layers that the recipe names are distilled",
-        "uniform": "evenly spaced layers up to the last are distilled, as many as the recipe says",
-    }.get(
-        strategy,
-        f"the layers with the highest {words} and the last are distilled, as many as the recipe "
-        "says",
-    )
+    if strategy == "auto":
+        reason = (
+            f"the fewest layers, the last one counted, that hold {100 * share:.0f} % of the total "
+            f"{words} are distilled"
+        )
+    elif strategy == "manual":
+        reason = "the layers that the recipe names are distilled"
+    else:
+        which = "evenly spaced layers up to the last"
+        if strategy != "uniform":
+            which = f"the layers with the highest {words} and the last"
+        reason = f"{which} are distilled, as many as the recipe says"
     return f"{reason}: {len(layers)} of {len(layer_scores)} layers hold {held} of the total {words}"
 
 

@@ -185,6 +185,6 @@ def test_names_that_a_recipe_may_use_are_those_of_the_tables():
 
     assert set(get_args(MethodName)) == set(METHODS)
     assert allowed(ExtensionConfig, "method") == set(ROPE_METHODS)
-    assert allowed(SelectionConfig, "strategy") == set(selection.MEASURES)
+    assert allowed(SelectionConfig, "strategy") == set(selection.STRATEGIES)
     assert allowed(TrainingConfig, "weighting") == set(WEIGHTINGS)
     assert {method.positions for method in METHODS.values()} <= {None, *positions.SKIPPERS}
