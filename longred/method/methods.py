@@ -69,7 +69,7 @@ class Method:
             `longred.method.positions.SKIPPERS`, or None for 0 to T - 1.
         sigma: default spread of the skipped positions.
         trains_adapters: train low-rank adapters instead of the weights.
-        merges: the method whose student is averaged with the original, without own training.
+        merges: the method whose student is averaged with the original; nothing else is trained.
     """
 
     terms: tuple[Term, ...] = (LONG,)

@@ -17,7 +17,7 @@ from longred.store.artifacts import write_json
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 REFERENCE_NAME = "weights.json"
-"""Names the folder of the weights, in a folder without its own."""
+"""The file that names the folder of the weights, in a folder without weights."""
 
 COMPANIONS = (
     "tokenizer.json",
@@ -83,7 +83,7 @@ def check_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
-    """Return the safetensors files of a model folder, following `weights.json` to the original's.
+    """Return the safetensors files of a model folder, or of the folder that `weights.json` names.
 
     Args:
         folder: the model folder.
@@ -233,7 +233,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _weights_folder(folder: Path, original: Path | None) -> Path:
-    """Return the folder of a model's weights: itself, a student's, or the original model's."""
+    """Return the folder itself, or the one that its `weights.json` names."""
     reference = folder / REFERENCE_NAME
     if not reference.is_file():
         return folder
@@ -243,7 +243,7 @@ def _weights_folder(folder: Path, original: Path | None) -> Path:
         return target
     if not named.is_absolute():
         raise PreflightError(
-            f"{reference}: the student {target} that training goes on from is gone; run the recipe "
+            f"{reference}: the student {target} that training starts from is gone; run the recipe "
             "again"
         )
     if original is not None:

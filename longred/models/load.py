@@ -7,14 +7,15 @@ output of decoder layer i - 1, except that N is taken after the final norm, as i
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoConfig,
@@ -266,11 +267,8 @@ def hidden_states(
     """
     base: Any = model.base_model
     num_layers = len(base.layers)
-    for layer in layers:
-        if not 1 <= layer <= num_layers:
-            raise ValueError(
-                f"hidden state {layer} does not exist; the model has 1 to {num_layers}"
-            )
+    for layer in set(layers) - set(range(1, num_layers + 1)):
+        raise ValueError(f"hidden state {layer} does not exist; the model has 1 to {num_layers}")
     extra: dict[str, Any] = {}
     if base.config._attn_implementation == ATTENTION_NAME:
         extra = {"document_ids_BT": document_ids_BT, "capture": capture, "sequence": sequence}
@@ -278,7 +276,7 @@ def hidden_states(
         raise ValueError("documents and skipped positions need a model with attention='longred'")
     states: dict[int, Tensor] = {}
     inner = {layer for layer in layers if layer < num_layers}
-    hooks = [base.layers[i - 1].register_forward_hook(_store_in(states, i)) for i in inner]
+    hooks = [base.layers[i - 1].register_forward_hook(partial(_store, states, i)) for i in inner]
     try:
         output = base(
             input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False, **extra
@@ -341,10 +339,9 @@ def run_layers(
             use_cache=False,
             capture=captured.append,
         )
-        is_last = layer == len(kinds) - 1
-        yield LayerOutput(
-            layer, kind, base.norm(hidden_BTD) if is_last else hidden_BTD, captured[0]
-        )
+        if layer == len(kinds) - 1:
+            hidden_BTD = base.norm(hidden_BTD)
+        yield LayerOutput(layer, kind, hidden_BTD, captured[0])
 
 
 def save_model(
@@ -381,8 +378,6 @@ def _no_progress_bars() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _store_in(states: dict[int, Tensor], index: int) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        states[index] = output[0] if isinstance(output, tuple) else output
-
-    return hook
+def _store(states: dict[int, Tensor], layer: int, _module: Any, _args: Any, output: Any) -> None:
+    """Store the output of a decoder layer, as its forward hook."""
+    states[layer] = output[0] if isinstance(output, tuple) else output
