@@ -85,19 +85,16 @@ class RunConfig(Section):
         return [self._at(window) for window in self.extension.windows]
 
     def _at(self, window: WindowConfig) -> Self:
-        reach = {"target_window": window.target_window}
+        target: dict[str, Any] = {"target_window": window.target_window}
         theta = window.rope_theta or self.extension.rope_theta
         num_steps = window.num_steps or self.training.num_steps
-        changed: dict[str, dict[str, Any]] = {
-            "extension": {"rope_theta": theta, "windows": []},
-            "data": {},
-            "training": {"num_steps": num_steps, "keep_steps": ()},
-        }
-        sections = {
-            name: getattr(self, name).model_copy(update={**reach, **values})
-            for name, values in changed.items()
-        }
-        return self.model_copy(update={**reach, **sections})
+        data = self.data.model_copy(update=target)
+        extension = self.extension.model_copy(update=target | {"rope_theta": theta, "windows": []})
+        training = self.training.model_copy(
+            update=target | {"num_steps": num_steps, "keep_steps": ()}
+        )
+        sections = {"data": data, "extension": extension, "training": training}
+        return self.model_copy(update=target | sections)
 
     @model_validator(mode="before")
     @classmethod
