@@ -21,9 +21,9 @@ class Window:
     """The extension, as far as methods read it.
 
     Attributes:
-        original: tokens before.
-        target: tokens after.
-        factor: s: target / original, or target / the model's own window if it is rescaled already.
+        original: tokens before the first rescaling.
+        target: tokens after this one.
+        factor: s, including the factor by which the model is rescaled already.
         dim: d.
     """
 
@@ -61,8 +61,7 @@ def _raise_theta(rope: Values, window: Window, settings: Values) -> Rope:
 
 def _interpolate(rope: Values, window: Window, settings: Values) -> Rope:
     """Divide every frequency by s (arXiv 2306.15595)."""
-    factor = float(rope.get("factor", 1.0)) * window.factor
-    return {"rope_theta": rope["rope_theta"], "rope_type": "linear", "factor": factor}
+    return {"rope_theta": rope["rope_theta"], "rope_type": "linear", "factor": window.factor}
 
 
 def _raise_theta_by_ntk(rope: Values, window: Window, settings: Values) -> Rope:
@@ -82,12 +81,11 @@ def _yarn(rope: Values, window: Window, settings: Values) -> Rope:
             f"extension.method: the model's yarn RoPE sets {', '.join(sorted(unknown))}, and no "
             "rule says how to rescale that; start from the model before its extension"
         )
-    original = int(rope.get("original_max_position_embeddings", window.original))
-    factor = float(rope.get("factor", 1.0)) * window.factor
-    if original * factor != window.target:
+    if window.original * window.factor != window.target:
         raise ConfigError(
-            f"target_window: {window.target} is not exactly {original} x {factor:g}, and servers "
-            "read the window of a yarn model from that product; give a multiple of the original"
+            f"target_window: {window.target} is not exactly {window.original} x {window.factor:g}, "
+            "and servers read the window of a yarn model from that product; give a multiple of the "
+            "original"
         )
     given = {name: float(settings.get(name) or rope.get(name) or 0) for name in _YARN_SETTINGS}
     if (given["beta_fast"] or 32.0) <= (given["beta_slow"] or 1.0):
@@ -95,8 +93,8 @@ def _yarn(rope: Values, window: Window, settings: Values) -> Rope:
     return {
         "rope_theta": rope["rope_theta"],
         "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": original,
+        "factor": window.factor,
+        "original_max_position_embeddings": window.original,
         **{name: value for name, value in given.items() if value},
     }
 
@@ -115,12 +113,10 @@ def _llama3(rope: Values, window: Window, settings: Values) -> Rope:
     return {
         "rope_theta": rope["rope_theta"],
         "rope_type": "llama3",
-        "factor": float(rope.get("factor", 1.0)) * window.factor,
+        "factor": window.factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
-        "original_max_position_embeddings": int(
-            rope.get("original_max_position_embeddings", window.original)
-        ),
+        "original_max_position_embeddings": window.original,
     }
 
 
@@ -138,7 +134,6 @@ def _longrope(rope: Values, window: Window, settings: Values) -> Rope:
             "extension.long_factor: the model's RoPE is longrope already; give the factors for the "
             f"target window, one for each of {num_pairs} pairs of dimensions"
         )
-    original = int(rope.get("original_max_position_embeddings", window.original))
     given = settings.get("long_factor") or [
         window.factor ** (2 * i / (window.dim - 2)) for i in range(num_pairs)
     ]
@@ -148,15 +143,15 @@ def _longrope(rope: Values, window: Window, settings: Values) -> Rope:
             f"rotated dimensions, got {len(given)}"
         )
     factors = [float(x) for x in given]
-    factor = window.target / original
+    factor = window.target / window.original
     return {
         "rope_theta": rope["rope_theta"],
         "rope_type": "longrope",
         "factor": factor,
         "short_factor": factors,
         "long_factor": list(factors),
-        "original_max_position_embeddings": original,
-        "attention_factor": math.sqrt(1 + math.log(factor) / math.log(original)),
+        "original_max_position_embeddings": window.original,
+        "attention_factor": math.sqrt(1 + math.log(factor) / math.log(window.original)),
     }
 
 

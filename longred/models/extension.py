@@ -57,7 +57,12 @@ def extend_config(
     if problem := settings_problem(method, given) or _rope_problem(rope, kind, method):
         raise ConfigError(problem)
     before = original_window if kind == "default" else config.max_position_embeddings
-    window = Window(original_window, target_window, target_window / before, rotary_dim(config))
+    window = Window(
+        original=int(rope.get("original_max_position_embeddings", original_window)),
+        target=target_window,
+        factor=float(rope.get("factor", 1.0)) * (target_window / before),
+        dim=rotary_dim(config),
+    )
     rescaled = ROPE_METHODS[method].rescale(rope, window, given)
     if "partial_rotary_factor" in rope:
         rescaled["partial_rotary_factor"] = rope["partial_rotary_factor"]
