@@ -5,14 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from longred.config.section import Bucket, Section
-from longred.method.values import (
-    Count,
-    CountOrZero,
-    NonNegative,
-    Positive,
-    Share,
-    Undigested,
-)
+from longred.method.values import Count, CountOrZero, NonNegative, Positive, Share, Undigested
 
 
 class SourceConfig(Section):

@@ -78,8 +78,8 @@ def _describe(problem: Any, recipe: Recipe) -> str:
         message = "is required"
     else:
         message = f"{message} (got {problem['input']!r})"
-    place = f" ({recipe.path}:{recipe.lines[key]})" if key in recipe.lines else ""
-    return f"{key}: {message}{place}"
+    source = f" ({recipe.path}:{recipe.lines[key]})" if key in recipe.lines else ""
+    return f"{key}: {message}{source}"
 
 
 def key_pattern(section: str | None = None) -> str:

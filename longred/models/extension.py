@@ -68,7 +68,7 @@ def extend_config(
         rescaled["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if config.model_type == "phi3" and rescaled["rope_type"] not in ("default", "longrope"):
         raise ConfigError(
-            f"extension.method: {method} makes a RoPE that transformers' Phi-3 does not read; use "
+            f"extension.method: {method} gives a RoPE that transformers' Phi-3 does not read; use "
             "abf, ntk or longrope"
         )
     extended = copy.deepcopy(config)
