@@ -24,11 +24,11 @@ class Section(BaseModel):
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result, as plain JSON values."""
-        undigested = self.undigested_values()
-        return {name: _plain(value) for name, value in dict(self).items() if name not in undigested}
+        runtime = self.runtime_values()
+        return {name: _plain(value) for name, value in dict(self).items() if name not in runtime}
 
-    def undigested_values(self) -> dict[str, Any]:
-        """Return the section's own settings that stay out of digests, as plain JSON values."""
+    def runtime_values(self) -> dict[str, Any]:
+        """Return the settings that stay out of digests, as plain JSON values."""
         return {
             name: _plain(getattr(self, name))
             for name, field in type(self).model_fields.items()

@@ -55,7 +55,7 @@ def job_of(
     config: "TrainingConfig", method: str, shape: ModelShape, num_distilled: int
 ) -> TrainingJob:
     """Return a training as a value, without folders."""
-    values = {**config.digest_values(), **config.undigested_values()}
+    values = {**config.digest_values(), **config.runtime_values()}
     plain = {name: value for name, value in values.items() if name in TrainingJob.fields()}
     last = range(shape.num_layers - num_distilled + 1, shape.num_layers + 1)
     recipe = config.recipe(method)

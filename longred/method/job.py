@@ -60,7 +60,7 @@ class TrainingSettings:
         save_every_steps: steps between checkpoints.
         num_checkpoints: number of newest checkpoints that stay on disk.
         num_threads: CPU threads; 0 leaves the choice to torch. Can change the last bits.
-        attention_backend: `auto` or a key of `longred.attention.BACKENDS`.
+        attention_backend: `auto` or a key of `longred.attention.backends.BACKENDS`.
         optimizer_offload: keep the optimizer's state in host memory; same bits.
         activation_checkpointing: recompute decoder layers in the backward pass, without
             (`selective`) or with (`full`) their attention; same bits.

@@ -23,7 +23,7 @@ class Term:
 
     Attributes:
         bucket: the bucket that it reads.
-        objective: a key of `longred.objectives.OBJECTIVES`.
+        objective: a key of `longred.objectives.table.OBJECTIVES`.
         weight: the training setting that holds its weight; None for a weight of 1. The terms of
             cross-entropy weigh 1 together, shared by tokens.
         is_optional: whether a weight of 0 leaves the term out entirely.

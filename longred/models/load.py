@@ -27,15 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from longred.attention import (
-    ATTENTION_NAME,
-    Capture,
-    Captured,
-    choose_backend,
-    guard,
-    needs_of,
-    register,
-)
+from longred.attention.backends import choose_backend, needs_of
+from longred.attention.function import ATTENTION_NAME, Capture, Captured, guard, register
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.models.architectures import layer_types, rope_is_nested
 from longred.models.folder import (
@@ -135,7 +128,7 @@ def load_model(
         device: of the parameters.
         attention: `longred`, or `sdpa` for rows with padding.
         original: folder of the original model, in case `weights.json` points to an old one.
-        backend: of attention `longred`: `auto` or a key of `longred.attention.BACKENDS`.
+        backend: of attention `longred`: `auto` or a key of `longred.attention.backends.BACKENDS`.
         compute_dtype: of attention, if autocast computes it in another type than `dtype`.
 
     Raises:

@@ -69,7 +69,7 @@ def train_student(
             data_digest=data.digest,
             distill_layers=tuple(chosen),
             rows=config.rows(method),
-            **config.undigested_values(),
+            **config.runtime_values(),
         )
         result = launch.run(job, work, on_progress=on_progress, stop_after=stop_after)
         for path in result.iterdir():
