@@ -58,7 +58,7 @@ def value_problem(kind: Any, value: Any) -> str | None:
         kind: the annotation, with its extras; bounds and choices are checked, types are not.
         value: the value.
     """
-    notes: tuple[Any, ...] = ()
+    notes: list[Any] = []
     if get_origin(kind) is Annotated:
         kind, *notes = get_args(kind)
     if get_origin(kind) is Literal and value not in get_args(kind):
