@@ -46,7 +46,7 @@ class ExecutorConfig(Section):
 
     kind: Undigested[Literal["pool", "datatrove", "slurm", "ray"]] = "pool"
     num_workers: Undigested[CountOrZero] = 0
-    max_tasks: Undigested[Count] = Field(64, le=1000)
+    max_tasks: Undigested[Count] = Field(default=64, le=1000)
     partition: Undigested[str | None] = None
     time_limit: Undigested[str] = "12:00:00"
     memory_gb: Undigested[Count] = 2
