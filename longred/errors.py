@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code of the command line and of the trainer."""
+"""Errors for users, each with the exit code of the command line and of the trainer."""
 
 
 class LongredError(Exception):
@@ -18,7 +18,7 @@ class ConfigError(LongredError, ValueError):
 
 
 class PreflightError(LongredError):
-    """The environment lacks something: a model, a free port, disk space at the start, a package."""
+    """The environment lacks a model, a free port, disk space at the start, or a package."""
 
     exit_code = 3
 
@@ -30,35 +30,35 @@ class StorageError(LongredError):
 
 
 class NonFiniteLossError(LongredError):
-    """A loss, gradient or measurement is NaN or infinite; raised before anything is made of it."""
+    """A loss, gradient or measurement is NaN or infinite; raised before it is used."""
 
     exit_code = 5
 
 
 class LossSpikeError(LongredError):
-    """A training's loss leapt up in several steps in a row, and going on would waste time."""
+    """The loss of a training rose sharply in several steps in a row."""
 
     exit_code = 5
 
 
 class LockedError(LongredError):
-    """Another process works on the same folder."""
+    """Another process holds the lock of the same folder."""
 
     exit_code = 6
 
 
 class MismatchError(LongredError):
-    """Data, checkpoint or artifact does not match what was recorded."""
+    """Data, checkpoint or artifact differs from its record."""
 
     exit_code = 7
 
 
 class LostProcessError(LongredError):
-    """A process ended without one of these exit codes: killed, or an unforeseen error."""
+    """A process ended with no known exit code: killed, or an unexpected error."""
 
 
 class Stopped(LongredError):
-    """A signal asked for the end; progress is saved.
+    """A signal stopped the process; progress is saved.
 
     Args:
         signal_number: the signal received; the exit code is 128 + its number.
@@ -83,4 +83,4 @@ BY_EXIT_CODE: dict[int, type[LongredError]] = {
         MismatchError,
     )
 }
-"""How a parent process turns the trainer's exit status back into the error it stands for."""
+"""Exit status of the trainer → the error that its parent process raises."""

@@ -1,13 +1,13 @@
-"""How a stage says how far it is."""
+"""Progress of a stage."""
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""Called with what is done, what there is in all, and a text to show beside them."""
+"""Called with the number of finished items, the total number, and a text to display."""
 
 
 def duration(seconds: float) -> str:
-    """Return a time in its two largest units."""
+    """Return a duration in its largest units, such as `2 h 5 min`."""
     minutes, hours = seconds / 60, seconds / 3600
     if hours >= 48:
         return f"{hours / 24:.1f} days"

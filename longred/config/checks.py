@@ -1,40 +1,78 @@
-"""What cannot work across the sections of a recipe, each problem naming its dotted key."""
+"""Rules across the sections of a recipe, and secrets that no setting may contain."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from longred.config.values import RunValues
-from longred.method import rope as rope_methods
-from longred.method.job import fp8_problem
-from longred.method.kept import kept_problem
 from longred.method.methods import BUCKETS, METHODS
-from longred.method.schedules import schedule_problem
+from longred.method.rope import settings_problem
+
+if TYPE_CHECKING:
+    from longred.config.run import RunConfig
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MIN_PRACTICE_TOKENS = 64
 
-
-def problems(config: RunValues) -> list[str]:
-    """Return what cannot work across sections, each naming its dotted key."""
-    found = [problem for check in CHECKS for problem in check(config)]
-    # A step cannot be divided as long as windows and ratio are wrong.
-    return found or [*_step_problems(config), *_way_problems(config)]
-
-
-def _window_problems(config: RunValues) -> Iterator[str]:
-    if config.target_window <= config.original_window:
-        yield (
-            f"target_window: {config.target_window} must be larger than "
-            f"original_window ({config.original_window})"
-        )
+_REFUSED = {
+    "a password in an address; give it in the environment instead (PGPASSWORD, "
+    "MLFLOW_TRACKING_PASSWORD, …)": re.compile(r"://[^/?#\s@:]*:[^/?#\s@]+@"),
+    "a signature or key in an address; give it in the environment instead": re.compile(
+        r"://\S*[?&][\w-]*(token|key|secret|password|signature)=[^&\s]", re.IGNORECASE
+    ),
+    "a token of the Hugging Face hub; set HF_TOKEN instead": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
+    "an access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead": re.compile(
+        r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"
+    ),
+    "a NUL character; leave it out": re.compile(r"\0"),
+}
 
 
-def _data_problems(config: RunValues) -> Iterator[str]:
+def refused_texts(values: Any, key: str = "") -> Iterator[str]:
+    """Yield a message for every text that contains a secret; the text itself is not repeated.
+
+    Settings are written to a run's record, to MLflow and to Prefect, so secrets belong into the
+    environment.
+
+    Args:
+        values: settings before validation.
+        key: their dotted key.
+    """
+    if isinstance(values, str):
+        for what, pattern in _REFUSED.items():
+            if pattern.search(values):
+                yield f"{key}: holds {what}"
+        return
+    items: Any = ()
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, list | tuple):
+        items = enumerate(values)
+    for name, value in items:
+        yield from refused_texts(value, f"{key}.{name}" if key else str(name))
+
+
+def problems(config: "RunConfig") -> Iterator[str]:
+    """Yield the contradictions between sections, by dotted key; each assumes that none precedes."""
+    original, target = config.original_window, config.target_window
+    if target <= original:
+        yield f"target_window: {target} must be larger than original_window ({original})"
+    yield from _data_problems(config)
+    yield from _extension_problems(config)
+    selection = config.selection
+    if (selection.strategy == "manual") != (selection.layers is not None):
+        yield "selection.layers: give the layers with strategy manual, and only with it"
+    yield from _training_problems(config)
+    yield from _evaluation_problems(config)
+    yield from _step_problems(config)
+    yield from _windows_problems(config)
+
+
+def _data_problems(config: "RunConfig") -> Iterator[str]:
     data = config.data
     if data.short_length * 2 > config.original_window:
         yield (
-            f"data.short_length: {data.short_length} is more than half of "
-            f"original_window ({config.original_window}); such a teacher teaches noise"
+            f"data.short_length: {data.short_length} is more than half of original_window "
+            f"({config.original_window}), where the teacher is not reliable"
         )
     if set(data.ratio) != set(BUCKETS):
         yield "data.ratio: needs exactly the buckets long, short and original"
@@ -44,10 +82,7 @@ def _data_problems(config: RunValues) -> Iterator[str]:
     names = [source.name for source in data.sources]
     if len(set(names)) != len(names):
         yield "data.sources: names must differ"
-
-
-def _source_problems(config: RunValues) -> Iterator[str]:
-    for number, source in enumerate(config.data.sources):
+    for number, source in enumerate(data.sources):
         key = f"data.sources.{number}"
         if source.kind in ("files", "hub") and not source.path:
             yield f"{key}.path: a source of kind {source.kind} needs a path"
@@ -61,76 +96,29 @@ def _source_problems(config: RunValues) -> Iterator[str]:
                 f"{key}.length: a source of kind practice needs a length of "
                 f"{MIN_PRACTICE_TOKENS} tokens or more"
             )
-
-
-def _executor_problems(config: RunValues) -> Iterator[str]:
-    executor = config.data.executor
-    if executor.kind == "slurm" and not executor.partition:
+    if data.executor.kind == "slurm" and not data.executor.partition:
         yield "data.executor.partition: a Slurm job needs the name of a partition"
 
 
-def _extension_problems(config: RunValues) -> Iterator[str]:
-    extension = config.extension
-    if extension.method == "abf" and extension.rope_theta is None:
-        yield "extension.rope_theta: method abf needs the raised theta"
-    for name in extension.settings().keys() - rope_methods.METHODS[extension.method].settings:
-        yield (
-            f"extension.{name}: method {extension.method} does not use it; remove it or set it to "
-            "null"
-        )
+def _extension_problems(config: "RunConfig") -> Iterator[str]:
+    problem = settings_problem(config.extension.method, config.extension.settings())
+    if problem:
+        yield problem
 
 
-def _way_problems(config: RunValues) -> Iterator[str]:
-    """Check the windows on the way to the target, each as if it were one."""
-    windows = config.extension.windows
-    reached = config.original_window
-    for number, window in enumerate(windows):
-        if not reached < window.target_window < config.target_window:
-            yield (
-                f"extension.windows.{number}.target_window: {window.target_window} must lie "
-                f"between {reached} and target_window ({config.target_window}); give windows in "
-                "rising order"
-            )
-            return
-        reached = window.target_window
-        if config.extension.method == "abf" and window.rope_theta is None:
-            yield f"extension.windows.{number}.rope_theta: method abf needs a raised theta for each"
-        if config.extension.method != "abf" and window.rope_theta is not None:
-            yield f"extension.windows.{number}.rope_theta: only method abf reads it; remove it"
-    if windows and "lora" in config.training.methods():
-        yield (
-            "extension.windows: method lora needs the original's own weights under its adapters, "
-            "since they are its teacher; from the second window on they would lie on a merged "
-            "model. Train lora in a run without windows"
-        )
-    for number, at_window in enumerate(config.windows()):
-        for check in (_extension_problems, _training_problems, _step_problems):
-            for problem in check(at_window):
-                yield f"extension.windows.{number}: at this window, {problem}"
-
-
-def _selection_problems(config: RunValues) -> Iterator[str]:
-    selection = config.selection
-    if (selection.strategy == "manual") != (selection.layers is not None):
-        yield "selection.layers: give the layers with strategy manual, and only with it"
-
-
-def _training_problems(config: RunValues) -> Iterator[str]:
+def _training_problems(config: "RunConfig") -> Iterator[str]:
     training = config.training
     if training.method in training.baselines:
         yield f"training.baselines: {training.method} is already training.method"
-    adapts = "lora" in training.methods()
-    problems = (
-        schedule_problem(training),
-        kept_problem(training),
-        fp8_problem(training.fp8, dtype=training.dtype, trains_adapters=adapts),
-    )
-    yield from filter(None, problems)
+    trains_adapters = "lora" in training.methods()
+    problem = training.settings_problem(trains_adapters=trains_adapters)
+    if problem:
+        yield problem
     carried = METHODS[training.lora.objectives]
-    if "lora" in training.methods() and (carried.merges or carried.trains_adapters):
+    if trains_adapters and (carried.merges or carried.trains_adapters):
         yield (
-            f"training.lora.objectives: {training.lora.objectives} trains nothing that adapters "
-            "could be trained on, and on a merged model they would have the merged one as their "
+            f"training.lora.objectives: {training.lora.objectives} has no terms that adapters "
+            "could be trained on, and adapters on a merged model would have that model as their "
             "teacher; name a method that trains, such as longred-c"
         )
         return
@@ -144,24 +132,19 @@ def _training_problems(config: RunValues) -> Iterator[str]:
             )
 
 
-def _evaluation_problems(config: RunValues) -> Iterator[str]:
-    if config.evaluation.kept and not config.training.keep_steps:
-        yield "evaluation.kept: nothing is kept; name the steps in training.keep_steps"
-    asked = {
-        "ruler": config.evaluation.ruler.lengths,
-        "perplexity": config.evaluation.perplexity.lengths,
-    }
-    for name, lengths in asked.items():
-        too_long = [length for length in lengths if length > config.target_window]
+def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
+    evaluation, window = config.evaluation, config.target_window
+    if evaluation.kept and not config.training.keep_steps:
+        yield "evaluation.kept: no student is saved; name the steps in training.keep_steps"
+    for name in ("ruler", "perplexity"):
+        too_long = [length for length in getattr(evaluation, name).lengths if length > window]
         if too_long:
-            window = config.target_window
             yield f"evaluation.{name}.lengths: {too_long} exceed target_window ({window})"
 
 
-def _step_problems(config: RunValues) -> Iterator[str]:
-    training = config.training
+def _step_problems(config: "RunConfig") -> Iterator[str]:
+    training, layout = config.training, config.training.parallel
     lengths = training.block_lengths()
-    layout = training.parallel.layout()
     problem = layout.problem()
     if problem:
         yield problem
@@ -182,13 +165,29 @@ def _step_problems(config: RunValues) -> Iterator[str]:
                 yield f"{problem} ({method})"
 
 
-CHECKS = (
-    _window_problems,
-    _data_problems,
-    _source_problems,
-    _executor_problems,
-    _extension_problems,
-    _selection_problems,
-    _training_problems,
-    _evaluation_problems,
-)
+def _windows_problems(config: "RunConfig") -> Iterator[str]:
+    """Check the intermediate windows, each like a run of its own."""
+    windows, is_abf = config.extension.windows, config.extension.method == "abf"
+    reached = config.original_window
+    for number, window in enumerate(windows):
+        key = f"extension.windows.{number}"
+        if not reached < window.target_window < config.target_window:
+            yield (
+                f"{key}.target_window: {window.target_window} must lie between {reached} and "
+                f"target_window ({config.target_window}); give windows in rising order"
+            )
+        reached = window.target_window
+        if is_abf and window.rope_theta is None:
+            yield f"{key}.rope_theta: method abf needs a raised theta for each"
+        if not is_abf and window.rope_theta is not None:
+            yield f"{key}.rope_theta: only method abf reads it; remove it"
+    if windows and "lora" in config.training.methods():
+        yield (
+            "extension.windows: method lora needs the original's own weights under its adapters, "
+            "since they are its teacher; from the second window on, the weights would be a merged "
+            "model. Train lora in a run without windows"
+        )
+    for number, at_window in enumerate(config.windows()):
+        for check in (_extension_problems, _training_problems, _step_problems):
+            for problem in check(at_window):
+                yield f"extension.windows.{number}: at this window, {problem}"

@@ -1,10 +1,11 @@
-"""Which text is read, how it is divided over the buckets, and where the work is done."""
+"""Which text the data stage reads, how it fills the buckets, and where shards are tokenised."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from longred.config.section import Bucket, Count, NonNegative, Positive, Section, Share, runtime
+from longred.config.section import Bucket, Section
+from longred.method.values import Count, CountOrZero, NonNegative, Positive, Share, Undigested
 
 
 class SourceConfig(Section):
@@ -13,7 +14,7 @@ class SourceConfig(Section):
     `library` is the running Python's standard library; `practice` the demo's skill exercises
     (`length` tokens each); `files` a file, folder, glob or URL (`s3://…`) of txt, md, py,
     jsonl(.gz, .zst) or parquet; `hub` a Hugging Face dataset at a pinned revision. `num_tokens`
-    is an exact budget of training tokens; sources without one share the rest by `weight`.
+    is an exact budget of training tokens; sources without one divide the rest by `weight`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -29,7 +30,7 @@ class SourceConfig(Section):
     buckets: dict[Bucket, NonNegative] = {"long": 1.0, "short": 1.0, "original": 1.0}
 
     def digest_values(self) -> dict[str, Any]:
-        """Return the settings that can change a result; local text is known by its content."""
+        """Return the settings that can change a result; local text is identified by its content."""
         values = super().digest_values()
         if self.kind == "files":
             del values["path"]
@@ -40,26 +41,26 @@ class ExecutorConfig(Section):
     """Where shards are tokenised; nothing here changes a result.
 
     `pool` uses processes of this machine, `datatrove` the same through datatrove's local executor;
-    `slurm` and `ray` are datatrove's for clusters, which need a store that every node sees.
+    `slurm` and `ray` are datatrove's executors for clusters and need a store shared by all nodes.
     """
 
-    kind: Literal["pool", "datatrove", "slurm", "ray"] = runtime("pool")
-    num_workers: int = runtime(0, ge=0)
-    max_tasks: Count = runtime(64, le=1000)
-    partition: str | None = runtime(None)
-    time_limit: str = runtime("12:00:00")
-    memory_gb: Count = runtime(2)
-    env_command: str = runtime("")
-    poll_seconds: Positive = runtime(10.0)
+    kind: Undigested[Literal["pool", "datatrove", "slurm", "ray"]] = "pool"
+    num_workers: Undigested[CountOrZero] = 0
+    max_tasks: Undigested[Count] = Field(default=64, le=1000)
+    partition: Undigested[str | None] = None
+    time_limit: Undigested[str] = "12:00:00"
+    memory_gb: Undigested[Count] = 2
+    env_command: Undigested[str] = ""
+    poll_seconds: Undigested[Positive] = 10.0
 
 
 class DataConfig(Section):
     """Which text fills the long, short and original buckets, and how much of it.
 
-    `num_tokens` is the number of training tokens written, divided over the buckets by `ratio`.
-    `shard_bytes` of text are one unit of work, and what a stopped preparation repeats at most.
-    `decontaminate` lists files whose 13-grams no document may hold. Windows and seed are the run's
-    own (top level of the recipe).
+    `num_tokens` is the number of training tokens, divided over the buckets by `ratio`.
+    `shard_bytes` of text are one unit of work; a stopped preparation repeats at most one.
+    Documents that share a 13-gram with a file of `decontaminate` are dropped. Windows and seed are
+    copied from the top level of the recipe.
     """
 
     sources: list[SourceConfig] = Field(min_length=1)
@@ -75,13 +76,13 @@ class DataConfig(Section):
     max_document_characters: Count = 10_000_000
     max_rejected_fraction: Share = 0.001
     shard_bytes: Count = 64 * 2**20
-    executor: ExecutorConfig = runtime(ExecutorConfig())
+    executor: Undigested[ExecutorConfig] = ExecutorConfig()
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
 
     def digest_values(self) -> dict[str, Any]:
-        """Return the settings that can change a result; texts to avoid are known by content."""
+        """Return the settings that can change a result; `decontaminate` files count by content."""
         values = super().digest_values()
         values["decontaminate"] = bool(self.decontaminate)
         return values

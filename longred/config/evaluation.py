@@ -1,10 +1,11 @@
-"""What models are asked."""
+"""How models are evaluated: RULER, short-text tasks, perplexity."""
 
 from typing import Any, Literal
 
 from pydantic import Field
 
-from longred.config.section import Count, Device, Section, Share, runtime
+from longred.config.section import Section
+from longred.method.values import Count, Device, Share, Undigested
 
 RULER_TASKS = (
     "niah_single_1",
@@ -24,15 +25,15 @@ RULER_TASKS = (
 
 
 class RulerConfig(Section):
-    """Which RULER tasks are asked at which lengths (tokens), `num_samples` each.
+    """Which RULER tasks run at which lengths (tokens), `num_samples` each.
 
-    `kv_retrieval` can be asked beside them and counts in no average.
+    Task `kv_retrieval` can be added and counts in no average.
 
     Parameters are RULER's own (`full`) or smaller ones for short windows (`compact`); `auto` is
-    compact below 4,096 tokens. `revision` is of RULER's wording: `paper` as of 2024, or `current`.
+    compact below 4,096 tokens. `revision` selects RULER's wording: `paper` of 2024, or `current`.
     Needles are hidden in Python's documentation (`haystack: library`), in the data's held-out
     documents (`held_out`), or in the text of a file or folder. `squad` and `hotpot` are files in
-    those forms; without them a small set of our own is asked.
+    those formats; the default is a small packaged set of questions.
     """
 
     tasks: list[str] = list(RULER_TASKS)
@@ -41,24 +42,23 @@ class RulerConfig(Section):
     parameters: Literal["auto", "full", "compact"] = "auto"
     revision: Literal["paper", "current"] = "current"
     haystack: str = "library"
-    squad: str | None = None
-    hotpot: str | None = None
+    squad: Undigested[str | None] = None
+    hotpot: Undigested[str | None] = None
 
     def digest_values(self) -> dict[str, Any]:
-        """Return the settings that can change a result; files are known by their content."""
+        """Return the settings that can change a result; files are identified by their content."""
         values = super().digest_values()
         if values["haystack"] not in ("library", "held_out"):
             del values["haystack"]
-        del values["squad"], values["hotpot"]
         return values
 
 
 class ShortConfig(Section):
-    """Which short-text tasks are asked: a packaged suite, or a suite's YAML file by path.
+    """Which short-text tasks run: a packaged suite, or a suite's YAML file by path.
 
-    `num_samples` is for local tasks; `limit` holds back the tasks of lm-eval, beside what the suite
-    says. `capacities` and `tasks` keep a part of the suite. A task whose data cannot be had ends
-    the stage (`on_missing: error`) or reads n/a (`skip`).
+    `num_samples` applies to local tasks; `limit` caps the samples of lm-eval tasks, in addition to
+    the suite's own limits. `capacities` and `tasks` select a part of the suite. A task without
+    available data ends the stage (`on_missing: error`) or is reported as n/a (`skip`).
     """
 
     suite: str = "demo"
@@ -71,35 +71,29 @@ class ShortConfig(Section):
 
 
 class PerplexityConfig(Section):
-    """At which lengths (tokens) held-out text is predicted, position by position; none by default.
+    """Perplexity by position on held-out text, at these lengths (tokens); none by default.
 
-    `num_tokens` are read at each length. With a `judge`, a model folder or pinned hub name with the
-    same tokenizer, LongPPL is measured too: on tokens that the judge predicts much better with the
-    whole text before them than with `short_context` tokens (`original_window` if None).
+    Each length reads `num_tokens`. A `judge` (a model folder or pinned hub name with the same
+    tokenizer) adds LongPPL: perplexity on the tokens that the judge predicts much better from the
+    whole preceding text than from `short_context` tokens (`original_window` if None).
     """
 
     lengths: list[Count] = []
     num_tokens: Count = 65536
     num_bins: Count = 16
-    judge: str | None = None
-    judge_revision: str | None = None
+    judge: Undigested[str | None] = None
+    judge_revision: Undigested[str | None] = None
     short_context: Count | None = None
-
-    def digest_values(self) -> dict[str, Any]:
-        """Return the settings that can change a result; the judge is known by its content."""
-        values = super().digest_values()
-        del values["judge"], values["judge_revision"]
-        return values
 
 
 class EvaluationConfig(Section):
-    """What every model is asked, under one configuration and on the same frozen samples.
+    """How every model is evaluated, on the same frozen samples.
 
-    `backend: vllm` lets vLLM generate the answers once it has shown that it gives those of
+    `backend: vllm` generates answers with vLLM, after checking that they equal those of
     transformers (`hf`); it takes `vllm_memory_fraction` of the GPU beside the model itself.
 
-    `kept` asks the students of `training.keep_steps` too, which shows what a training restores and
-    forgets over its steps.
+    `kept` also evaluates the students of `training.keep_steps`, which shows what a training
+    restores and forgets over its steps.
     """
 
     references: list[Literal["original", "rescaled"]] = ["original", "rescaled"]
@@ -111,11 +105,11 @@ class EvaluationConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     chat_template: Literal["auto", "true", "false"] = "auto"
     backend: Literal["hf", "vllm"] = "hf"
-    vllm_memory_fraction: Share = runtime(0.6)
+    vllm_memory_fraction: Undigested[Share] = 0.6
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
-    batch_size: Count = runtime(8, ge=1)
-    device: Device = runtime("auto")
-    attention_backend: str = runtime("auto")
-    num_processes: Count = runtime(1, ge=1)
+    batch_size: Undigested[Count] = 8
+    device: Undigested[Device] = "auto"
+    attention_backend: Undigested[str] = "auto"
+    num_processes: Undigested[Count] = 1

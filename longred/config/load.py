@@ -1,4 +1,4 @@
-"""Reads a recipe and overrides into a configuration, or says what is wrong with them."""
+"""Turn a recipe and overrides into a `RunConfig`, or into messages about what is wrong."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longred.config.run import COPIES, RunConfig
-from longred.config.section import Section
+from longred.config.run import RunConfig, is_copy
+from longred.config.section import section_in
 from longred.errors import ConfigError
 from longred.recipes import Recipe, apply_override, read_recipe
 
@@ -28,10 +28,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunC
 
 
 def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """Return a configuration that a run has recorded, with dotted overrides applied.
+    """Return the configuration recorded by a run, with dotted overrides applied.
 
     Args:
-        config: all settings of a run, with the copies that its sections hold of shared ones.
+        config: all settings of a run, including the copies of shared ones in its sections.
         overrides: `section.key=value` strings; values are read as YAML.
 
     Raises:
@@ -44,9 +44,9 @@ def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
 
 
 def without_copies(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a whole run's settings, each only where it is set: copies in other sections go."""
+    """Return the settings of a run without the copies of shared ones in its sections."""
     return {
-        name: {k: v for k, v in section.items() if COPIES.get(k, f"{name}.{k}") == f"{name}.{k}"}
+        name: {key: value for key, value in section.items() if not is_copy(name, key)}
         if isinstance(section, Mapping)
         else section
         for name, section in config.items()
@@ -63,7 +63,7 @@ def _validate(recipe: Recipe) -> RunConfig:
 
 
 def _describe(problem: Any, recipe: Recipe) -> str:
-    """Turn one validation problem into a message that names the dotted key and says what to do."""
+    """Return a message about one validation problem: dotted key, what is wrong, what to do."""
     location = tuple(part for part in problem["loc"] if part != "[key]")
     key = ".".join(str(part) for part in location)
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -78,15 +78,15 @@ def _describe(problem: Any, recipe: Recipe) -> str:
         message = "is required"
     else:
         message = f"{message} (got {problem['input']!r})"
-    place = f" ({recipe.path}:{recipe.lines[key]})" if key in recipe.lines else ""
-    return f"{key}: {message}{place}"
+    source = f" ({recipe.path}:{recipe.lines[key]})" if key in recipe.lines else ""
+    return f"{key}: {message}{source}"
 
 
 def key_pattern(section: str | None = None) -> str:
-    """Return a regular expression that an override matches whose key is known.
+    """Return a regular expression that matches overrides of known keys.
 
     Args:
-        section: only keys of this section; by default any key.
+        section: accept only keys of this section; None for all.
     """
     if section is None:
         return f"^{_keys(RunConfig, None)}="
@@ -95,11 +95,11 @@ def key_pattern(section: str | None = None) -> str:
 
 
 def _keys(kind: Any, section: str | None) -> str:
-    """Return a group of the keys that a section holds, each with what may follow it."""
+    """Return a regular expression of the keys of a section, each with its possible suffixes."""
     found = []
     for name in _settable(kind, section):
         annotation = kind.model_fields[name].annotation
-        inner = _section_in(annotation)
+        inner = section_in(annotation)
         after = rf"(\.{_keys(inner, name)})?" if inner else ""
         origin = getattr(annotation, "__origin__", None)
         if origin is dict:
@@ -111,19 +111,8 @@ def _keys(kind: Any, section: str | None) -> str:
 
 
 def _settable(kind: Any, section: str | None) -> list[str]:
-    """Return the fields of a section that are not copies of what is set elsewhere."""
-    copies = {} if section is None else COPIES
-    return [
-        name
-        for name in kind.model_fields
-        if name not in copies or copies[name].startswith(f"{section}.")
-    ]
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """Return the section that an annotation is, or is a list of."""
-    kinds = (annotation, *getattr(annotation, "__args__", ()))
-    return next((a for a in kinds if isinstance(a, type) and issubclass(a, Section)), None)
+    """Return the fields of a section that are not copies of shared values."""
+    return [name for name in kind.model_fields if not is_copy(section, name)]
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
@@ -131,5 +120,5 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     kind: Any = RunConfig
     for part in location:
         if not isinstance(part, int):
-            kind = _section_in(kind.model_fields[part].annotation) or kind
+            kind = section_in(kind.model_fields[part].annotation) or kind
     return _settable(kind, None if kind is RunConfig else str(location[-1]))

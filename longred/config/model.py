@@ -1,11 +1,12 @@
-"""The original model, and how its RoPE is rescaled."""
+"""The original model, its attention, RoPE rescaling, drift profile and choice of layers."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from longred.config.section import AttentionBackend, Count, Positive, Section, runtime
-from longred.method.rope import DYNAMIC_REFUSED
+from longred.config.section import AttentionBackend, Section
+from longred.method.rope import DYNAMIC_REFUSED, ROPE_METHODS
+from longred.method.values import Count, Device, Positive, Undigested
 
 
 class ModelConfig(Section):
@@ -16,9 +17,9 @@ class ModelConfig(Section):
 
 
 class WindowConfig(Section):
-    """A window on the way to the target, and what changes there.
+    """An intermediate window of a progressive extension, with its own settings.
 
-    Without `rope_theta` or `num_steps` those of the target are taken; abf needs a theta for each.
+    `rope_theta` and `num_steps` default to those of the target; abf needs a theta for each window.
     """
 
     target_window: Count
@@ -27,12 +28,12 @@ class WindowConfig(Section):
 
 
 class ExtensionConfig(Section):
-    """How RoPE is rescaled (`longred.method.rope.METHODS`), and what the method reads.
+    """How RoPE is rescaled (`longred.method.rope.ROPE_METHODS`), and the settings of the method.
 
-    `abf` raises rope_theta to the given one, `ntk` by rule; `pi` divides all frequencies, `yarn`
-    (beta_fast, beta_slow) and `llama3` (low_freq_factor, high_freq_factor) the slow ones, and
-    `longrope` each by its long_factor, by the NTK-aware rule where none are given. With `windows`
-    the window is raised in steps: the student of each is where the next one starts.
+    `abf` raises rope_theta to the given value, `ntk` by rule; `pi` divides all frequencies, `yarn`
+    (beta_fast, beta_slow) and `llama3` (low_freq_factor, high_freq_factor) divide the slow ones,
+    and `longrope` divides each by its long_factor (by default from the NTK-aware rule). `windows`
+    raises the window in steps: each student starts from the one of the previous window.
     """
 
     method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = "abf"
@@ -54,16 +55,37 @@ class ExtensionConfig(Section):
         return method
 
     def settings(self) -> dict[str, Any]:
-        """Return what is set of the methods' own settings."""
-        values = self.model_dump(exclude={"method", "windows", "original_window", "target_window"})
-        return {name: value for name, value in values.items() if value is not None}
+        """Return the settings of rescaling methods that are set."""
+        names = set[str]().union(*(method.settings for method in ROPE_METHODS.values()))
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class AttentionConfig(Section):
-    """Which kernels compute attention: `auto` takes the fastest that are installed and can.
+    """Which kernels compute attention: `auto` takes the fastest ones that support the model.
 
-    Kernels add in another order and so differ in the last bits. FlashAttention computes in
-    bfloat16 only: what runs in float32 uses `sdpa` whatever is named here.
+    Kernels add in different orders and so differ in the last bits. FlashAttention computes only in
+    bfloat16: float32 runs use `sdpa` whatever this says.
     """
 
-    backend: AttentionBackend = runtime("auto")
+    backend: Undigested[AttentionBackend] = "auto"
+
+
+class ProfilingConfig(Section):
+    """On how much held-out short text the drift of attention and hidden states is measured."""
+
+    num_tokens: Count = 16384
+    batch_rows: Undigested[Count] = 8
+    device: Undigested[Device] = "auto"
+    attention_backend: Undigested[str] = "auto"
+
+
+class SelectionConfig(Section):
+    """Which layers are distilled; `num_distill_layers` counts the last one.
+
+    Strategy `auto` takes the fewest layers that hold `share` of the total attention KL instead.
+    """
+
+    strategy: Literal["attention_kl", "hidden", "auto", "uniform", "manual"] = "attention_kl"
+    num_distill_layers: Count = 6
+    layers: list[Count] | None = None
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5

@@ -1,7 +1,10 @@
-"""The method as plain values, without a tensor library: what is computed, not how.
+"""The method as plain values: what is computed, not how.
 
-`methods` lists the training methods: which objective reads which bucket. `job` is one training,
-every value checked. `schedules` holds learning-rate schedules, `layout` the division over
-processes, `kept` the intermediate students to keep. `positions` makes skipped position ids,
-`selection` chooses the distilled layers, `rope` has the RoPE scaling methods.
+Read `methods` first: the table of training methods, each a list of objectives on buckets. `job` is
+one training as plain values; the recipe's `training` section inherits its fields, and `values` has
+the types of both. `schedules` computes learning rates, `positions` draws skipped position ids,
+`selection` chooses the distilled layers, `rope` rescales RoPE, `layout` divides a training over
+processes, `kept` names intermediate students.
+
+Part of the numerical core: no pydantic, and no file but `positions` imports numpy or torch.
 """

@@ -2,29 +2,34 @@
 
 from dataclasses import dataclass
 
+from longred.method.values import Count
+
 PART_BYTES = 2**29
 """Bytes of weights in one part of the offloaded optimizer state, which is up to twice as large."""
 
 PARTS_ON_DEVICE = 3
-"""Parts whose state is on the device at once: on its way in, in work, on its way out."""
+"""Parts whose state is on the device at once: being loaded, updated, and stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The division of one training over processes, one of them on each GPU.
+    """The division of one training over processes, one per GPU; it changes only the last bits.
 
     Attributes:
-        num_processes: all of them, on all machines.
-        replicas: whole copies of the weights; each is sharded over num_processes / replicas.
-        sequence_parallel: neighbouring processes that share the tokens of one long row.
+        num_processes: number of processes on all machines.
+        replicas: whole copies of the weights; each is sharded over num_processes / replicas
+            processes (FSDP2). One replica needs the least memory, one per process is plain data
+            parallelism, in between is HSDP, with a replica on each machine.
+        sequence_parallel: neighbouring processes that share the tokens of one long row; must
+            divide the model's key-value heads. Other rows are never shared.
     """
 
-    num_processes: int = 1
-    replicas: int = 1
-    sequence_parallel: int = 1
+    num_processes: Count = 1
+    replicas: Count = 1
+    sequence_parallel: Count = 1
 
     def problem(self) -> str | None:
-        """Return what cannot work, in words that name the setting, or None."""
+        """Return what cannot work, naming the setting, or None."""
         for name in ("num_processes", "replicas", "sequence_parallel"):
             value = getattr(self, name)
             if value < 1:
@@ -37,7 +42,7 @@ class Layout:
         return None
 
     def readers(self, bucket: str) -> int:
-        """Return how many processes, or groups of them, read different rows of a bucket."""
+        """Return the number of processes, or groups, that read different rows of a bucket."""
         return self.num_processes // (self.sequence_parallel if bucket == "long" else 1)
 
     def rows_problem(self, bucket: str, num_rows: int, long_length: int) -> str | None:
@@ -58,7 +63,7 @@ class Layout:
         return None
 
     def part(self, bucket: str, length: int, rank: int) -> slice:
-        """Return the tokens of a row that a process computes."""
+        """Return the slice of a row's tokens that a process computes."""
         if bucket != "long":
             return slice(0, length)
         size = length // self.sequence_parallel

@@ -1,33 +1,33 @@
-"""Which layers are distilled, chosen from their scores.
+"""Which layers are distilled, chosen by their scores.
 
-Scores are of decoder layers 0 to N - 1, the choice is of `hidden_states` indices 1 to N: the score
+Scores belong to decoder layers 0 to N - 1, the choice to `hidden_states` indices 1 to N: the score
 of decoder layer l selects hidden state l + 1. Hidden state N, after the final norm, is always
 chosen and counted.
 
-`attention_kl` takes the layers whose attention moved most, and the last (arXiv 2502.07365, section
-4.2); `hidden` the same by hidden states; `auto` as many by attention KL as hold a share of all of
-it; `uniform` evenly spaced ones; `manual` those it is told.
+`attention_kl` chooses the layers with the largest attention KL and the last one (arXiv 2502.07365,
+section 4.2); `hidden` does the same by hidden-state distance; `auto` chooses by attention KL the
+fewest layers that hold a given share of its sum; `uniform` spaces them evenly; `manual` names them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from longred.errors import ConfigError
 
 AUTO_SHARE = 0.5
-"""What the layers of `auto` hold of the total attention KL: on the demo model that is where
-similarity to the teacher stops rising much (tests/benchmarks/results/selection-auto.md); a share
-changes smoothly with the scores, where the knee of a nearly straight curve is chance."""
+"""Share of the total attention KL that the layers of `auto` hold: on the demo model, similarity to
+the teacher rises little beyond it (tests/benchmarks/results/selection-auto.md). A share changes
+smoothly with the scores; the knee of a nearly straight curve is arbitrary."""
 
 
 class Measure(NamedTuple):
-    """What the layers are scored by.
+    """The score of a layer.
 
     Attributes:
         name: `attention_kl` or `hidden_distance`.
-        words: how a sentence calls it.
-        unit: as it follows a number.
+        words: its name in a sentence.
+        unit: suffix of a number.
     """
 
     name: str
@@ -35,16 +35,12 @@ class Measure(NamedTuple):
     unit: str
 
 
-_ATTENTION = Measure("attention_kl", "attention KL", " nats")
-_HIDDEN = Measure("hidden_distance", "hidden-state distance (1 - cosine)", "")
+STRATEGIES = ("attention_kl", "hidden", "auto", "uniform", "manual")
 MEASURES = {
-    "attention_kl": _ATTENTION,
-    "hidden": _HIDDEN,
-    "auto": _ATTENTION,
-    "uniform": _ATTENTION,
-    "manual": _ATTENTION,
+    **dict.fromkeys(STRATEGIES, Measure("attention_kl", "attention KL", " nats")),
+    "hidden": Measure("hidden_distance", "hidden-state distance (1 - cosine)", ""),
 }
-"""By which measure a strategy scores, or speaks of, the layers."""
+"""Strategy → the score that it chooses or explains layers by."""
 
 
 def select_layers(
@@ -55,51 +51,58 @@ def select_layers(
     layers: Sequence[int] | None = None,
     share: float = AUTO_SHARE,
 ) -> list[int]:
-    """Return the hidden states to distil, in ascending order, the last one included.
+    """Return the hidden states to distil, in ascending order, including the last one.
 
     Args:
-        layer_scores: one per decoder layer, by what `MEASURES` names for the strategy; larger means
-            further from the teacher.
-        strategy: a key of `STRATEGIES`, or `manual`.
-        num_distill_layers: how many are chosen, the last one counted; `manual` and `auto` do not
-            read it.
+        layer_scores: one per decoder layer, by the strategy's measure in `MEASURES`; larger means
+            further from the teacher. Equal scores keep their order.
+        strategy: one of `STRATEGIES`.
+        num_distill_layers: number of layers including the last; `manual` and `auto` ignore it.
         layers: the choice itself, for `manual` only.
-        share: of the sum of all scores, that the layers chosen by `auto` hold together.
+        share: of the sum of all scores, for `auto` only.
 
     Raises:
-        ConfigError: the strategy is unknown, or the layers do not exist or are not that many.
+        ConfigError: the strategy is unknown, or the layers or their number are impossible.
     """
     num_layers = len(layer_scores)
     if not all(math.isfinite(score) for score in layer_scores) or not num_layers:
         raise ConfigError("selection: layer scores must be finite, one per decoder layer")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"selection.strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
     if (strategy == "manual") != (layers is not None):
         raise ConfigError(
             "selection.layers: give the layers with strategy manual, and only with it"
         )
     if layers is not None:
-        return _manual(layers, num_layers)
-    if strategy not in STRATEGIES:
-        known = ", ".join([*STRATEGIES, "manual"])
-        raise ConfigError(f"selection.strategy: {strategy!r} is not one of {known}")
-    if strategy == "auto":
-        num_distill_layers = layers_for_share(layer_scores, share)
-    if not 1 <= num_distill_layers <= num_layers:
+        if len(set(layers)) != len(layers) or not all(1 <= i <= num_layers for i in layers):
+            raise ConfigError(
+                f"selection.layers: must be different numbers from 1 to {num_layers} "
+                f"(hidden_states indices), got {list(layers)}"
+            )
+        if num_layers not in layers:
+            raise ConfigError(f"selection.layers: must contain the last hidden state, {num_layers}")
+        return sorted(layers)
+    count = layers_for_share(layer_scores, share) if strategy == "auto" else num_distill_layers
+    if not 1 <= count <= num_layers:
         raise ConfigError(
-            f"selection.num_distill_layers: {num_distill_layers} is not in 1 to {num_layers}, the "
-            "number of the model's layers"
+            f"selection.num_distill_layers: {count} is not in 1 to {num_layers}, the number of the "
+            "model's layers"
         )
-    return sorted(STRATEGIES[strategy](layer_scores, num_distill_layers))
+    if strategy == "uniform":
+        return [num_layers * (number + 1) // count for number in range(count)]
+    highest = _by_score(layer_scores[:-1])[: count - 1]
+    return [*sorted(layer + 1 for layer in highest), num_layers]
 
 
 def layers_for_share(layer_scores: Sequence[float], share: float) -> int:
-    """Return the fewest layers, the last one counted, that hold a share of the sum of all scores.
+    """Return the smallest number of layers, including the last, that hold a share of all scores.
 
     Args:
         layer_scores: one per decoder layer.
         share: above 0, at most 1.
 
     Raises:
-        ConfigError: the share is not in that range.
+        ConfigError: the share is outside this range.
     """
     if not 0 < share <= 1:
         raise ConfigError(f"selection.share: must be above 0 and at most 1, got {share}")
@@ -113,7 +116,7 @@ def layers_for_share(layer_scores: Sequence[float], share: float) -> int:
 
 
 def explain(layer_scores: Sequence[float], layers: Sequence[int], *, strategy: str) -> list[str]:
-    """Return one sentence per distilled layer that says why it is there."""
+    """Return one sentence per distilled layer: why it was chosen."""
     num_layers, order = len(layer_scores), _by_score(layer_scores)
     measure = MEASURES[strategy]
     sentences = []
@@ -136,55 +139,27 @@ def explain_number(
     strategy: str,
     share: float = AUTO_SHARE,
 ) -> str:
-    """Return one sentence that says how the number of layers came about, and what they hold."""
+    """Return one sentence: why this number of layers, and which share of the scores they hold."""
     held = _percent(sum(layer_scores[layer - 1] for layer in layers), layer_scores)
     words = MEASURES[strategy].words
-    reason = {
-        "auto": f"the fewest layers, the last one counted, that hold {100 * share:.0f} % of the "
-        f"total {words} are distilled",
-        "manual": "the layers that the recipe names are distilled",
-        "uniform": "evenly spaced layers up to the last are distilled, as many as the recipe says",
-    }.get(
-        strategy,
-        f"the layers with the highest {words} and the last are distilled, as many as the recipe "
-        "says",
-    )
+    if strategy == "auto":
+        reason = (
+            f"the fewest layers, the last one counted, that hold {100 * share:.0f} % of the total "
+            f"{words} are distilled"
+        )
+    elif strategy == "manual":
+        reason = "the layers that the recipe names are distilled"
+    else:
+        which = "evenly spaced layers up to the last"
+        if strategy != "uniform":
+            which = f"the layers with the highest {words} and the last"
+        reason = f"{which} are distilled, as many as the recipe says"
     return f"{reason}: {len(layers)} of {len(layer_scores)} layers hold {held} of the total {words}"
 
 
 def _percent(score: float, layer_scores: Sequence[float]) -> str:
     total = sum(layer_scores)
     return f"{100 * score / total:.0f} %" if total > 0 else "nothing"
-
-
-def _highest(layer_scores: Sequence[float], count: int) -> list[int]:
-    """The highest scores among all layers but the last, and the last; equal scores in order."""
-    last = len(layer_scores)
-    return [*(layer + 1 for layer in _by_score(layer_scores[:-1])[: count - 1]), last]
-
-
-def _uniform(layer_scores: Sequence[float], count: int) -> list[int]:
-    """Evenly spaced layers that end with the last."""
-    return [len(layer_scores) * (number + 1) // count for number in range(count)]
-
-
-STRATEGIES: dict[str, Callable[[Sequence[float], int], list[int]]] = {
-    "attention_kl": _highest,
-    "hidden": _highest,
-    "auto": _highest,
-    "uniform": _uniform,
-}
-
-
-def _manual(layers: Sequence[int], num_layers: int) -> list[int]:
-    if len(set(layers)) != len(layers) or not all(1 <= layer <= num_layers for layer in layers):
-        raise ConfigError(
-            f"selection.layers: must be different numbers from 1 to {num_layers} (hidden_states "
-            f"indices), got {list(layers)}"
-        )
-    if num_layers not in layers:
-        raise ConfigError(f"selection.layers: must contain the last hidden state, {num_layers}")
-    return sorted(layers)
 
 
 def _by_score(scores: Sequence[float]) -> list[int]:

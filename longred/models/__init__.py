@@ -1,6 +1,10 @@
 """Pretrained models as folders and in memory.
 
-`load` finds, loads and saves models, `folder` reads, checks and writes a model's files, `hub` asks
-whether the hub answers, `architectures` lists what is supported, `extension` writes the student's
-configuration for a longer window.
+`load` finds, loads, runs and saves models. It reads, checks and writes a model's files with
+`folder`, downloads with `hub`, and knows differences between supported architectures from
+`architectures`. `extension` writes the student's configuration for a longer window, by the methods
+of `longred.method.rope`.
+
+Part of the numerical core: packages beyond torch, transformers, accelerate and safetensors are
+imported inside functions.
 """

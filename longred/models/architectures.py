@@ -1,4 +1,4 @@
-"""What differs between the supported architectures: which layers slide, and where RoPE is set."""
+"""Differences between supported architectures: which layers slide, where RoPE is set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,20 +28,20 @@ def layer_types(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def rope_is_nested(config: PreTrainedConfig) -> bool:
-    """Return whether each type of layer has a RoPE of its own, as in Gemma-3."""
+    """Return whether each type of layer has its own RoPE, as in Gemma-3."""
     return isinstance((config.rope_parameters or {}).get(FULL), Mapping)
 
 
 def main_rope(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the RoPE parameters of the layers that attend to the whole window."""
+    """Return the RoPE parameters of the full-attention layers."""
     rope = config.rope_parameters or {}
     return dict(rope[FULL] if rope_is_nested(config) else rope)
 
 
 def set_main_rope(config: PreTrainedConfig, rope: Mapping[str, Any]) -> None:
-    """Set the RoPE parameters of the layers that attend to the whole window, and no others.
+    """Set the RoPE parameters of the full-attention layers.
 
-    Where all layers share one RoPE, as in every architecture but Gemma-3, it is that one.
+    In every architecture but Gemma-3 all layers share them.
     """
     if rope_is_nested(config):
         config.rope_parameters = {**config.rope_parameters, FULL: dict(rope)}
@@ -56,13 +56,13 @@ def extended_layers(config: PreTrainedConfig) -> list[int]:
 
 
 def rotary_dim(config: PreTrainedConfig) -> int:
-    """Return how many dimensions of a head RoPE turns."""
+    """Return the number of dimensions of a head that RoPE rotates."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(head_dim * main_rope(config).get("partial_rotary_factor", 1.0))
 
 
 def logit_softcap(config: PreTrainedConfig) -> float | None:
-    """Return the soft cap of the output logits (Gemma-2), which the LM head alone leaves out."""
+    """Return the soft cap of the output logits (Gemma-2); it is not part of the LM head."""
     cap = getattr(config, "final_logit_softcapping", None)
     return None if cap is None else float(cap)
 

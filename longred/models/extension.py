@@ -1,4 +1,4 @@
-"""RoPE rescaled for the target window: the student's configuration, its weights by reference."""
+"""The student's configuration: RoPE rescaled for the target window, weights by reference."""
 
 import copy
 import logging
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longred.errors import ConfigError
-from longred.method.rope import METHODS, Window, find_method
+from longred.method.rope import ROPE_METHODS, Window, settings_problem
 from longred.models.architectures import (
     FULL,
     SLIDING,
@@ -27,14 +27,6 @@ from longred.models.folder import REFERENCE_NAME, copy_companions, write_config
 from longred.models.load import load_config
 from longred.store.artifacts import storage_errors, write_json
 
-__all__ = [
-    "METHODS",
-    "Frequencies",
-    "extend_config",
-    "frequencies",
-    "inverse_frequencies",
-    "write_extension",
-]
 log = logging.getLogger(__name__)
 
 
@@ -43,41 +35,45 @@ def extend_config(
 ) -> PreTrainedConfig:
     """Return a copy of a configuration with RoPE rescaled for `target_window`.
 
-    Only layers that attend to the whole window are rescaled where the architecture gives others a
-    RoPE of their own (Gemma-3); elsewhere all layers share one.
+    In Gemma-3, whose sliding layers have a RoPE of their own, only the full-attention layers are
+    rescaled; in other architectures all layers share one RoPE.
 
     Args:
-        config: the original model's; it is left as it is.
-        method: a key of `METHODS`.
+        config: the original model's; not modified.
+        method: a key of `longred.method.rope.ROPE_METHODS`.
         target_window: tokens.
-        settings: what the method reads; `original_window` where it is not the configuration's
+        settings: of the method, and `original_window` if it differs from the configuration's
             max_position_embeddings. None counts as not given.
 
     Raises:
-        ConfigError: method or setting is unknown, a value cannot work, or the model's RoPE is
-            rescaled already in a way that the method is not defined on.
+        ConfigError: method or setting is unknown, a value cannot work, or the method is not
+            defined on the model's RoPE.
     """
-    found = find_method(method)
     given = {name: value for name, value in settings.items() if value is not None}
     original_window = given.pop("original_window", config.max_position_embeddings)
-    _check_windows(config, original_window, target_window)
-    _refuse_unknown(given, found.settings, method)
     rope = main_rope(config)
-    _check_rope(rope, method)
-    is_plain = rope.get("rope_type", "default") == "default"
-    before = original_window if is_plain else config.max_position_embeddings
-    window = Window(original_window, target_window, target_window / before, rotary_dim(config))
-    rescaled = found.rescale(rope, window, given)
+    kind = rope.get("rope_type", "default")
+    _check_windows(config, kind, original_window, target_window)
+    if problem := settings_problem(method, given) or _rope_problem(rope, kind, method):
+        raise ConfigError(problem)
+    before = original_window if kind == "default" else config.max_position_embeddings
+    window = Window(
+        original=int(rope.get("original_max_position_embeddings", original_window)),
+        target=target_window,
+        factor=float(rope.get("factor", 1.0)) * (target_window / before),
+        dim=rotary_dim(config),
+    )
+    rescaled = ROPE_METHODS[method].rescale(rope, window, given)
     if "partial_rotary_factor" in rope:
         rescaled["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if config.model_type == "phi3" and rescaled["rope_type"] not in ("default", "longrope"):
         raise ConfigError(
-            f"extension.method: {method} makes a RoPE that transformers' Phi-3 does not read; use "
+            f"extension.method: {method} gives a RoPE that transformers' Phi-3 does not read; use "
             "abf, ntk or longrope"
         )
     extended = copy.deepcopy(config)
     if hasattr(extended, "original_max_position_embeddings"):
-        # Phi-3 keeps it here, and transformers lets this one win.
+        # Phi-3 stores it here, and transformers prefers this value.
         original = rescaled.get("original_max_position_embeddings", original_window)
         extended.original_max_position_embeddings = original
     set_main_rope(extended, rescaled)
@@ -86,11 +82,11 @@ def extend_config(
 
 
 class Frequencies(NamedTuple):
-    """How RoPE turns queries and keys.
+    """The rotation of queries and keys by RoPE.
 
     Attributes:
         inv_freq: angle per position for each pair of dimensions, fp32 [d / 2].
-        attention_factor: what queries and keys are multiplied by.
+        attention_factor: factor of queries and keys.
     """
 
     inv_freq: torch.Tensor
@@ -98,17 +94,16 @@ class Frequencies(NamedTuple):
 
 
 def frequencies(config: PreTrainedConfig, kind: str = FULL) -> Frequencies:
-    """Return how RoPE turns at the full window, as transformers computes it.
+    """Return RoPE's rotation at the full window, as transformers computes it.
 
     Args:
         config: a model's configuration.
-        kind: of layer, where each kind has a RoPE of its own.
+        kind: of layer, for models with a RoPE per kind.
     """
     nested = rope_is_nested(config)
     rope = config.rope_parameters[kind] if nested else config.rope_parameters
     if rope["rope_type"] != "default":
-        compute = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
-        inv_freq, factor = compute(
+        inv_freq, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](
             copy.deepcopy(config),
             torch.device("cpu"),
             seq_len=config.max_position_embeddings,
@@ -118,11 +113,6 @@ def frequencies(config: PreTrainedConfig, kind: str = FULL) -> Frequencies:
     dim = rotary_dim(config)
     exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     return Frequencies(1.0 / (rope["rope_theta"] ** exponents), 1.0)
-
-
-def inverse_frequencies(config: PreTrainedConfig) -> torch.Tensor:
-    """Return RoPE's angle per position for each pair of dimensions, fp32 [d / 2]."""
-    return frequencies(config).inv_freq
 
 
 def write_extension(
@@ -136,14 +126,14 @@ def write_extension(
     start: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Write the extended model: configuration and tokenizer here, weights where they are.
+    """Write the extended model: configuration, tokenizer, and a reference to the weights.
 
     Args:
-        original: the original model's folder; its RoPE is the one that is rescaled.
+        original: the original model's folder; its RoPE is rescaled.
         folder: an existing or new folder.
-        digest: of the model whose weights are taken.
-        start: a student of a smaller window whose weights are taken; the original's if None.
-        method: a key of `METHODS`.
+        digest: of the model that the weights come from.
+        start: the student of a smaller window that the weights come from; None for the original.
+        method: a key of `longred.method.rope.ROPE_METHODS`.
         original_window: tokens.
         target_window: tokens.
         settings: of the method.
@@ -154,35 +144,29 @@ def write_extension(
         StorageError: the disk is full.
     """
     before = load_config(original)
-    after = extend_config(
-        before,
-        method=method,
-        target_window=target_window,
-        original_window=original_window,
-        **settings,
-    )
+    windows = {"original_window": original_window, "target_window": target_window}
+    after = extend_config(before, method=method, **windows, **settings)
     notes = _notes(after)
     for note in notes:
         log.warning("extension: %s", note)
-    turns = {"before": frequencies(before), "after": frequencies(after)}
+    rope_before, rope_after = main_rope(before), main_rope(after)
+    old, new = frequencies(before), frequencies(after)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(after, folder)
         copy_companions(original, folder, max_length=target_window)
-        # A student lies beside this folder and moves with it, the original may lie anywhere.
-        place = original.resolve() if start is None else os.path.relpath(start, folder)
-        reference = {"folder": str(place), "digest": digest}
-        write_json(folder / REFERENCE_NAME, reference)
+        # A student lies beside this folder and moves with it; the original may lie anywhere.
+        weights = original.resolve() if start is None else os.path.relpath(start, folder)
+        write_json(folder / REFERENCE_NAME, {"folder": str(weights), "digest": digest})
         facts = {
             "method": method,
-            "original_window": original_window,
-            "target_window": target_window,
-            "rope_theta_before": main_rope(before)["rope_theta"],
-            "rope_theta_after": main_rope(after)["rope_theta"],
-            "rope_parameters": main_rope(after),
-            "attention_factor_before": turns["before"].attention_factor,
-            "attention_factor_after": turns["after"].attention_factor,
-            "inv_freq_ratio_per_dim": (turns["after"].inv_freq / turns["before"].inv_freq).tolist(),
+            **windows,
+            "rope_theta_before": rope_before["rope_theta"],
+            "rope_theta_after": rope_after["rope_theta"],
+            "rope_parameters": rope_after,
+            "attention_factor_before": old.attention_factor,
+            "attention_factor_after": new.attention_factor,
+            "inv_freq_ratio_per_dim": (new.inv_freq / old.inv_freq).tolist(),
             "extended_layers": extended_layers(after),
             "notes": notes,
         }
@@ -190,7 +174,7 @@ def write_extension(
 
 
 def _notes(config: PreTrainedConfig) -> list[str]:
-    """Return what a user should know about the extended model, in words."""
+    """Return what a user should know about the extended model, in sentences."""
     notes = []
     kinds, window = layer_types(config), getattr(config, "sliding_window", None)
     if SLIDING in kinds and not rope_is_nested(config):
@@ -207,14 +191,9 @@ def _notes(config: PreTrainedConfig) -> list[str]:
     return notes
 
 
-def _refuse_unknown(settings: Mapping[str, Any], known: frozenset[str], method: str) -> None:
-    for name in sorted(settings.keys() - known):
-        raise ConfigError(
-            f"extension.{name}: method {method} does not use it; remove it or set it to null"
-        )
-
-
-def _check_windows(config: PreTrainedConfig, original_window: Any, target_window: Any) -> None:
+def _check_windows(
+    config: PreTrainedConfig, kind: str, original_window: Any, target_window: Any
+) -> None:
     for name, window in (("original_window", original_window), ("target_window", target_window)):
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             raise ConfigError(f"{name}: must be a whole number of tokens, got {window!r}")
@@ -224,24 +203,23 @@ def _check_windows(config: PreTrainedConfig, original_window: Any, target_window
             f"original_window: {original_window} exceeds the model's own window of {limit} "
             "(max_position_embeddings)"
         )
-    # Qwen2.5 was trained at 32K and names 128K: a recipe that says so is believed.
-    is_plain = main_rope(config).get("rope_type", "default") == "default"
-    if target_window <= (original_window if is_plain else limit) or target_window < limit:
+    # Qwen2.5 was trained at 32K but its configuration says 128K, so a smaller one is accepted.
+    if target_window <= (original_window if kind == "default" else limit) or target_window < limit:
         raise ConfigError(
             f"target_window: {target_window} must be larger than original_window, "
             f"{original_window}, and the model's own window of {limit} (max_position_embeddings)"
         )
 
 
-def _check_rope(rope: Mapping[str, Any], method: str) -> None:
-    """Refuse a RoPE that is missing, or rescaled in a way that the method is not defined on."""
+def _rope_problem(rope: Mapping[str, Any], kind: str, method: str) -> str | None:
+    """Return why a method is not defined on a model's RoPE, or None."""
     if not isinstance(rope.get("rope_theta"), int | float):
-        raise ConfigError("extension: the model's configuration has no rope_theta for all layers")
-    kind = rope.get("rope_type", "default")
-    if kind not in METHODS[method].extends:
-        able = [name for name, other in METHODS.items() if kind in other.extends]
-        advice = f"use {' or '.join(able)}, or " if able else ""
-        raise ConfigError(
-            f"extension.method: the model's RoPE is already rescaled (rope_type {kind}), and "
-            f"{method} is not defined on that; {advice}start from the model before its extension"
-        )
+        return "extension: the model's configuration has no rope_theta for all layers"
+    if kind in ROPE_METHODS[method].extends:
+        return None
+    able = [name for name, other in ROPE_METHODS.items() if kind in other.extends]
+    advice = f"use {' or '.join(able)}, or " if able else ""
+    return (
+        f"extension.method: the model's RoPE is already rescaled (rope_type {kind}), and {method} "
+        f"is not defined on that; {advice}start from the model before its extension"
+    )

@@ -1,7 +1,6 @@
-"""What lies in a model's folder: checked before it is used, written so that others can load it."""
+"""The files of a model folder: checked before use, written so that other tools can load them."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from longred.store.artifacts import write_json
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 REFERENCE_NAME = "weights.json"
-"""Names the folder that holds the weights, where a folder has none of its own."""
+"""The file that names the folder of the weights, in a folder without weights."""
 
 COMPANIONS = (
     "tokenizer.json",
@@ -32,11 +31,11 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
-"""Files that go with a model unchanged, apart from the tokenizer's length limit."""
+"""Files that are copied with a model unchanged, except for the tokenizer's length limit."""
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder that cannot be used, before anything is built on it.
+    """Refuse a model folder that cannot be used.
 
     Raises:
         PreflightError: files are missing or damaged.
@@ -45,17 +44,18 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise PreflightError(f"model.path: {folder} is not a folder")
-    config = read_object(folder / "config.json")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).exists() and read_object(folder / name).get("auto_map"):
+    path = folder / "config.json"
+    config = read_object(path)
+    for file in (path, folder / "tokenizer_config.json"):
+        if file.exists() and read_object(file).get("auto_map"):
             raise ConfigError(
-                f"{folder / name}: auto_map asks for Python code of the model's own, which is "
-                "never run; give a model of a built-in architecture"
+                f"{file}: auto_map asks for Python code of the model's own, which is never run; "
+                "give a model of a built-in architecture"
             )
     architecture = (config.get("architectures") or ["(none)"])[0]
     if architecture not in ARCHITECTURES:
         raise ConfigError(
-            f"{folder / 'config.json'}: architecture {architecture} is not supported; "
+            f"{path}: architecture {architecture} is not supported; "
             f"supported: {', '.join(ARCHITECTURES)}"
         )
     if (folder / "adapter_config.json").exists():
@@ -64,10 +64,8 @@ def check_folder(folder: Path) -> None:
             "weights beside them; merge them into the weights, or give the model without them"
         )
     if config.get("quantization_config"):
-        raise ConfigError(
-            f"{folder / 'config.json'}: the weights are quantized; give the unquantized model"
-        )
-    _check_rope(folder / "config.json", config)
+        raise ConfigError(f"{path}: the weights are quantized; give the unquantized model")
+    _check_rope(path, config)
     if not (folder / "tokenizer.json").is_file():
         raise PreflightError(
             f"{folder}: tokenizer.json is missing; load the tokenizer in its fast form and save it "
@@ -85,26 +83,27 @@ def check_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
-    """Return the safetensors files of a model folder, following `weights.json` to the original's.
+    """Return the safetensors files of a model folder, or of the folder that `weights.json` names.
 
     Args:
         folder: the model folder.
-        original: where the original model is now, should it have moved since.
+        original: folder of the original model, in case it has moved.
 
     Raises:
         PreflightError: there are none, or some are missing.
         ConfigError: the weights are pickled.
     """
     folder = _weights_folder(folder, original)
-    if (folder / WEIGHTS_NAME).is_file():
-        return [folder / WEIGHTS_NAME]
-    if (folder / WEIGHTS_INDEX_NAME).is_file():
-        weight_map = read_object(folder / WEIGHTS_INDEX_NAME).get("weight_map") or {}
+    single, index = folder / WEIGHTS_NAME, folder / WEIGHTS_INDEX_NAME
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        weight_map = read_object(index).get("weight_map") or {}
         files = [folder / name for name in sorted({Path(str(f)).name for f in weight_map.values()})]
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             raise PreflightError(
-                f"{folder / WEIGHTS_INDEX_NAME}: the weight files it names are missing: "
+                f"{index}: the weight files it names are missing: "
                 f"{', '.join(missing) or 'it names none'}; fetch the model again"
             )
         return files
@@ -117,52 +116,18 @@ def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
     raise PreflightError(f"{folder}: has no weights ({WEIGHTS_NAME} or {WEIGHTS_INDEX_NAME})")
 
 
-def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
-    """Return the local copy of a model on the hub, with or without its weights, fetched at need.
-
-    Raises:
-        ConfigError: no revision is given.
-        PreflightError: the hub cannot be reached, or does not hand the model out.
-    """
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    from longred.models.hub import HUB
-
-    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise ConfigError(
-            f"model.path: {name} is no folder here, so it is looked for on the hub, and there "
-            "model.revision must be the full commit hash (40 hexadecimal digits), since a branch "
-            "can move"
-        )
-    # Some hold the weights twice, once more in the maker's own layout.
-    files = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME] if weights else []
-    wanted = ["config.json", *files, *COMPANIONS]
-    HUB.probe()
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (OSError, HFValidationError, httpx.HTTPError) as error:
-        reason = HUB.problem or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-        raise PreflightError(
-            f"model.path: {name} at {revision} cannot be fetched ({reason}); connect to the hub "
-            "and accept the model's licence there, or set model.path to a local folder that holds "
-            "the model"
-        ) from error
-
-
 def write_config(config: PreTrainedConfig, folder: Path) -> None:
-    """Write config.json with RoPE as transformers 5 (`rope_parameters`) and 4 read it.
+    """Write config.json with RoPE in the keys of transformers 5 (`rope_parameters`) and 4.
 
-    Version 4 looks for `rope_theta` and `rope_scaling`; where they are missing it runs with a
-    rope_theta of 10,000 and says nothing.
+    Version 4 reads `rope_theta` and `rope_scaling`; without them it silently runs with a
+    rope_theta of 10,000.
 
     Raises:
-        ConfigError: version 4 has no words for the RoPE of the sliding layers.
+        ConfigError: version 4 cannot express the RoPE of the sliding layers.
     """
     values = json.loads(config.to_json_string(use_diff=False))
-    values.update(legacy_rope(config))
-    # `type` is what version 5 keeps of Phi-3's older form, beside the rope_type that it means.
+    values.update(_legacy_rope(config))
+    # Version 5 leaves `type` from Phi-3's older form beside the equivalent rope_type.
     values["rope_parameters"] = {k: v for k, v in config.rope_parameters.items() if k != "type"}
     for key in ("max_position_embeddings", "original_max_position_embeddings", "sliding_window"):
         if values.get(key) is not None:
@@ -172,12 +137,8 @@ def write_config(config: PreTrainedConfig, folder: Path) -> None:
     write_json(folder / "config.json", values)
 
 
-def legacy_rope(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return a configuration's RoPE in the keys of transformers 4.
-
-    Raises:
-        ConfigError: it has none for the RoPE of the sliding layers.
-    """
+def _legacy_rope(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return a configuration's RoPE in the keys of transformers 4."""
     rope = main_rope(config)
     rope.pop("type", None)
     values: dict[str, Any] = {"rope_theta": rope.pop("rope_theta")}
@@ -195,14 +156,14 @@ def legacy_rope(config: PreTrainedConfig) -> dict[str, Any]:
     if rope["rope_type"] == "default":
         return {**values, "rope_scaling": None}
     if config.model_type == "phi3":
-        # Its version 4 takes exactly these three, and the rest from the two windows.
+        # Version 4 accepts exactly these three keys and derives the rest from the two windows.
         factors = {key: rope[key] for key in ("short_factor", "long_factor")}
         return {**values, "rope_scaling": {"type": rope["rope_type"], **factors}}
     return {**values, "rope_scaling": rope}
 
 
 def copy_companions(source: Path, folder: Path, *, max_length: int) -> None:
-    """Copy a model's tokenizer and generation settings, with the tokenizer's new length limit.
+    """Copy a model's tokenizer and generation settings; set the tokenizer's length limit.
 
     Args:
         source: the folder to copy from.
@@ -216,21 +177,20 @@ def copy_companions(source: Path, folder: Path, *, max_length: int) -> None:
     if settings.is_file():
         values = {**read_object(settings), "model_max_length": int(max_length)}
         if values.get("tokenizer_class") == "TokenizersBackend":
-            # Version 5's name for the same class; version 4 does not know it, 5 knows both.
+            # Version 5's name for the same class; version 4 knows only the other.
             values["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_json(settings, values)
 
 
 def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    parts = [part for part in rope.values() if isinstance(part, Mapping)] or [rope]
-    for part in parts:
+    for part in [part for part in rope.values() if isinstance(part, Mapping)] or [rope]:
         kind = part.get("rope_type", part.get("type", "default"))
         if kind == "dynamic":
             raise ConfigError(f"{path}: the model's RoPE is not supported: {DYNAMIC_REFUSED}")
-        # Phi-3's first name of longrope.
         if "mrope_section" in part:
             kind = "mrope (mrope_section)"
+        # Phi-3 first called longrope `su`.
         if kind not in (*ROPE_TYPES, "su"):
             raise ConfigError(
                 f"{path}: RoPE of type {kind} is not supported; supported: {', '.join(ROPE_TYPES)}"
@@ -238,7 +198,7 @@ def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer that is not the model's: ids beyond its embeddings, or far too few."""
+    """Refuse a tokenizer that does not fit the model's embeddings."""
     tokenizer = read_object(path)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     ids = vocabulary.values() if isinstance(vocabulary, Mapping) else range(len(vocabulary))
@@ -247,7 +207,7 @@ def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
     size = config.get("vocab_size")
     if not count:
         raise PreflightError(f"{path}: holds no vocabulary; save the model's tokenizer there again")
-    # Models round their embeddings up, at most by some hundreds of rows.
+    # Models may have some hundreds of unused embedding rows.
     if isinstance(size, int) and not size / 2 <= count <= size:
         raise ConfigError(
             f"{path}: has {count} token ids and the model's vocab_size is {size}; give the "
@@ -256,7 +216,7 @@ def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder.
+    """Read a JSON object from a model folder.
 
     Raises:
         PreflightError: the file is missing or holds something else.
@@ -273,23 +233,22 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _weights_folder(folder: Path, original: Path | None) -> Path:
+    """Return the folder itself, or the one that its `weights.json` names."""
     reference = folder / REFERENCE_NAME
     if not reference.is_file():
         return folder
     named = Path(str(read_object(reference).get("folder")))
     target = folder / named
-    if not named.is_absolute():
-        if not target.is_dir():
-            raise PreflightError(
-                f"{reference}: the student {target} that training goes on from is gone; run the "
-                "recipe again"
-            )
+    if target.is_dir():
         return target
-    if not target.is_dir() and original is not None:
-        return original
-    if not target.is_dir():
+    if not named.is_absolute():
         raise PreflightError(
-            f"{reference}: the original model's folder {target} is gone; put it back, or run the "
-            "recipe again with the model's new model.path"
+            f"{reference}: the student {target} that training starts from is gone; run the recipe "
+            "again"
         )
-    return target
+    if original is not None:
+        return original
+    raise PreflightError(
+        f"{reference}: the original model's folder {target} is gone; put it back, or run the "
+        "recipe again with the model's new model.path"
+    )

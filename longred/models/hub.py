@@ -1,7 +1,15 @@
-"""The hub, asked once whether it is there: its client tries each file again for half a minute."""
+"""Models from the Hugging Face hub, with one check whether the hub answers.
+
+The hub's client retries each file for half a minute, so a process that finds no hub goes offline.
+"""
 
 import logging
+import re
 import sys
+from pathlib import Path
+
+from longred.errors import ConfigError, PreflightError
+from longred.models.folder import COMPANIONS, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -9,10 +17,10 @@ PROBE_SECONDS = 5.0
 
 
 class Hub:
-    """Whether anything may be fetched in this process; what was fetched before is always used.
+    """Whether this process may download; files in the local cache are always used.
 
     Attributes:
-        problem: why the hub cannot be reached, if that is so.
+        problem: why the hub cannot be reached, or None.
     """
 
     def __init__(self) -> None:
@@ -20,7 +28,7 @@ class Hub:
         self._is_known = False
 
     def probe(self) -> None:
-        """Ask the hub once for a sign of life, and go offline if there is none."""
+        """Send one request to the hub and go offline if it fails."""
         import httpx
         from huggingface_hub import constants
 
@@ -33,7 +41,7 @@ class Hub:
             self.give_up(f"{constants.ENDPOINT}: {error}")
 
     def give_up(self, reason: str) -> None:
-        """Go offline: each request would be retried for half a minute otherwise."""
+        """Go offline."""
         from huggingface_hub import constants
 
         if not constants.HF_HUB_OFFLINE:
@@ -41,9 +49,41 @@ class Hub:
             logger.warning("the hub cannot be reached (%s); only local data are used", reason)
         self._is_known = True
         constants.HF_HUB_OFFLINE = True
-        # It copies the setting when it is imported.
+        # datasets copies the setting when it is imported.
         if loaded := sys.modules.get("datasets.config"):
             vars(loaded)["HF_HUB_OFFLINE"] = True
 
 
 HUB = Hub()
+
+
+def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
+    """Return the local copy of a model on the hub; download missing files.
+
+    Raises:
+        ConfigError: no revision is given.
+        PreflightError: the hub cannot be reached, or refuses the model.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ConfigError(
+            f"model.path: {name} is no folder here, so it is looked for on the hub, and there "
+            "model.revision must be the full commit hash (40 hexadecimal digits), since a branch "
+            "can move"
+        )
+    # Some repositories also hold the weights in the maker's own layout.
+    files = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME] if weights else []
+    wanted = ["config.json", *files, *COMPANIONS]
+    HUB.probe()
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, HFValidationError, httpx.HTTPError) as error:
+        reason = HUB.problem or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        raise PreflightError(
+            f"model.path: {name} at {revision} cannot be fetched ({reason}); connect to the hub "
+            "and accept the model's licence there, or set model.path to a local folder that holds "
+            "the model"
+        ) from error

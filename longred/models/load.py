@@ -1,4 +1,4 @@
-"""The original and the extended model: how they are found, loaded, run and saved.
+"""Find, load, run and save models, original or extended.
 
 Shapes: B rows, T tokens, D hidden dimension; N decoder layers. Hidden state i (1 to N) is the
 output of decoder layer i - 1, except that N is taken after the final norm, as in transformers'
@@ -6,16 +6,16 @@ output of decoder layer i - 1, except that N is taken after the final norm, as i
 """
 
 import contextlib
-import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from accelerate import init_empty_weights
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoConfig,
@@ -34,11 +34,11 @@ from longred.models.architectures import layer_types, rope_is_nested
 from longred.models.folder import (
     check_folder,
     copy_companions,
-    download,
     read_object,
     weight_files,
     write_config,
 )
+from longred.models.hub import download
 from longred.store.artifacts import storage_errors
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -49,16 +49,16 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
 
     Args:
         path: `demo`, a Hugging Face folder, or a name on the hub.
-        revision: the commit of a hub name; required there, so that a run can be repeated.
-        weights: whether they are fetched and checked too; configuration and tokenizer always are.
+        revision: the commit of a hub name; required for reproducible runs.
+        weights: also fetch the weights and check the folder.
 
     Raises:
-        ConfigError: a hub name comes without a revision, or the model is of an unsupported kind.
+        ConfigError: a hub name has no revision, or the kind of model is unsupported.
         PreflightError: the model does not exist, cannot be reached, or its files are damaged.
     """
     local = Path(path).expanduser()
     if path == "demo":
-        folder = Path(str(resources.files("longred.demo") / "model"))
+        folder = Path(__file__).parents[1] / "demo" / "model"
     elif local.exists():
         folder = local.resolve()
     elif _HUB_NAME.fullmatch(path):
@@ -74,21 +74,22 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
 
 
 def choose_device(name: str, key: str = "device") -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` stands for.
+    """Return the device for `auto`, `cpu` or `cuda`.
 
     Args:
-        name: one of them.
-        key: the setting that an error names.
+        name: one of these.
+        key: the setting that an error message names.
 
     Raises:
-        PreflightError: `cuda` is asked for and there is none.
+        PreflightError: there is no GPU for `cuda`.
         ConfigError: the name is unknown.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"{key}: {name!r} is not one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise PreflightError(f"{key}: cuda is asked for but torch finds no GPU; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -119,28 +120,29 @@ def load_model(
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """Load a model in eval mode from safetensors only, running no code of the folder's own.
+    """Load a model in eval mode, from safetensors only and without running the folder's code.
 
     Args:
         folder: a Hugging Face folder, or one whose `weights.json` points to the weights.
         dtype: of the parameters; RoPE's frequencies stay in fp32.
-        device: where the parameters go.
+        device: of the parameters.
         attention: `longred`, or `sdpa` for rows with padding.
-        original: where the original model is now, for a folder that points to its weights.
+        original: folder of the original model, in case `weights.json` points to an old one.
         backend: of attention `longred`: `auto` or a key of `longred.attention.backends.BACKENDS`.
-        compute_dtype: what attention is computed in, where autocast makes it another than `dtype`.
+        compute_dtype: of attention, if autocast computes it in another type than `dtype`.
 
     Raises:
         PreflightError: files are missing or damaged, or the backend cannot serve the model.
         MismatchError: the weights do not fit the configuration.
     """
     register()
-    config = copy.deepcopy(load_config(folder))
+    config = load_config(folder)
     kernels = None
     if attention == ATTENTION_NAME:
         needs = needs_of(config, torch.device(device), compute_dtype or dtype)
         kernels = choose_backend(backend, needs)
     weights = weight_files(folder, original=original)[0].parent
+    misfit = f"{weights}: the weights do not fit {folder / 'config.json'}"
     loader: Any = AutoModelForCausalLM
     try:
         with _no_progress_bars():
@@ -159,16 +161,11 @@ def load_model(
             f"{weights}: the weights cannot be read ({error}); fetch the model again"
         ) from error
     except (RuntimeError, ValueError) as error:
-        raise MismatchError(
-            f"{weights}: the weights do not fit {folder / 'config.json'} ({error})"
-        ) from error
+        raise MismatchError(f"{misfit} ({error})") from error
     # transformers fills missing weights with random numbers and only warns.
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if wrong:
-        raise MismatchError(
-            f"{weights}: the weights do not fit {folder / 'config.json'}: "
-            f"{len(wrong)} missing or unknown, first {wrong[0]}"
-        )
+        raise MismatchError(f"{misfit}: {len(wrong)} missing or unknown, first {wrong[0]}")
     if kernels is not None:
         guard(model, kernels)
     loaded: PreTrainedModel = model.to(device).eval()
@@ -183,31 +180,29 @@ def build_model(
     backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """Build what `load_model` loads, with its weights on the meta device: they take no memory.
+    """Build the model of `load_model` with its weights on the meta device, without memory.
 
-    Buffers, which no file holds, are real and follow from the configuration: RoPE's frequencies.
+    Buffers, which are not in files (RoPE's frequencies), are real.
 
     Args:
         folder: as `load_model`.
         dtype: of the parameters.
-        device: where they will be.
+        device: future device of the parameters.
         backend: of attention.
         compute_dtype: as `load_model`.
 
     Raises:
         PreflightError: the configuration is missing, or the backend cannot serve the model.
     """
-    from accelerate import init_empty_weights
-
     register()
-    config = copy.deepcopy(load_config(folder))
+    config = load_config(folder)
     kernels = choose_backend(backend, needs_of(config, device, compute_dtype or dtype))
     loader: Any = AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):
         model = loader.from_config(
             config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
         )
-    # Weights that are one were taken to the meta device one by one.
+    # Moving to the meta device separated tied weights.
     model.tie_weights()
     guard(model, kernels)
     built: PreTrainedModel = model.eval()
@@ -215,7 +210,7 @@ def build_model(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load a tokenizer that reads control tokens in a text as plain text.
+    """Load a tokenizer that treats control tokens in a text as plain text.
 
     Raises:
         PreflightError: it is missing or damaged.
@@ -245,31 +240,28 @@ def hidden_states(
     capture: Capture | None = None,
     sequence: DeviceMesh | None = None,
 ) -> dict[int, Tensor]:
-    """Run the model without its LM head and return the hidden_BTD of the asked layers.
+    """Run the model without its LM head and return the hidden_BTD of some layers.
 
-    Only these are held. Gradients flow through them, with and without activation checkpointing.
+    Other hidden states are not stored. Gradients flow, with and without activation checkpointing.
 
     Args:
         model: a causal language model.
         input_ids_BT: tokens.
         layers: `hidden_states` indices, 1 to N.
         position_ids_BT: positions, which may skip; 0 to T - 1 if None.
-        document_ids_BT: ids whose runs are documents; only attention `longred` knows them.
-        capture: called with what each layer attends with, again when a layer is recomputed; only
-            attention `longred` knows it.
+        document_ids_BT: runs of equal ids are documents; only for attention `longred`.
+        capture: called with the attention inputs of each layer, again when a layer is recomputed;
+            only for attention `longred`.
         sequence: processes that share the rows, each with its own tokens, their positions, and the
-            document ids of whole rows; only attention `longred` knows it.
+            document ids of whole rows; only for attention `longred`.
 
     Raises:
-        ValueError: a layer is not in 1 to N, or the model's attention does not know documents.
+        ValueError: a layer is not in 1 to N, or the model's attention does not support documents.
     """
     base: Any = model.base_model
     num_layers = len(base.layers)
-    for layer in layers:
-        if not 1 <= layer <= num_layers:
-            raise ValueError(
-                f"hidden state {layer} does not exist; the model has 1 to {num_layers}"
-            )
+    for layer in set(layers) - set(range(1, num_layers + 1)):
+        raise ValueError(f"hidden state {layer} does not exist; the model has 1 to {num_layers}")
     extra: dict[str, Any] = {}
     if base.config._attn_implementation == ATTENTION_NAME:
         extra = {"document_ids_BT": document_ids_BT, "capture": capture, "sequence": sequence}
@@ -277,7 +269,7 @@ def hidden_states(
         raise ValueError("documents and skipped positions need a model with attention='longred'")
     states: dict[int, Tensor] = {}
     inner = {layer for layer in layers if layer < num_layers}
-    hooks = [base.layers[i - 1].register_forward_hook(_keep(states, i)) for i in inner]
+    hooks = [base.layers[i - 1].register_forward_hook(partial(_store, states, i)) for i in inner]
     try:
         output = base(
             input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False, **extra
@@ -290,13 +282,13 @@ def hidden_states(
 
 
 class LayerOutput(NamedTuple):
-    """What one decoder layer made.
+    """The output of one decoder layer.
 
     Attributes:
         layer: 0 to N - 1.
         kind: `full_attention` or `sliding_attention`.
-        hidden_BTD: hidden state `layer` + 1: the last is taken after the final norm.
-        captured: what the layer attended with.
+        hidden_BTD: hidden state `layer` + 1; the last one after the final norm.
+        captured: the inputs of its attention.
     """
 
     layer: int
@@ -308,14 +300,14 @@ class LayerOutput(NamedTuple):
 def run_layers(
     model: PreTrainedModel, input_ids_BT: Tensor, *, position_ids_BT: Tensor | None = None
 ) -> Iterator[LayerOutput]:
-    """Run the decoder layers one at a time, so that two models can go side by side.
+    """Run the decoder layers one at a time, so that two models can run side by side.
 
-    Of all hidden states only the newest is held. This is the one place that repeats what
-    transformers' forward does between the layers; the embedding scales itself where it has to.
+    Stores only the newest hidden state. This is the only function that repeats what transformers'
+    forward does between the layers; embeddings that scale (Gemma) do so themselves.
 
     Args:
         model: a causal language model, with attention `longred`.
-        input_ids_BT: tokens of rows that are one document each.
+        input_ids_BT: tokens; each row is one document.
         position_ids_BT: positions, which may skip; 0 to T - 1 if None.
     """
     base: Any = model.base_model
@@ -340,22 +332,21 @@ def run_layers(
             use_cache=False,
             capture=captured.append,
         )
-        is_last = layer == len(kinds) - 1
-        yield LayerOutput(
-            layer, kind, base.norm(hidden_BTD) if is_last else hidden_BTD, captured[0]
-        )
+        if layer == len(kinds) - 1:
+            hidden_BTD = base.norm(hidden_BTD)
+        yield LayerOutput(layer, kind, hidden_BTD, captured[0])
 
 
 def save_model(
     model: PreTrainedModel, source_folder: Path, folder: Path, *, shard_size: str = "50GB"
 ) -> None:
-    """Write a model folder that transformers 4 and 5 load alike.
+    """Write a model folder that both transformers 4 and 5 load.
 
     Args:
         model: the model to write.
-        source_folder: whose tokenizer and generation settings go with it.
-        folder: an existing or new folder; the caller gives it its final name.
-        shard_size: of one weight file at most.
+        source_folder: folder to copy tokenizer and generation settings from.
+        folder: an existing or new folder.
+        shard_size: largest size of a weight file.
 
     Raises:
         StorageError: the disk is full.
@@ -369,7 +360,7 @@ def save_model(
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars out of the terminal, where the command line shows its own."""
+    """Hide transformers' progress bars; the command line has its own."""
     bars: Any = transformers_logging
     was_enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -380,8 +371,6 @@ def _no_progress_bars() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _keep(states: dict[int, Tensor], index: int) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        states[index] = output[0] if isinstance(output, tuple) else output
-
-    return hook
+def _store(states: dict[int, Tensor], layer: int, _module: Any, _args: Any, output: Any) -> None:
+    """Store the output of a decoder layer, as its forward hook."""
+    states[layer] = output[0] if isinstance(output, tuple) else output

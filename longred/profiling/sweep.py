@@ -18,7 +18,7 @@ class Setting(NamedTuple):
     """One rescaling to try.
 
     Attributes:
-        method: a key of `longred.models.extension.METHODS`.
+        method: a key of `longred.method.rope.ROPE_METHODS`.
         value: rope_theta for `abf`, the factor target / original window for all others.
     """
 

@@ -1,4 +1,4 @@
-"""The packaged recipes, and how a recipe file and dotted overrides are read into plain values."""
+"""The packaged recipes, and reading a recipe file with dotted overrides into plain values."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ RECIPES = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe as it was read, before any value is checked.
+    """A recipe before validation.
 
     Attributes:
         path: the YAML file.
         values: its content with the overrides applied.
-        lines: line (from 1) of every dotted key that the file, not an override, has set.
+        lines: line (from 1) of every dotted key that comes from the file, not from an override.
     """
 
     path: Path
@@ -83,39 +83,36 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = values
     for part in parents:
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(
-                    f"{key}: {part} is not one of the {len(node)} items, counted from 0"
-                )
-            node = node[int(part)]
-            continue
-        if node.get(part) is None:
+        if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-        node = node[part]
+        node = node[_item(node, part, key)]
         if not isinstance(node, dict | list):
             raise ConfigError(f"{key}: {part} holds a value, not a group of settings")
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise ConfigError(f"{key}: {last} is not one of the {len(node)} items, counted from 0")
-        node[int(last)] = value
-    else:
-        node[last] = value
+    node[_item(node, last, key)] = value
+
+
+def _item(node: Mapping[str, Any] | Sequence[Any], part: str, key: str) -> Any:
+    """Return the key or index of one part of a dotted key."""
+    if isinstance(node, Mapping):
+        return part
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"{key}: {part} is not one of the {len(node)} items, counted from 0")
+    return int(part)
 
 
 def _key_lines(text: str) -> dict[str, int]:
     """Return the line (from 1) of every dotted key of a YAML text."""
     lines: dict[str, int] = {}
 
-    def visit(node: yaml.Node | None, prefix: tuple[str, ...]) -> None:
+    def visit(node: yaml.Node | None, prefix: str) -> None:
+        items: list[tuple[Any, yaml.Node, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                lines[".".join((*prefix, str(key.value)))] = key.start_mark.line + 1
-                visit(value, (*prefix, str(key.value)))
+            items = [(key.value, key, value) for key, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
-            for number, item in enumerate(node.value):
-                lines[".".join((*prefix, str(number)))] = item.start_mark.line + 1
-                visit(item, (*prefix, str(number)))
+            items = [(number, item, item) for number, item in enumerate(node.value)]
+        for name, start, value in items:
+            lines[f"{prefix}{name}"] = start.start_mark.line + 1
+            visit(value, f"{prefix}{name}.")
 
-    visit(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    visit(yaml.compose(text, Loader=yaml.SafeLoader), "")
     return lines

@@ -61,10 +61,8 @@ def train_student(
 
         store.verify(data)
         chosen = layers.read_json("selection.json")["distill_layers"] if uses_layers else []
-        # `rows` carries what the job needs of these.
-        plain = {k: v for k, v in settings.items() if k not in ("step_tokens", "short_length")}
         job = TrainingJob(
-            **plain,
+            **{name: value for name, value in settings.items() if name in TrainingJob.fields()},
             teacher_folder=base.path,
             student_folder=extended.path,
             data_folder=data.path,

@@ -10,9 +10,9 @@ from longred.config import (
     TrainingConfig,
     load_recipe,
 )
-from longred.config.training import MethodName
 from longred.errors import ConfigError
-from longred.method.methods import METHODS
+from longred.method.methods import METHODS, MethodName
+from longred.method.rope import ROPE_METHODS
 from longred.recipes import RECIPES
 
 
@@ -178,14 +178,13 @@ def test_packaged_recipes_are_valid(name):
 
 def test_names_that_a_recipe_may_use_are_those_of_the_tables():
     from longred.method import positions, selection
-    from longred.models import extension
     from longred.objectives.table import WEIGHTINGS
 
     def allowed(section, field):
         return set(get_args(section.model_fields[field].annotation))
 
     assert set(get_args(MethodName)) == set(METHODS)
-    assert allowed(ExtensionConfig, "method") == set(extension.METHODS)
-    assert allowed(SelectionConfig, "strategy") == {*selection.STRATEGIES, "manual"}
+    assert allowed(ExtensionConfig, "method") == set(ROPE_METHODS)
+    assert allowed(SelectionConfig, "strategy") == set(selection.STRATEGIES)
     assert allowed(TrainingConfig, "weighting") == set(WEIGHTINGS)
     assert {method.positions for method in METHODS.values()} <= {None, *positions.SKIPPERS}

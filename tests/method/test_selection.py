@@ -5,7 +5,6 @@ from longred.errors import ConfigError
 from longred.method.selection import (
     AUTO_SHARE,
     MEASURES,
-    STRATEGIES,
     explain,
     explain_number,
     layers_for_share,
@@ -131,5 +130,5 @@ def test_the_number_of_layers_is_explained() -> None:
 
 def test_the_config_offers_every_strategy_and_the_same_share() -> None:
     offered = SelectionConfig.model_fields["strategy"].annotation
-    assert set(offered.__args__) == set(MEASURES) == {*STRATEGIES, "manual"}  # type: ignore[union-attr]
+    assert set(offered.__args__) == set(MEASURES)  # type: ignore[union-attr]
     assert SelectionConfig().share == AUTO_SHARE

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from longred.errors import ConfigError
 from longred.method.job import TrainingJob
-from longred.method.kept import kept_problem
 from longred.training import result
 from longred.training.loop import train
 
@@ -118,4 +117,4 @@ def test_wrong_steps_are_refused(steps, words, make_job: MakeJob):
         make_job(keep_steps=steps)
     assert str(error.value).startswith("training.keep_steps: ")
     assert words in str(error.value)
-    assert kept_problem(make_job(keep_steps=[1, 11])) is None
+    make_job(keep_steps=[1, 11])
