@@ -46,7 +46,7 @@ class TrainingSettings:
             all layers on short blocks; 0 leaves it out.
         long_distill_weight: weight of the extra term that distils the last hidden state on the
             first original window of every long document; 0 leaves it out.
-        weighting: how weights relate to token counts, see `longred.objectives.loss_weights`.
+        weighting: how weights relate to token counts, see `longred.objectives.table.loss_weights`.
         weights: `auto` scales the distillation terms so that their gradient norms match that of
             the text loss, see `longred.training.balance`; a term of weight 0 stays out.
         weights_every_steps: steps between two measurements of `auto`; each costs one more step.
