@@ -10,8 +10,8 @@ from longred.demo.skills import (
     practice_document,
 )
 from longred.demo.tokenizer import load_tokenizer
-from longred.evaluation.short.key_recall import key_recall_prompt
-from longred.evaluation.short.keys import draw_value
+from longred.evaluation.short import key_recall
+from longred.evaluation.short.key_recall import draw_value, key_recall_prompt
 
 PASSAGES = ["def f(x):\n    return x + 1\n\n" * 100, "The tea is hot. The cup is full.\n" * 80]
 
@@ -26,10 +26,10 @@ def num_tokens(tokenizer, text):
 
 
 def test_wordings_are_many_and_never_rulers():
-    assert len(wording.STATEMENTS) >= 12
-    assert len(wording.QUESTIONS) >= 12
-    texts = [*wording.STATEMENTS, *(q for q, _ in wording.QUESTIONS), *wording.PREAMBLES]
-    texts += [*wording.NOUNS, *wording.NOISE]
+    assert len(key_recall.STATEMENTS) >= 12
+    assert len(key_recall.QUESTIONS) >= 12
+    texts = [*key_recall.STATEMENTS, *(q for q, _ in key_recall.QUESTIONS), *wording.PREAMBLES]
+    texts += [*key_recall.NOUNS, *wording.NOISE]
     joined = " ".join(texts).lower()
     for phrase in (
         "magic number",
