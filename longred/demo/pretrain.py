@@ -140,21 +140,21 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state as tensors named `part.parameter.quantity`."""
+        """Return the state as tensors named `optimizer.part.parameter.quantity`."""
         return {
-            f"{name}.{index}.{quantity}": value.contiguous()
+            f"optimizer.{name}.{index}.{quantity}": value.contiguous()
             for name, part in self.parts.items()
             for index, state in part.state_dict()["state"].items()
             for quantity, value in state.items()
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the state from the result of `tensors`."""
+        """Restore the state from the result of `tensors`; ignores other tensors."""
         for name, part in self.parts.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
-                owner, index, quantity = key.split(".")
-                if owner == name:
+                if key.startswith(f"optimizer.{name}."):
+                    index, quantity = key.split(".")[2:]
                     state.setdefault(int(index), {})[quantity] = value
             groups = part.state_dict()["param_groups"]
             part.load_state_dict({"state": state, "param_groups": groups})
@@ -269,7 +269,7 @@ class Pretraining:
     def save(self) -> None:
         """Write the checkpoint atomically: tensors, with progress and settings as JSON metadata."""
         tensors = {f"model.{name}": value.data for name, value in self.model.named_parameters()}
-        tensors |= {f"optimizer.{key}": value for key, value in self.optimizers.tensors().items()}
+        tensors |= self.optimizers.tensors()
         temporary = self.work / "checkpoint.tmp"
         save_file(
             {name: value.cpu().contiguous() for name, value in tensors.items()},
@@ -293,13 +293,7 @@ class Pretraining:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-        self.optimizers.load_tensors(
-            {
-                key.removeprefix("optimizer."): value
-                for key, value in tensors.items()
-                if key.startswith("optimizer.")
-            }
-        )
+        self.optimizers.load_tensors(tensors)
         self.progress = Progress(**json.loads(metadata["progress"]))
         logger.info("continuing from step %d", self.progress.step)
 

@@ -21,20 +21,7 @@ from longred.errors import ConfigError
 from longred.evaluation.counting import token_counter
 from longred.evaluation.ruler.fitting import FULL_LENGTH, Parameters, Revision, SampleSpec, run
 from longred.evaluation.ruler.materials import Questions, library_text, own_questions
-from longred.evaluation.ruler.tasks import METRICS, TASKS, any_match, recall
-
-__all__ = [
-    "GENERATOR_VERSION",
-    "METRICS",
-    "TASKS",
-    "any_match",
-    "check_task",
-    "generate",
-    "hides_in_text",
-    "recall",
-    "resolve_parameters",
-    "score",
-]
+from longred.evaluation.ruler.tasks import METRICS, TASKS
 
 GENERATOR_VERSION = 3
 """Part of the index of every sample file; increase it when a seed gives other samples."""

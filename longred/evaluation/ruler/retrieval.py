@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
+from longred.evaluation.ruler import haystacks
 from longred.evaluation.ruler.fitting import (
     Draft,
     SampleSpec,
@@ -22,14 +23,7 @@ from longred.evaluation.ruler.fitting import (
     linear,
     per_unit,
 )
-from longred.evaluation.ruler.haystacks import (
-    Haystack,
-    flat_words,
-    line_haystack,
-    noise_haystack,
-    passage_words,
-    text_haystack,
-)
+from longred.evaluation.ruler.haystacks import Haystack
 from longred.evaluation.ruler.words import DRAWS, distinct
 
 NEEDLE = "One of the special magic {kind}s for {key} is: {value}."
@@ -152,26 +146,27 @@ def _haystacks(
         most once, or are uniform.
     """
     settings: NeedleSettings = spec.settings
-    documents = spec.haystack
 
     def build_noise(rng: random.Random, taken: set[str]) -> Haystack:
-        return noise_haystack()
+        return haystacks.noise_haystack()
 
     def build_needles(rng: random.Random, taken: set[str]) -> Haystack:
         # Lines are drawn on demand, after all other draws of a sample.
         pairs = _draw_pairs(settings, random.Random(rng.getrandbits(64)), taken)  # noqa: S311
-        return line_haystack(
+        return haystacks.line_haystack(
             NEEDLE.format(kind=settings.kind, key=key, value=value) for key, value in pairs
         )
 
     def build_passage(rng: random.Random, taken: set[str]) -> Haystack:
-        return text_haystack(passage_words(documents, rng, spec.length))
+        words = haystacks.passage_words(spec.haystack, rng, spec.length)
+        return haystacks.text_haystack(words)
 
     if settings.haystack == "text":
         if spec.parameters == "compact":
             return build_passage, linear(1.0), False
-        words = flat_words(documents, spec.length)
-        return lambda rng, taken: text_haystack(words), cumulative(words, spec.count), True
+        words = haystacks.flat_words(spec.haystack, spec.length)
+        haystack = haystacks.text_haystack(words)
+        return lambda rng, taken: haystack, cumulative(words, spec.count), True
     build = build_noise if settings.haystack == "noise" else build_needles
     probe = build(random.Random(0), set())  # noqa: S311
     return build, linear(per_unit(probe.text, spec.count)), False

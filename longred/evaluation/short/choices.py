@@ -17,7 +17,8 @@ CONTINUATION_TOKENS, NUM_CONTINUATION_TRIES = 24, 40
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 BRACKETS = list(CLOSING.values())
 
-_WORD = re.compile(r"\b[A-Za-z_][A-Za-z0-9_]{3,}\b")
+_KEYWORD = "|".join(keyword.kwlist)
+_WORD = re.compile(rf"\b(?!(?:{_KEYWORD})\b)[A-Za-z_][A-Za-z0-9_]{{3,}}\b")
 _LINE = re.compile(r"(?<=\S)\n(?=[ \t]*\S)")
 _INDENT = re.compile(r"\n[ \t]*")
 
@@ -28,13 +29,9 @@ def cloze(passages: Passages, seed: int) -> Iterator[dict[str, Any]]:
     The wrong answers are other words of the passage.
     """
     rng = random.Random(f"{seed}-cloze")  # noqa: S311
-    sites = [
-        (number, match.start())
-        for number, text in enumerate(passages.texts)
-        for match in _WORD.finditer(text.text)
-        if not keyword.iskeyword(match[0])
-    ]
-    for text, place in passages.shuffled(sites, rng):
+    sites = passages.matches(_WORD)
+    rng.shuffle(sites)
+    for text, place in sites:
         start = text.passage_start(place, passages.context_tokens(rng))
         before = text.text[start:place]
         space = " " if before.endswith(" ") else ""
@@ -42,7 +39,7 @@ def cloze(passages: Passages, seed: int) -> Iterator[dict[str, Any]]:
         if not before or before[-1].isspace():
             continue
         answer = next(_WORD.finditer(text.text, place))[0]
-        seen = {word for word in _WORD.findall(before) if not keyword.iskeyword(word)}
+        seen = set(_WORD.findall(before))
         if answer in seen:
             others = _other_words(rng, seen, answer, space)
             yield from _sample(rng, Context(passages, before), text, space + answer, others)
@@ -60,32 +57,24 @@ def continuation(passages: Passages, seed: int) -> Iterator[dict[str, Any]]:
     The wrong answers are lines of other documents, of the same indentation where possible.
     """
     rng = random.Random(f"{seed}-continuation")  # noqa: S311
-    sites = [
-        (number, match.start())
-        for number, text in enumerate(passages.texts)
-        for match in _LINE.finditer(text.text)
-    ]
+    sites = passages.matches(_LINE)
+    order = sites.copy()
+    rng.shuffle(order)
     num_tokens = min(CONTINUATION_TOKENS, passages.window // 4)
-    for text, place in passages.shuffled(sites, rng):
+    for text, place in order:
         start = text.passage_start(place, passages.context_tokens(rng) - num_tokens)
         before, answer = text.text[start:place], text.after(place, num_tokens)
         if before.strip() and answer != text.text[place:]:
-            others = _other_lines(rng, passages, text, sites, answer, num_tokens)
+            others = _other_lines(rng, text, sites, answer, num_tokens)
             yield from _sample(rng, Context(passages, before), text, answer, others)
 
 
 def _other_lines(
-    rng: random.Random,
-    passages: Passages,
-    text: Text,
-    sites: list[tuple[int, int]],
-    answer: str,
-    num_tokens: int,
+    rng: random.Random, text: Text, sites: list[tuple[Text, int]], answer: str, num_tokens: int
 ) -> Iterator[str]:
     found: list[str] = []
     for _ in range(NUM_CONTINUATION_TRIES):
-        number, place = rng.choice(sites)
-        other = passages.texts[number]
+        other, place = rng.choice(sites)
         candidate = other.after(place, num_tokens)
         if other is not text and candidate != answer and candidate not in found:
             found.append(candidate)
@@ -125,11 +114,11 @@ def brackets(passages: Passages, seed: int) -> Iterator[dict[str, Any]]:
     When the brackets of a kind are used up, they are reused after passages of other lengths.
     """
     rng = random.Random(f"{seed}-brackets")  # noqa: S311
-    sites: dict[str, list[tuple[int, int, int]]] = {bracket: [] for bracket in BRACKETS}
-    for number, text in enumerate(passages.texts):
+    sites: dict[str, list[tuple[Text, int, int]]] = {bracket: [] for bracket in BRACKETS}
+    for text in passages.texts:
         for opened, closed in _bracket_pairs(text.text):
             if _is_own_token(text, closed):
-                sites[text.text[closed]].append((number, opened, closed))
+                sites[text.text[closed]].append((text, opened, closed))
     queues = [_bracket_samples(passages, sites[bracket], rng) for bracket in BRACKETS]
     while True:
         for queue in queues:
@@ -149,13 +138,12 @@ def _is_own_token(text: Text, closed: int) -> bool:
 
 
 def _bracket_samples(
-    passages: Passages, sites: list[tuple[int, int, int]], rng: random.Random
+    passages: Passages, sites: list[tuple[Text, int, int]], rng: random.Random
 ) -> Iterator[dict[str, Any]]:
     for attempt in count():
         rng.shuffle(sites)
         found = False
-        for number, opened, closed in sites:
-            text = passages.texts[number]
+        for text, opened, closed in sites:
             start = text.passage_start(closed, passages.context_tokens(rng))
             if opened < start:
                 continue

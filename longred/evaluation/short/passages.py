@@ -1,8 +1,9 @@
 """Held-out documents cut at token boundaries, so that samples fit the original window."""
 
 import random
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,19 +72,11 @@ class Passages:
         """Draw the maximum length of a context: 40 to 85 percent of the window."""
         return rng.randint(self.window * 2 // 5, self.window * 17 // 20)
 
-    def shuffled(
-        self, sites: Sequence[tuple[int, int]], rng: random.Random
-    ) -> Iterator[tuple[Text, int]]:
-        """Yield documents and offsets in random order.
-
-        Args:
-            sites: index of a document, and an offset in it.
-            rng: decides the order.
-        """
-        order = list(sites)
-        rng.shuffle(order)
-        for document, place in order:
-            yield self.texts[document], place
+    def matches(self, pattern: re.Pattern[str]) -> list[tuple[Text, int]]:
+        """Return the document and the offset of every match of a pattern."""
+        return [
+            (text, match.start()) for text in self.texts for match in pattern.finditer(text.text)
+        ]
 
 
 class Context:
