@@ -45,6 +45,7 @@ PAIRS = (
 )
 PAIRS_PREFIX = "Corresponding value:"
 
+# RULER's grid of depths, for full parameters.
 _DEPTHS = tuple(round(100 * step / 39) / 100 for step in range(40))
 
 
@@ -93,7 +94,7 @@ class PairSettings:
 def prepare_needles(spec: SampleSpec) -> Start:
     """Return the function that starts samples of a `niah` task."""
     settings: NeedleSettings = spec.settings
-    build_haystack, haystack_tokens, on_grid = _haystacks(spec)
+    build_haystack, haystack_tokens = _haystacks(spec)
     is_single = settings.num_queries * settings.num_values == 1
     task, prefix = (ONE, ONE_PREFIX) if is_single else (MANY, MANY_PREFIX)
 
@@ -107,13 +108,13 @@ def prepare_needles(spec: SampleSpec) -> Start:
             keys.append(next(draw_key))
             pairs += [(keys[-1], next(draw_value)) for _ in range(settings.num_values)]
         rng.shuffle(pairs)
-        if on_grid:
+        if settings.haystack == "text" and spec.parameters == "full":
             depths = sorted(rng.sample(_DEPTHS, len(pairs)))
         else:
             depths = sorted(rng.random() for _ in pairs)
         needles = [NEEDLE.format(kind=settings.kind, key=key, value=value) for key, value in pairs]
         queries = rng.sample(keys, settings.num_queries)
-        answers = [n for query in queries for n, (key, _) in enumerate(pairs) if key == query]
+        answers = [n for asked in queries for n, (key, _) in enumerate(pairs) if key == asked]
         query = queries[0]
         if len(queries) > 1:
             query = f"{', '.join(queries[:-1])}, and {queries[-1]}"
@@ -137,13 +138,10 @@ def prepare_needles(spec: SampleSpec) -> Start:
 
 def _haystacks(
     spec: SampleSpec,
-) -> tuple[Callable[[random.Random, set[str]], Haystack], Callable[[int], float], bool]:
-    """Return how to create haystacks.
+) -> tuple[Callable[[random.Random, set[str]], Haystack], Callable[[int], float]]:
+    """Return a function that creates a sample's haystack, and an estimate of its tokens.
 
-    Returns:
-        A function that creates a sample's haystack and avoids the words in the set; an estimate of
-        the tokens of its first units; and whether depths come from RULER's grid of forty, each at
-        most once, or are uniform.
+    The haystack avoids the words in the set; the estimate is for the first n units.
     """
     settings: NeedleSettings = spec.settings
 
@@ -163,13 +161,13 @@ def _haystacks(
 
     if settings.haystack == "text":
         if spec.parameters == "compact":
-            return build_passage, linear(1.0), False
+            return build_passage, linear(1.0)
         words = haystacks.flat_words(spec.haystack, spec.length)
         haystack = haystacks.text_haystack(words)
-        return lambda rng, taken: haystack, cumulative(words, spec.count), True
+        return lambda rng, taken: haystack, cumulative(words, spec.count)
     build = build_noise if settings.haystack == "noise" else build_needles
     probe = build(random.Random(0), set())  # noqa: S311
-    return build, linear(per_unit(probe.text, spec.count)), False
+    return build, linear(per_unit(probe.text, spec.count))
 
 
 def prepare_pairs(spec: SampleSpec) -> Start:
