@@ -1,4 +1,4 @@
-"""The demo corpus: the source text of the Python standard library that runs this program."""
+"""The demo corpus: the source text of the running Python's standard library."""
 
 import logging
 import os
@@ -20,18 +20,19 @@ _EXCLUDED_FOLDERS = frozenset(
 _EXCLUDED_PREFIXES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 
 
-def library_root() -> Path:
-    """Folder of the running interpreter's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
 def library_documents(root: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Yield `(posix path relative to root, text)` of every module outside tests, sorted by path.
+    """Yield the POSIX path relative to `root` and the text of every module outside tests, by path.
 
-    Line ends become a single newline. Files that cannot be read or are not UTF-8 are skipped;
-    their number is logged. Raises FileNotFoundError when `root` is not a folder.
+    Every line end becomes a single newline. Unreadable or non-UTF-8 files are skipped and counted
+    in the log.
+
+    Args:
+        root: folder of the library; that of the running interpreter if None.
+
+    Raises:
+        FileNotFoundError: `root` is not a folder.
     """
-    root = library_root() if root is None else Path(root)
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
     if not root.is_dir():
         raise FileNotFoundError(f"no standard library at {root}")
     num_skipped = 0
@@ -49,17 +50,17 @@ def library_documents(root: Path | None = None) -> Iterator[tuple[str, str]]:
         logger.info("skipped %d unreadable or non-UTF-8 files under %s", num_skipped, root)
 
 
-def training_documents(root: Path | None = None) -> list[tuple[str, str]]:
-    """The modules that base training and its tokenizer may see, as `(path, text)`."""
-    return [item for item in library_documents(root) if not _held_out(item[0])]
+def training_documents() -> list[tuple[str, str]]:
+    """Return path and text of the modules that base training and its tokenizer may use."""
+    return [item for item in library_documents() if not _is_held_out(item[0])]
 
 
-def held_out_documents(root: Path | None = None) -> list[tuple[str, str]]:
-    """The modules that base training never sees, as `(path, text)`."""
-    return [item for item in library_documents(root) if _held_out(item[0])]
+def held_out_documents() -> list[tuple[str, str]]:
+    """Return path and text of the modules that base training never uses."""
+    return [item for item in library_documents() if _is_held_out(item[0])]
 
 
-def _held_out(relative_path: str) -> bool:
+def _is_held_out(relative_path: str) -> bool:
     return is_held_out(document_id(SOURCE_NAME, relative_path), VALIDATION_FRACTION)
 
 

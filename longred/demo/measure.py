@@ -1,7 +1,8 @@
-"""What the base model can do at its own window: `python -m longred.demo.measure MODEL`.
+"""Measure the base model at its own window: `python -m longred.demo.measure MODEL`.
 
-Needle prompts with unseen keys, values and text, the same in RULER's wording (which base training
-never uses), key recall, and bits per byte of held-out modules; `--card` writes the model card.
+Scores needle prompts with unseen keys, values and text, the same in RULER's wording (which base
+training never uses), key recall, and bits per byte of held-out modules. `--card` writes the scores
+into the model card, from the template `card.md`.
 """
 
 import argparse
@@ -10,34 +11,25 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import partial
+from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from longred.demo.card import write_card
-from longred.demo.corpus import held_out_documents
+from longred.demo.corpus import VALIDATION_FRACTION, held_out_documents
 from longred.demo.skills import needle_exercise, seeded_random
 from longred.demo.tokenizer import load_tokenizer
-from longred.evaluation.short.key_recall import key_recall_prompt
-from longred.evaluation.short.keys import draw_key, draw_value
+from longred.evaluation.ruler.haystacks import NOISE
+from longred.evaluation.ruler.retrieval import NEEDLE, ONE, ONE_PREFIX
+from longred.evaluation.short.key_recall import draw_key, draw_value, key_recall_prompt
 
-# The wording of RULER's niah_single tasks (github.com/NVIDIA/RULER, scripts/data/synthetic).
-RULER_INTRODUCTION = (
-    "A special magic number is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the number afterwards."
-)
-RULER_STATEMENT = "One of the special magic numbers for {key} is: {value}."
-RULER_QUESTION = (
-    "What is the special magic number for {key} mentioned in the provided text? "
-    "The special magic number for {key} mentioned in the provided text is"
-)
-RULER_NOISE = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-)
-# Digits, the space before them and the character that ends the answer.
+# The digits, the space before them and the character that ends the answer.
 ANSWER_TOKENS = 9
+PROMPT_BATCH_SIZE, TEXT_BATCH_SIZE = 50, 32
 
 Prompt = tuple[str, str]
 
@@ -46,16 +38,14 @@ def exact_match(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
-    *,
-    batch_size: int = 50,
 ) -> float:
-    """Share of `(prompt, answer)` pairs whose greedy continuation is the answer and then stops.
+    """Return the share of `(prompt, answer)` pairs whose greedy continuation is the answer.
 
-    The continuation is cut at the first character that is not a digit, so a longer number is wrong.
+    A continuation ends at the first character that is not a digit, so a longer number is wrong.
     """
     num_right = 0
-    for first in range(0, len(prompts), batch_size):
-        part = prompts[first : first + batch_size]
+    for first in range(0, len(prompts), PROMPT_BATCH_SIZE):
+        part = prompts[first : first + PROMPT_BATCH_SIZE]
         inputs = tokenizer(
             [prompt for prompt, _ in part], return_tensors="pt", padding=True, padding_side="left"
         )
@@ -80,7 +70,7 @@ def needle_prompts(
     passages: Sequence[str],
     num_distractors: int = 0,
 ) -> list[Prompt]:
-    """Needles in the practised wordings with held-out keys; full windows (at least 85 %)."""
+    """Draw needles in practised wordings with held-out keys, for windows at least 85 % full."""
 
     def draw(rng: random.Random) -> Prompt:
         exercise = needle_exercise(
@@ -104,9 +94,9 @@ def ruler_prompts(
     window: int,
     passages: Sequence[str] | None = None,
 ) -> list[Prompt]:
-    """The form of niah_single_1 (noise), or of niah_single_2 when `passages` are given.
+    """Draw prompts like those of niah_single_1 (noise), or niah_single_2 if `passages` are given.
 
-    Held-out keys of two hyphenated words, values of 7 digits, full windows (at least 85 %).
+    Keys are two held-out words with a hyphen, values have 7 digits, windows are at least 85 % full.
     """
 
     def draw(rng: random.Random) -> Prompt:
@@ -115,17 +105,16 @@ def ruler_prompts(
             key = draw_key(rng, held_out=True)
         value = draw_value(rng, 7)
         if passages is None:
-            sentences, separator = [RULER_NOISE] * rng.randint(1, window // 30), "\n"
+            sentences, separator = [NOISE] * rng.randint(1, window // 30), "\n"
         else:
             passage = rng.choice(passages)
             start = rng.randrange(max(1, len(passage) - window))
             flat = " ".join(passage[start : start + rng.randint(1, 3 * window)].split())
             sentences, separator = flat.replace(". ", ".\0").split("\0"), " "
-        statement = RULER_STATEMENT.format(key=key, value=value)
+        statement = NEEDLE.format(kind="number", key=key, value=value)
         sentences.insert(rng.randint(0, len(sentences)), statement)
-        context = separator.join(sentences)
-        question = RULER_QUESTION.format(key=key)
-        return f"{RULER_INTRODUCTION}\n{context}\n{question}", value
+        template = f"{ONE} {ONE_PREFIX}"
+        return template.format(kind="number", context=separator.join(sentences), query=key), value
 
     return _filled(draw, tokenizer, count=count, window=window, seed="ruler")
 
@@ -136,9 +125,8 @@ def bits_per_byte(
     texts: Iterable[str],
     *,
     window: int,
-    batch_size: int = 32,
 ) -> tuple[float, float]:
-    """Bits per UTF-8 byte and nats per token of `texts`, cut into windows behind BOS."""
+    """Return bits per UTF-8 byte and nats per token of texts, cut into windows after BOS."""
     bos, pad = int(tokenizer.bos_token_id), int(tokenizer.pad_token_id)
     blocks: list[list[int]] = []
     num_bytes = 0
@@ -151,11 +139,11 @@ def bits_per_byte(
     num_tokens = sum(len(block) - 1 for block in blocks)
     blocks.sort(key=len)
     nats = 0.0
-    for first in range(0, len(blocks), batch_size):
-        part = blocks[first : first + batch_size]
+    for first in range(0, len(blocks), TEXT_BATCH_SIZE):
+        part = blocks[first : first + TEXT_BATCH_SIZE]
         width = len(part[-1])
-        rows = torch.tensor([block + [pad] * (width - len(block)) for block in part])
-        rows = rows.to(model.device)
+        padded = [block + [pad] * (width - len(block)) for block in part]
+        rows = torch.tensor(padded, device=model.device)
         with torch.no_grad():
             logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(
@@ -166,7 +154,7 @@ def bits_per_byte(
 
 
 def measure(folder: Path, *, count: int = 200, device: str = "cpu") -> dict[str, float]:
-    """All measured numbers of the model in `folder`, `count` prompts a task."""
+    """Return all scores of the model in `folder`, from `count` prompts a task."""
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
@@ -175,32 +163,50 @@ def measure(folder: Path, *, count: int = 200, device: str = "cpu") -> dict[str,
     window = int(model.config.max_position_embeddings)
     texts = [text for _, text in held_out_documents()]
     recall_rng = seeded_random("recall")
+    needles = partial(needle_prompts, tokenizer, count=count, passages=texts)
     tasks = {
-        "needle": needle_prompts(tokenizer, count=count, window=window, passages=texts),
-        "needle_half_window": needle_prompts(
-            tokenizer, count=count, window=window // 2, passages=texts
-        ),
-        "needle_of_four": needle_prompts(
-            tokenizer, count=count, window=window, passages=texts, num_distractors=3
-        ),
+        "needle": needles(window=window),
+        "needle_half_window": needles(window=window // 2),
+        "needle_of_four": needles(window=window, num_distractors=3),
         "ruler_niah_single_1": ruler_prompts(tokenizer, count=count, window=window),
         "ruler_niah_single_2": ruler_prompts(tokenizer, count=count, window=window, passages=texts),
         "key_recall": [key_recall_prompt(recall_rng) for _ in range(count)],
     }
     scores = {name: exact_match(model, tokenizer, prompts) for name, prompts in tasks.items()}
     bits, nats = bits_per_byte(model, tokenizer, texts, window=window)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return scores | {
         "bits_per_byte": bits,
         "nats_per_token": nats,
         "num_prompts": count,
-        "num_parameters": num_parameters,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_held_out_modules": len(texts),
     }
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
-    """Command line entry point; prints the numbers as JSON and returns the exit code."""
+def write_card(folder: Path, scores: dict[str, float], *, date: date, training: str) -> None:
+    """Write the model card, `folder`/README.md.
+
+    Args:
+        folder: the model folder.
+        scores: the result of `measure`.
+        date: day of the measurement.
+        training: tokens, time and hardware, such as "36 M tokens in 50 minutes on 2 cores".
+    """
+    template = resources.files("longred.demo").joinpath("card.md").read_text(encoding="utf-8")
+    card = template.format(
+        **scores,
+        parameters=scores["num_parameters"] / 1e6,
+        count=int(scores["num_prompts"]),
+        modules=int(scores["num_held_out_modules"]),
+        date=date.isoformat(),
+        fraction=VALIDATION_FRACTION,
+        training=training,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def main() -> int:
+    """Run the command line, print the scores as JSON and return the exit code."""
     parser = argparse.ArgumentParser(prog="longred.demo.measure", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--count", type=int, default=200, help="prompts per task")
@@ -208,9 +214,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument(
         "--card",
         metavar="TRAINING",
-        help="write MODEL/README.md; tokens, time and machine in words",
+        help="write MODEL/README.md; TRAINING names tokens, time and hardware",
     )
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args()
     scores = measure(options.model, count=options.count, device=options.device)
     print(json.dumps(scores, indent=2))
     if options.card:
@@ -227,7 +233,7 @@ def _filled(
     window: int,
     seed: str,
 ) -> list[Prompt]:
-    """Draw until `count` prompts take, with their answer, between 85 and 100 % of `window`."""
+    """Draw until `count` prompts with their answers take 85 to 100 % of the window."""
     rng = seeded_random(f"{seed}-{window}")
     prompts: list[Prompt] = []
     while len(prompts) < count:
@@ -239,9 +245,7 @@ def _filled(
 
 
 def _leading_digits(text: str) -> str:
-    text = text.lstrip(" ")
-    end = next((i for i, character in enumerate(text) if not character.isdigit()), len(text))
-    return text[:end]
+    return "".join(takewhile(str.isdigit, text.lstrip(" ")))
 
 
 if __name__ == "__main__":

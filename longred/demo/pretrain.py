@@ -1,9 +1,8 @@
 """Train the tiny base model: `python -m longred.demo.pretrain --output DIR`.
 
-Four phases (see `rows`): short rows of exercises alone until copying works ("copying"), the same
-with weight on finding the right one of several values ("lookup"), the same with wordings
-("recall"), then library text mixed with all exercises ("mixture"). Killed and called again, it
-goes on from its last checkpoint.
+Training has four phases (see `rows`): short rows of exercises until copying works ("copying"), the
+same with weight on the choice among several values ("lookup"), the same with wordings ("recall"),
+and library text mixed with all exercises ("mixture"). A restart continues from the last checkpoint.
 """
 
 import argparse
@@ -13,12 +12,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,13 +32,14 @@ from longred.demo.tokenizer import load_tokenizer, train_tokenizer
 logger = logging.getLogger(__name__)
 
 NEXT_PHASE = {"copying": "lookup", "lookup": "recall", "recall": "mixture"}
-# About ln(vocabulary size), where the smoothed loss of a phase starts.
+# Initial value of the smoothed loss in every phase: about ln(vocabulary size).
 START_LOSS = 7.0
+LOG_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """Model shape and training plan; the defaults made the shipped model."""
+    """Model shape and training schedule; the defaults are those of the shipped model."""
 
     seed: int = 0
     hidden_size: int = 128
@@ -48,7 +50,7 @@ class PretrainSettings:
     window: int = 256
     practice_rows: int = 64
     practice_length: int = 128
-    # A practice phase ends when its smoothed loss falls below this, or at its step limit.
+    # A practice phase ends when its smoothed loss falls below this value, or at its step limit.
     copying_loss: float = 0.25
     lookup_loss: float = 0.25
     recall_loss: float = 0.25
@@ -57,9 +59,9 @@ class PretrainSettings:
     max_recall_steps: int = 900
     mixed_rows: int = 32
     mixed_steps: int = 2400
-    # Worded exercises keep to fixed templates until so many steps before the end.
+    # Open wordings are used in the last steps only.
     open_wording_steps: int = 766
-    # Text that comes all at once unlearns the exercises: its weight grows over these steps.
+    # Full-weight text from the start unlearns the exercises, so its weight grows over these steps.
     text_ramp_steps: int = 400
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -69,7 +71,7 @@ class PretrainSettings:
 
 @dataclass
 class Progress:
-    """Where training stands; all that a checkpoint keeps beside tensors."""
+    """Training state; all that a checkpoint saves besides tensors."""
 
     step: int = 0
     phase: str = "copying"
@@ -78,9 +80,14 @@ class Progress:
     num_tokens: int = 0
     train_seconds: float = 0.0
 
+    @property
+    def phase_steps(self) -> int:
+        """Steps since the phase started."""
+        return self.step - self.phase_start
+
 
 def build_model(settings: PretrainSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised float32 Llama model for `settings`, seeded."""
+    """Return a float32 Llama model with seeded initial weights."""
     torch.manual_seed(settings.seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -101,10 +108,12 @@ def build_model(settings: PretrainSettings, tokenizer: PreTrainedTokenizerFast) 
 
 
 class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms.
+
+    Both have the same learning rate, because Muon's updates are scaled to AdamW's size.
+    """
 
     def __init__(self, model: LlamaForCausalLM, settings: PretrainSettings) -> None:
-        """Both run at one learning rate: Muon's updates are scaled to AdamW's size."""
         matrices: list[torch.nn.Parameter] = []
         others: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
@@ -131,37 +140,41 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """State as named tensors, `part.parameter.quantity`."""
+        """Return the state as tensors named `optimizer.part.parameter.quantity`."""
         return {
-            f"{name}.{index}.{quantity}": value.contiguous()
+            f"optimizer.{name}.{index}.{quantity}": value.contiguous()
             for name, part in self.parts.items()
             for index, state in part.state_dict()["state"].items()
             for quantity, value in state.items()
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `tensors` returned."""
+        """Restore the state from the result of `tensors`; ignores other tensors."""
         for name, part in self.parts.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
-                owner, index, quantity = key.split(".")
-                if owner == name:
+                if key.startswith(f"optimizer.{name}."):
+                    index, quantity = key.split(".")[2:]
                     state.setdefault(int(index), {})[quantity] = value
             groups = part.state_dict()["param_groups"]
             part.load_state_dict({"state": state, "param_groups": groups})
 
 
 def learning_rate(settings: PretrainSettings, progress: Progress) -> float:
-    """Linear warm-up, constant while practising, then linear to `final_fraction`."""
+    """Return the learning rate of the next step.
+
+    It warms up linearly, is constant in the practice phases, and falls linearly to `final_fraction`
+    in the mixture.
+    """
     warm = min(1.0, (progress.step + 1) / settings.warmup_steps)
     if progress.phase != "mixture":
         return settings.learning_rate * warm
-    done = (progress.step - progress.phase_start) / settings.mixed_steps
+    done = progress.phase_steps / settings.mixed_steps
     return settings.learning_rate * warm * (1.0 - (1.0 - settings.final_fraction) * done)
 
 
 def training_loss(model: torch.nn.Module, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean next-token loss in nats, and each row's own (tokens, weights: [B, T])."""
+    """Return the weighted mean next-token loss (nats), and that of each row (inputs are [B, T])."""
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=tokens, use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(
@@ -173,7 +186,7 @@ def training_loss(model: torch.nn.Module, tokens: Tensor, weights: Tensor) -> tu
 
 
 class Pretraining:
-    """One run of the base training in a work folder."""
+    """One run of the base training; continues from the checkpoint in `work`, if there is one."""
 
     def __init__(
         self,
@@ -184,7 +197,6 @@ class Pretraining:
         work: Path,
         device: str = "cpu",
     ) -> None:
-        """Build everything and continue from the checkpoint in `work`, if there is one."""
         self.settings, self.tokenizer, self.work, self.device = settings, tokenizer, work, device
         self.rows = RowMaker(tokenizer, texts, seed=settings.seed)
         self.model = build_model(settings, tokenizer)
@@ -195,19 +207,17 @@ class Pretraining:
 
     @property
     def finished(self) -> bool:
-        """True after the last step of the mixture."""
+        """Whether the last step of the mixture is done."""
         progress = self.progress
-        num_steps = progress.step - progress.phase_start
-        return progress.phase == "mixture" and num_steps >= self.settings.mixed_steps
+        return progress.phase == "mixture" and progress.phase_steps >= self.settings.mixed_steps
 
     def step(self) -> dict[str, float]:
-        """Do one update; returns the mean loss of each kind of row, in nats per counted token."""
+        """Do one update; return the mean loss of each kind of row, in nats per weighted token."""
         started = time.monotonic()
         settings, progress = self.settings, self.progress
         if progress.phase == "mixture":
-            num_steps = progress.step - progress.phase_start
-            ramp = (num_steps + 1) / settings.text_ramp_steps
-            is_open = num_steps >= settings.mixed_steps - settings.open_wording_steps
+            ramp = (progress.phase_steps + 1) / settings.text_ramp_steps
+            is_open = progress.phase_steps >= settings.mixed_steps - settings.open_wording_steps
             tokens, weights, kinds = self.rows.mixed_rows(
                 progress.step,
                 num_rows=settings.mixed_rows,
@@ -234,7 +244,10 @@ class Pretraining:
         progress.num_tokens += tokens.size
         self._follow_phase(loss.item())
         progress.train_seconds += time.monotonic() - started
-        return _means(kinds, row_loss.tolist())
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for kind, kind_loss in zip(kinds, row_loss.tolist(), strict=True):
+            by_kind[kind].append(kind_loss)
+        return {kind: fmean(losses) for kind, losses in by_kind.items()}
 
     def _follow_phase(self, loss: float) -> None:
         progress, settings = self.progress, self.settings
@@ -248,16 +261,15 @@ class Pretraining:
             "lookup": (settings.lookup_loss, settings.max_lookup_steps),
             "recall": (settings.recall_loss, settings.max_recall_steps),
         }[progress.phase]
-        num_steps = progress.step - progress.phase_start
-        if progress.smoothed_loss < wanted_loss or num_steps >= max_steps:
+        if progress.smoothed_loss < wanted_loss or progress.phase_steps >= max_steps:
             progress.phase = NEXT_PHASE[progress.phase]
             progress.phase_start = progress.step
             progress.smoothed_loss = START_LOSS
 
     def save(self) -> None:
-        """Write the checkpoint: safetensors and JSON, replaced as a whole."""
+        """Write the checkpoint atomically: tensors, with progress and settings as JSON metadata."""
         tensors = {f"model.{name}": value.data for name, value in self.model.named_parameters()}
-        tensors |= {f"optimizer.{key}": value for key, value in self.optimizers.tensors().items()}
+        tensors |= self.optimizers.tensors()
         temporary = self.work / "checkpoint.tmp"
         save_file(
             {name: value.cpu().contiguous() for name, value in tensors.items()},
@@ -273,27 +285,21 @@ class Pretraining:
         path = self.work / "checkpoint.safetensors"
         if not path.exists():
             return
-        metadata = _metadata(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
         if json.loads(metadata["settings"]) != asdict(self.settings):
-            raise ValueError(f"{path} belongs to other settings: {metadata['settings']}")
+            raise ValueError(f"{path} was written with other settings: {metadata['settings']}")
         tensors = load_file(path)
-        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-        self.optimizers.load_tensors(
-            {
-                key.removeprefix("optimizer."): value
-                for key, value in tensors.items()
-                if key.startswith("optimizer.")
-            }
-        )
+        self.optimizers.load_tensors(tensors)
         self.progress = Progress(**json.loads(metadata["progress"]))
-        logger.info("continuing at step %d", self.progress.step)
+        logger.info("continuing from step %d", self.progress.step)
 
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a loadable Hugging Face folder, put in place by renaming."""
+    """Write a Hugging Face model folder; replaces an existing one by renaming."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -304,28 +310,34 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     )
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(folder)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def run(training: Pretraining, output: Path, *, save_seconds: float, log_steps: int = 20) -> None:
-    """Train to the end; checkpoint and export about every `save_seconds`."""
+def run(training: Pretraining, output: Path, *, save_seconds: float) -> None:
+    """Train to the end; save a checkpoint and the model about every `save_seconds`."""
     saved_at = time.monotonic()
-    sums: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = defaultdict(list)
     phase = training.progress.phase
     while not training.finished:
         for kind, loss in training.step().items():
-            sums.setdefault(kind, []).append(loss)
+            losses[kind].append(loss)
         progress = training.progress
-        if progress.step % log_steps == 0 or training.finished:
-            logger.info("step %d %s", progress.step, _log_line(training, sums))
-            sums = {}
+        if progress.step % LOG_STEPS == 0 or training.finished:
+            logger.info(
+                "step %d tokens %.2fM loss %.3f lr %.2e %.0f tok/s | %s",
+                progress.step,
+                progress.num_tokens / 1e6,
+                progress.smoothed_loss,
+                learning_rate(training.settings, progress),
+                progress.num_tokens / max(progress.train_seconds, 1e-9),
+                " ".join(f"{kind} {fmean(values):.3f}" for kind, values in sorted(losses.items())),
+            )
+            losses.clear()
         phase_over, phase = phase != progress.phase, progress.phase
         if phase_over:
             logger.info("step %d: %s begins", progress.step, phase)
@@ -335,16 +347,16 @@ def run(training: Pretraining, output: Path, *, save_seconds: float, log_steps: 
             saved_at = time.monotonic()
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
-    """Command line entry point; returns the exit code."""
+def main() -> int:
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="longred.demo.pretrain", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--work", type=Path, help="folder of the checkpoint (OUTPUT.work)")
+    parser.add_argument("--output", type=Path, required=True, help="output folder of the model")
+    parser.add_argument("--work", type=Path, help="folder of the checkpoint (default: OUTPUT.work)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mixed-steps", type=int, default=PretrainSettings.mixed_steps)
     parser.add_argument("--save-seconds", type=float, default=240.0)
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", force=True
     )
@@ -358,31 +370,6 @@ def main(arguments: Iterable[str] | None = None) -> int:
     training = Pretraining(settings, tokenizer, texts, work=work, device=options.device)
     run(training, options.output, save_seconds=options.save_seconds)
     return 0
-
-
-def _means(kinds: list[str], losses: list[float]) -> dict[str, float]:
-    result = {}
-    for kind in sorted(set(kinds)):
-        own = [loss for name, loss in zip(kinds, losses, strict=True) if name == kind]
-        result[kind] = sum(own) / len(own)
-    return result
-
-
-def _log_line(training: Pretraining, sums: dict[str, list[float]]) -> str:
-    progress = training.progress
-    parts = [f"{kind} {sum(values) / len(values):.3f}" for kind, values in sorted(sums.items())]
-    rate = progress.num_tokens / max(progress.train_seconds, 1e-9)
-    return (
-        f"tokens {progress.num_tokens / 1e6:.2f}M loss {progress.smoothed_loss:.3f} "
-        f"lr {learning_rate(training.settings, progress):.2e} {rate:.0f} tok/s | " + " ".join(parts)
-    )
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
 
 
 if __name__ == "__main__":

@@ -1,51 +1,60 @@
-"""Short practice exercises as text: dense key-value pairs, needles, repeated spans, brackets."""
+"""Exercises as text: dense key-value pairs, recall, needles, repeated spans and brackets."""
 
 import random
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from longred.demo import wording
-from longred.evaluation.short.key_recall import QUESTIONS
-from longred.evaluation.short.keys import draw_key, draw_keys, draw_value
+from longred.evaluation.short.key_recall import (
+    QUESTIONS,
+    draw_key,
+    draw_keys,
+    draw_value,
+    draw_wording,
+)
 
-# A practice document's exercise has to fit in front of the cut.
+# The exercise of a practice document must fit before the cut.
 MIN_PRACTICE_TOKENS = 64
-# Keys and English wordings, in a vocabulary made for source text.
+# Of keys and English wordings, in a vocabulary trained on source text.
 LETTERS_PER_TOKEN = 1.65
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Exercise:
-    """A text and the character spans in it that can be known from what stands before them."""
+    """A text with answers, which follow from the text before them.
 
-    text: str
-    answers: tuple[tuple[int, int], ...]
+    Attributes:
+        text: the text.
+        answers: start and end offset of each answer.
+    """
 
-
-class _Writer:
-    """Collects text and remembers which spans are answers."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.answers: list[tuple[int, int]] = []
+    text: str = ""
+    answers: list[tuple[int, int]] = field(default_factory=list)
 
     def write(self, text: str, *, answer: bool = False) -> None:
+        """Append text, which may be an answer as a whole."""
         if answer:
             self.answers.append((len(self.text), len(self.text) + len(text)))
         self.text += text
 
-    def exercise(self) -> Exercise:
-        return Exercise(text=self.text, answers=tuple(self.answers))
+    def write_dense(self, rng: random.Random, *, length: int, min_characters: float) -> None:
+        """Append dense exercises until the text is long enough."""
+        while len(self.text) < min_characters:
+            self.write("\n" * (not self.text.endswith("\n")) + "\n")
+            more = dense_exercise(rng, length=min(length, 96))
+            offset = len(self.text)
+            self.answers += [(offset + start, offset + end) for start, end in more.answers]
+            self.text += more.text
 
 
 def seeded_random(name: str) -> random.Random:
-    """A generator for one purpose, the same on every machine and Python version."""
+    """Return a generator that is the same on every machine and Python version."""
     return random.Random(name)  # noqa: S311 - exercises are no secrets
 
 
 def estimated_tokens(text: str) -> float:
-    """Tokens of an exercise text for the demo tokenizer, rather too many than too few."""
+    """Estimate the tokens of an exercise with the demo tokenizer; tends to overestimate."""
     num_letters = sum(character.isalpha() for character in text)
     num_spaces = text.count(" ")
     return len(text) - num_letters - num_spaces + num_letters / LETTERS_PER_TOKEN
@@ -59,29 +68,24 @@ def dense_exercise(
     lines: Sequence[str] = wording.COMPACT,
     short_values: bool = False,
 ) -> Exercise:
-    """Key-value lines, then the same keys asked in random order until about `length` tokens.
+    """Write key-value lines, then the same keys in random order until about `length` tokens.
 
-    `short_values` (1 to 3 digits) make room for more pairs.
+    `short_values` (1 to 3 digits) leave room for more pairs.
     """
-    del passages
     line = rng.choice(lines)
     num_digits = rng.choice((1, 2, 2, 3) if short_values else (4, 4, 4, 5, 6, 7))
     pair_tokens = 8 + num_digits
     num_pairs = rng.randint(2, max(2, min(12, length // (2 * pair_tokens))))
     pairs = {key: draw_value(rng, num_digits) for key in draw_keys(rng, num_pairs)}
-    writer = _Writer()
-    for key, value in pairs.items():
-        writer.write(line.format(key=key, value=value))
+    exercise = Exercise("".join(line.format(key=key, value=value) for key, value in pairs.items()))
     before, after = line.split("{value}")
     gap = " " * before.endswith(" ")
     before = before.rstrip(" ")
-    num_questions = 0
-    while num_questions == 0 or estimated_tokens(writer.text) < length - 1.5 * pair_tokens:
+    while not exercise.answers or estimated_tokens(exercise.text) < length - 1.5 * pair_tokens:
         key = rng.choice(list(pairs))
-        writer.write(before.format(key=key))
-        writer.write(gap + pairs[key] + after, answer=True)
-        num_questions += 1
-    return writer.exercise()
+        exercise.write(before.format(key=key))
+        exercise.write(gap + pairs[key] + after, answer=True)
+    return exercise
 
 
 def recall_exercise(
@@ -92,28 +96,29 @@ def recall_exercise(
     short_values: bool = False,
     open_wording: bool = False,
 ) -> Exercise:
-    """Pairs stated in one practised wording and asked in others, many to a text."""
-    del passages
-    words = _draw_wording(rng, open_wording)
+    """State pairs in one fixed wording, then ask for them many times in others.
+
+    With `open_wording`, both the statements and the questions have one open wording.
+    """
+    words = wording.draw_open_wording(rng) if open_wording else draw_wording(rng)
     num_digits = rng.choice((1, 2, 2, 3) if short_values else (4, 4, 5, 6, 7, None))
     num_pairs = rng.randint(2, max(2, min(6, length // (30 if short_values else 45))))
     pairs = {key: draw_value(rng, num_digits) for key in draw_keys(rng, num_pairs)}
     separator = rng.choice((" ", "\n"))
-    stated = [
+    statements = [
         words.statement.format(noun=words.noun, key=key, value=value)
         for key, value in pairs.items()
     ]
-    writer = _Writer()
-    writer.write(separator.join(stated) + "\n")
-    while not writer.answers or estimated_tokens(writer.text) < length * 0.8:
+    exercise = Exercise(separator.join(statements) + "\n")
+    while not exercise.answers or estimated_tokens(exercise.text) < length * 0.8:
         question, end = rng.choice(QUESTIONS)
         if open_wording:
             question, end = words.question, words.end
         key = rng.choice(list(pairs))
-        writer.write(question.format(noun=words.noun, key=key))
-        writer.write(f" {pairs[key]}{end}", answer=True)
-        writer.write(rng.choice((" ", "\n")) if end == "." else "")
-    return writer.exercise()
+        exercise.write(question.format(noun=words.noun, key=key))
+        exercise.write(f" {pairs[key]}{end}", answer=True)
+        exercise.write(rng.choice((" ", "\n")) if end == "." else "")
+    return exercise
 
 
 def needle_exercise(
@@ -126,68 +131,72 @@ def needle_exercise(
     open_wording: bool = False,
     noise_share: float = 0.35,
 ) -> Exercise:
-    """One or more stated pairs hidden in text, one of them asked at the end.
+    """Hide one or more stated pairs in text and ask for one of them at the end.
 
-    `num_distractors` other pairs stand in the text (0 to 3 when None and there is room). The
-    haystack, a passage or in `noise_share` of the cases short noise sentences, fills up to `length`
-    tokens. The only answer span is the value with the character that ends it.
+    The only answer is the value with the character that ends it.
+
+    Args:
+        rng: random generator.
+        length: tokens that the text may take.
+        passages: texts to hide pairs in.
+        held_out: use keys that only evaluation may use.
+        num_distractors: number of other pairs; random if None.
+        open_wording: use an open wording instead of a fixed one.
+        noise_share: probability of short noise sentences instead of a passage.
     """
-    words = _draw_wording(rng, open_wording)
+    words = wording.draw_open_wording(rng) if open_wording else draw_wording(rng)
     preamble = rng.choice(wording.PREAMBLES).format(noun=words.noun)
     if num_distractors is None:
         num_distractors = rng.randint(0, 3) if length >= 160 else 0
-    num_pairs = 1 + num_distractors
-    pairs = [(key, draw_value(rng)) for key in draw_keys(rng, num_pairs, held_out=held_out)]
+    keys = draw_keys(rng, 1 + num_distractors, held_out=held_out)
+    pairs = [(key, draw_value(rng)) for key in keys]
     statements = [
         words.statement.format(noun=words.noun, key=key, value=value) for key, value in pairs
     ]
     key, value = rng.choice(pairs)
-    asked = words.question.format(noun=words.noun, key=key)
-    spent = estimated_tokens(" ".join([preamble, *statements, asked, value])) + 6
+    question = words.question.format(noun=words.noun, key=key)
+    spent = estimated_tokens(" ".join([preamble, *statements, question, value])) + 6
     room = max(0.0, length - spent) * (1.0 if rng.random() < 0.5 else rng.random())
     sentences, separator = _haystack(rng, room, passages, noise_share)
     for text in statements:
         sentences.insert(rng.randint(0, len(sentences)), text)
-    writer = _Writer()
-    if preamble:
-        writer.write(preamble + "\n")
-    writer.write(separator.join(sentences) + rng.choice(("\n", "\n", " ")) + asked)
-    writer.write(f" {value}{words.end}", answer=True)
-    return writer.exercise()
+    exercise = Exercise(preamble + "\n" if preamble else "")
+    exercise.write(separator.join(sentences) + rng.choice(("\n", "\n", " ")) + question)
+    exercise.write(f" {value}{words.end}", answer=True)
+    return exercise
 
 
 def repeat_exercise(rng: random.Random, *, length: int, passages: Sequence[str]) -> Exercise:
-    """Spans of random strings, words or source text, each written twice or more."""
-    writer = _Writer()
-    while not writer.answers or estimated_tokens(writer.text) < length * 0.8:
+    """Write spans of random characters, keys or source text twice each."""
+    exercise = Exercise()
+    while not exercise.answers or estimated_tokens(exercise.text) < length * 0.8:
         span = _random_span(rng, rng.randint(8, max(9, length // 5)), passages)
         separator = rng.choice(("\n", " ", "\n\n"))
-        writer.write(span + separator)
+        exercise.write(span + separator)
         if rng.random() < 0.3:
-            writer.write(_random_span(rng, rng.randint(4, 24), passages) + separator)
-        # The first few characters cannot be known yet.
+            exercise.write(_random_span(rng, rng.randint(4, 24), passages) + separator)
+        # The first few characters cannot be predicted.
         given = min(len(span) // 2, rng.randint(3, 8))
-        writer.write(span[:given])
-        writer.write(span[given:] + separator, answer=True)
-    return writer.exercise()
+        exercise.write(span[:given])
+        exercise.write(span[given:] + separator, answer=True)
+    return exercise
 
 
 def bracket_exercise(rng: random.Random, *, length: int, passages: Sequence[str] = ()) -> Exercise:
-    """Nested brackets with words between them, closed in the right order."""
-    del passages
+    """Open nested brackets with words between them and close them in the right order."""
     closing = {"(": ")", "[": "]", "{": "}"}
-    writer = _Writer()
-    while not writer.answers or estimated_tokens(writer.text) < length * 0.8:
+    exercise = Exercise()
+    while not exercise.answers or estimated_tokens(exercise.text) < length * 0.8:
         stack: list[str] = []
         for _ in range(rng.randint(2, 7)):
             opening = rng.choice("([{")
-            writer.write(rng.choice(("", "", draw_key(rng).replace(" ", "_"), ", ")) + opening)
+            exercise.write(rng.choice(("", "", draw_key(rng).replace(" ", "_"), ", ")) + opening)
             stack.append(closing[opening])
             if rng.random() < 0.25:
-                writer.write(stack.pop(), answer=True)
-        writer.write(rng.choice(("", "x", draw_value(rng))))
-        writer.write("".join(reversed(stack)) + "\n", answer=True)
-    return writer.exercise()
+                exercise.write(stack.pop(), answer=True)
+        exercise.write(rng.choice(("", "x", draw_value(rng))))
+        exercise.write("".join(reversed(stack)) + "\n", answer=True)
+    return exercise
 
 
 EXERCISES: dict[str, Callable[..., Exercise]] = {
@@ -198,41 +207,47 @@ EXERCISES: dict[str, Callable[..., Exercise]] = {
     "bracket": bracket_exercise,
 }
 WORDED = ("recall", "needle")
-# Open wordings among the worded exercises, where they are practised.
+# Share of open wordings among the worded exercises, once they are practised.
 OPEN_SHARE = 0.6
-# Shares of exercises in the practice part of the base model's own training mixture.
+# Shares of exercises in the practice part of the base model's training mixture.
 PRACTICE_MIX = {"dense": 0.15, "recall": 0.2, "needle": 0.4, "repeat": 0.2, "bracket": 0.05}
 
 
 def draw_exercise(
     rng: random.Random, kind: str, *, length: int, passages: Sequence[str], open_share: float
 ) -> Exercise:
-    """An exercise of a kind named in `EXERCISES`; `open_share` of the worded ones are open."""
-    exercise = EXERCISES[kind]
+    """Draw an exercise of a kind in `EXERCISES`; `open_share` of the worded ones are open."""
+    options = {}
     if kind in WORDED and rng.random() < open_share:
-        return exercise(rng, length=length, passages=passages, open_wording=True)
-    return exercise(rng, length=length, passages=passages)
+        options["open_wording"] = True
+    return EXERCISES[kind](rng, length=length, passages=passages, **options)
 
 
 def practice_document(seed: int, index: int, *, length: int, passages: Sequence[str]) -> str:
-    """Practice text of at least about `length` tokens; a pure function of its arguments.
+    """Return practice text of at least about `length` tokens; depends on its arguments alone.
 
-    Starts with one exercise that ends, answer included, inside the first `length` tokens; further
-    dense exercises follow until the text is long enough to be cut. `passages` are texts of the
-    training split that serve as haystacks. Raises ValueError when `length` is under 64.
+    Its first exercise has an answer within the first `length` tokens. Dense exercises follow until
+    the text is long enough to be cut.
+
+    Args:
+        seed: any integer.
+        index: number of the document.
+        length: tokens.
+        passages: texts of the training split, used as haystacks.
+
+    Raises:
+        ValueError: `length` is below 64.
     """
     if length < MIN_PRACTICE_TOKENS:
         raise ValueError(f"practice needs at least {MIN_PRACTICE_TOKENS} tokens, got {length}")
     rng = seeded_random(f"practice-{seed}-{index}-{length}")
-    text = _fitting_exercise(rng, length, passages).text
-    while len(text) < length * 2.6 * 1.3:
-        text += "\n" * (not text.endswith("\n")) + "\n"
-        text += dense_exercise(rng, length=min(length, 96)).text
-    return text
+    exercise = _fitting_exercise(rng, length, passages)
+    exercise.write_dense(rng, length=length, min_characters=length * 2.6 * 1.3)
+    return exercise.text
 
 
 def _fitting_exercise(rng: random.Random, length: int, passages: Sequence[str]) -> Exercise:
-    """Draw until the first answer ends before the cut (behind BOS) by the tokens' estimate."""
+    """Draw until the first answer is estimated to end before the cut, after BOS."""
     kinds, shares = list(PRACTICE_MIX), list(PRACTICE_MIX.values())
     while True:
         kind = rng.choices(kinds, weights=shares)[0]
@@ -243,16 +258,10 @@ def _fitting_exercise(rng: random.Random, length: int, passages: Sequence[str]) 
             return exercise
 
 
-def _draw_wording(rng: random.Random, open_wording: bool) -> wording.Wording:
-    if open_wording:
-        return wording.draw_open_wording(rng)
-    return wording.draw_wording(rng)
-
-
 def _haystack(
     rng: random.Random, room: float, passages: Sequence[str], noise_share: float
 ) -> tuple[list[str], str]:
-    """Sentences or lines of about `room` tokens, and what joins them."""
+    """Draw sentences or lines of about `room` tokens, and their separator."""
     if not passages or rng.random() < noise_share:
         few = rng.sample(wording.NOISE, rng.randint(3, len(wording.NOISE)))
         noise: list[str] = []
@@ -260,14 +269,6 @@ def _haystack(
         while (used := used + estimated_tokens(few[len(noise) % len(few)]) + 0.5) < room:
             noise.append(few[len(noise) % len(few)])
         return noise, rng.choice((" ", " ", "\n"))
-    lines = _passage_lines(rng, room, passages)
-    if rng.random() < 0.3:
-        flat = " ".join(" ".join(lines).split())
-        return flat.replace(". ", ".\0").split("\0"), " "
-    return lines, "\n"
-
-
-def _passage_lines(rng: random.Random, room: float, passages: Sequence[str]) -> list[str]:
     passage = rng.choice(passages)
     start = passage.find("\n", rng.randrange(len(passage))) + 1
     lines: list[str] = []
@@ -277,7 +278,10 @@ def _passage_lines(rng: random.Random, room: float, passages: Sequence[str]) -> 
         if used > room:
             break
         lines.append(line)
-    return lines
+    if rng.random() < 0.3:
+        flat = " ".join(" ".join(lines).split())
+        return flat.replace(". ", ".\0").split("\0"), " "
+    return lines, "\n"
 
 
 def _random_span(rng: random.Random, num_tokens: int, passages: Sequence[str]) -> str:

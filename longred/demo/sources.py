@@ -1,4 +1,4 @@
-"""The demo's own kinds of source: the standard library, and practice made for its model."""
+"""The demo's kinds of source: the standard library, and practice for its model."""
 
 import functools
 import hashlib
@@ -14,16 +14,15 @@ from longred.data.sources import Kind
 from longred.demo import skills, wording
 from longred.demo.corpus import SOURCE_NAME, library_documents
 from longred.errors import ConfigError, PreflightError
-from longred.evaluation.short import keys
 from longred.evaluation.short.key_recall import key_recall
 
 PRACTICE_TEXTS = 256
-# A practice text is made a little longer than it is cut, and its words are short.
+# Practice texts are slightly longer than where they are cut, and their words are short.
 PRACTICE_BYTES_PER_TOKEN = 3.4
 
 
 def library_parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
-    """Yield the library's modules in an order that only depends on their names."""
+    """Yield the library's modules, in an order that depends on their paths alone."""
     modules = _modules()
     for path in sorted(modules, key=lambda path: hashlib.sha256(path.encode()).digest()):
         yield Part(path, num_bytes=len(modules[path].encode()))
@@ -34,8 +33,8 @@ def read_library(
 ) -> Iterator[Document]:
     """Yield modules as documents.
 
-    Ids do not depend on the source's name in the recipe: they must agree with the split that the
-    demo model was trained on.
+    Their ids do not depend on the source's name in the recipe, so that the split is the one that
+    the demo model was trained with.
     """
     modules = _modules()
     for part in parts:
@@ -52,15 +51,14 @@ def library_fingerprint(config: DataConfig, source: SourceConfig, key: str) -> s
 
 
 def practice_parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
-    """Yield runs of exercises, without end.
+    """Yield parts of `PRACTICE_TEXTS` practice texts, without end.
 
     Raises:
         ConfigError: the source has no length.
     """
-    length = source.length
-    if length is None:
+    if source.length is None:
         raise ConfigError(f"{key}.length: a source of kind practice needs a length in tokens")
-    num_bytes = int(PRACTICE_TEXTS * length * PRACTICE_BYTES_PER_TOKEN)
+    num_bytes = int(PRACTICE_TEXTS * source.length * PRACTICE_BYTES_PER_TOKEN)
     for start in itertools.count(0, PRACTICE_TEXTS):
         yield Part("practice", start, start + PRACTICE_TEXTS, num_bytes)
 
@@ -68,7 +66,7 @@ def practice_parts(config: DataConfig, source: SourceConfig, key: str) -> Iterat
 def read_practice(
     config: DataConfig, source: SourceConfig, parts: tuple[Part, ...], intake: Intake
 ) -> Iterator[Document]:
-    """Yield exercises; only passages of the training split stand in them."""
+    """Yield practice texts; all their passages are from the training split."""
     length = source.length or 0
     passages = _passages(config.validation_fraction)
     for part in parts:
@@ -79,20 +77,20 @@ def read_practice(
 
 
 def practice_fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
-    """Return a digest of the passages and of the code that makes exercises of them."""
+    """Return a digest of the passages and of the code that creates the exercises."""
     hasher = hashlib.sha256(library_fingerprint(config, source, key).encode())
-    for made_by in (skills, wording, keys, key_recall):
-        hasher.update(Path(inspect.getfile(made_by)).read_bytes())
+    for code in (skills, wording, key_recall):
+        hasher.update(Path(inspect.getfile(code)).read_bytes())
     return hasher.hexdigest()
 
 
 @functools.cache
 def _modules() -> dict[str, str]:
-    """Return path and text of every module; read once a process."""
+    """Return the text of every module by path; read once per process."""
     try:
         return dict(library_documents())
     except FileNotFoundError as error:
-        raise PreflightError(f"{error}; this Python has no source of its library") from error
+        raise PreflightError(f"{error}; this Python lacks the source of its library") from error
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The demo tokenizer: byte-level BPE, single digits, control tokens that no text can make."""
+"""The demo tokenizer: byte-level BPE, one token per digit, no control tokens from text."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +11,9 @@ BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|bos|>", "<|eos|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], window: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on `texts`; BOS is id 0 and is put before every encoded text.
+    """Train the tokenizer; it prepends BOS (id 0) to every encoded text.
 
-    `split_special_tokens` makes a control token's spelling inside a text ordinary characters.
+    `split_special_tokens` encodes the spelling of a control token inside a text as plain text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], window: int) -> PreTrainedTokenizerFas
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a model folder written by the pre-training script."""
+    """Load the tokenizer of a folder that the pre-training script wrote."""
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
         folder, trust_remote_code=False
     )

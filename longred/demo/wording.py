@@ -1,11 +1,9 @@
-"""The wordings of the retrieval exercises: fixed templates, and a small grammar for open ones."""
+"""Wordings of the retrieval exercises: fixed templates, and a small grammar for open wordings."""
 
 import random
-from dataclasses import dataclass
 
-from longred.evaluation.short.key_recall import NOUNS, QUESTIONS, STATEMENTS
+from longred.evaluation.short.key_recall import NOUNS, Wording
 
-# A line that states a pair and, cut before the value, asks for it again.
 COMPACT = (
     "{key}: {value}\n",
     "{key} = {value}\n",
@@ -21,6 +19,7 @@ COMPACT = (
     "{key}-{value};",
     "<{key}>{value}\n",
 )
+"""Lines that state a pair and, cut before the value, ask for it again."""
 
 PREAMBLES = (
     "",
@@ -59,104 +58,53 @@ NOISE = (
     "The milk is cold.",
 )
 
+
 _ADJECTIVES = ("secret", "hidden", "rare", "main", "old", "new", "true", "private", "curious")
 _LEADS = ("The", "The", "Some of the", "One among the", "Any of the", "The only", "This", "Our")
 _RELATIONS = ("for", "for", "of", "belonging to", "given to", "that goes with", "kept by")
 _VERBS = ("is", "is", "is:", "was", "equals", "reads", "is just")
-_ASKS = (
-    "What is the",
-    "What is the",
-    "Which is the",
-    "What was the",
-    "Can you tell the",
-    "Please name the",
-    "Do you remember the",
+_QUESTIONS_TEXT = (
+    "What is the, What is the, Which is the, What was the, Can you tell the, Please name the, "
+    "Do you remember the"
 )
-_PARTICIPLES = (
-    "stated",
-    "given",
-    "written",
-    "named",
-    "shown",
-    "listed",
-    "quoted",
-    "noted",
-    "found",
-    "hidden",
-    "seen",
-    "recorded",
+_PARTICIPLES_TEXT = (
+    "stated given written named shown listed quoted noted found hidden seen recorded"
 )
+_QUALITIES_TEXT = "above whole previous long given old present same short other"
+_THINGS_TEXT = "passage lines page story message notes paragraph document list letter book"
+
+_QUESTION_STARTS = _QUESTIONS_TEXT.split(", ")
+_PARTICIPLES = _PARTICIPLES_TEXT.split()
 _PREPOSITIONS = ("in", "within", "inside", "by", "on", "throughout")
-_QUALITIES = (
-    "above",
-    "whole",
-    "previous",
-    "long",
-    "given",
-    "old",
-    "present",
-    "same",
-    "short",
-    "other",
-)
-_THINGS = (
-    "passage",
-    "lines",
-    "page",
-    "story",
-    "message",
-    "notes",
-    "paragraph",
-    "document",
-    "list",
-    "letter",
-    "book",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wording:
-    """How one exercise states its pairs, and how it asks: the question ends before the value."""
-
-    noun: str
-    statement: str
-    question: str
-    end: str
-
-
-def draw_wording(rng: random.Random) -> Wording:
-    """A combination of the fixed templates."""
-    noun = rng.choice(NOUNS)
-    statement = rng.choice(STATEMENTS)
-    question, end = rng.choice(QUESTIONS)
-    return Wording(noun=noun, statement=statement, question=question, end=end)
+_QUALITIES = _QUALITIES_TEXT.split()
+_THINGS = _THINGS_TEXT.split()
 
 
 def draw_open_wording(rng: random.Random) -> Wording:
-    """A sentence built from parts, with up to a handful of idle words between key and value."""
+    """Draw sentences built from parts, with up to five filler words between key and value."""
     noun = rng.choice(NOUNS)
     if rng.random() < 0.5:
         noun = f"{rng.choice(_ADJECTIVES)} {noun}"
     lead = rng.choice(_LEADS)
     plural = "s" if lead.endswith(("of the", "among the")) else ""
     relation = rng.choice(_RELATIONS)
-    filler = "" if rng.random() < 0.6 else f" {_filler(rng)}"
+    filler = "" if rng.random() < 0.6 else _filler(rng)
     statement = f"{lead} {noun}{plural} {relation} {{key}}{filler} {rng.choice(_VERBS)} {{value}}."
-    filler = "" if rng.random() < 0.25 else f" {_filler(rng)}"
-    relation = rng.choice(_RELATIONS)
-    asked = f"{noun} {relation} {{key}}{filler}"
+    filler = "" if rng.random() < 0.25 else _filler(rng)
+    asked = f"{noun} {rng.choice(_RELATIONS)} {{key}}{filler}"
     question = f"The {asked} {rng.choice(('is', 'is', 'was'))}"
     if rng.random() < 0.7:
-        question = f"{rng.choice(_ASKS)} {asked}? {question}"
+        question = f"{rng.choice(_QUESTION_STARTS)} {asked}? {question}"
     return Wording(noun=noun, statement=statement, question=question, end=".")
 
 
 def _filler(rng: random.Random) -> str:
-    parts = (
+    """Draw words such as ` stated in the above passage`."""
+    words = (
         rng.choice(_PARTICIPLES),
         rng.choice(_PREPOSITIONS),
         "the",
         rng.choice(("", *_QUALITIES)),
         rng.choice(_THINGS),
     )
-    return " ".join(part for part in parts if part)
+    return "".join(f" {word}" for word in words if word)

@@ -14,7 +14,7 @@ from lm_eval.evaluator import evaluate
 
 from longred.errors import MismatchError
 from longred.evaluation.examinee import Examinee
-from longred.evaluation.ruler import METRICS
+from longred.evaluation.ruler.tasks import METRICS
 from longred.evaluation.units import Unit
 
 # Longer prompts are not repeated beside every answer.

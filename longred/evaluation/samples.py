@@ -16,7 +16,8 @@ from longred.errors import MismatchError, PreflightError
 from longred.evaluation import ruler, short
 from longred.evaluation.long_text import freeze_rows
 from longred.evaluation.prompts import count_tokens
-from longred.evaluation.ruler.freeze import Materials, freeze_task, identity, read_materials
+from longred.evaluation.ruler.freeze import freeze_task, identity
+from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, load_suite
 from longred.evaluation.units import FORMAT_VERSION, read_lines, write_lines

@@ -49,7 +49,7 @@ def train_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from longred.evaluation.ruler.texts import library_text
+    from longred.evaluation.ruler.materials import library_text
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -88,7 +88,7 @@ def load_theirs(folder: Path, task: str) -> Callable[[int], Rows]:
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
     from lm_eval.tasks.ruler.common_utils import get_tokenizer
 
-    from longred.evaluation.ruler.texts import library_text
+    from longred.evaluation.ruler.materials import library_text
 
     get_tokenizer(str(folder))
     if task in ESSAYS:

@@ -10,8 +10,13 @@ from longred.demo.skills import (
     practice_document,
 )
 from longred.demo.tokenizer import load_tokenizer
-from longred.evaluation.short.key_recall import key_recall_prompt
-from longred.evaluation.short.keys import draw_value
+from longred.evaluation.short.key_recall import (
+    NOUNS,
+    QUESTIONS,
+    STATEMENTS,
+    draw_value,
+    key_recall_prompt,
+)
 
 PASSAGES = ["def f(x):\n    return x + 1\n\n" * 100, "The tea is hot. The cup is full.\n" * 80]
 
@@ -26,10 +31,10 @@ def num_tokens(tokenizer, text):
 
 
 def test_wordings_are_many_and_never_rulers():
-    assert len(wording.STATEMENTS) >= 12
-    assert len(wording.QUESTIONS) >= 12
-    texts = [*wording.STATEMENTS, *(q for q, _ in wording.QUESTIONS), *wording.PREAMBLES]
-    texts += [*wording.NOUNS, *wording.NOISE]
+    assert len(STATEMENTS) >= 12
+    assert len(QUESTIONS) >= 12
+    texts = [*STATEMENTS, *(q for q, _ in QUESTIONS), *wording.PREAMBLES]
+    texts += [*NOUNS, *wording.NOISE]
     joined = " ".join(texts).lower()
     for phrase in (
         "magic number",

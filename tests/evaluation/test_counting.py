@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longred.evaluation.counting import Listing, _Pieces, splits_at_fronts, token_counter
 from longred.evaluation.prompts import count_tokens
-from longred.evaluation.ruler.texts import library_text
+from longred.evaluation.ruler.materials import library_text
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"

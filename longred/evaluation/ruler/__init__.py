@@ -1,11 +1,14 @@
-"""RULER: synthetic long-context tasks at exact lengths, generated once, scored by recall.
+"""RULER: synthetic long-context tasks of exact lengths, generated once and scored by recall.
 
-Tasks, parameters, wording (in its form for base models: the task, then how the answer begins) and
+Tasks, parameters, wording (the form for base models: the task, then the start of the answer) and
 scores follow RULER (Hsieh et al., arXiv 2404.06654) as published in NVIDIA/RULER, Copyright (c)
 2024 NVIDIA Corporation, Apache-2.0. The code is our own.
 
-`tasks` is the table; `niah`, `tracking`, `extraction` and `qa` make samples, `fitting` fills them
-to their length, `haystacks`, `words`, `texts` and `questions` are what they are made of.
+`generate` looks a task up in the table of `tasks`, which also holds the metrics. The samples come
+from `retrieval` (niah, kv_retrieval), `tracking` (vt), `extraction` (cwe, fwe) and `qa`. All of
+them use `fitting` to fill prompts to their length, and take their content from `haystacks`, `words`
+and `materials` (the user's or built-in texts and questions). `freeze` calls `generate` for a
+configuration and describes the result.
 """
 
 import difflib
@@ -16,34 +19,16 @@ from typing import Any, Literal
 
 from longred.errors import ConfigError
 from longred.evaluation.counting import token_counter
-from longred.evaluation.ruler.fitting import FULL_LENGTH, run
-from longred.evaluation.ruler.questions import OWN, Questions
-from longred.evaluation.ruler.request import Parameters, Request, Revision
-from longred.evaluation.ruler.scoring import METRICS, any_match, recall
-from longred.evaluation.ruler.tasks import TASKS
-from longred.evaluation.ruler.texts import library_text
-
-__all__ = [
-    "FULL_LENGTH",
-    "GENERATOR_VERSION",
-    "METRICS",
-    "TASKS",
-    "any_match",
-    "check_task",
-    "generate",
-    "hides_in_text",
-    "minimum_length",
-    "recall",
-    "resolve_parameters",
-    "score",
-]
+from longred.evaluation.ruler.fitting import FULL_LENGTH, Parameters, Revision, SampleSpec, run
+from longred.evaluation.ruler.materials import Questions, library_text, own_questions
+from longred.evaluation.ruler.tasks import METRICS, TASKS
 
 GENERATOR_VERSION = 3
-"""Part of every sample file's index: raise it when the same seed gives other samples."""
+"""Part of the index of every sample file; increase it when a seed gives other samples."""
 
-# Samples whose smallest prompts tell the minimum, and the least that another draw may take more.
+# Smallest prompts that are measured to find the minimum length, and the least margin in tokens.
 _NUM_PROBES, _MIN_MARGIN = 32, 8
-# Tokens of prompts that are made at the same time.
+# Tokens of the prompts that are filled at the same time.
 _BATCH_TOKENS = 2**20
 
 
@@ -84,96 +69,104 @@ def generate(
     revision: Revision = "current",
     parameters: Literal["auto", "full", "compact"] = "auto",
 ) -> list[dict[str, Any]]:
-    """Return the samples of one task at one length.
+    """Generate the samples of one task at one length.
 
-    Sample i depends only on these arguments (but for `num_samples`) and on i: asking for another
-    task or length changes nothing in it. Prompt, answer prefix and generation budget together
-    take at most `length` tokens.
+    Sample i depends only on i and on these arguments, except `num_samples`: generating further
+    tasks or lengths does not change it. Prompt, answer prefix and generation budget together take
+    at most `length` tokens.
 
     Args:
         task: a name of `TASKS`.
         length: tokens of prompt and answer together, BOS included.
-        num_samples: how many.
+        num_samples: number of samples.
         tokenizer: the model's tokenizer.
         seed: any integer.
         haystack: documents for tasks that hide needles in text; Python's documentation if None.
-        qa: questions for tasks that ask them; a small set of our own if None.
-        revision: of RULER's wording: `paper` as of 2024, or `current`.
+        qa: questions for question answering tasks; the small built-in set if None.
+        revision: revision of RULER's wording: `paper` as of 2024, or `current`.
         parameters: RULER's own (`full`), `compact` ones for short windows, or by length (`auto`).
 
     Returns:
-        Dicts with `id`, `input`, `prefix` (how the answer begins, behind a space), `outputs`
+        Dicts with `id`, `input`, `prefix` (start of the answer, after a space), `outputs`
         (references), `length`, `parameters`, `num_tokens` (of the prompt), `max_new_tokens`,
-        `num_units` (of haystack), where something is hidden `depths` (share of the haystack
-        before each reference's place, 0 to 1), and where that is one place `depth`.
+        `num_units` (of haystack), `depths` if references are hidden (share of the haystack before
+        each, 0 to 1), and `depth` if there is only one.
 
     Raises:
         ConfigError: the task is unknown, the length too short for it, or its haystack is empty.
-        PreflightError: the tokenizer makes no tokens.
+        PreflightError: the tokenizer produces no tokens.
     """
-    request = _request(
-        task,
+    check_task(task)
+    documents = library_text() if haystack is None else haystack
+    if hides_in_text(task) and not any(document.strip() for document in documents):
+        raise ConfigError(
+            f"evaluation.ruler.haystack: {task} hides its needles in text, but the text is empty; "
+            "give a text file or folder, or leave the task out"
+        )
+    resolved = resolve_parameters(parameters, length)
+    spec = SampleSpec(
+        task=task,
         length=length,
-        tokenizer=tokenizer,
-        haystack=haystack,
-        qa=qa,
+        parameters=resolved,
         revision=revision,
-        parameters=resolve_parameters(parameters, length),
+        settings=getattr(TASKS[task], resolved),
+        count=token_counter(tokenizer),
+        haystack=documents,
+        questions=qa or own_questions(TASKS[task].questions or "squad"),
     )
-    minimum = _minimum(request)
+    minimum = _minimum_length(spec)
     if length < minimum:
         raise ConfigError(
             f"evaluation.ruler.lengths: {length} is too short for {task}, which needs at least "
-            f"{minimum} tokens with this tokenizer ({request.parameters} parameters); "
-            "ask for a longer length or leave the task out"
+            f"{minimum} tokens with this tokenizer ({resolved} parameters); "
+            "use a longer length or leave the task out"
         )
-    start = TASKS[task].prepare(request)
+    start = TASKS[task].prepare(spec)
     samples: list[dict[str, Any]] = []
-    step = max(1, _BATCH_TOKENS // length)
-    for first in range(0, num_samples, step):
-        indices = range(first, min(first + step, num_samples))
+    batch_size = max(1, _BATCH_TOKENS // length)
+    for first in range(0, num_samples, batch_size):
+        indices = range(first, min(first + batch_size, num_samples))
         started = [start(_random(seed, task, length, index), index) for index in indices]
-        samples += run(started, request.count)
-    return [_finish(sample, request, index) for index, sample in enumerate(samples)]
+        samples += run(started, spec.count)
+    return [
+        {
+            "id": f"{task}-{length}-{index}",
+            "length": length,
+            "parameters": resolved,
+            "max_new_tokens": spec.settings.budget,
+            **sample,
+        }
+        for index, sample in enumerate(samples)
+    ]
 
 
-def minimum_length(
-    task: str,
-    tokenizer: Any,
-    *,
-    haystack: Sequence[str] | None = None,
-    qa: Questions | None = None,
-    revision: Revision = "current",
-    parameters: Parameters = "full",
-) -> int:
-    """Return the shortest length at which a task is generated with a tokenizer.
+def _minimum_length(spec: SampleSpec) -> int:
+    """Return the shortest length at which a task is generated; does not depend on `spec.length`.
 
-    It holds the largest of 32 prompts without haystack, as much more as it exceeds the
-    median, and the generation budget; for questions, whose own documents differ widely, the
-    median prompt.
-
-    Raises:
-        ConfigError: the task is unknown, or its haystack is empty.
-        PreflightError: the tokenizer makes no tokens.
+    It holds the largest of 32 prompts without haystack, a margin of as many tokens as that exceeds
+    the median by, and the generation budget. For questions, whose documents vary widely in size,
+    the median replaces the largest prompt.
     """
-    request = _request(
-        task,
-        length=FULL_LENGTH,
-        tokenizer=tokenizer,
-        haystack=haystack,
-        qa=qa,
-        revision=revision,
-        parameters=parameters,
-    )
-    return _minimum(request)
+    start = TASKS[spec.task].prepare(replace(spec, length=FULL_LENGTH))
+    probes = [start(_random("minimum", spec.task, index), index) for index in range(_NUM_PROBES)]
+    sizes = sorted(spec.count([next(steps) for steps in probes]))
+    median, largest = sizes[len(sizes) // 2], sizes[-1]
+    if TASKS[spec.task].questions is not None:
+        largest = median
+    margin = max(_MIN_MARGIN, largest - median)
+    return largest + margin + int(spec.settings.budget)
+
+
+def _random(*names: str | int) -> random.Random:
+    return random.Random("-".join(map(str, names)))  # noqa: S311
 
 
 def score(task: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return a task's score in percent: the mean over samples of its metric.
+    """Return the score of a task in percent: the mean of its metric over all samples.
 
     Raises:
         ConfigError: the task is unknown.
-        ValueError: there are not as many predictions as lists of references, or none.
+        ValueError: the numbers of predictions and lists of references differ, or are 0.
     """
     check_task(task)
     metric = METRICS[TASKS[task].metric]
@@ -181,64 +174,3 @@ def score(task: str, predictions: Sequence[str], references: Sequence[Sequence[s
     if not pairs:
         raise ValueError("a score needs at least one prediction")
     return sum(metric(prediction, wanted) for prediction, wanted in pairs) / len(pairs)
-
-
-def _request(
-    task: str,
-    *,
-    length: int,
-    tokenizer: Any,
-    haystack: Sequence[str] | None,
-    qa: Questions | None,
-    revision: Revision,
-    parameters: Parameters,
-) -> Request:
-    check_task(task)
-    settings = getattr(TASKS[task], parameters)
-    documents = library_text() if haystack is None else haystack
-    if hides_in_text(task) and not any(document.strip() for document in documents):
-        raise ConfigError(
-            f"evaluation.ruler.haystack: {task} hides its needles in text and there is none; "
-            "give a text file or folder, or leave the task out"
-        )
-    return Request(
-        task=task,
-        length=length,
-        parameters=parameters,
-        revision=revision,
-        settings=settings,
-        count=token_counter(tokenizer),
-        haystack=documents,
-        questions=qa or OWN[TASKS[task].questions or "squad"](),
-    )
-
-
-def _minimum(request: Request) -> int:
-    # The same whatever length is asked for.
-    start = TASKS[request.task].prepare(replace(request, length=FULL_LENGTH))
-    probes = [start(_random("minimum", request.task, index), index) for index in range(_NUM_PROBES)]
-    sizes = sorted(request.count([next(steps) for steps in probes]))
-    median, largest = sizes[len(sizes) // 2], sizes[-1]
-    if TASKS[request.task].questions is not None:
-        largest = median
-    margin = max(_MIN_MARGIN, largest - median)
-    return largest + margin + int(request.settings.budget)
-
-
-def _random(*names: str | int) -> random.Random:
-    return random.Random("-".join(map(str, names)))  # noqa: S311
-
-
-def _finish(sample: dict[str, Any], request: Request, index: int) -> dict[str, Any]:
-    depths = sample.pop("depths", None)
-    if depths is not None:
-        sample["depths"] = depths
-    if depths is not None and len(depths) == 1:
-        sample["depth"] = depths[0]
-    return {
-        "id": f"{request.task}-{request.length}-{index}",
-        "length": request.length,
-        "parameters": request.parameters,
-        "max_new_tokens": request.settings.budget,
-        **sample,
-    }

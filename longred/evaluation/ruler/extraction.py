@@ -1,4 +1,4 @@
-"""Words that occur most often: in a numbered list (cwe), and in coded text (fwe)."""
+"""Most frequent words: of a numbered list (`cwe`), and of coded text (`fwe`)."""
 
 import math
 import random
@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 
 from longred.evaluation.counting import Listing
-from longred.evaluation.ruler.fitting import Steps, fit, linear, per_unit
-from longred.evaluation.ruler.request import Request, Revision, Start
+from longred.evaluation.ruler.fitting import (
+    Draft,
+    Revision,
+    SampleSpec,
+    Start,
+    Steps,
+    fill,
+    linear,
+    per_unit,
+)
 from longred.evaluation.ruler.words import coded_word, distinct, list_words, uniform
 
 LIST_TASK = (
@@ -34,20 +42,20 @@ DOTS = "..."
 NUM_FREQUENT = 3
 
 _ZETA_2 = math.pi**2 / 6
-# From here on the fourth word of the distribution occurs more often than the fifth.
+# Smallest text in which the fourth word of the distribution is more frequent than the fifth.
 _SMALLEST_TEXT = math.ceil(_ZETA_2 / (1 / 16 - 1 / 25))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListSettings:
-    """How often words occur in a list.
+    """Parameters of `cwe`.
 
     Attributes:
-        num_common: words that occur more often, and are asked for.
-        repeats: how often they, and the others, occur.
-        example_words: different words of the worked example.
-        example_repeats: the same of its words.
-        budget: tokens kept for the answer.
+        num_common: number of common words, which are the answer.
+        repeats: occurrences of each common word, and of each other word.
+        example_words: distinct words of the worked example.
+        example_repeats: the same as `repeats`, for the example.
+        budget: tokens reserved for the answer.
     """
 
     num_common: int = 10
@@ -59,12 +67,12 @@ class ListSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """What coded text is made of.
+    """Parameters of `fwe`.
 
     Attributes:
         word_length: letters of a coded word.
-        tokens_per_word: of the length, for each word of the vocabulary.
-        budget: tokens kept for the answer.
+        tokens_per_word: tokens of the length for each word of the vocabulary.
+        budget: tokens reserved for the answer.
     """
 
     word_length: int = 6
@@ -72,49 +80,39 @@ class TextSettings:
     budget: int = 50
 
 
-def prepare_list(request: Request) -> Start:
-    """Return what begins a sample of common word extraction."""
-    settings: ListSettings = request.settings
+def prepare_list(spec: SampleSpec) -> Start:
+    """Return the function that starts samples of common word extraction."""
+    settings: ListSettings = spec.settings
     rare = settings.repeats[1]
+    largest = settings.num_common + spec.length // (2 * rare)
     prefix = LIST_PREFIX.format(count=settings.num_common)
-    some = [*list_words(random.Random(0), 256)]  # noqa: S311
+    probe = [*list_words(random.Random(0), 256)]  # noqa: S311
     word_tokens = per_unit(
-        lambda num_words: " ".join(_numbered(some[:num_words], 0, (0, rare), 0)), request.count, 128
+        lambda num_words: " ".join(_numbered(probe[:num_words], 0, (0, rare), 0)), spec.count, 128
     )
-    before, after = LIST_TASK.format(context="{context}", count=settings.num_common).split(
-        "{context}"
-    )
+    before, after = LIST_TASK.format(context="\0", count=settings.num_common).split("\0")
 
     def start(rng: random.Random, index: int) -> Steps:
-        del index
         order = rng.getrandbits(64)
-        largest = settings.num_common + request.length // (2 * rare)
         drawn = list_words(rng, settings.example_words + largest)
-        shown = [*islice(drawn, settings.example_words)]
-        example = _example(shown, order, settings, request.revision)
+        example_words = [*islice(drawn, settings.example_words)]
+        example = _example(example_words, order, settings, spec.revision)
         words: list[str] = []
 
-        @cache
-        def question(num_words: int) -> Listing:
+        def draft(num_words: int) -> Draft:
             words.extend(islice(drawn, max(0, num_words - len(words))))
             listed = _numbered(words[:num_words], settings.num_common, settings.repeats, order)
-            return Listing(example + before, listed, f"{after} {prefix}")
+            prompt = Listing(example + before, listed, f"{after} {prefix}")
+            return Draft(prompt, words[: settings.num_common])
 
-        num_words, num_tokens = yield from fit(
-            question,
-            request.room,
+        return fill(
+            spec,
+            draft,
+            prefix,
             smallest=settings.num_common + 1,
             largest=largest,
             tokens=linear(word_tokens),
-            slack=request.slack,
         )
-        return {
-            "input": str(question(num_words)).removesuffix(f" {prefix}"),
-            "prefix": prefix,
-            "outputs": words[: settings.num_common],
-            "num_tokens": num_tokens,
-            "num_units": num_words,
-        }
 
     return start
 
@@ -131,6 +129,7 @@ def _example(words: Sequence[str], order: int, settings: ListSettings, revision:
 def _numbered(
     words: Sequence[str], num_common: int, repeats: tuple[int, int], order: int
 ) -> list[str]:
+    """Return a shuffled list of common and other words, each entry after its number."""
     entries = [*words[:num_common]] * repeats[0] + [*words[num_common:]] * repeats[1]
     numbers = _numbers(1 << len(entries).bit_length())
     shuffled = _shuffled(np.array(entries, dtype=object), order)
@@ -142,59 +141,52 @@ def _numbers(count: int) -> list[str]:
     return [f"{number}." for number in range(1, count + 1)]
 
 
-def prepare_text(request: Request) -> Start:
-    """Return what begins a sample of frequent word extraction.
+def prepare_text(spec: SampleSpec) -> Start:
+    """Return the function that starts samples of frequent word extraction.
 
-    The vocabulary's words occur by a zeta distribution with exponent 2; the most frequent is
-    replaced by dots, and the next three are asked for.
+    Word frequencies follow a zeta distribution with exponent 2. Dots replace the most frequent
+    word; the next three are the answer.
     """
-    settings: TextSettings = request.settings
-    num_coded = max(request.length // settings.tokens_per_word, 8)
-    coded = distinct(lambda: coded_word(letters, settings.word_length))
-    letters = random.Random(0)  # noqa: S311
-    some = [DOTS, *(next(coded) for _ in range(num_coded - 1))]
-    unit_tokens = per_unit(
-        lambda num_units: " ".join(_coded(some, num_units, 0)), request.count, 512
-    )
+    settings: TextSettings = spec.settings
+
+    def vocabulary_of(rng: random.Random) -> list[str]:
+        words = distinct(lambda: coded_word(rng, settings.word_length))
+        num_words = max(spec.length // settings.tokens_per_word, 8)
+        return [DOTS, *islice(words, num_words - 1)]
+
+    probe = vocabulary_of(random.Random(0))  # noqa: S311
+    word_tokens = per_unit(lambda num_words: " ".join(_coded(probe, num_words, 0)), spec.count, 512)
     before, after = TEXT_TASK.split("{context}")
 
     def start(rng: random.Random, index: int) -> Steps:
-        del index
         order = rng.getrandbits(64)
-        words = distinct(lambda: coded_word(rng, settings.word_length))
-        vocabulary = [DOTS, *(next(words) for _ in range(num_coded - 1))]
+        vocabulary = vocabulary_of(rng)
 
-        @cache
-        def question(num_units: int) -> Listing:
-            return Listing(before, _coded(vocabulary, num_units, order), f"{after} {TEXT_PREFIX}")
+        def draft(num_words: int) -> Draft:
+            coded = _coded(vocabulary, num_words, order)
+            prompt = Listing(before, coded, f"{after} {TEXT_PREFIX}")
+            return Draft(prompt, vocabulary[1 : 1 + NUM_FREQUENT])
 
-        num_units, num_tokens = yield from fit(
-            question,
-            request.room,
+        return fill(
+            spec,
+            draft,
+            TEXT_PREFIX,
             smallest=_SMALLEST_TEXT,
-            largest=2 * request.length,
-            tokens=linear(unit_tokens),
-            slack=request.slack,
+            largest=2 * spec.length,
+            tokens=linear(word_tokens),
         )
-        return {
-            "input": str(question(num_units)).removesuffix(f" {TEXT_PREFIX}"),
-            "prefix": TEXT_PREFIX,
-            "outputs": vocabulary[1 : 1 + NUM_FREQUENT],
-            "num_tokens": num_tokens,
-            "num_units": num_units,
-        }
 
     return start
 
 
-def _coded(vocabulary: Sequence[str], num_units: int, order: int) -> list[str]:
+def _coded(vocabulary: Sequence[str], num_words: int, order: int) -> list[str]:
     ranks = np.arange(1, len(vocabulary) + 1)
-    counts = (num_units / (ranks * ranks * _ZETA_2)).astype(np.int64)
+    counts = (num_words / (ranks * ranks * _ZETA_2)).astype(np.int64)
     return _shuffled(np.array(vocabulary, dtype=object).repeat(counts), order)
 
 
 def _shuffled(entries: "np.ndarray[Any, np.dtype[np.object_]]", order: int) -> list[str]:
     """Return entries in random order, many times faster than `random.shuffle`."""
     places = uniform(order, len(entries)).argsort(kind="stable")
-    found: list[str] = entries[places].tolist()
-    return found
+    shuffled: list[str] = entries[places].tolist()
+    return shuffled

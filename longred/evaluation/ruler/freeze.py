@@ -1,81 +1,33 @@
-"""The samples that a configuration asks for, with what an index says of them."""
+"""Generate the samples of a configuration, and describe them for the index."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from longred.config.evaluation import RulerConfig
 from longred.evaluation import ruler
-from longred.evaluation.ruler.questions import OWN, READERS, Questions
+from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.ruler.tasks import TASKS
-from longred.evaluation.ruler.texts import library_text, read_haystack
 from longred.store.artifacts import canonical_digest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Materials:
-    """The text and the questions that samples are made of.
-
-    Attributes:
-        haystack: name of the text, for people.
-        documents: the text.
-        questions: form → questions.
-    """
-
-    haystack: str
-    documents: Sequence[str]
-    questions: dict[str, Questions]
-
-    def digests(self, task: str) -> dict[str, str]:
-        """Return the identity of what a task uses of them."""
-        found: dict[str, str] = {}
-        if ruler.hides_in_text(task):
-            found["haystack"] = canonical_digest(list(self.documents))
-        form = TASKS[task].questions
-        return found | ({"questions": self.questions[form].digest} if form else {})
-
-
-def read_materials(config: RulerConfig, held_out: Sequence[str] = ()) -> Materials:
-    """Read the text and the questions that a configuration names.
-
-    Args:
-        config: what is asked.
-        held_out: held-out documents of the data, for `haystack: held_out`.
-
-    Raises:
-        ConfigError: a file is missing or malformed; names the setting, file and place.
-    """
-    if config.haystack == "library":
-        name, documents = "Python's documentation", library_text()
-    elif config.haystack == "held_out":
-        name, documents = "held-out documents", tuple(held_out)
-    else:
-        path = Path(config.haystack).expanduser()
-        name, documents = str(path), tuple(read_haystack(path))
-    paths = {"squad": config.squad, "hotpot": config.hotpot}
-    questions = {
-        form: OWN[form]() if path is None else READERS[form](Path(path).expanduser())
-        for form, path in paths.items()
-    }
-    return Materials(haystack=name, documents=documents, questions=questions)
 
 
 def identity(
     config: RulerConfig, task: str, length: int, *, seed: int, materials: Materials
 ) -> dict[str, Any]:
-    """Return everything that a file of samples depends on, but for the tokenizer."""
-    parameters = ruler.resolve_parameters(config.parameters, length)
-    return {
+    """Return everything that a file of samples depends on, except the tokenizer."""
+    values = {
         "task": task,
         "length": length,
         "num_samples": config.num_samples,
         "seed": seed,
         "revision": config.revision,
-        "parameters": parameters,
+        "parameters": ruler.resolve_parameters(config.parameters, length),
         "generator_version": ruler.GENERATOR_VERSION,
-        **materials.digests(task),
     }
+    if ruler.hides_in_text(task):
+        values["haystack"] = canonical_digest(list(materials.documents))
+    if form := TASKS[task].questions:
+        values["questions"] = materials.questions[form].digest
+    return values
 
 
 def freeze_task(
@@ -87,12 +39,11 @@ def freeze_task(
     seed: int,
     materials: Materials,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the samples of a task at a length, and what the index says of them.
+    """Return the samples of a task at a length, and their entry in the index.
 
     Raises:
-        ConfigError: the task is unknown, or the length too short for it.
+        ConfigError: the length is too short for the task.
     """
-    ruler.check_task(task)
     form = TASKS[task].questions
     samples = ruler.generate(
         task,
@@ -116,12 +67,14 @@ def freeze_task(
         "max_tokens": max(sizes),
         "generator_version": ruler.GENERATOR_VERSION,
     }
-    return samples, entry | _made_of(task, samples, materials)
+    return samples, entry | _material_use(task, samples, materials)
 
 
-def _made_of(task: str, samples: Sequence[dict[str, Any]], materials: Materials) -> dict[str, Any]:
-    """Return what was used, and how often where it is not enough for one prompt."""
-    most = max(sample["num_units"] for sample in samples)
+def _material_use(
+    task: str, samples: Sequence[dict[str, Any]], materials: Materials
+) -> dict[str, Any]:
+    """Return the materials of a task, and how often a prompt repeats them if they are too few."""
+    max_units = max(sample["num_units"] for sample in samples)
     if form := TASKS[task].questions:
         questions = materials.questions[form]
         return {
@@ -129,7 +82,7 @@ def _made_of(task: str, samples: Sequence[dict[str, Any]], materials: Materials)
             "num_questions": len(questions.questions),
             "num_documents": len(questions.documents),
             "question_uses": -(-len(samples) // len(questions.questions)),
-            "haystack_uses": -(-most // len(questions.documents)),
+            "haystack_uses": -(-max_units // len(questions.documents)),
         }
     if not ruler.hides_in_text(task):
         return {}
@@ -137,18 +90,18 @@ def _made_of(task: str, samples: Sequence[dict[str, Any]], materials: Materials)
     return {
         "haystack": materials.haystack,
         "haystack_words": num_words,
-        "haystack_uses": max(1, -(-most // num_words)),
+        "haystack_uses": max(1, -(-max_units // num_words)),
     }
 
 
 def fingerprints(config: RulerConfig) -> dict[str, str]:
-    """Return the identity of the text and questions that a configuration names itself.
+    """Return digests of the text and questions that a configuration names.
 
     Raises:
-        ConfigError: a file is missing or malformed; names the setting, file and place.
+        ConfigError: a file is missing or malformed; names the setting, the file and where in it.
     """
     materials = read_materials(config)
-    found = {f"ruler/{form}": questions.digest for form, questions in materials.questions.items()}
+    digests = {f"ruler/{form}": questions.digest for form, questions in materials.questions.items()}
     if materials.documents:
-        found["ruler/haystack"] = canonical_digest(list(materials.documents))
-    return found
+        digests["ruler/haystack"] = canonical_digest(list(materials.documents))
+    return digests

@@ -1,4 +1,4 @@
-"""What needles are hidden in, in the smallest pieces by which it may grow."""
+"""Haystacks, which grow in the smallest possible units, and needles inserted into them."""
 
 import random
 import re
@@ -14,25 +14,25 @@ _SENTENCE_END = re.compile(r"[.!?]\s+")
 
 @dataclass(frozen=True)
 class Haystack:
-    """Text that needles can be put into.
+    """Text that needles can be inserted into.
 
     Attributes:
         text: returns the first units, without needles.
-        splits_lines: whether a needle may stand between two sentences of the only line.
+        splits_lines: whether needles may go between the sentences of a text of a single line.
     """
 
     text: Callable[[int], str]
-    splits_lines: bool
+    splits_lines: bool = False
 
     def insert(
         self, needles: Sequence[str], num_units: int, depths: Sequence[float]
     ) -> tuple[str, list[float]]:
-        """Put needles into the first `num_units` units.
+        """Insert needles into the first `num_units` units.
 
         Args:
             needles: sentences.
-            num_units: how much of the haystack is used.
-            depths: where each needle is wanted, from 0 (in front) to 1 (at the end), in order.
+            num_units: size of the haystack.
+            depths: wanted depth of each needle, from 0 (start) to 1 (end), increasing.
 
         Returns:
             The text, and for each needle the share of the haystack's characters before it.
@@ -40,61 +40,55 @@ class Haystack:
         text = self.text(num_units)
         if not text:
             return "\n".join(needles), [0.0] * len(needles)
-        places, separator = self._places(text)
-        chosen = [places[min(int(depth * len(places)), len(places) - 1)] for depth in depths]
+        gaps, separator = self._gaps(text)
+        chosen = [gaps[min(int(depth * len(gaps)), len(gaps) - 1)] for depth in depths]
         result = text
-        for needle, place in reversed(list(zip(needles, chosen, strict=True))):
-            result = _insert(result, needle, place, separator)
-        return result, [place / len(text) for place in chosen]
+        for needle, gap in reversed(list(zip(needles, chosen, strict=True))):
+            before, after = result[:gap], result[gap:]
+            if before and not before[-1].isspace():
+                before += separator
+            result = before + needle + (separator if after else "") + after
+        return result, [gap / len(text) for gap in chosen]
 
-    def _places(self, text: str) -> tuple[list[int], str]:
-        places, separator = _line_ends(text), "\n"
-        if self.splits_lines and not places:
-            places = [match.end() for match in _SENTENCE_END.finditer(text)]
-            separator = " " if places else "\n"
-        return [0, *places, len(text)], separator
-
-
-def _line_ends(text: str) -> list[int]:
-    """Return the places behind line ends, and behind the last of several in a row."""
-    if "\n\n" in text:
-        return [match.end() for match in _LINE_END.finditer(text)]
-    *lines, _ = text.split("\n")
-    return [*accumulate(len(line) + 1 for line in lines)]
-
-
-def _insert(text: str, needle: str, place: int, separator: str) -> str:
-    before, after = text[:place], text[place:]
-    if before and not before[-1].isspace():
-        before += separator
-    return before + needle + (separator if after else "") + after
+    def _gaps(self, text: str) -> tuple[list[int], str]:
+        """Return the offsets where a needle may stand, and what separates it from the text."""
+        separator = "\n"
+        if "\n\n" in text:
+            # Behind the last of several line ends.
+            gaps = [match.end() for match in _LINE_END.finditer(text)]
+        else:
+            gaps = [*accumulate(len(line) + 1 for line in text.split("\n")[:-1])]
+        if self.splits_lines and not gaps:
+            gaps = [match.end() for match in _SENTENCE_END.finditer(text)]
+            separator = " " if gaps else "\n"
+        return [0, *gaps, len(text)], separator
 
 
 def noise_haystack() -> Haystack:
-    """Return RULER's noise: the same five short sentences, one unit a line."""
-    return Haystack(lambda num_units: "\n".join([NOISE] * num_units), splits_lines=False)
+    """Return RULER's noise: the same five short sentences on every line; a unit is a line."""
+    return Haystack(lambda num_units: "\n".join([NOISE] * num_units))
 
 
 def line_haystack(lines: Iterator[str]) -> Haystack:
-    """Return lines that are drawn when they are needed, always in the same order."""
+    """Return lines that are drawn on demand and keep their order; a unit is a line."""
     drawn: list[str] = []
 
     def text(num_units: int) -> str:
         drawn.extend(islice(lines, max(0, num_units - len(drawn))))
         return "\n".join(drawn[:num_units])
 
-    return Haystack(text, splits_lines=False)
+    return Haystack(text)
 
 
 def text_haystack(words: Sequence[str]) -> Haystack:
-    """Return running text, one unit a word; each word brings the white space behind it."""
+    """Return running text; a unit is a word with the white space behind it."""
     return Haystack(lambda num_units: "".join(words[:num_units]).rstrip(), splits_lines=True)
 
 
 def flat_words(documents: Sequence[str], count: int) -> list[str]:
     """Return the first `count` words of all documents on one line.
 
-    As in RULER, runs of white space are one space, and text that is too short is repeated.
+    As in RULER, runs of white space become one space, and too short a text is repeated.
     """
     words = [f"{word} " for document in documents for word in document.split()]
     num_uses = -(-count // len(words))
@@ -102,9 +96,9 @@ def flat_words(documents: Sequence[str], count: int) -> list[str]:
 
 
 def passage_words(documents: Sequence[str], rng: random.Random, count: int) -> list[str]:
-    """Return `count` words from a drawn line of a drawn document on, white space as it is.
+    """Return `count` words that start at a random line of a random document; keep white space.
 
-    Further documents follow in order, and all of them again where they are not enough.
+    The following documents continue the passage; after the last comes the first again.
     """
     index = rng.randrange(len(documents))
     document = documents[index]

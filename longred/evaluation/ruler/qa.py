@@ -1,4 +1,4 @@
-"""Question answering: the documents that answer a question, among others that do not."""
+"""Question answering: documents that answer a question, among distractors."""
 
 import random
 from bisect import bisect_right
@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from longred.errors import ConfigError
-from longred.evaluation.ruler.fitting import Steps
-from longred.evaluation.ruler.questions import Question
-from longred.evaluation.ruler.request import Request, Start
+from longred.evaluation.ruler.fitting import Draft, SampleSpec, Start, Steps, finished_sample
+from longred.evaluation.ruler.materials import Question
 
 TASK = (
     "Answer the question based on the given documents. Only give me the answer and do not output "
@@ -22,101 +21,92 @@ DOCUMENT = "Document {number}:\n{document}"
 _NUM_QUESTIONS = 64
 _NUM_ATTEMPTS = 8
 _NUM_SWAPS = 8
-# Documents in a row that do not fit before no more are tried.
+# The selection of documents ends after this many that do not fit.
 _NUM_MISSES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is given with a question.
+    """Parameters of `qa_1` and `qa_2`.
 
     Attributes:
-        only_supporting: whether only documents that hold the answer are always given, and not the
+        only_supporting: always give only the documents that hold the answer; leave out the
             distractors that a file in HotpotQA's form has for each question.
-        budget: tokens kept for the answer.
+        budget: tokens reserved for the answer.
     """
 
     only_supporting: bool = False
     budget: int = 32
 
 
-def prepare(request: Request) -> Start:
-    """Return what begins a sample: question `index` of the set, or another where it is too long."""
-    settings: Settings = request.settings
-    questions = request.questions.questions
-    distractors = _Distractors(request)
+def prepare(spec: SampleSpec) -> Start:
+    """Return the function that starts samples: question `index`, or another if that is too long."""
+    settings: Settings = spec.settings
+    questions = spec.questions.questions
+    distractors = _Distractors(spec)
 
     def start(rng: random.Random, index: int) -> Steps:
         numbers = [index, *(rng.randrange(len(questions)) for _ in range(_NUM_QUESTIONS))]
         for number in numbers:
             question = questions[number % len(questions)]
             own = question.supporting if settings.only_supporting else question.documents
-            size = yield _prompt(request, question, own)
-            if size <= request.room:
+            size = yield _prompt(spec, question, own)
+            if size <= spec.max_prompt_tokens:
                 break
         else:
             raise ConfigError(
-                f"evaluation.ruler.lengths: none of {len(numbers)} questions fits {request.room} "
-                "tokens of this tokenizer with its own documents; ask for longer lengths"
+                f"evaluation.ruler.lengths: none of {len(numbers)} questions fits "
+                f"{spec.max_prompt_tokens} tokens of this tokenizer with its own documents; "
+                "use longer lengths"
             )
-        seed, aim = rng.getrandbits(64), request.room - size
+        seed, room = rng.getrandbits(64), spec.max_prompt_tokens - size
         given, num_tokens = [*own], size
         for attempt in range(_NUM_ATTEMPTS):
-            tried = [*own, *distractors.choose(question, own, aim, seed)]
-            random.Random(seed).shuffle(tried)  # noqa: S311
-            size = yield _prompt(request, question, tried)
-            if num_tokens < size <= request.room:
-                given, num_tokens = tried, size
-            unused = request.room - size
-            if 0 <= unused <= request.length // 100:
+            candidate = [*own, *distractors.choose(question, own, room, seed)]
+            random.Random(seed).shuffle(candidate)  # noqa: S311
+            size = yield _prompt(spec, question, candidate)
+            if num_tokens < size <= spec.max_prompt_tokens:
+                given, num_tokens = candidate, size
+            unused = spec.max_prompt_tokens - size
+            if 0 <= unused <= spec.max_prompt_tokens // 100:
                 break
-            # Sizes of single documents do not add up exactly; what was too much is kept well clear
-            # of, since other documents are chosen then.
-            aim += unused if unused > 0 else 2 * unused - attempt
-        return {
-            "input": _prompt(request, question, given).removesuffix(f" {PREFIX}"),
-            "prefix": PREFIX,
-            "outputs": list(question.answers),
-            "num_tokens": num_tokens,
-            "num_units": len(given),
-            "depths": _depths(request, question, given),
-        }
+            # Sizes of single documents do not add up exactly. After an overflow the room shrinks by
+            # twice the excess, because other documents are chosen then.
+            room += unused if unused > 0 else 2 * unused - attempt
+        context = _context(spec, given)
+        places = (given.index(number) for number in question.supporting)
+        depths = [round(len(_context(spec, given[:n])) / len(context), 4) for n in places]
+        draft = Draft(_prompt(spec, question, given), question.answers, depths)
+        return finished_sample(draft, PREFIX, num_tokens, num_units=len(given))
 
     return start
 
 
-def _prompt(request: Request, question: Question, given: Sequence[int]) -> str:
-    text = TASK.format(context=_context(request, given), question=question.text)
+def _prompt(spec: SampleSpec, question: Question, given: Sequence[int]) -> str:
+    text = TASK.format(context=_context(spec, given), question=question.text)
     return f"{text} {PREFIX}"
 
 
-def _context(request: Request, given: Sequence[int]) -> str:
-    documents = [request.questions.documents[number] for number in given]
+def _context(spec: SampleSpec, given: Sequence[int]) -> str:
+    documents = [spec.questions.documents[number] for number in given]
     return "\n\n".join(
         DOCUMENT.format(number=number, document=document)
         for number, document in enumerate(documents, start=1)
     )
 
 
-def _depths(request: Request, question: Question, given: Sequence[int]) -> list[float]:
-    """Return the share of the context before each supporting document."""
-    total = len(_context(request, given))
-    places = (given.index(number) for number in question.supporting)
-    return [round(len(_context(request, given[:place])) / total, 4) for place in places]
-
-
 class _Distractors:
-    """Chooses documents that together take a given number of tokens, or little less."""
+    """Chooses documents that together take a given number of tokens, or slightly fewer."""
 
-    def __init__(self, request: Request) -> None:
-        self.documents, self.count = request.questions.documents, request.count
-        self.num_bos = request.count([""])[0]
+    def __init__(self, spec: SampleSpec) -> None:
+        self.documents, self.count = spec.questions.documents, spec.count
+        self.num_bos = spec.count([""])[0]
         self.sizes: dict[int, int] = {}
 
     def choose(self, question: Question, own: Sequence[int], room: int, seed: int) -> list[int]:
-        """Return documents of the same article first, then any; all again where that is not enough.
+        """Return related documents first, then any, then all again until the room is filled.
 
-        The last ones are exchanged for others that fill the room better.
+        Finally exchanges some of them for documents that fill the room better.
         """
         rng = random.Random(seed)  # noqa: S311
         chosen: list[int] = []
@@ -136,20 +126,18 @@ class _Distractors:
     def _stream(
         self, rng: random.Random, question: Question, own: Sequence[int], missed: list[int]
     ) -> Iterator[int]:
-        """Yield each document once, and each again as long as none was too large."""
+        """Yield each document once, then repeat as long as none was too large."""
         related = [number for number in question.related if number not in own]
         rng.shuffle(related)
         yield from related
         left_out = {*own, *related}
         num_documents = len(self.documents)
         while num_documents > len(own) and not missed:
-            for number in _permutation(rng, num_documents):
-                if number not in left_out:
-                    yield number
+            yield from (n for n in _permutation(rng, num_documents) if n not in left_out)
             left_out = {*own}
 
     def _exchange(self, chosen: list[int], missed: list[int], room: int) -> None:
-        """Replace chosen documents by larger ones that did not fit, as long as that fills more."""
+        """Replace chosen documents by larger ones that did not fit, while that fills more."""
         for _ in range(_NUM_SWAPS):
             by_size = sorted(missed, key=self._size)
             best: tuple[int, int, int] | None = None
@@ -175,7 +163,7 @@ class _Distractors:
 
 
 def _permutation(rng: random.Random, count: int) -> Iterator[int]:
-    """Yield the numbers below `count` in random order, without drawing more than are taken."""
+    """Yield the numbers below `count` in random order; draw only as many as are consumed."""
     moved: dict[int, int] = {}
     for last in range(count - 1, -1, -1):
         drawn = rng.randint(0, last)

@@ -1,12 +1,47 @@
-"""RULER's 13 tasks and one of its kind, with full parameters and compact ones for short windows."""
+"""The table of tasks: RULER's 13 and `kv_retrieval`, and the metrics that score their answers.
 
-from collections.abc import Callable
+Every task has RULER's own parameters (`full`) and parameters for short windows (`compact`).
+"""
+
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from longred.evaluation.ruler import extraction, niah, pairs, qa, tracking
-from longred.evaluation.ruler.fitting import COMPACT_BUDGET
-from longred.evaluation.ruler.request import Request, Start
+from longred.evaluation.ruler import extraction, qa, retrieval, tracking
+from longred.evaluation.ruler.fitting import COMPACT_BUDGET, SampleSpec, Start
+from longred.evaluation.ruler.materials import Form
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def recall(prediction: str, references: Sequence[str]) -> float:
+    """Return the percentage of references that a prediction contains.
+
+    Source: RULER's `string_match_all`.
+    """
+    return 100.0 * sum(_contained(prediction, references)) / len(references)
+
+
+def any_match(prediction: str, references: Sequence[str]) -> float:
+    """Return 100 if a prediction contains any reference, else 0.
+
+    Source: RULER's `string_match_part`.
+    """
+    return 100.0 if any(_contained(prediction, references)) else 0.0
+
+
+def _contained(prediction: str, references: Sequence[str]) -> list[bool]:
+    """Return whether each reference is in a prediction, ignoring case; cleans it as RULER does."""
+    text = _CONTROL.sub("\n", prediction.strip()).strip().lower()
+    return [reference.lower() in text for reference in references]
+
+
+METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "recall": recall,
+    "any_match": any_match,
+}
+"""Name → score of one prediction against its references, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,46 +49,54 @@ class Task:
     """One task.
 
     Attributes:
-        prepare: returns what begins a sample of a request.
-        metric: name of its score: `recall` or `any_match`.
+        prepare: returns the function that starts samples of a specification.
         full: RULER's parameters.
-        compact: parameters for windows below 4,096: short words, low frequencies, no or short
-            examples, no distractors that a question brings, small budgets.
-        questions: form of the questions it asks, if it asks any.
+        compact: parameters for windows below 4,096: short words, low frequencies, small or no
+            examples, no distractors that belong to a question, small budgets.
+        metric: name of its metric.
+        questions: form of its questions, for question answering.
     """
 
-    prepare: Callable[[Request], Start]
-    metric: str
+    prepare: Callable[[SampleSpec], Start]
     full: Any
     compact: Any
-    questions: Literal["squad", "hotpot"] | None = None
+    metric: str = "recall"
+    questions: Form | None = None
 
 
-def _needles(compact_budget: int, **settings: Any) -> Task:
-    full = niah.Settings(**settings)
+def _niah(compact_budget: int, **settings: Any) -> Task:
+    full = retrieval.NeedleSettings(**settings)
     short = {"keys": "short_words"} if full.keys == "words" else {}
-    compact = niah.Settings(**{**settings, **short, "budget": compact_budget})
-    return Task(prepare=niah.prepare, metric="recall", full=full, compact=compact)
+    compact = retrieval.NeedleSettings(**{**settings, **short, "budget": compact_budget})
+    return Task(prepare=retrieval.prepare_needles, full=full, compact=compact)
+
+
+def _qa(form: Form) -> Task:
+    return Task(
+        prepare=qa.prepare,
+        full=qa.Settings(),
+        compact=qa.Settings(only_supporting=True),
+        metric="any_match",
+        questions=form,
+    )
 
 
 TASKS: dict[str, Task] = {
-    "niah_single_1": _needles(COMPACT_BUDGET, haystack="noise"),
-    "niah_single_2": _needles(COMPACT_BUDGET, haystack="text"),
-    "niah_single_3": _needles(48, haystack="text", values="uuids"),
-    "niah_multikey_1": _needles(COMPACT_BUDGET, haystack="text", num_keys=4),
-    "niah_multikey_2": _needles(COMPACT_BUDGET, haystack="needles"),
-    "niah_multikey_3": _needles(48, haystack="needles", keys="uuids", values="uuids"),
-    "niah_multivalue": _needles(48, haystack="text", num_values=4),
-    "niah_multiquery": _needles(48, haystack="text", num_keys=4, num_queries=4),
+    "niah_single_1": _niah(COMPACT_BUDGET, haystack="noise"),
+    "niah_single_2": _niah(COMPACT_BUDGET, haystack="text"),
+    "niah_single_3": _niah(48, haystack="text", values="uuids"),
+    "niah_multikey_1": _niah(COMPACT_BUDGET, haystack="text", num_keys=4),
+    "niah_multikey_2": _niah(COMPACT_BUDGET, haystack="needles"),
+    "niah_multikey_3": _niah(48, haystack="needles", keys="uuids", values="uuids"),
+    "niah_multivalue": _niah(48, haystack="text", num_values=4),
+    "niah_multiquery": _niah(48, haystack="text", num_keys=4, num_queries=4),
     "vt": Task(
         prepare=tracking.prepare,
-        metric="recall",
         full=tracking.Settings(),
         compact=tracking.Settings(num_hops=2, example_tokens=0, budget=24),
     ),
     "cwe": Task(
         prepare=extraction.prepare_list,
-        metric="recall",
         full=extraction.ListSettings(),
         compact=extraction.ListSettings(
             num_common=3, repeats=(5, 1), example_words=4, example_repeats=(3, 1), budget=32
@@ -61,29 +104,15 @@ TASKS: dict[str, Task] = {
     ),
     "fwe": Task(
         prepare=extraction.prepare_text,
-        metric="recall",
         full=extraction.TextSettings(),
         compact=extraction.TextSettings(word_length=4, budget=24),
     ),
-    "qa_1": Task(
-        prepare=qa.prepare,
-        metric="any_match",
-        full=qa.Settings(),
-        compact=qa.Settings(only_supporting=True),
-        questions="squad",
-    ),
-    "qa_2": Task(
-        prepare=qa.prepare,
-        metric="any_match",
-        full=qa.Settings(),
-        compact=qa.Settings(only_supporting=True),
-        questions="hotpot",
-    ),
+    "qa_1": _qa("squad"),
+    "qa_2": _qa("hotpot"),
     "kv_retrieval": Task(
-        prepare=pairs.prepare,
-        metric="recall",
-        full=pairs.Settings(),
-        compact=pairs.Settings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        prepare=retrieval.prepare_pairs,
+        full=retrieval.PairSettings(),
+        compact=retrieval.PairSettings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
     ),
 }
-"""Task name → what it is; the last is not RULER's."""
+"""Name → task; `kv_retrieval` is not one of RULER's."""

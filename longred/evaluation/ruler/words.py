@@ -1,13 +1,13 @@
-"""What needles, lists and coded texts are made of: words, numbers, identifiers.
+"""Random words, numbers and identifiers for needles, lists and coded text.
 
 RULER's words are the lists of the wonderwords package. The small lists here are for the compact
-parameters: short in any vocabulary, and none of them is a practice word of the demo model.
+parameters: their words take few tokens in any vocabulary, and the demo model never practises them.
 """
 
 import math
 import random
 import string
-import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
@@ -35,7 +35,6 @@ turnip vault viaduct walkway yogurt zipper
 ADJECTIVES = tuple(_ADJECTIVES.split())
 NOUNS = tuple(_NOUNS.split())
 
-
 _SYLLABLES = """
 b bl br c ch cl d dr f fl g gl gr h j k l m n p pl pr r s st t th tr v w z
 a ai e ea ee i o oa oo ou u
@@ -46,16 +45,11 @@ _ONSETS, _VOWELS, _CODAS = (tuple(line.split()) for line in _SYLLABLES.strip().s
 
 
 @cache
-def _source() -> Any:
-    from wonderwords import RandomWord
-
-    return RandomWord()
-
-
-@cache
 def word_list(category: str) -> tuple[str, ...]:
     """Return the words of a category of wonderwords: `adjective`, `noun` or `verb`."""
-    words = _source().filter(include_categories=[category])
+    from wonderwords import RandomWord
+
+    words = RandomWord().filter(include_categories=[category])
     return tuple(sorted({word for word in words if word and " " not in word}))
 
 
@@ -66,7 +60,7 @@ def all_words() -> tuple[str, ...]:
 
 
 def below(rng: random.Random, count: int) -> int:
-    """Return what `rng.randrange(count)` would, in a third of its time."""
+    """Return the same number as `rng.randrange(count)`, in a third of the time."""
     bits = count.bit_length()
     number = rng.getrandbits(bits)
     while number >= count:
@@ -74,22 +68,13 @@ def below(rng: random.Random, count: int) -> int:
     return number
 
 
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.twister = np.random.RandomState(0)
-
-
-_OWN = _OfThread()
-
-
 def uniform(seed: int, count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Return what `random.Random(seed).random()` gives, `count` times; `seed` is below 2**64.
+    """Return the first `count` values of `random.Random(seed).random()`; `seed` is below 2**64.
 
-    The generator is the same in Python and numpy, and so is what seeds it.
+    Python and numpy share the generator and how it is seeded.
     """
     low, high = seed & 0xFFFFFFFF, seed >> 32
-    _OWN.twister.seed([low, high] if high else [low])
-    return _OWN.twister.random_sample(count)
+    return np.random.RandomState([low, high] if high else [low]).random_sample(count)
 
 
 def _choice(rng: random.Random, words: Sequence[str]) -> str:
@@ -111,20 +96,14 @@ def draw_number(rng: random.Random) -> str:
     return str(1_000_000 + below(rng, 9_000_000))
 
 
-# Bits of a UUID that say its version, 4, and its variant, that of RFC 9562.
-_SET, _CLEARED = 4 << 76 | 2 << 62, 0xF << 76 | 3 << 62
-
-
 def draw_uuid(rng: random.Random) -> str:
     """Return a random UUID (version 4)."""
-    text = f"{rng.getrandbits(128) & ~_CLEARED | _SET:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def coded_word(rng: random.Random, length: int, alphabet: str = string.ascii_lowercase) -> str:
-    """Return random letters, as `rng.choices` draws them."""
-    draw, size = rng.random, len(alphabet)
-    return "".join([alphabet[int(draw() * size)] for _ in range(length)])
+    """Return random letters."""
+    return "".join(rng.choices(alphabet, k=length))
 
 
 DRAWS: dict[str, Callable[[random.Random], str]] = {
@@ -133,14 +112,14 @@ DRAWS: dict[str, Callable[[random.Random], str]] = {
     "numbers": draw_number,
     "uuids": draw_uuid,
 }
-"""Kind of key or value → what draws one."""
+"""Kind of key or value → function that draws one."""
 
 
 def distinct(draw: Callable[[], str], taken: set[str] | None = None) -> Iterator[str]:
-    """Yield draws that differ from each other and from those taken before.
+    """Yield distinct draws that are not in `taken`; add them to it.
 
     Raises:
-        ValueError: a thousand draws in a row brought nothing new.
+        ValueError: a thousand draws in a row are repeats.
     """
     seen = set() if taken is None else taken
     while True:
@@ -155,21 +134,21 @@ def distinct(draw: Callable[[], str], taken: set[str] | None = None) -> Iterator
 
 
 def list_words(rng: random.Random, count: int) -> Iterator[str]:
-    """Yield distinct words for a list: RULER's in random order, then made-up ones."""
+    """Yield distinct words: RULER's in random order, then invented ones."""
     pool = all_words()
     yield from sampled(rng, pool, min(count, len(pool)))
-    if count > len(pool):
-        yield from islice(distinct(lambda: _made_up(rng), set(pool)), count - len(pool))
+    invented = distinct(lambda: _invented_word(rng), set(pool))
+    yield from islice(invented, max(0, count - len(pool)))
 
 
 def sampled(rng: random.Random, pool: Sequence[str], count: int) -> Iterator[str]:
-    """Yield what `rng.sample(pool, count)` returns, drawing a small sample as it is taken."""
+    """Yield the same items as `rng.sample(pool, count)`; draw a small sample on demand."""
     if count > 5 and len(pool) > 21 + 4 ** math.ceil(math.log(3 * count, 4)):
         yield from islice(distinct(lambda: _choice(rng, pool)), count)
     else:
         yield from rng.sample(pool, count)
 
 
-def _made_up(rng: random.Random) -> str:
-    syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(2))
-    return "".join(syllables)
+def _invented_word(rng: random.Random) -> str:
+    parts = (_ONSETS, _VOWELS, _CODAS) * 2
+    return "".join(rng.choice(part) for part in parts)

@@ -1,12 +1,13 @@
-"""Held-out documents cut at token boundaries, so that short tasks fit the original window."""
+"""Held-out documents cut at token boundaries, so that samples fit the original window."""
 
 import random
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.evaluation.prompts import count_tokens, encode
+from longred.evaluation.prompts import encode
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,10 @@ class Text:
     """One held-out document.
 
     Attributes:
-        path: where it came from.
-        text: its raw text.
-        starts: character at which each token starts.
-        ends: character after which each token ends.
+        path: its path in the data.
+        text: the raw text.
+        starts: offset of the first character of each token.
+        ends: offset behind the last character of each token.
     """
 
     path: str
@@ -26,7 +27,7 @@ class Text:
     ends: Sequence[int]
 
     def tokens_before(self, place: int) -> int:
-        """Return the number of tokens that start before a character."""
+        """Return the number of tokens that start before an offset."""
         return bisect_left(self.starts, place)
 
     def passage_start(self, end: int, num_tokens: int) -> int:
@@ -38,14 +39,14 @@ class Text:
         return end if newline < 0 else newline + 1
 
     def after(self, start: int, num_tokens: int) -> str:
-        """Return the text of the `num_tokens` tokens from a character on; shorter at the end."""
+        """Return the text of the next `num_tokens` tokens; less at the end of the document."""
         first = self.tokens_before(start)
         last = min(first + num_tokens, len(self.ends)) - 1
         return self.text[start : self.ends[last]] if last >= first else ""
 
 
 class Passages:
-    """The held-out documents that short tasks are cut from.
+    """The held-out documents that samples are cut from.
 
     Args:
         documents: path and text of each.
@@ -68,38 +69,22 @@ class Passages:
         return Text(path, text, starts, ends)
 
     def context_tokens(self, rng: random.Random) -> int:
-        """Draw how long a context may be: between 40 and 85 percent of the window."""
+        """Draw the maximum length of a context: 40 to 85 percent of the window."""
         return rng.randint(self.window * 2 // 5, self.window * 17 // 20)
 
-    def context(self, text: str) -> "Context":
-        """Return a text that answers are put behind."""
-        return Context(self, text)
-
-    def fits(self, context: str, num_new_tokens: int) -> bool:
-        """Return whether a context leaves room for an answer of `num_new_tokens` tokens."""
-        return count_tokens(self.tokenizer, context) + num_new_tokens <= self.window
-
-    def shuffled(
-        self, sites: Sequence[tuple[int, int]], rng: random.Random
-    ) -> Iterator[tuple[Text, int]]:
-        """Yield places of documents in random order, each once.
-
-        Args:
-            sites: number of the document and a character in it.
-            rng: decides the order.
-        """
-        order = list(sites)
-        rng.shuffle(order)
-        for document, place in order:
-            yield self.texts[document], place
+    def matches(self, pattern: re.Pattern[str]) -> list[tuple[Text, int]]:
+        """Return the document and the offset of every match of a pattern."""
+        return [
+            (text, match.start()) for text in self.texts for match in pattern.finditer(text.text)
+        ]
 
 
 class Context:
-    """What stands before an answer.
+    """The text before an answer.
 
     Args:
-        passages: whose tokenizer and window count.
-        text: the text, which ends in no white space.
+        passages: provides tokenizer and window.
+        text: the text, without trailing white space.
     """
 
     def __init__(self, passages: Passages, text: str) -> None:
@@ -107,22 +92,13 @@ class Context:
         self._tokens = encode(passages.tokenizer, text)
 
     def size_of(self, answer: str) -> int | None:
-        """Return how many tokens an answer takes behind this context.
+        """Return the number of tokens of an answer after this context.
 
-        None where it would change the context's own tokens, be no token of its own, or not fit the
-        window: the likelihood of such an answer is not defined by the context.
+        None if the likelihood of the answer given the context is not defined: the answer changes
+        the context's own tokens, is not a token of its own, or does not fit the window.
         """
         tokens = encode(self.passages.tokenizer, self.text + answer)
         size = len(tokens) - len(self._tokens)
         if size < 1 or len(tokens) > self.passages.window:
             return None
         return size if tokens[: len(self._tokens)] == self._tokens else None
-
-
-def choice_sample(
-    rng: random.Random, context: str, answer: str, others: Sequence[str]
-) -> dict[str, Any]:
-    """Return a multiple-choice sample with the answers in random order."""
-    choices = [answer, *others]
-    rng.shuffle(choices)
-    return {"input": context, "choices": choices, "answer": choices.index(answer)}

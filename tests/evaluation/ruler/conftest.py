@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longred.evaluation.ruler.texts import library_text
+from longred.evaluation.ruler.materials import library_text
 
 BOS, EOS = "<s>", "</s>"
 

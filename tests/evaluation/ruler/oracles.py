@@ -5,7 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from longred.evaluation.ruler.questions import Questions, own_hotpot, own_squad
+from longred.evaluation.ruler.materials import Questions, own_questions
 
 
 def needles(prompt: str) -> str:
@@ -77,8 +77,8 @@ ORACLES: dict[str, Callable[[str], str]] = {
     "vt": variables,
     "cwe": common_words,
     "fwe": frequent_words,
-    "qa_1": answers(own_squad()),
-    "qa_2": answers(own_hotpot()),
+    "qa_1": answers(own_questions("squad")),
+    "qa_2": answers(own_questions("hotpot")),
 }
 
 

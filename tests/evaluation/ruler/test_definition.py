@@ -6,7 +6,7 @@ import pytest
 
 from longred.errors import ConfigError
 from longred.evaluation import benchmarks, ruler
-from longred.evaluation.ruler import any_match, recall
+from longred.evaluation.ruler.tasks import any_match, recall
 
 # prediction, references, recall, any match
 CASES = [

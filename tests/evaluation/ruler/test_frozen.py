@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longred.demo import model_path
 from longred.evaluation import ruler
-from longred.evaluation.ruler.questions import own_squad
+from longred.evaluation.ruler.materials import own_questions
 
 DIGESTS = {
     ("niah_single_1", 1_024, "current"): "bc5ee7217c1cf9c8",
@@ -58,7 +58,7 @@ def test_samples_of_a_version(tokenizer: Any, task: str, length: int, revision: 
         num_samples=3,
         tokenizer=tokenizer,
         seed=7,
-        haystack=own_squad().documents,
+        haystack=own_questions("squad").documents,
         revision=revision,
     )
     found = hashlib.sha256(json.dumps(samples, sort_keys=True).encode()).hexdigest()[:16]

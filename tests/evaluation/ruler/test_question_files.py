@@ -9,9 +9,14 @@ import pytest
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
 from longred.evaluation import ruler
-from longred.evaluation.ruler.freeze import fingerprints, freeze_task, identity, read_materials
-from longred.evaluation.ruler.questions import own_hotpot, own_squad, read_hotpot, read_squad
-from longred.evaluation.ruler.texts import library_text, read_haystack
+from longred.evaluation.ruler.freeze import fingerprints, freeze_task, identity
+from longred.evaluation.ruler.materials import (
+    library_text,
+    own_questions,
+    read_haystack,
+    read_materials,
+    read_questions,
+)
 
 SQUAD: dict[str, Any] = {
     "data": [
@@ -57,7 +62,7 @@ def written(path: Path, value: Any) -> Path:
 
 
 def test_squad_is_read(tmp_path: Path) -> None:
-    found = read_squad(written(tmp_path / "s.json", SQUAD))
+    found = read_questions("squad", written(tmp_path / "s.json", SQUAD))
     assert found.documents == ("Rain falls from clouds.", "Snow is white.")
     (question,) = found.questions
     assert question.answers == ("clouds", "from clouds")
@@ -65,7 +70,7 @@ def test_squad_is_read(tmp_path: Path) -> None:
 
 
 def test_hotpot_is_read(tmp_path: Path) -> None:
-    found = read_hotpot(written(tmp_path / "h.json", HOTPOT))
+    found = read_questions("hotpot", written(tmp_path / "h.json", HOTPOT))
     assert found.documents == ("Rain\nRain is wet.", "Sun\nThe sun is hot.", "Snow\nSnow is white.")
     (question,) = found.questions
     assert (question.documents, question.supporting) == ((0, 1, 2), (2, 0))
@@ -73,7 +78,7 @@ def test_hotpot_is_read(tmp_path: Path) -> None:
 
 
 def test_own_sets_are_sound() -> None:
-    squad, hotpot = own_squad(), own_hotpot()
+    squad, hotpot = own_questions("squad"), own_questions("hotpot")
     assert len(squad.documents) >= 20
     assert len(squad.questions) >= 40
     for question in squad.questions:
@@ -89,44 +94,47 @@ def test_own_sets_are_sound() -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ("{}", r"data must be a list that is not empty"),
-        ("[]", r"the file must be an object with a list `data`"),
+        ("{}", r"data: Field required"),
+        ("[]", r"the file: Input should be a valid dictionary"),
         ('{"data": [\n1,]}', r"s\.json:2: is not valid JSON"),
-        ({"data": [3]}, r"data\[0\] must be an object"),
-        ({"data": [{"paragraphs": [{"qas": []}]}]}, r"data\[0\]\.paragraphs\[0\]\.context must be"),
+        ({"data": [3]}, r"data\[0\]: Input should be a valid dictionary"),
+        ({"data": [{"paragraphs": [{"qas": []}]}]}, r"data\[0\]\.paragraphs\[0\]\.context: Field"),
         (
             {
                 "data": [
                     {"paragraphs": [{"context": "a", "qas": [{"question": "b", "answers": []}]}]}
                 ]
             },
-            r"data\[0\]\.paragraphs\[0\]\.qas\[0\]\.answers must be a list that is not empty",
+            r"data\[0\]\.paragraphs\[0\]\.qas\[0\]: must have a `question` and `answers`",
         ),
         (
             {"data": [{"paragraphs": [{"context": "a", "qas": [{"answers": [{"text": "a"}]}]}]}]},
-            r"qas\[0\]\.question must be a text",
+            r"qas\[0\]: must have a `question` and `answers` that are not empty",
         ),
         ({"data": [{"paragraphs": [{"context": "a", "qas": []}]}]}, "has no question"),
     ],
 )
 def test_malformed_squad_names_its_place(tmp_path: Path, change: Any, place: str) -> None:
     with pytest.raises(ConfigError, match=rf"evaluation\.ruler\.squad: .*s\.json.*{place}|{place}"):
-        read_squad(written(tmp_path / "s.json", change))
+        read_questions("squad", written(tmp_path / "s.json", change))
 
 
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({}, r"the file must be a list"),
-        ([{**HOTPOT[0], "answer": ""}], r"\[0\]\.answer must be a text that is not empty"),
-        ([{**HOTPOT[0], "context": [["Rain"]]}], r"\[0\]\.context\[0\] must be a pair"),
-        ([{**HOTPOT[0], "context": [["Rain", "x"]]}], r"\[0\]\.context\[0\]\[1\] must be a list"),
-        ([HOTPOT[0], 5], r"\[1\] must be an object"),
+        ({}, r"the file: Input should be a valid list"),
+        ([{**HOTPOT[0], "answer": ""}], r"\[0\]\.answer: String should have at least 1 character"),
+        ([{**HOTPOT[0], "context": [["Rain"]]}], r"\[0\]\.context\[0\]\[1\]: Field required"),
+        (
+            [{**HOTPOT[0], "context": [["Rain", "x"]]}],
+            r"context\[0\]\[1\]: Input should be a valid list",
+        ),
+        ([HOTPOT[0], 5], r"\[1\]: Input should be a valid dictionary"),
     ],
 )
 def test_malformed_hotpot_names_its_place(tmp_path: Path, change: Any, place: str) -> None:
     with pytest.raises(ConfigError, match=place):
-        read_hotpot(written(tmp_path / "h.json", change))
+        read_questions("hotpot", written(tmp_path / "h.json", change))
 
 
 def test_haystacks_are_read(tmp_path: Path) -> None:
@@ -163,7 +171,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"haystack: .*none: cannot be read \(No such file"):
         read_haystack(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"squad: .*none: cannot be read"):
-        read_squad(tmp_path / "none")
+        read_questions("squad", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty: has no file that ends in \*\.txt"):
         read_haystack(tmp_path / "empty")
@@ -237,7 +245,7 @@ def test_questions_that_are_too_long_are_passed_over(
         "qas": [{"question": "What?", "answers": [{"text": "Rain"}]}],
     }
     path = written(tmp_path / "s.json", {"data": [{"paragraphs": [long, short, short]}]})
-    questions = read_squad(path)
+    questions = read_questions("squad", path)
     samples = ruler.generate(
         "qa_1", length=4096, num_samples=3, tokenizer=tokenizers["bpe"], seed=0, qa=questions
     )
@@ -252,5 +260,5 @@ def test_questions_that_are_too_long_are_passed_over(
             num_samples=1,
             tokenizer=tokenizers["bpe"],
             seed=0,
-            qa=read_squad(alone),
+            qa=read_questions("squad", alone),
         )

@@ -1,5 +1,6 @@
 """What holds of every task, at every length, with every kind of tokenizer."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -13,15 +14,25 @@ from longred.evaluation import ruler
 from longred.evaluation.counting import token_counter
 from longred.evaluation.prompts import count_tokens
 from longred.evaluation.ruler.haystacks import NOISE
-from longred.evaluation.ruler.niah import NEEDLE
-from longred.evaluation.ruler.questions import own_hotpot, own_squad
-from longred.evaluation.ruler.texts import library_text
+from longred.evaluation.ruler.materials import library_text, own_questions
+from longred.evaluation.ruler.retrieval import NEEDLE
 
 CELLS = [(512, 2), (1024, 2), (4096, 2), (32768, 1)]
 
 
 def prompt(sample: dict[str, Any]) -> str:
     return f"{sample['input']} {sample['prefix']}"
+
+
+def minimum_length(task: str, tokenizer: Any, parameters: Any) -> int:
+    """The length that a refusal of a shorter one asks for."""
+    with pytest.raises(ConfigError, match=r"needs at least (\d+) tokens") as refused:
+        ruler.generate(
+            task, length=1, num_samples=1, tokenizer=tokenizer, seed=0, parameters=parameters
+        )
+    found = re.search(r"needs at least (\d+) tokens", str(refused.value))
+    assert found
+    return int(found[1])
 
 
 @cache
@@ -34,7 +45,10 @@ def largest_word(tokenizer: Any) -> int:
 def largest_unit(task: str, tokenizer: Any) -> int:
     """Tokens that one more unit of a task's haystack takes at most."""
     uuid = "5e7d0c1b-92af-4b3e-8f6a-1d2c3b4a5968"
-    documents = {"qa_1": own_squad().documents, "qa_2": own_hotpot().documents}
+    documents = {
+        "qa_1": own_questions("squad").documents,
+        "qa_2": own_questions("hotpot").documents,
+    }
     units = {
         "niah_single_1": [NOISE + "\n"],
         "vt": [NOISE + "\n"],
@@ -60,7 +74,7 @@ def test_prompts_are_full_never_too_long_and_answerable(
     any_tokenizer: Any, task: str, length: int, count: int
 ) -> None:
     parameters = ruler.resolve_parameters("auto", length)
-    minimum = ruler.minimum_length(task, any_tokenizer, parameters=parameters)
+    minimum = minimum_length(task, any_tokenizer, parameters)
     if length < minimum:
         with pytest.raises(ConfigError, match=rf"evaluation\.ruler\.lengths: {length}.*{minimum}"):
             ruler.generate(task, length=length, num_samples=1, tokenizer=any_tokenizer, seed=0)
@@ -90,7 +104,7 @@ def test_prompts_of_the_longest_windows(tokenizers: dict[str, Any], task: str) -
 
 @pytest.mark.parametrize("task", list(ruler.TASKS))
 def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None:
-    minimum = ruler.minimum_length(task, any_tokenizer, parameters="compact")
+    minimum = minimum_length(task, any_tokenizer, "compact")
 
     def make(length: int) -> list[dict[str, Any]]:
         return ruler.generate(

@@ -11,8 +11,7 @@ import pytest
 from longred.evaluation import ruler
 from longred.evaluation.prompts import count_tokens
 from longred.evaluation.ruler.haystacks import NOISE
-from longred.evaluation.ruler.questions import own_hotpot, own_squad
-from longred.evaluation.ruler.texts import library_text
+from longred.evaluation.ruler.materials import library_text, own_questions
 
 NEEDLE = r"One of the special magic (\w+) for (\S+) is: (\S+)\."
 
@@ -212,7 +211,9 @@ def test_frequent_words(make: Any) -> None:
             assert found == pytest.approx(counts["..."] / rank**2, abs=1)
 
 
-@pytest.mark.parametrize(("task", "questions"), [("qa_1", own_squad()), ("qa_2", own_hotpot())])
+@pytest.mark.parametrize(
+    ("task", "questions"), [("qa_1", own_questions("squad")), ("qa_2", own_questions("hotpot"))]
+)
 def test_questions(make: Any, task: str, questions: Any) -> None:
     known = {question.text: question for question in questions.questions}
     order = [sample["input"].rsplit("Question: ", 1)[1] for sample in make(task, 5)]
@@ -239,7 +240,7 @@ def test_questions(make: Any, task: str, questions: Any) -> None:
 
 
 def test_compact_questions_come_without_distractors_of_their_own(make: Any) -> None:
-    questions = own_hotpot()
+    questions = own_questions("hotpot")
     for sample, question in zip(make("qa_2", 4, length=512), questions.questions, strict=False):
         for number in question.supporting:
             assert questions.documents[number] in sample["input"]
@@ -247,9 +248,9 @@ def test_compact_questions_come_without_distractors_of_their_own(make: Any) -> N
 
 def test_compact_words_are_not_practised(make: Any) -> None:
     from longred.evaluation.ruler.words import ADJECTIVES, NOUNS
-    from longred.evaluation.short import keys as practised
+    from longred.evaluation.short.key_recall import KEY_ADJECTIVES, KEY_NOUNS
 
-    assert not {*ADJECTIVES, *NOUNS} & {*practised._ADJECTIVES, *practised._NOUNS}
+    assert not {*ADJECTIVES, *NOUNS} & {*KEY_ADJECTIVES, *KEY_NOUNS}
     for sample in make("niah_multiquery", 4, length=1024):
         for _, key, _ in re.findall(NEEDLE, sample["input"]):
             adjective, noun = key.split("-")

@@ -1,7 +1,7 @@
 import random
 import re
 
-from longred.evaluation.short.keys import draw_key, draw_keys, is_held_out_word
+from longred.evaluation.short.key_recall import draw_key, draw_keys, is_held_out_word
 
 
 def words_of(key):

@@ -8,7 +8,7 @@ import pytest
 from longred.errors import ConfigError
 from longred.evaluation import short
 from longred.evaluation.prompts import count_tokens, encode
-from longred.evaluation.short.brackets import _pairs
+from longred.evaluation.short.choices import _bracket_pairs
 from longred.evaluation.short.passages import Passages
 
 WINDOW = 224
@@ -60,10 +60,10 @@ def test_continuations_come_from_other_documents(passages: Passages, documents: 
 
 def test_brackets_match_a_stack() -> None:
     text = "f(a[1], {2: (3)}, ')' ) [x] ()"
-    found = {(text[opened], text[closed]) for opened, closed in _pairs(text)}
+    found = {(text[opened], text[closed]) for opened, closed in _bracket_pairs(text)}
     assert found == {("[", "]"), ("(", ")"), ("{", "}")}
-    assert (1, text.index("')'") + 1) in list(_pairs(text))
-    assert list(_pairs("(]) [ab]")) == [(4, 7)]
+    assert (1, text.index("')'") + 1) in list(_bracket_pairs(text))
+    assert list(_bracket_pairs("(]) [ab]")) == [(4, 7)]
 
 
 def test_key_recall_keeps_room_for_the_answer(passages: Passages) -> None:
@@ -84,20 +84,11 @@ def test_more_samples_keep_the_first(passages: Passages, task: str) -> None:
 def test_scarce_places_are_asked_again(tokenizer: Any) -> None:
     lines = "".join(f"value_{i} = call(alpha, beta)[index]\n" for i in range(40))
     documents = [("a", f"{lines}table = {{alpha: beta, gamma}}\n{lines}")]
-    samples = short.generate(
-        "brackets", num_samples=12, documents=documents, tokenizer=tokenizer, window=224, seed=0
-    )
+    samples = short.make("brackets", Passages(documents, tokenizer, window=224), 12, 0)
     repeats = [sample["repeats"] for sample in samples if sample["answer"] == 2]
     assert repeats == [0, 1, 2, 3]
 
 
 def test_too_little_text_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match=r"5 samples of cloze .* yield 0; hold out more text"):
-        short.generate(
-            "cloze",
-            num_samples=5,
-            documents=[("a", "a b c\n")],
-            tokenizer=tokenizer,
-            window=224,
-            seed=0,
-        )
+    with pytest.raises(ConfigError, match=r"5 samples of cloze, .* yield 0; hold out more text"):
+        short.make("cloze", Passages([("a", "a b c\n")], tokenizer, window=224), 5, 0)
