@@ -47,7 +47,9 @@ def _print(comparison: "RunComparison") -> None:
     rows = [[row.key, *map(_value, row.values)] for row in comparison.differences]
     _print_columns([["", *letters], *rows] if rows else [["none"]])
     if comparison.questions_differ:
-        typer.echo("\nThe models were asked different questions, which differences hold too.")
+        typer.echo(
+            "\nThe models were evaluated on different samples; the differences include this effect."
+        )
     for model in comparison.models:
         typer.echo(f"\n{model.name}")
         header = ["", *letters, *(f"{letter} - {letters[0]}" for letter in letters[1:])]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from longred.report.intervals import difference, paired_interval, ratio
+from longred.report.samples import difference, paired_interval, ratio
 
 
 def tasks_of(sizes: tuple[int, ...], low: float, high: float) -> list[np.ndarray]:

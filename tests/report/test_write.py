@@ -29,7 +29,8 @@ def write_report(study: Study, folder: Path, **changes: Any) -> Path:
         "data": study.folders["data"],
         "samples": study.folders["samples"],
     }
-    write(ReportConfig(title="A <title> & more"), folder=folder, **{**given, **changes})
+    inputs = read_inputs(**{**given, **changes})
+    write(ReportConfig(title="A <title> & more"), inputs, folder)
     return folder
 
 
