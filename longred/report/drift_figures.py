@@ -40,6 +40,7 @@ COLOURS = "cividis"
 KL_LABEL = "attention KL (nats per query)"
 COSINE_LABEL = "mean cosine to the original"
 LAYER_LABEL = "decoder layer"
+THETA_LABEL, FACTOR_LABEL = "rope_theta", "factor (target / original window)"
 NOT_DISTILLED_INK = "#9aa0a6"
 POSITION_KEYS = {
     KL_LABEL: "attention_kl_by_position",
@@ -238,24 +239,17 @@ def sweep(figure: Figure, data: FigureData) -> Drawn | None:
     if data.sweep is None:
         return None
     points, theta_before = data.sweep["points"], data.sweep["rope_theta_before"]
-    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    starts = {THETA_LABEL: theta_before, FACTOR_LABEL: 1.0}
+    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {label: {} for label in starts}
     for point in points:
-        by_method.setdefault(str(point["method"]), []).append(point)
-    abf = {name: found for name, found in by_method.items() if name == "abf"}
-    others = {name: found for name, found in by_method.items() if name != "abf"}
-    groups = [
-        (group, start, label)
-        for group, start, label in (
-            (abf, theta_before, "rope_theta"),
-            (others, 1.0, "factor (target / original window)"),
-        )
-        if group
-    ]
+        label = THETA_LABEL if point["method"] == "abf" else FACTOR_LABEL
+        groups[label].setdefault(point["method"], []).append(point)
+    groups = {label: group for label, group in groups.items() if group}
     figure.set_size_inches(4.2 if len(groups) == 1 else 7.2, 4.6)
     columns = figure.subplots(2, len(groups), squeeze=False).T
-    for (top, bottom), (group, start, label) in zip(columns, groups, strict=True):
-        _draw_sweep(top, group, "attention_kl", (start, 0.0))
-        _draw_sweep(bottom, group, "last_similarity", (start, 1.0))
+    for (top, bottom), (label, group) in zip(columns, groups.items(), strict=True):
+        _draw_sweep(top, group, "attention_kl", (starts[label], 0.0))
+        _draw_sweep(bottom, group, "last_similarity", (starts[label], 1.0))
         top.set_ylabel(KL_LABEL)
         bottom.set_ylabel("last hidden state's cosine")
         bottom.set_xlabel(f"{label}, logarithmic")

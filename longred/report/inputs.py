@@ -49,6 +49,15 @@ class Inputs:
     samples: Path
     stages: Mapping[str, Path]
 
+    @property
+    def saved_students(self) -> dict[str, Path]:
+        """Name of each saved student → folder of its evaluation."""
+        return {
+            kept_name(method, step): folder
+            for method, steps in self.kept.items()
+            for step, folder in steps.items()
+        }
+
 
 def read_inputs(
     *,

@@ -9,7 +9,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from longred.config import EvaluationConfig
-from longred.method.kept import kept_name
 from longred.report import tables
 from longred.report.findings import findings, restoration_findings
 from longred.report.inputs import Inputs
@@ -31,9 +30,7 @@ def run_content(
     correlation: Correlation | None,
 ) -> dict[str, Any]:
     """Return the texts and tables of a run's report, by the template's names."""
-    models = dict(inputs.scores)
-    for method, steps in inputs.kept.items():
-        models |= {kept_name(method, step): folder for step, folder in steps.items()}
+    models = {**inputs.scores, **inputs.saved_students}
     claims = findings(
         comparison, inputs.drift, method=inputs.method, baselines=inputs.baselines
     ) + restoration_findings(points, correlation)
@@ -95,17 +92,13 @@ def _common(
         unit.label(): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
         for unit in units
     }
-    return {
+    empty_sections = dict.fromkeys(("headlines", "dropped", "findings", "reasons", "environment"))
+    return empty_sections | {
         "title": title,
-        "headlines": [],
         "result": tables.result_table(comparison),
         "differences": tables.difference_table(comparison),
         "short_average": tables.short_average_words(comparison),
-        "dropped": [],
-        "findings": [],
-        "reasons": [],
         "samples": {label: found for label, found in chosen.items() if found},
-        "environment": [],
     }
 
 

@@ -1,13 +1,13 @@
 """How retention and similarity develop over training steps, and whether they correlate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from longred.method.kept import kept_name
+from longred.report.inputs import Inputs
 from longred.report.samples import CONFIDENCE, NUM_RESAMPLES, Floats, Interval
 from longred.report.scores import ORIGINAL, RESCALED, Comparison, collect
 
@@ -53,44 +53,34 @@ class Correlation:
     spearman_interval: Interval
 
 
-def follow(
-    comparison: Comparison,
-    folders: Mapping[str, Path],
-    kept: Mapping[str, Mapping[int, Path]],
-    last_steps: Mapping[str, int],
-    *,
-    original_window: int,
-    seed: int,
-) -> list[Point]:
+def follow(comparison: Comparison, inputs: Inputs) -> list[Point]:
     """Return every method's points, by step; none for a method without saved students.
 
     Args:
         comparison: comparison of the final models; what it drops is dropped here too.
-        folders: model → folder of its scores.
-        kept: method → step → folder of the scores of the student saved at that step.
-        last_steps: method → last step of its training.
-        original_window: in tokens.
-        seed: seed of the bootstrap.
+        inputs: inputs of the report.
 
     Raises:
         MismatchError: a folder lacks its scores, or answered different samples.
     """
-    models = {
-        kept_name(method, step): folder
-        for method, steps in kept.items()
-        for step, folder in steps.items()
-    }
-    if ORIGINAL in folders:
-        models[ORIGINAL] = folders[ORIGINAL]
-    found = collect(models, original_window=original_window, dropped=comparison.dropped, seed=seed)
+    models = inputs.saved_students
+    if ORIGINAL in inputs.scores:
+        models[ORIGINAL] = inputs.scores[ORIGINAL]
+    found = collect(
+        models,
+        original_window=inputs.original_window,
+        dropped=comparison.dropped,
+        seed=inputs.seed,
+    )
     points = []
-    for method in kept:
+    for method, steps in inputs.kept.items():
         if RESCALED in comparison.models:
             points.append(_point(comparison, RESCALED, method, 0))
-        for step in sorted(kept[method]):
+        for step in sorted(steps):
             points.append(_point(found, kept_name(method, step), method, step))
-        if method in comparison.models and method in last_steps:
-            points.append(_point(comparison, method, method, last_steps[method]))
+        if method in comparison.models:
+            last_step = int(inputs.trainings[method]["num_steps"])
+            points.append(_point(comparison, method, method, last_step))
     return points
 
 
@@ -173,13 +163,16 @@ def _correlate(x_RN: Floats, y_RN: Floats, *, ranked: bool) -> Floats:
 def correlation_words(found: Correlation) -> str:
     """Return both correlations with their intervals and what the intervals cover."""
 
-    def words(name: str, value: float, ends: Interval) -> str:
-        return f"{name} {value:+.2f} (95 % interval {ends[0]:+.2f} to {ends[1]:+.2f})"
-
+    words = [
+        f"{name} {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f})"
+        for name, value, (low, high) in (
+            ("Spearman", found.spearman, found.spearman_interval),
+            ("Pearson", found.pearson, found.pearson_interval),
+        )
+    ]
     return (
-        f"{words('Spearman', found.spearman, found.spearman_interval)}, "
-        f"{words('Pearson', found.pearson, found.pearson_interval)} over {found.num_points} "
-        "students. The intervals cover the choice of saved students, not the choice of training"
+        f"{', '.join(words)} over {found.num_points} students. The intervals cover the choice of "
+        "saved students, not the randomness of training"
     )
 
 

@@ -253,9 +253,9 @@ def _heat_map(
     figure.supxlabel("length (tokens)", fontsize=9)
     figure.colorbar(image, ax=list(panels.flat), label="score (%)", shrink=0.9)
     header = ["", *(f"{model} {n:,}" for model in grids for n in lengths)]
-    cells = [np.concatenate([grid[i] for grid in grids.values()]) for i in range(len(rows))]
+    joined = np.concatenate(list(grids.values()), axis=1).tolist()
     table = [
-        [row, *(number(float(value) if np.isfinite(value) else None) for value in values)]
-        for row, values in zip(rows, cells, strict=True)
+        [row, *(number(value if math.isfinite(value) else None) for value in values)]
+        for row, values in zip(rows, joined, strict=True)
     ]
     return Drawn(Table(header, table))

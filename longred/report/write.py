@@ -30,24 +30,20 @@ def write(config: ReportConfig, inputs: Inputs, folder: Path) -> None:
         MismatchError: models answered different samples.
         StorageError: the disk is full.
     """
-    window, seed = inputs.original_window, inputs.seed
     comparison = collect(
         inputs.scores,
-        original_window=window,
+        original_window=inputs.original_window,
         min_points_above_chance=config.min_points_above_chance,
         method=inputs.method,
         baselines=inputs.baselines,
-        seed=seed,
+        seed=inputs.seed,
     )
-    last_steps = {method: int(found["num_steps"]) for method, found in inputs.trainings.items()}
-    points = follow(
-        comparison, inputs.scores, inputs.kept, last_steps, original_window=window, seed=seed
-    )
-    correlated = correlation(points, seed=seed)
+    points = follow(comparison, inputs)
+    correlated = correlation(points, seed=inputs.seed)
     figure_data = FigureData(
         comparison=comparison,
         folders=inputs.scores,
-        original_window=window,
+        original_window=inputs.original_window,
         method=inputs.method,
         drifts=comparison.drifts,
         profiled={RESCALED: inputs.drift},

@@ -24,8 +24,7 @@ def plots(study: Study, comparison: Comparison) -> dict[str, Plot]:
     inputs = read_inputs(
         recipe=RECIPE, students=study.students, scores=study.scores, **study.folders
     )
-    last_steps = dict.fromkeys(study.students, 60)
-    points = follow(comparison, inputs.scores, inputs.kept, last_steps, original_window=256, seed=0)
+    points = follow(comparison, inputs)
     data = FigureData(
         comparison=comparison,
         folders=inputs.scores,
