@@ -7,13 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.report.restoration import (
-    MIN_POINTS,
-    Correlation,
-    Point,
-    by_method,
-    correlation_words,
-)
+from longred.report.restoration import MIN_POINTS, Correlation, Point, by_method, correlation_words
 from longred.report.samples import Interval
 from longred.report.scores import ORIGINAL, RESCALED, Comparison, Difference
 

@@ -67,10 +67,7 @@ def follow(comparison: Comparison, inputs: Inputs) -> list[Point]:
     if ORIGINAL in inputs.scores:
         models[ORIGINAL] = inputs.scores[ORIGINAL]
     found = collect(
-        models,
-        original_window=inputs.original_window,
-        dropped=comparison.dropped,
-        seed=inputs.seed,
+        models, original_window=inputs.original_window, dropped=comparison.dropped, seed=inputs.seed
     )
     points = []
     for method, steps in inputs.kept.items():

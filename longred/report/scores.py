@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.errors import MismatchError
-from longred.report.samples import (
-    Interval,
-    Unit,
-    difference,
-    paired_interval,
-    paired_scores,
-    ratio,
-)
+from longred.report.samples import Interval, Unit, difference, paired_interval, paired_scores, ratio
 from longred.store.artifacts import read_json
 
 ORIGINAL, RESCALED = "original", "rescaled"
