@@ -169,7 +169,7 @@ def positions(figure: Figure, data: FigureData) -> Drawn | None:
     for axes, (label, mean) in zip(panels, means.items(), strict=True):
         axes.set_xscale("log", base=2)
         for layer, values_P in enumerate(drift[POSITION_KEYS[label]]):
-            axes.plot(list(mean), values_P[1:], color=scalar.to_rgba(layer), linewidth=1.3)
+            axes.plot(list(mean), values_P[1:], color=scalar.cmap(scale(layer)), linewidth=1.3)
         axes.plot(
             list(mean),
             list(mean.values()),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import compress
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -104,9 +105,8 @@ def ruler(figure: Figure, data: FigureData) -> Drawn | None:
     _draw_averages(axes, comparison, lengths)
     if min(lengths) <= window < max(lengths):
         axes.axvline(window, color=WINDOW_INK, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
-        above = axes.get_xaxis_transform()
-        text = {"ha": "center", "color": WINDOW_INK, "fontsize": 8}
-        axes.text(window, 1.01, "original window", transform=above, **text)
+        above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center"}
+        axes.text(window, 1.01, "original window", color=WINDOW_INK, fontsize=8, **above)
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("length (tokens, logarithmic)")

@@ -164,7 +164,9 @@ def collect(
     for name in folders:
         comparison.models[name].update(_retention(comparison, folders, name, original_window, seed))
     for baseline in baselines:
-        if method in folders and baseline in folders and baseline != method:
+        if method is None or baseline == method:
+            continue
+        if {method, baseline} <= folders.keys():
             comparison.differences.extend(_differences(comparison, folders, method, baseline, seed))
     return comparison
 
@@ -300,7 +302,8 @@ class _Measure:
     def of(self, model: Mapping[str, Any]) -> float | None:
         """Return a model's score, in percent."""
         values = model[self.group] if self.key is None else model[self.group][self.key]
-        return values["average"] if isinstance(values, Mapping) else values
+        score: float | None = values["average"] if isinstance(values, Mapping) else values
+        return score
 
 
 def _measures(comparison: Comparison) -> list[_Measure]:

@@ -50,7 +50,7 @@ def losses(figure: Figure, data: FigureData) -> Drawn | None:
     num_columns, num_rows = min(3, len(terms)), -(-len(terms) // 3)
     figure.set_size_inches(max(4.6, 2.75 * num_columns), 3.3 if num_rows == 1 else 5.6)
     panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
-    columns = {}
+    columns: dict[str, Mapping[int, float]] = {}
     for key, series in terms.items():
         axes = panels.pop(0)
         title, unit = TERMS.get(key, (key.removeprefix("train/").replace("_", " "), "loss"))

@@ -34,7 +34,7 @@ TABLE = "# Result\n\n| model | short | RULER 256 |\n|---|---:|---:|\n| longred-c
 
 
 def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord]:
-    """A store with a trained student, a report, and the record of the run that made them."""
+    """A store with a trained student and a report, and the record of their run."""
     store = Store(root / "store")
     settings = {"original_window": 64, "target_window": 256, **ROPES[rope]}
 
@@ -102,7 +102,7 @@ SCORES: dict[str, Any] = {
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read folders back in this process, and let version 4 be out of reach."""
+    """Load folders in this process, and make version 4 unavailable."""
 
     def read(folder: Path, work: Path, packages: Path | None = None) -> Any:
         probe.main(str(folder), str(work / "request.json"), str(work / "result.json"))
@@ -135,7 +135,7 @@ def test_an_exported_student_is_the_trained_one(
         "logits": True,
         "loading": None,
     }
-    # The obvious comparison: stock transformers against the trained folder's own weights.
+    # Stock transformers against the weights of the trained folder.
     stock = AutoModelForCausalLM.from_pretrained(exported.folder, dtype=exported.dtype).float()
     trained = load_model(exported.trained.folder, dtype=exported.dtype).float()
     tokens = torch.randint(500, (1, 200))

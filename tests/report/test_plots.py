@@ -1,4 +1,4 @@
-"""Plots carry the numbers given, look the same every time, and reach nothing outside."""
+"""Plots contain the given numbers, are deterministic, and reference nothing external."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -116,7 +116,7 @@ def test_heat_maps_hold_the_scores_of_every_field(
     place = table.header.index("longred-c 512")
     scores = study.answers["longred-c", "niah_single_1@512"]
     assert row[place] == f"{scores.mean():.1f}"
-    # The needle tasks that are compared at this length, a fifth of the depths.
+    # The compared needle tasks at this length, in the first fifth of the depths.
     depths = plots["depth-heat-map"].table
     assert [r[0] for r in depths.rows] == [f"{20 * i}-{20 * i + 20} %" for i in range(5)]
     tasks = comparison.ruler_tasks[512]

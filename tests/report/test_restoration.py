@@ -1,4 +1,4 @@
-"""Students on their way: what is told of each step, and how retention goes with similarity."""
+"""Saved students: values by training step, and the correlation of retention with similarity."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_metrics_are_told_by_training_step(journal, study: Study) -> None:
         assert journal[f"{method}/by_step/similarity"] == similarity
         assert journal[f"{method}/by_step/attention_kl"] == {s: KL[n] for s, n in names.items()}
     assert -1 < journal["restoration/spearman"][0] < 1
-    # The finished models alone are in the tables.
+    # The tables list the final models only.
     assert not any("-step-" in key for key in journal)
 
 

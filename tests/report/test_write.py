@@ -1,4 +1,4 @@
-"""The report's folder is whole, deterministic, self-contained and says what it was made from."""
+"""The report's folder is complete, deterministic, self-contained and names its inputs."""
 
 import json
 import re
