@@ -48,7 +48,7 @@ def _print(comparison: "RunComparison") -> None:
     _print_columns([["", *letters], *rows] if rows else [["none"]])
     if comparison.questions_differ:
         typer.echo(
-            "\nThe runs used different evaluation samples; differences of scores include that."
+            "\nThe models were evaluated on different samples; the differences include this effect."
         )
     for model in comparison.models:
         typer.echo(f"\n{model.name}")

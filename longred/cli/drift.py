@@ -100,7 +100,7 @@ class Result:
     name: str
     values: dict[str, Any]
     table: str
-    draw: Callable[[], "list[Plot | None]"]
+    draw: Callable[[], "list[Plot]"]
     drift: "Drift | None" = None
 
 
@@ -117,15 +117,13 @@ def _compare(
     found = profile_drift(teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress)
     values = facts | found.to_json()
 
-    def draw() -> "list[Plot | None]":
-        from longred.report.drift_figures import heads_plot, layers_plot, positions_plot
+    def draw() -> "list[Plot]":
+        from longred.report.figures import draw_all
+        from longred.report.plots import FigureData
 
-        name = Path(str(facts["model_b"])).name
-        return [
-            layers_plot({name: values}),
-            heads_plot({name: values}),
-            positions_plot(values, name),
-        ]
+        drifts = {Path(str(facts["model_b"])).name: values}
+        names = ("drift-layers", "drift-heads", "drift-positions")
+        return draw_all(names, FigureData(drifts=drifts, profiled=drifts))
 
     return Result(
         name="drift.json", values=values, table=_table(found, facts), draw=draw, drift=found
@@ -143,13 +141,14 @@ def _sweep(
     from longred.profiling.sweep import original_theta, sweep_drift
 
     points = sweep_drift(teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress)
-    before = original_theta(teacher)
-    values = facts | {"rope_theta_before": before, "points": [point._asdict() for point in points]}
+    theta = original_theta(teacher)
+    values = facts | {"rope_theta_before": theta, "points": [point._asdict() for point in points]}
 
-    def draw() -> "list[Plot | None]":
-        from longred.report.drift_figures import sweep_plot
+    def draw() -> "list[Plot]":
+        from longred.report.figures import draw_all
+        from longred.report.plots import FigureData
 
-        return [sweep_plot(values["points"], theta_before=before)]
+        return draw_all(("drift-sweep",), FigureData(sweep=values))
 
     return Result(name="sweep.json", values=values, table=_sweep_table(points, facts), draw=draw)
 
@@ -225,8 +224,7 @@ def _write(out: Path, result: Result) -> None:
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for plot in result.draw():
-            if plot is not None:
-                (out / f"{plot.name}.png").write_bytes(plot.png)
+            (out / f"{plot.name}.png").write_bytes(plot.png)
         if result.drift is not None:
             write_parquet(result.drift, out / "drift.parquet")
     write_json(out / result.name, result.values)

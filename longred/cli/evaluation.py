@@ -261,13 +261,17 @@ def _print_scores(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    from longred.report.evaluation_page import compare, write_page
+    from longred.report.scores import collect
     from longred.report.tables import markdown_page
 
     folders = {name: artifact.folder for name, artifact in scores.items()}
-    comparison = compare(config, folders)
+    comparison = collect(
+        folders, original_window=config.original_window, dropped=[], seed=config.seed
+    )
     if report is not None:
-        write_page(report, config, folders, samples.folder, comparison)
+        from longred.report.write import write_evaluation
+
+        write_evaluation(report, config, folders, samples.folder, comparison)
     if as_json:
         found = {
             name: {"scores": comparison.models[name], "artifact": artifact.path}

@@ -48,8 +48,11 @@ def export(
     )
     if not as_json:
         _print_export(exported)
-    say = (lambda finding: None) if as_json else _print_finding
-    findings = check_export(exported, say=say) if check else []
+    findings = []
+    for finding in check_export(exported) if check else ():
+        findings.append(finding)
+        if not as_json:
+            _print_finding(finding)
     if as_json:
         typer.echo(json.dumps(_summary(exported, findings), indent=2))
     else:

@@ -1,9 +1,7 @@
-"""A trained student as a folder that Hugging Face, vLLM, SGLang and llama.cpp load, and its proof.
+"""Exports a trained student as a folder that Hugging Face, vLLM, SGLang and llama.cpp load.
 
-write.py    the folder: weights, configuration in both dialects, tokenizer, model card
-steps.py    which step's student: the last, a kept one, or the best
-card.py     the model card, from the run's own measurements
-check.py    reads the folder back with other programs and compares it with the trainer's model
-probe.py    what runs there: a script of its own, with nothing of longred in it
-serving.py  the commands that serve the folder, and what to know before
+`longred export` calls `write.py`, which finds the student and writes weights, configuration,
+tokenizer and the model card from `card.py`. With --check, `check.py` loads the folder with other
+versions of transformers, by running `probe.py` in separate processes, and compares the results with
+the trained model. `serving.py` returns the commands that serve the folder.
 """

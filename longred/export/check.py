@@ -1,7 +1,7 @@
-"""Reads an exported folder back with transformers 5 and 4 and compares it with the trainer's model.
+"""Loads an exported folder with transformers 5 and 4 and compares it with the trained model.
 
-Each version runs in a process of its own that knows nothing of longred. Version 4 is fetched into a
-folder that is thrown away afterwards; torch and what else it needs are those that are installed.
+Each version runs in its own process, without longred. Version 4 is installed into a temporary
+folder; torch and the other dependencies are the installed ones.
 """
 
 import json
@@ -9,14 +9,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from longred.errors import MismatchError
 from longred.export.write import Exported
@@ -31,11 +30,11 @@ FREQUENCY_TOLERANCE = 1e-6
 """Relative; versions differ in the last bit of a power."""
 
 LOGIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Largest difference by the spread of the logits; kernels differ by the precision."""
+"""Largest difference, relative to the standard deviation of the logits; kernels differ."""
 
 FETCH_SECONDS, PROBE_SECONDS = 300, 3600
 FLOAT32_BYTES = 10**10
-"""Up to this size of weights the models are compared in float32."""
+"""Models up to this size are compared in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,11 @@ class Finding:
     """One comparison.
 
     Attributes:
-        version: of transformers that read the folder, or the major one where none could be had.
+        version: version of transformers that loaded the folder; only the major version if it could
+            not be installed.
         what: what was compared.
-        text: how it came out, in words and figures.
-        passed: None where it could not be made.
+        text: the result, in words and figures.
+        passed: None if the comparison could not be made.
     """
 
     version: str
@@ -55,48 +55,46 @@ class Finding:
     passed: bool | None
 
 
-Say = Callable[[Finding], None]
-
-
-def check_export(exported: Exported, *, say: Say = lambda finding: None) -> list[Finding]:
-    """Load the folder with transformers 5 and, where the registry is reachable, 4, and compare.
-
-    Args:
-        exported: what was written.
-        say: told each finding as it is made.
+def check_export(exported: Exported) -> Iterator[Finding]:
+    """Load the folder with transformers 5 and, if the registry is reachable, 4; yield comparisons.
 
     Raises:
-        MismatchError: a version cannot load the folder, or computes something else.
+        MismatchError: a version cannot load the folder or computes something else; raised after the
+            last finding.
     """
-    findings: list[Finding] = []
+    failed = None
+    for finding in _findings(exported):
+        yield finding
+        if finding.passed is False:
+            failed = failed or finding
+    if failed is not None:
+        raise MismatchError(
+            f"{exported.folder}: transformers {failed.version} does not read the trained model: "
+            f"{failed.what}: {failed.text}; do not ship this folder"
+        )
 
-    def note(found: list[Finding]) -> None:
-        for finding in found:
-            say(finding)
-        findings.extend(found)
 
+def _findings(exported: Exported) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="longred-check-") as name:
         work = Path(name)
         expected = _trainers_model(exported, work / "request.json")
-        note(_compare_own(expected))
-        note(_compare(expected, _probe(exported.folder, work)))
+        if expected["own_rope"] is not None:
+            inv_freq = expected["rope"][FULL].inv_freq
+            own = expected["own_rope"].cpu()
+            same = torch.allclose(own, inv_freq, rtol=FREQUENCY_TOLERANCE, atol=0)
+            text = "matches the configuration" if same else "differs from the configuration"
+            yield Finding(transformers.__version__, "trainer's inv_freq", text, same)
+        yield from _compare(expected, _probe(exported.folder, work))
         problem = _fetch_version_4(work / "transformers4")
         if problem is None:
-            note(_compare(expected, _probe(exported.folder, work, work / "transformers4")))
+            yield from _compare(expected, _probe(exported.folder, work, work / "transformers4"))
         else:
-            note([Finding("4", "loading", f"not checked: {problem}", None)])
-    failed = [finding for finding in findings if finding.passed is False]
-    if failed:
-        raise MismatchError(
-            f"{exported.folder}: transformers {failed[0].version} does not read the trained model: "
-            f"{failed[0].what}: {failed[0].text}; do not ship this folder"
-        )
-    return findings
+            yield Finding("4", "loading", f"not checked: {problem}", None)
 
 
 @torch.no_grad()
 def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
-    """Write the probe's request and return what the trainer's own model answers to it."""
+    """Write the probe's request and return the results of the trained model for it."""
     is_small = exported.size_bytes <= FLOAT32_BYTES
     dtype = torch.float32 if is_small else exported.dtype
     model: Any = load_model(exported.source, dtype=exported.dtype, backend="sdpa")
@@ -111,7 +109,7 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
         "tokens": tokens[0].tolist(),
         "num_logits": NUM_LOGITS,
         "dtype": dtype_name,
-        # Soft-capped logits are computed by the formula there only.
+        # Only eager attention computes soft-capped logits by the formula.
         "attention": "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
     }
     request.write_text(json.dumps(values), encoding="utf-8")
@@ -122,14 +120,9 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
         "rope": {kind: frequencies(config, kind) for kind in kinds},
         "logits": model(tokens).logits[0, -NUM_LOGITS:].float(),
         "has_chat_template": _has_chat_template(exported.source),
-        "own_rope": _own_rope(model),
+        # None if the layers do not share one set of frequencies.
+        "own_rope": getattr(model.base_model.rotary_emb, "inv_freq", None),
     }
-
-
-def _own_rope(model: PreTrainedModel) -> torch.Tensor | None:
-    """Return the frequencies in the loaded model itself, where all layers share them."""
-    rotary: Any = model.base_model.rotary_emb
-    return getattr(rotary, "inv_freq", None)
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -164,44 +157,29 @@ def _probe(folder: Path, work: Path, packages: Path | None = None) -> Mapping[st
     return values
 
 
-def _compare_own(expected: Mapping[str, Any]) -> list[Finding]:
-    """Compare the frequencies in the trainer's loaded model with those that others are held to."""
-    if expected["own_rope"] is None:
-        return []
-    inv_freq = expected["rope"][FULL].inv_freq
-    same = torch.allclose(expected["own_rope"].cpu(), inv_freq, rtol=FREQUENCY_TOLERANCE, atol=0)
-    text = "as the configuration says" if same else "not what the configuration says"
-    return [Finding(transformers.__version__, "trainer's inv_freq", text, same)]
-
-
-def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> list[Finding]:
+def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> Iterator[Finding]:
+    """Compare a probe's result with the trained model: window, chat template, RoPE, logits."""
     version = str(seen["transformers"])
     windows = (seen["window"], seen["tokenizer_window"])
     fits = windows == (expected["window"],) * 2 and seen["window_type"] == "int"
-    findings = [
-        Finding(version, "window", f"{windows[0]} tokens, tokenizer {windows[1]}", fits),
-        _compare_chat(version, expected, seen),
-    ]
+    yield Finding(version, "window", f"{windows[0]} tokens, tokenizer {windows[1]}", fits)
+    same = expected["has_chat_template"] == seen["has_chat_template"]
+    kept = "unchanged" if seen["has_chat_template"] else "none, as in training"
+    yield Finding(version, "chat template", kept if same else "lost", same)
     for kind, ours in expected["rope"].items():
-        findings.append(_compare_rope(version, kind, ours, seen["rope"].get(kind)))
+        yield _compare_rope(version, kind, ours, seen["rope"].get(kind))
     logits = torch.tensor(seen["logits"])
     spread = float(expected["logits"].std())
     difference = float((logits - expected["logits"]).abs().max()) / spread
     limit = LOGIT_TOLERANCE[expected["dtype"]]
-    text = f"largest difference {difference:.1e} of their spread, {expected['dtype']}"
-    return [*findings, Finding(version, "logits", text, difference <= limit)]
-
-
-def _compare_chat(version: str, expected: Mapping[str, Any], seen: Mapping[str, Any]) -> Finding:
-    kept = expected["has_chat_template"] == seen["has_chat_template"]
-    text = ("kept" if seen["has_chat_template"] else "none, as before") if kept else "lost"
-    return Finding(version, "chat template", text, kept)
+    text = f"largest difference {difference:.1e} standard deviations, {expected['dtype']}"
+    yield Finding(version, "logits", text, difference <= limit)
 
 
 def _compare_rope(version: str, kind: str, ours: Any, theirs: Mapping[str, Any] | None) -> Finding:
     what = f"RoPE of {kind.replace('_', ' ')}"
     if theirs is None:
-        return Finding(version, what, "has none", False)
+        return Finding(version, what, "missing", False)
     inv_freq = torch.tensor(theirs["inv_freq"], dtype=torch.float64)
     if inv_freq.shape != ours.inv_freq.shape:
         return Finding(version, what, f"{len(inv_freq)} frequencies", False)
@@ -215,7 +193,7 @@ def _compare_rope(version: str, kind: str, ours: Any, theirs: Mapping[str, Any] 
 
 
 def _fetch_version_4(folder: Path) -> str | None:
-    """Install transformers 4 into a folder; return why that could not be done, or None."""
+    """Install transformers 4 into a folder; return the reason if that fails."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         done = subprocess.run(  # noqa: S603 - fixed arguments
@@ -226,8 +204,8 @@ def _fetch_version_4(folder: Path) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{VERSION_4[0]} was not fetched within {FETCH_SECONDS} s"
+        return f"{VERSION_4[0]} was not installed within {FETCH_SECONDS} s"
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        return f"{VERSION_4[0]} cannot be fetched ({(errors or ['no message'])[-1]})"
+        return f"{VERSION_4[0]} cannot be installed ({(errors or ['no message'])[-1]})"
     return None

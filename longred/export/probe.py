@@ -1,18 +1,20 @@
-"""Loads a model folder with whatever transformers is on the path and writes down what it computes.
+"""Loads a model folder with the transformers on the path and writes its results to a file.
 
-Run as a file in a process of its own: `python -P probe.py FOLDER REQUEST.json RESULT.json`. It
-imports nothing of longred, so that what it sees is what any other program sees.
+Run as a script in its own process: `python -P probe.py FOLDER REQUEST.json RESULT.json`.
+It does not import longred, so it reads the folder as any other program does.
 """
 
 import json
 import sys
 from typing import Any
 
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 
 def frequencies(model: Any, last_position: int) -> dict[str, Any]:
-    """Return each rotary embedding's frequencies and factor, as the model uses them far out."""
-    import torch
-
+    """Return frequencies and attention factor of each rotary embedding at `last_position`."""
     found = {}
     for name, module in model.named_modules():
         if "rotary_emb" not in name.rsplit(".", 1)[-1]:
@@ -31,11 +33,7 @@ def frequencies(model: Any, last_position: int) -> dict[str, Any]:
 
 
 def main(folder: str, request_path: str, result_path: str) -> None:
-    """Answer the request: tokens whose last logits are asked, and the computing type."""
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Compute the last logits of the request's tokens, and window, RoPE and chat template."""
     with open(request_path, encoding="utf-8") as file:
         request = json.load(file)
     loader: Any = AutoModelForCausalLM

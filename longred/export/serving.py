@@ -1,4 +1,4 @@
-"""How to serve an exported folder: exact commands, and where servers read RoPE differently.
+"""Commands that serve an exported folder, and differences in how servers read RoPE.
 
 Source: the code of vLLM 0.24, SGLang and llama.cpp's converter as of 2026.
 """
@@ -12,52 +12,50 @@ from longred.models.architectures import main_rope
 
 
 def serve_commands(config: PreTrainedConfig, folder: Path) -> dict[str, list[str]]:
-    """Return the commands of each server for a model folder."""
-    window, place = config.max_position_embeddings, shlex.quote(str(folder))
+    """Return server → commands for a model folder."""
+    window, path = config.max_position_embeddings, shlex.quote(str(folder))
     gguf = shlex.quote(f"{folder.name}.gguf")
     return {
         "Transformers": [
             f"python -c \"from transformers import pipeline; p = pipeline('text-generation', "
             f"{str(folder)!r}); print(p('Once')[0]['generated_text'])\""
         ],
-        "vLLM": [f"vllm serve {place} --max-model-len {window}"],
-        "SGLang": [
-            f"python -m sglang.launch_server --model-path {place} --context-length {window}"
-        ],
+        "vLLM": [f"vllm serve {path} --max-model-len {window}"],
+        "SGLang": [f"python -m sglang.launch_server --model-path {path} --context-length {window}"],
         "llama.cpp": [
-            f"python convert_hf_to_gguf.py {place} --outtype bf16 --outfile {gguf}",
+            f"python convert_hf_to_gguf.py {path} --outtype bf16 --outfile {gguf}",
             f"llama-server --model {gguf} --ctx-size {window}",
         ],
     }
 
 
 def serving_notes(config: PreTrainedConfig) -> list[str]:
-    """Return what to know about a model's RoPE before serving it; nothing for raised theta."""
+    """Return warnings about a model's RoPE; none for models extended by abf or ntk."""
     rope, window = main_rope(config), config.max_position_embeddings
     kind = rope["rope_type"]
     if kind == "linear":
         derived = int(window * rope["factor"])
         return [
-            f"linear scaling is read in two ways: max_position_embeddings is {window}, which is "
+            f"servers disagree on linear scaling: max_position_embeddings is {window}, which is "
             f"right for Transformers and llama.cpp, but vLLM and SGLang multiply it by the factor "
-            f"{rope['factor']:g} and would offer {derived} tokens; the flags above hold them to "
+            f"{rope['factor']:g} and would offer {derived} tokens; the flags above limit them to "
             f"{window}. Models extended by abf, ntk or yarn do not have this conflict"
         ]
     if kind == "yarn":
         original = rope["original_max_position_embeddings"]
         return [
-            f"vLLM takes the window of a yarn model from {original} x {rope['factor']:g}, SGLang "
-            f"and llama.cpp from max_position_embeddings; both are {window}"
+            f"vLLM computes the window of a yarn model as {original} x {rope['factor']:g}; SGLang "
+            f"and llama.cpp read max_position_embeddings. Both are {window}"
         ]
     if kind == "longrope":
         notes = [
             "vLLM starts a longrope model at its original window of "
-            f"{rope['original_max_position_embeddings']} unless --max-model-len says more"
+            f"{rope['original_max_position_embeddings']} unless --max-model-len is larger"
         ]
         if config.model_type != "phi3":
             notes.append(
-                "llama.cpp converts longrope factors for architectures made with them (Phi-3) "
-                f"only, and would turn this {config.model_type} model wrongly"
+                "llama.cpp converts longrope factors only for architectures designed with them "
+                f"(Phi-3), and would rotate this {config.model_type} model incorrectly"
             )
         return notes
     return []

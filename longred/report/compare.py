@@ -1,4 +1,4 @@
-"""Several runs beside each other: first what was set differently, then how the models scored."""
+"""Compares several runs: the settings that differ, then the scores of their models."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,35 +11,29 @@ from longred.runs.mirror import comparable
 from longred.runs.record import RunRecord
 from longred.store.journal import JOURNAL_NAME, read_lines
 
+SAMPLES = "evaluation/samples"
 Scores = Mapping[str, Mapping[str, float]]
+"""Model → metric key → value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A setting that not all runs share; `values` in the order of the runs, None where unset."""
+class Row:
+    """One setting, or one measure of one model, in every run.
+
+    Attributes:
+        key: dotted key of a setting; key of a metric, with `@ length` for a RULER measure.
+        values: in the order of the runs, None if a run lacks it.
+    """
 
     key: str
     values: list[Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One measure of one model in every run.
-
-    Attributes:
-        key: the metric's key, with `@ length` for one that is asked at several.
-        values: in the order of the runs, None where a run has none.
-    """
-
-    key: str
-    values: list[float | None]
-
     @property
     def digits(self) -> int:
-        """How many digits after the point say something: percent need less than what is near 1."""
+        """Digits after the point: one for percentages, four for values near 1."""
         return 4 if self.key.startswith(("similarity", "held_out")) else 1
 
-    def changes(self) -> list[float | None]:
+    def changes(self) -> list[Any]:
         """Return each later run's value minus the first run's."""
         first = self.values[0]
         return [
@@ -49,28 +43,28 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's measures in every run; `name` says which model, where runs differ each one's."""
+    """A model's measures in every run; `name` lists the names if they differ between runs."""
 
     name: str
-    measures: list[Measure]
+    measures: list[Row]
 
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
-    """Runs beside each other.
+    """Several runs side by side.
 
     Attributes:
         letters: a short name for each run, in order.
         runs: their records.
         differences: settings that they do not share.
-        models: those with a measure that differs, the trained student first.
+        models: models with a measure that differs, the trained student first.
         same: names of the models that scored the same in all runs.
-        questions_differ: whether their models were asked different questions.
+        questions_differ: whether their models were evaluated on different samples.
     """
 
     letters: list[str]
     runs: list[RunRecord]
-    differences: list[Difference]
+    differences: list[Row]
     models: list[Model]
     same: list[str]
     questions_differ: bool
@@ -94,60 +88,65 @@ class RunComparison:
 
 
 def compare(runs: Sequence[RunRecord]) -> RunComparison:
-    """Put runs beside each other.
+    """Compare the settings and scores of runs.
 
     Raises:
-        ConfigError: less than two runs are given, or one twice.
+        ConfigError: fewer than two runs are given, or one twice.
         MismatchError: an artifact of a run cannot be read.
     """
     ids = [run.id for run in runs]
     if not 2 <= len(set(ids)) == len(ids) <= len(ascii_uppercase):
         raise ConfigError(f"compare: give 2 to 26 different runs (got {', '.join(ids)})")
-    scores = [read_scores(run) for run in runs]
-    models = list(_models(runs, scores))
-    moved = [model for model in models if any(map(_differ, model.measures))]
-    samples = {
-        stage.digest
-        for run in runs
-        for name, stage in run.last_attempts().items()
-        if name == "evaluation/samples"
-    }
+    models = list(_models(runs, [read_scores(run) for run in runs]))
+    changed = [model for model in models if any(_differ(each.values) for each in model.measures)]
+    attempts = [run.last_attempts() for run in runs]
+    samples = {stages[SAMPLES].digest for stages in attempts if SAMPLES in stages}
     return RunComparison(
         letters=list(ascii_uppercase[: len(runs)]),
         runs=list(runs),
         differences=config_differences([run.config for run in runs]),
-        models=moved,
-        same=[model.name for model in models if model not in moved],
+        models=changed,
+        same=[model.name for model in models if model not in changed],
         questions_differ=len(samples) > 1,
     )
 
 
-def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[Difference]:
+def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return the dotted keys whose values are not the same in all configurations."""
     flat = [comparable(config) for config in configs]
     keys = dict.fromkeys(key for each in flat for key in each)
-    rows = [Difference(key, [each.get(key) for each in flat]) for key in keys]
-    return [row for row in rows if any(value != row.values[0] for value in row.values)]
+    rows = [Row(key, [each.get(key) for each in flat]) for key in keys]
+    return [row for row in rows if _differ(row.values)]
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
 
 
 def read_scores(run: RunRecord) -> Scores:
-    """Return what a run's models scored: model → metric key → value.
+    """Return the scores of a run's models: model → metric key → value.
 
-    The run's report has them; where it was not made, they are computed from the evaluations.
+    They come from the run's report, or from the evaluations if there is no report.
     """
     stages = run.last_attempts()
+    evaluations = {
+        name.partition("/")[2]: stage
+        for name, stage in stages.items()
+        if name.startswith("evaluation/") and name != SAMPLES
+    }
     report = stages.get("report")
     if report is not None and report.path:
-        return _from_journal(run, Path(report.path))
-    folders = {
-        name.partition("/")[2]: Path(stage.path)
-        for name, stage in stages.items()
-        if name.startswith("evaluation/") and name != "evaluation/samples" and stage.path
-    }
+        found: dict[str, dict[str, float]] = {model: {} for model in evaluations}
+        for line in read_lines(Path(report.path) / JOURNAL_NAME, 0)[0]:
+            model, _, key = line["key"].partition("/")
+            if model in found:
+                found[model][_key(key, line["step"])] = line["value"]
+        return found
+    folders = {name: Path(stage.path) for name, stage in evaluations.items() if stage.path}
     if not folders:
         return {}
-    from longred.report.scores import collect
-    from longred.report.write import metrics
+    # Imported here: numpy would slow down the start of the command.
+    from longred.report.scores import collect, model_metrics
 
     comparison = collect(
         folders,
@@ -157,25 +156,11 @@ def read_scores(run: RunRecord) -> Scores:
     return {
         model: {
             _key(key, step): value
-            for step, values in metrics(comparison, model).items()
+            for step, values in model_metrics(comparison, model).items()
             for key, value in values.items()
         }
         for model in comparison.models
     }
-
-
-def _from_journal(run: RunRecord, report: Path) -> Scores:
-    models = [
-        name.partition("/")[2]
-        for name in run.last_attempts()
-        if name.startswith("evaluation/") and name != "evaluation/samples"
-    ]
-    found: dict[str, dict[str, float]] = {model: {} for model in models}
-    for line in read_lines(report / JOURNAL_NAME, 0)[0]:
-        model, _, key = line["key"].partition("/")
-        if model in found:
-            found[model][_key(key, line["step"])] = line["value"]
-    return found
 
 
 def _key(key: str, step: int) -> str:
@@ -183,21 +168,16 @@ def _key(key: str, step: int) -> str:
 
 
 def _models(runs: Sequence[RunRecord], scores: Sequence[Scores]) -> Iterator[Model]:
-    """Yield the trained students as one model, then every other model by its name."""
+    """Yield the trained students as one model, then every other model by name."""
+
+    def model(label: str, names: Sequence[str]) -> Model:
+        found = [each.get(name, {}) for each, name in zip(scores, names, strict=True)]
+        keys = dict.fromkeys(key for each in found for key in each)
+        return Model(label, [Row(key, [each.get(key) for each in found]) for key in keys])
+
     methods = [str(run.config["training"]["method"]) for run in runs]
-    together = len(set(methods)) == 1
-    label = methods[0] if together else f"student ({', '.join(methods)})"
-    yield _model(label, [each.get(method) for each, method in zip(scores, methods, strict=True)])
+    same_method = len(set(methods)) == 1
+    yield model(methods[0] if same_method else f"student ({', '.join(methods)})", methods)
     for name in dict.fromkeys(name for each in scores for name in each):
-        if not (together and name == methods[0]):
-            yield _model(name, [each.get(name) for each in scores])
-
-
-def _model(name: str, found: Sequence[Mapping[str, float] | None]) -> Model:
-    keys = dict.fromkeys(key for each in found if each for key in each)
-    rows = [Measure(key, [each.get(key) if each else None for each in found]) for key in keys]
-    return Model(name, rows)
-
-
-def _differ(measure: Measure) -> bool:
-    return any(value != measure.values[0] for value in measure.values)
+        if not (same_method and name == methods[0]):
+            yield model(name, [name] * len(runs))

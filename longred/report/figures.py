@@ -1,311 +1,165 @@
-"""Which plots a report holds: what the models can do first, then how they came to it."""
+"""The table of all figures, in the order of the page: title, caption and drawing function."""
 
-import math
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
+import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatter, NullLocator
-from matplotlib.transforms import blended_transform_factory
 
-from longred.report.drift_figures import (
-    heads_plot,
-    layers_plot,
-    model_positions_plot,
-    positions_plot,
-)
-from longred.report.findings import RESCALED
-from longred.report.heat_maps import depth_heat_map, pairs_heat_map, ruler_heat_map
-from longred.report.inputs import Inputs
-from longred.report.plots import Plot, draw, draw_bars, draw_lines, legend_above, look
-from longred.report.restoration import Correlation, Point
-from longred.report.restoration_figures import retention_similarity_plot, steps_plot
-from longred.report.samples import Unit
-from longred.report.scores import ORIGINAL, Comparison, score_of
-from longred.report.tables import retention_table, ruler_table, series_table, short_table
-from longred.report.training_figures import attention_plot, grad_norm_plot, loss_plot
+from longred.report import drift_figures, score_figures, training_figures
+from longred.report.plots import Drawn, FigureData, Plot
 
-Z95 = 1.96
+STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
-def all_plots(
-    inputs: Inputs, comparison: Comparison, points: Sequence[Point], found: Correlation | None
-) -> list[Plot]:
-    """Draw every plot for which there are numbers, what the models can do first.
+@dataclass(frozen=True, slots=True)
+class FigureSpec:
+    """One figure of the report.
 
-    Args:
-        inputs: what the report tells of.
-        comparison: the scores of all models.
-        points: the students on their way.
-        found: how their retention goes with their similarity.
+    Attributes:
+        title: heading on the page; `{...}` are values that the drawing function returns.
+        caption: what is plotted and how to read it; with values as in `title`.
+        fill: draws into an empty figure and returns its numbers; None if the data is missing.
     """
-    drifts = drifts_of(comparison)
-    extended = {name: drifts[name] for name in (RESCALED, inputs.method) if name in drifts}
-    candidates = [
-        steps_plot(points),
-        retention_similarity_plot(points, found),
-        attention_plot(inputs.drift, inputs.selection),
-        heads_plot(extended or {RESCALED: inputs.drift}),
-        positions_plot(inputs.drift, RESCALED),
-        model_positions_plot(drifts),
-        loss_plot(inputs.journals),
-        grad_norm_plot(inputs.journals),
-    ]
-    first = evaluation_plots(comparison, inputs.scores, original_window=inputs.original_window)
-    return first + [plot for plot in candidates if plot is not None]
+
+    title: str
+    caption: str
+    fill: Callable[[Figure, FigureData], Drawn | None]
 
 
-def drifts_of(comparison: Comparison) -> dict[str, Any]:
-    """Return the drift of every model but the original from it, as its evaluation measured it."""
-    found = {
-        name: (raw.get("similarity") or {}).get("drift") for name, raw in comparison.raw.items()
-    }
-    return {name: drift for name, drift in found.items() if drift and name != ORIGINAL}
-
-
-def evaluation_plots(
-    comparison: Comparison, folders: Mapping[str, Path], *, original_window: int
-) -> list[Plot]:
-    """Draw what the models can do.
-
-    Args:
-        comparison: their scores.
-        folders: model name → folder of its answers.
-        original_window: the original's window, in tokens.
-    """
-    candidates = [
-        retention_plot(comparison),
-        short_plot(comparison),
-        ruler_plot(comparison, original_window),
-        ruler_heat_map(comparison),
-        depth_heat_map(comparison, folders),
-        pairs_heat_map(comparison, folders),
-        perplexity_plot(comparison),
-        layers_plot(drifts) if (drifts := drifts_of(comparison)) else None,
-    ]
-    return [plot for plot in candidates if plot is not None]
-
-
-def perplexity_plot(comparison: Comparison) -> Plot | None:
-    """Draw each model's perplexity on the longest held-out text, by position."""
-    lengths = {int(n) for raw in comparison.raw.values() for n in raw.get("perplexity") or {}}
-    if not lengths:
-        return None
-    longest = max(lengths)
-    measured = {
-        name: raw["perplexity"][str(longest)]
-        for name, raw in comparison.raw.items()
-        if str(longest) in (raw.get("perplexity") or {})
-    }
-    series = {
-        name: {int(each["end"]): math.exp(each["nats"]) for each in found["bins"]}
-        for name, found in measured.items()
-    }
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        draw_lines(axes, series, list(comparison.raw), markers=True)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        # Powers of ten are far apart; the numbers between them are told where there is room.
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-        axes.set_ylabel("perplexity")
-        axes.set_xlabel("position in the text (tokens)")
-        axes.set_xlim(left=0)
-        legend_above(figure, axes)
-
-    return draw(
-        "perplexity",
-        f"Perplexity by position in held-out text of {longest:,} tokens",
-        "exp of the mean cross-entropy of the tokens up to each mark, since the mark before; lower "
-        f"is better. The vertical axis is logarithmic. {_overall(measured)}",
-        series_table("position", series, 3),
-        paint,
-    )
-
-
-def _overall(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return each model's perplexity on all of the text, and on its key tokens if known."""
-    whole = ", ".join(f"{name} {found['perplexity']:.2f}" for name, found in measured.items())
-    text = f"On all of the text: {whole}."
-    keys = {name: found for name, found in measured.items() if found.get("long_ppl") is not None}
-    if not keys:
-        return text
-    number = next(iter(keys.values()))["num_key_tokens"]
-    long_ppl = ", ".join(f"{name} {found['long_ppl']:.2f}" for name, found in keys.items())
-    return f"{text} LongPPL, on the {number:,} tokens that need what is far away: {long_ppl}."
-
-
-def ruler_plot(comparison: Comparison, original_window: int) -> Plot | None:
-    """Draw each model's average over the compared RULER tasks by length."""
-    lengths = [length for length, tasks in comparison.ruler_tasks.items() if tasks]
-    if not lengths:
-        return None
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.set_xscale("log", base=2)
-        _draw_ruler(axes, comparison, lengths)
-        if min(lengths) <= original_window < max(lengths):
-            axes.axvline(
-                original_window, color="#5f6368", linewidth=1, linestyle=(0, (2, 2)), zorder=0
-            )
-            above = blended_transform_factory(axes.transData, axes.transAxes)
-            axes.text(
-                original_window,
-                1.01,
-                "original window",
-                transform=above,
-                ha="center",
-                color="#5f6368",
-                fontsize=8,
-            )
-        axes.xaxis.set_major_locator(FixedLocator(lengths))
-        axes.xaxis.set_major_formatter(FixedFormatter([f"{n:,}" for n in lengths]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("length (tokens, logarithmic)")
-        axes.set_ylabel("RULER average (%)")
-        axes.set_ylim(0, 104)
-        legend_above(figure, axes)
-
-    names = sorted({task for tasks in comparison.ruler_tasks.values() for task in tasks})
-    return draw(
-        "ruler",
-        "RULER by length",
-        f"Average over {', '.join(names)}; whiskers are 1.96 standard errors. The original "
-        f"works up to {original_window:,} tokens.",
-        ruler_table(comparison),
-        paint,
-    )
-
-
-def _draw_ruler(axes: Axes, comparison: Comparison, lengths: Sequence[int]) -> None:
-    """Draw one line with whiskers a model."""
-    models = list(comparison.models)
-    for position, (name, model) in enumerate(comparison.models.items()):
-        averages = {n: model["ruler"][str(n)]["average"] for n in lengths}
-        known = [n for n in lengths if averages[n] is not None]
-        if not known:
-            continue
-        # Models lie a little apart, so that equal scores and whiskers stay visible.
-        shift = 2 ** (0.035 * (position - (len(models) - 1) / 2))
-        colour, marker, dashes, _ = look(name, models)
-        errors = [_average_error(comparison, name, n) for n in known]
-        axes.errorbar(
-            [n * shift for n in known],
-            [averages[n] for n in known],
-            yerr=errors,
-            color=colour,
-            marker=marker,
-            linestyle=dashes,
-            elinewidth=1,
-            capsize=2,
-            label=name,
-        )
-
-
-def retention_plot(comparison: Comparison) -> Plot | None:
-    """Draw retention with its interval and the line of the original."""
-    models = [name for name in comparison.models if name != ORIGINAL]
-    keys = ["short", *(str(length) for length in comparison.lengths)]
-
-    def entry(name: str, key: str, kind: str) -> Any:
-        values = comparison.models[name][kind]
-        return values["short"] if key == "short" else values["ruler"][key]
-
-    keys = [
-        key for key in keys if any(entry(name, key, "retention") is not None for name in models)
-    ]
-    if not keys:
-        return None
-    values = {name: [entry(name, key, "retention") for key in keys] for name in models}
-    spread = {name: [entry(name, key, "retention_interval") for key in keys] for name in models}
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        groups = ["short tasks" if key == "short" else f"RULER {int(key):,}" for key in keys]
-        draw_bars(axes, groups, values, spread, list(comparison.models))
-        axes.axhline(100, color="#202124", linewidth=1, label="original (100 %)")
-        axes.set_ylabel("retention (% of the original)")
-        legend_above(figure, axes, models)
-
-    return draw(
-        "retention",
+FIGURES = {
+    "retention": FigureSpec(
         "Retention",
-        "Score of each model divided by the original's on the same samples, where the original "
-        "has a score to keep: "
-        "not beyond its own window. "
-        "Whiskers: 95 % interval of a paired bootstrap over samples.",
-        retention_table(comparison),
-        paint,
-    )
-
-
-def short_plot(comparison: Comparison) -> Plot | None:
-    """Draw each short task's score, a bar a model, with the level of guessing."""
-    tasks = comparison.short_tasks
-    if not tasks:
-        return None
-    values: dict[str, list[float | None]] = {}
-    spread: dict[str, list[tuple[float, float] | None]] = {}
-    for name, raw in comparison.raw.items():
-        entries = [score_of(raw, Unit(task)) for task in tasks]
-        values[name] = [float(entry["score"]) if entry else None for entry in entries]
-        spread[name] = [_ends(entry) if entry else None for entry in entries]
-    chances = [_chance(comparison, Unit(task)) for task in tasks]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        draw_bars(
-            axes,
-            [task.replace("_", " ") for task in tasks],
-            values,
-            spread,
-            list(comparison.models),
-        )
-        for place, chance in enumerate(chances):
-            label = "_" if place else "chance"
-            axes.hlines(
-                chance,
-                place - 0.46,
-                place + 0.46,
-                color="#202124",
-                linestyle=(0, (1, 1)),
-                label=label,
-            )
-        axes.set_ylabel("score (%)")
-        axes.set_ylim(0, 104)
-        legend_above(figure, axes, list(comparison.models))
-
-    return draw(
-        "short-tasks",
+        "Score of each model divided by the score of the original on the same samples. RULER "
+        "lengths beyond the original's own window are left out: the original has no score to "
+        "retain there. Whiskers: 95 % interval of a paired bootstrap over samples.",
+        score_figures.retention,
+    ),
+    "short-tasks": FigureSpec(
         "Short tasks",
-        "Score of each model on each compared short task; whiskers are 1.96 standard errors, the "
-        "dotted line is what "
-        "guessing scores.",
-        short_table(comparison),
-        paint,
-        width=max(7.2, 1.6 * len(tasks)),
-    )
+        "Score of each model on each compared short task. Whiskers: 1.96 standard errors. Dotted "
+        "line: chance level.",
+        score_figures.short_tasks,
+    ),
+    "ruler": FigureSpec(
+        "RULER by length",
+        "Average over {tasks}. Whiskers: 1.96 standard errors. The original's window is "
+        "{window:,} tokens.",
+        score_figures.ruler,
+    ),
+    "ruler-heat-map": FigureSpec(
+        "RULER by task and length",
+        "Score of every task at every length, in percent. An empty cell was not evaluated.",
+        score_figures.ruler_heat_map,
+    ),
+    "depth-heat-map": FigureSpec(
+        "Needles by depth and length",
+        "Score of the compared needle tasks, in percent, by the share of the text that precedes "
+        "the needle: 0 % is the start. An empty cell has no samples.",
+        score_figures.depth_heat_map,
+    ),
+    "pairs-heat-map": FigureSpec(
+        "Key-value retrieval by depth and length",
+        "Score, in percent, of retrieving the value of one key from a JSON object that fills the "
+        "length, by the share of the object that precedes the key. An empty cell has no samples.",
+        score_figures.pairs_heat_map,
+    ),
+    "perplexity": FigureSpec(
+        "Perplexity by position in held-out text of {length:,} tokens",
+        "Exponential of the mean cross-entropy of the tokens between each marker and the one "
+        "before it; lower is better. The vertical axis is logarithmic. {summary}",
+        score_figures.perplexity,
+    ),
+    "drift-layers": FigureSpec(
+        "Drift by layer",
+        "Left: mean KL divergence of each model's attention from the original's; 0 is identical. "
+        "Right: mean cosine between their hidden states after each layer; 1 is identical. The "
+        "right axis does not start at zero. Both are measured on the same short text.",
+        drift_figures.layers,
+    ),
+    "restoration-steps": FigureSpec(
+        "Restoration and forgetting over training steps",
+        "Students saved during training, evaluated on the same samples and the same text as the "
+        "final ones. Step 0 is the rescaled model before training; the last point is the final "
+        "student. The vertical axes do not start at zero.",
+        training_figures.restoration_steps,
+    ),
+    "retention-similarity": FigureSpec(
+        "Retention and similarity",
+        "Short retention of every saved student over its similarity to the original. Lines "
+        "connect the steps of one training; the numbers beside the points are steps.{correlation}",
+        training_figures.retention_similarity,
+    ),
+    "attention-kl": FigureSpec(
+        "Attention drift and distilled layers",
+        "Mean KL divergence of the rescaled model's attention from the original's on held-out "
+        "short text, per decoder layer, counted from 0. Distilling decoder layer l matches the "
+        "hidden state that it outputs. The last layer is always distilled.",
+        drift_figures.attention,
+    ),
+    "drift-heads": FigureSpec(
+        "Attention drift by head",
+        "Mean KL divergence of the attention of each head in {models} from the original's. Layers "
+        "and heads are counted from 0.",
+        drift_figures.heads,
+    ),
+    "drift-positions": FigureSpec(
+        "Drift by position",
+        "Attention KL and hidden-state similarity of {model} by the position of the query, "
+        "averaged over bins. Each marker is the start of a bin. The table lists the mean over "
+        "layers.",
+        drift_figures.positions,
+    ),
+    "drift-positions-models": FigureSpec(
+        "Drift by position, model by model",
+        "Attention KL and hidden-state similarity to the original by the position of the query: "
+        "mean over layers, averaged over bins. Each marker is the start of a bin.",
+        drift_figures.model_positions,
+    ),
+    "loss": FigureSpec(
+        "Loss by term",
+        "Each term before its weight is applied, per optimizer step. Methods that do not use a "
+        "bucket have no line in its panel. The table lists at most 31 steps; metrics.jsonl of the "
+        "training has all of them.",
+        training_figures.losses,
+    ),
+    "grad-norm": FigureSpec(
+        "Gradient norm",
+        "L2 norm of the whole gradient before clipping, per optimizer step.",
+        training_figures.grad_norm,
+    ),
+    "drift-sweep": FigureSpec(
+        "Drift by RoPE setting",
+        "Mean attention KL over layers, and cosine of the last hidden state to the original's, of "
+        "models that differ from the original only in RoPE (original rope_theta: "
+        "{theta_before:,.0f}). The first point is the original itself.",
+        drift_figures.sweep,
+    ),
+}
+SCORE_FIGURES = tuple(FIGURES)[: tuple(FIGURES).index("drift-layers") + 1]
+"""The figures that need evaluations alone."""
 
 
-def _ends(entry: Mapping[str, Any]) -> tuple[float, float] | None:
-    if entry.get("stderr") is None:
-        return None
-    score, error = float(entry["score"]), Z95 * float(entry["stderr"])
-    return max(0.0, score - error), min(100.0, score + error)
+def draw_all(names: Iterable[str], data: FigureData) -> list[Plot]:
+    """Draw the named figures of `FIGURES`; skip those whose data is missing.
 
-
-def _chance(comparison: Comparison, unit: Unit) -> float:
-    entries = [score_of(raw, unit) for raw in comparison.raw.values()]
-    return next((float(entry.get("chance") or 0.0) for entry in entries if entry), 0.0)
-
-
-def _average_error(comparison: Comparison, name: str, length: int) -> float:
-    """Return 1.96 standard errors of the average over the tasks of one length, in points."""
-    tasks = comparison.ruler_tasks[length]
-    entries = [score_of(comparison.raw[name], Unit(task, length)) for task in tasks]
-    errors = [float((entry or {}).get("stderr") or 0.0) for entry in entries]
-    return Z95 * math.sqrt(sum(error**2 for error in errors)) / len(tasks)
+    The same data always produces the same bytes of SVG and PNG.
+    """
+    plots = []
+    for name in names:
+        spec = FIGURES[name]
+        with mpl.rc_context({"svg.hashsalt": f"longred-{name}"}, fname=STYLE):
+            figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+            drawn = spec.fill(figure, data)
+            if drawn is None:
+                continue
+            svg, png = io.BytesIO(), io.BytesIO()
+            no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(svg, format="svg", metadata=no_metadata)
+            figure.savefig(png, format="png", metadata={"Software": None})
+        title, caption = spec.title.format(**drawn.values), spec.caption.format(**drawn.values)
+        markup = svg.getvalue().decode()
+        plots.append(Plot(name, title, caption, drawn.table, markup, png.getvalue()))
+    return plots

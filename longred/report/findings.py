@@ -1,27 +1,27 @@
-"""Says in words what one run tells of the method's claims; only an interval gives a verdict."""
+"""States what one run shows about the method's claims; only an interval gives a verdict.
+
+Source of the claims: arXiv 2502.07365, sections 3 and 5.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.report.scores import ORIGINAL, Comparison, Difference
+from longred.report.restoration import MIN_POINTS, Correlation, Point, by_method, correlation_words
+from longred.report.samples import Interval
+from longred.report.scores import ORIGINAL, RESCALED, Comparison, Difference
 
-RESCALED = "rescaled"
-SUPPORTED, CONTRADICTED, OPEN, NOT_TESTABLE = (
-    "supported",
-    "contradicted",
-    "not decided",
-    "not testable",
-)
+SUPPORTED, CONTRADICTED = "supported", "contradicted"
+OPEN, NOT_TESTABLE = "not decided", "not testable"
 MEASURED, HIGHER, LOWER, EQUAL = "measured", "higher", "lower", "equal"
-"""What is said of a number without an interval."""
+"""Outcomes of numbers without an interval."""
 MARGIN = 1.0
 """Points below a baseline that still count as no worse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A claim, how it came out in this run, and the numbers that say so."""
+    """A claim, its outcome in this run, and the numbers behind it."""
 
     claim: str
     verdict: str
@@ -31,102 +31,125 @@ class Finding:
 def findings(
     comparison: Comparison, drift: Mapping[str, Any], *, method: str, baselines: Sequence[str]
 ) -> list[Finding]:
-    """Return each claim that one run can speak to (source: arXiv 2502.07365, sections 3 and 5).
+    """Return the findings about the final models.
 
     Args:
-        comparison: the scores of all models.
-        drift: what profiling measured between the original and the rescaled model.
+        comparison: scores of all models.
+        drift: profiled drift of the rescaled model from the original.
         method: the trained method in question.
-        baselines: the methods it is compared with.
+        baselines: methods that it is compared with.
     """
     found = [_drift_finding(comparison, drift)]
     for baseline in baselines:
         if baseline in comparison.models:
-            found.append(_restoration_finding(comparison, method, baseline))
+            found.append(_similarity_finding(comparison, method, baseline))
             found.extend(_score_findings(comparison, method, baseline))
     return found
 
 
-def _similarity(comparison: Comparison, name: str) -> float | None:
-    value = comparison.models.get(name, {}).get("similarity")
-    return None if value is None else float(value)
+def _measured(comparison: Comparison, key: str, *names: str) -> list[float | None]:
+    """Return one measure of several models; None for a model that lacks it."""
+    return [comparison.models.get(name, {}).get(key) for name in names]
 
 
 def _drift_finding(comparison: Comparison, drift: Mapping[str, Any]) -> Finding:
     claim = "Distance of attention and hidden states from the original's after rescaling RoPE alone"
     scores = [float(score) for score in drift.get("attention_kl", [])]
-    similarity = _similarity(comparison, RESCALED)
+    (similarity,) = _measured(comparison, "similarity", RESCALED)
     if similarity is None or not scores:
         return Finding(claim, NOT_TESTABLE, "the rescaled model was not evaluated")
     evidence = (
         f"last-layer similarity {similarity:.4f}; attention KL {sum(scores) / len(scores):.4f} "
-        f"nats on average "
-        f"over layers, {max(scores):.4f} in decoder layer {scores.index(max(scores))}"
+        f"nats (mean over layers), maximum {max(scores):.4f} in decoder layer "
+        f"{scores.index(max(scores))}"
     )
     return Finding(claim, MEASURED, evidence)
 
 
-def _restoration_finding(comparison: Comparison, method: str, baseline: str) -> Finding:
+def _similarity_finding(comparison: Comparison, method: str, baseline: str) -> Finding:
     claim = f"Hidden-state similarity of {method} to the original, compared with {baseline}"
-    ours, theirs = _similarity(comparison, method), _similarity(comparison, baseline)
+    names = (method, baseline, RESCALED)
+    ours, theirs, rescaled = _measured(comparison, "similarity", *names)
     if ours is None or theirs is None:
         return Finding(claim, NOT_TESTABLE, "similarity was not measured for both")
     evidence = f"last-layer similarity {ours:.4f} against {theirs:.4f}, without an interval"
-    rescaled = _similarity(comparison, RESCALED)
     if rescaled is not None:
         evidence += f"; rescaled without training {rescaled:.4f}"
-    kl = [comparison.models.get(n, {}).get("attention_kl") for n in (method, baseline, RESCALED)]
-    if all(value is not None for value in kl):
+    kl = _measured(comparison, "attention_kl", *names)
+    if None not in kl:
         evidence += f"; attention KL {kl[0]:.4f} against {kl[1]:.4f}, rescaled {kl[2]:.4f} nats"
     verdict = EQUAL if ours == theirs else HIGHER if ours > theirs else LOWER
     return Finding(claim, verdict, evidence)
 
 
 def _score_findings(comparison: Comparison, method: str, baseline: str) -> list[Finding]:
-    found = []
+    """Judge that the method is better on short text and no worse at the longest RULER length."""
     by_measure = {
         entry.measure: entry for entry in comparison.differences if entry.baseline == baseline
     }
-    short = by_measure.pop("short average", None)
     claim = f"{method} keeps more short-text ability than {baseline}"
-    if short is None:
-        found.append(Finding(claim, NOT_TESTABLE, _why_not(comparison, None)))
-    else:
-        found.append(Finding(claim, _verdict(short), _evidence(short)))
+    short = by_measure.get("short average")
+    found = [_judge(claim, short, comparison, comparison.short_tasks)]
     if comparison.lengths:
         length = max(comparison.lengths)
-        claim = (
-            f"{method} is no worse than {baseline} at {length:,} tokens, within {MARGIN:g} point"
-        )
+        where = f"{length:,} tokens, within {MARGIN:g} point"
+        claim = f"{method} is no worse than {baseline} at {where}"
         long = by_measure.get(f"RULER at {length:,} tokens")
-        if long is None:
-            found.append(Finding(claim, NOT_TESTABLE, _why_not(comparison, length)))
-        else:
-            found.append(Finding(claim, _verdict(long, margin=MARGIN), _evidence(long)))
+        found.append(_judge(claim, long, comparison, comparison.ruler_tasks[length], MARGIN))
     return found
 
 
-def _verdict(entry: Difference, margin: float = 0.0) -> str:
-    """Judge that the method is better, or with a margin, that it is worse by less than that."""
-    if entry.interval is None:
-        return NOT_TESTABLE
-    low, high = entry.interval
-    if low > -margin:
-        return SUPPORTED
-    return CONTRADICTED if high < -margin else OPEN
-
-
-def _evidence(entry: Difference) -> str:
+def _judge(
+    claim: str,
+    entry: Difference | None,
+    comparison: Comparison,
+    tasks: Sequence[str],
+    margin: float = 0.0,
+) -> Finding:
+    """Judge that a difference is positive or, with a margin, above minus that margin."""
+    if entry is None:
+        reason = "scores of some task are missing"
+        if ORIGINAL not in comparison.models:
+            reason = "the original was not evaluated"
+        if not tasks and comparison.dropped:
+            reason = "every task was dropped: the original scores too close to chance"
+        return Finding(claim, NOT_TESTABLE, reason)
     text = f"{entry.measure}: {entry.points:+.1f} points"
     if entry.interval is None:
-        return f"{text}; per-sample scores for an interval are missing"
-    return f"{text}, 95 % interval {entry.interval[0]:+.1f} to {entry.interval[1]:+.1f}"
+        reason = f"{text}; per-sample scores for an interval are missing"
+        return Finding(claim, NOT_TESTABLE, reason)
+    low, high = entry.interval
+    evidence = f"{text}, 95 % interval {low:+.1f} to {high:+.1f}"
+    return Finding(claim, _verdict(entry.interval, -margin), evidence)
 
 
-def _why_not(comparison: Comparison, length: int | None) -> str:
-    tasks = comparison.short_tasks if length is None else comparison.ruler_tasks.get(length, [])
-    if not tasks and comparison.dropped:
-        return "every task was dropped: the original scores too close to chance"
-    if ORIGINAL not in comparison.models:
-        return "the original was not evaluated"
-    return "scores of some task are missing"
+def _verdict(interval: Interval, bound: float = 0.0) -> str:
+    """Return on which side of the bound the interval lies."""
+    if interval[0] > bound:
+        return SUPPORTED
+    return CONTRADICTED if interval[1] < bound else OPEN
+
+
+def restoration_findings(points: Sequence[Point], found: Correlation | None) -> list[Finding]:
+    """Return the findings about training steps; none if no student was saved."""
+    if not points:
+        return []
+    claim = "Short-text retention rises with hidden-state similarity to the original"
+    if found is None:
+        reason = f"fewer than {MIN_POINTS} students have both values, or the values do not vary"
+        claims = [Finding(claim, NOT_TESTABLE, reason)]
+    else:
+        verdict = _verdict(found.spearman_interval)
+        claims = [Finding(claim, verdict, correlation_words(found))]
+    for method, students in by_method(points).items():
+        scored = [(p.short_average, p.step) for p in students if p.short_average is not None]
+        if len(scored) < 3:
+            continue
+        best, step = max(scored)
+        (first, at_first), (last, at_last) = scored[0], scored[-1]
+        evidence = (
+            f"{first:.1f} at step {at_first}, {best:.1f} at step {step}, the highest, and "
+            f"{last:.1f} at step {at_last}, the last"
+        )
+        claims.append(Finding(f"Short average over the steps of {method}", MEASURED, evidence))
+    return claims

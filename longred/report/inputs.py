@@ -1,17 +1,15 @@
-"""Reads what the stages left for the report; a missing file stops it before anything is drawn."""
+"""Reads the artifacts of earlier stages for the report; a missing file stops it before drawing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longred.errors import ConfigError
 from longred.method.kept import kept_name
+from longred.report.scores import ORIGINAL, RESCALED
 from longred.store.artifacts import read_json
 from longred.store.journal import JOURNAL_NAME, Journal
-
-REFERENCES = ("original", "rescaled")
-"""Models that are not trained, and lead every table."""
 
 Series = dict[str, dict[int, float]]
 """Metric key → step → value."""
@@ -19,23 +17,29 @@ Series = dict[str, dict[int, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Everything that a report tells of.
+    """Everything that the report of a run is computed from.
 
     Attributes:
         recipe: the whole recipe as plain values.
-        method: the trained method that the report is about.
-        drift: what profiling measured.
-        selection: the distilled layers and why.
+        original_window: in tokens.
+        method: trained method that the report is about.
+        baselines: trained methods that it is compared with.
+        seed: seed of the run.
+        drift: profiled drift of the rescaled model.
+        selection: the distilled layers and the reasons.
         trainings: method → its training.json.
         journals: method → its metrics.
         scores: model → folder of its evaluation artifact: references, baselines, the method last.
-        kept: method → step → folder of the evaluation of the student that was kept there.
-        samples: folder of the frozen samples that all models were asked.
-        stages: what a reader calls an artifact → its folder.
+        kept: method → step → folder of the evaluation of the student saved at that step.
+        samples: folder of the frozen samples on which all models were evaluated.
+        stages: readable name of an artifact → its folder.
     """
 
     recipe: Mapping[str, Any]
+    original_window: int
     method: str
+    baselines: list[str]
+    seed: int
     drift: Mapping[str, Any]
     selection: Mapping[str, Any]
     trainings: Mapping[str, Mapping[str, Any]]
@@ -46,23 +50,8 @@ class Inputs:
     stages: Mapping[str, Path]
 
     @property
-    def original_window(self) -> int:
-        """The original's window, in tokens."""
-        return int(self.recipe["original_window"])
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.recipe.get("seed", 0))
-
-    @property
-    def baselines(self) -> list[str]:
-        """The trained methods that it is compared with."""
-        return [name for name in self.trainings if name != self.method]
-
-    @property
-    def on_the_way(self) -> dict[str, Path]:
-        """Name of each kept student → folder of its evaluation."""
+    def saved_students(self) -> dict[str, Path]:
+        """Name of each saved student → folder of its evaluation."""
         return {
             kept_name(method, step): folder
             for method, steps in self.kept.items()
@@ -83,29 +72,35 @@ def read_inputs(
     """Read the folders of the upstream artifacts.
 
     Raises:
-        ConfigError: the recipe does not say its original_window, or no model was evaluated.
+        ConfigError: the recipe lacks original_window, or no model was evaluated.
         MismatchError: a folder lacks a file.
     """
-    kept = _kept(recipe, students, scores)
-    on_the_way = {folder for steps in kept.values() for folder in steps.values()}
-    scores = {name: folder for name, folder in scores.items() if folder not in on_the_way}
-    if not scores:
+    training: Mapping[str, Any] = recipe.get("training", {})
+    final = dict(scores)
+    kept: dict[str, dict[int, Path]] = {}
+    for method in students:
+        for step in training.get("keep_steps", []):
+            folder = final.pop(kept_name(method, step), None)
+            if folder is not None:
+                kept.setdefault(method, {})[step] = folder
+    if not final:
         raise ConfigError("evaluation.references: no model was evaluated, nothing to report")
     if not isinstance(recipe.get("original_window"), int):
         raise ConfigError("original_window: the report needs it to compare RULER lengths with")
-    training: Mapping[str, Any] = recipe.get("training", {})
     method = str(training.get("method", next(iter(students), "")))
-    order = [*REFERENCES, *(name for name in students if name != method), method]
-    ordered = [name for name in order if name in scores]
-    ordered += [name for name in scores if name not in ordered]
+    baselines = [name for name in students if name != method]
+    order = dict.fromkeys([ORIGINAL, RESCALED, *baselines, method, *final])
     return Inputs(
         recipe=recipe,
+        original_window=recipe["original_window"],
         method=method,
+        baselines=baselines,
+        seed=int(recipe.get("seed", 0)),
         drift=read_json(profile / "drift.json"),
         selection=read_json(selection / "selection.json"),
         trainings={name: read_json(path / "training.json") for name, path in students.items()},
-        journals={name: read_series(path / JOURNAL_NAME) for name, path in students.items()},
-        scores={name: scores[name] for name in ordered},
+        journals={name: _read_series(path / JOURNAL_NAME) for name, path in students.items()},
+        scores={name: final[name] for name in order if name in final},
         kept=kept,
         samples=samples,
         stages={
@@ -118,20 +113,7 @@ def read_inputs(
     )
 
 
-def _kept(
-    recipe: Mapping[str, Any], methods: Iterable[str], scores: Mapping[str, Path]
-) -> dict[str, dict[int, Path]]:
-    steps = recipe.get("training", {}).get("keep_steps", [])
-    found = {
-        method: {
-            step: scores[name] for step in steps if (name := kept_name(method, step)) in scores
-        }
-        for method in methods
-    }
-    return {method: by_step for method, by_step in found.items() if by_step}
-
-
-def read_series(path: Path) -> Series:
+def _read_series(path: Path) -> Series:
     """Return a journal as key → step → value; the last line of a step counts."""
     series: Series = {}
     for line in Journal(path).read():

@@ -1,23 +1,159 @@
-"""One HTML page that holds everything in itself: no script, no font, no picture from elsewhere."""
+"""Content of the HTML page, and the page: one file without scripts, fonts or external images."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from longred.config import EvaluationConfig
+from longred.report import tables
+from longred.report.findings import findings, restoration_findings
+from longred.report.inputs import Inputs
 from longred.report.plots import Plot, inline_svg
+from longred.report.restoration import Correlation, Point
+from longred.report.samples import examples, frozen_prompts
+from longred.report.scores import RESCALED, Comparison
+from longred.store.artifacts import DIGEST_LENGTH, canonical_digest
 
-TEMPLATE = "page.html"
 PROMPT_START, PROMPT_END = 500, 900
+NUM_EXAMPLES = 3
+
+
+def run_content(
+    title: str,
+    inputs: Inputs,
+    comparison: Comparison,
+    points: Sequence[Point],
+    correlation: Correlation | None,
+) -> dict[str, Any]:
+    """Return the texts and tables of a run's report, by the template's names."""
+    models = {**inputs.scores, **inputs.saved_students}
+    claims = findings(
+        comparison, inputs.drift, method=inputs.method, baselines=inputs.baselines
+    ) + restoration_findings(points, correlation)
+    environments = [training.get("environment") for training in inputs.trainings.values()]
+    reasons = [entry["text"] for entry in inputs.selection["reasons"]]
+    reasons.insert(0, inputs.selection["number_text"])
+    return _common(title, comparison, inputs.scores, inputs.samples) | {
+        "facts": _facts(inputs),
+        "headlines": _headlines(inputs, comparison),
+        "findings": claims,
+        "dropped": tables.dropped_lines(comparison),
+        "reasons": [text[:1].upper() + text[1:] for text in reasons],
+        "provenance": [
+            ("Models", tables.model_table(models, comparison.raw)),
+            ("Stages", tables.stage_table(inputs.stages)),
+            ("Trainings", tables.training_table(inputs.trainings)),
+        ],
+        "environment": dict.fromkeys(
+            f"{key}: {value}"
+            for environment in environments
+            if isinstance(environment, Mapping)
+            for key, value in environment.items()
+        ),
+        "recipe_text": yaml.safe_dump(
+            dict(inputs.recipe), sort_keys=False, allow_unicode=True, width=100
+        ),
+    }
+
+
+def evaluation_content(
+    config: EvaluationConfig, folders: Mapping[str, Path], samples: Path, comparison: Comparison
+) -> dict[str, Any]:
+    """Return the texts and tables of an evaluation outside of a run, by the template's names."""
+    facts = {
+        "suite": config.short.suite,
+        "original window": f"{config.original_window:,} tokens",
+        "dtype": config.dtype,
+        "seed": str(config.seed),
+    }
+    if config.ruler.tasks:
+        lengths = ", ".join(f"{length:,}" for length in sorted(set(config.ruler.lengths)))
+        facts["RULER"] = f"{config.ruler.num_samples} samples per task at {lengths} tokens"
+    values = {"evaluation": config.model_dump(mode="json")}
+    title = f"Evaluation of {', '.join(folders)}"
+    return _common(title, comparison, folders, samples) | {
+        "facts": facts,
+        "provenance": [("Models", tables.model_table(folders, comparison.raw))],
+        "recipe_text": yaml.safe_dump(values, sort_keys=False, width=100),
+    }
+
+
+def _common(
+    title: str, comparison: Comparison, folders: Mapping[str, Path], samples: Path
+) -> dict[str, Any]:
+    """Return what all pages share; dropped tasks have samples too, since these show the reason."""
+    units = comparison.short_units() + comparison.ruler_units()
+    units += [entry.unit for entry in comparison.dropped]
+    chosen = {
+        unit.label(): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
+        for unit in units
+    }
+    empty_sections = dict.fromkeys(("headlines", "dropped", "findings", "reasons", "environment"))
+    return empty_sections | {
+        "title": title,
+        "result": tables.result_table(comparison),
+        "differences": tables.difference_table(comparison),
+        "short_average": tables.short_average_words(comparison),
+        "samples": {label: found for label, found in chosen.items() if found},
+    }
+
+
+def _facts(inputs: Inputs) -> dict[str, str]:
+    recipe = inputs.recipe
+    extension: Mapping[str, Any] = recipe.get("extension", {})
+    facts = {
+        "recipe": str(recipe.get("name", tables.NOT_AVAILABLE)),
+        "digest": canonical_digest(json.loads(json.dumps(recipe)))[:DIGEST_LENGTH],
+        "window": f"{recipe['original_window']:,} → {recipe.get('target_window', 0):,} tokens",
+    }
+    if extension.get("method"):
+        theta = extension.get("rope_theta")
+        facts["RoPE"] = extension["method"].upper() + (f", theta {theta:,.0f}" if theta else "")
+    trainings = inputs.trainings.values()
+    tokens = [each["tokens"] for each in trainings if isinstance(each.get("tokens"), int)]
+    if tokens:
+        facts["training tokens per method"] = f"{max(tokens):,}"
+    facts["seed"] = str(inputs.seed)
+    return facts
+
+
+def _headlines(inputs: Inputs, comparison: Comparison) -> list[dict[str, str]]:
+    """Return the method's main numbers, each with those of the baselines."""
+    method, models = inputs.method, comparison.models
+    if method not in models:
+        return []
+
+    def percent(value: float | None) -> str:
+        return tables.NOT_AVAILABLE if value is None else f"{value:.1f} %"
+
+    measures = {"short retention": lambda model: percent(model["retention"]["short"])}
+    if comparison.lengths:
+        length = max(comparison.lengths)
+        measures[f"RULER at {length:,} tokens"] = lambda model: percent(
+            model["ruler"][str(length)]["average"]
+        )
+    measures["similarity to the original"] = lambda model: tables.number(model["similarity"], 4)
+    others = [name for name in [*inputs.baselines, RESCALED] if name in models]
+    return [
+        {
+            "value": read(models[method]),
+            "label": f"{method}: {label}",
+            "note": ", ".join(f"{name} {read(models[name])}" for name in others),
+        }
+        for label, read in measures.items()
+    ]
 
 
 def render(content: Mapping[str, Any], plots: Sequence[Plot]) -> str:
-    """Return the page as HTML; every text is escaped, only the drawings are inserted as markup.
+    """Return the page as HTML; all texts are escaped, only the SVGs are inserted as markup.
 
     Args:
-        content: what the page says, by the names that the template uses.
-        plots: the drawings, with captions and tables.
+        content: from `run_content` or `evaluation_content`.
+        plots: the figures with captions and tables.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -26,16 +162,14 @@ def render(content: Mapping[str, Any], plots: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shortened"] = shortened
-    drawings = [{"plot": plot, "svg": inline_svg(plot)} for plot in plots]
-    return environment.get_template(TEMPLATE).render(content, plots=drawings)
+    environment.filters["shortened"] = _shortened
+    drawings = [(plot, inline_svg(plot)) for plot in plots]
+    return environment.get_template("page.html").render(content, plots=drawings)
 
 
-def shortened(text: str) -> str:
-    """Return a long prompt's start and end, and how much lies between them."""
-    left_out = len(text) - PROMPT_START - PROMPT_END
-    if left_out <= 200:
+def _shortened(text: str) -> str:
+    """Return start and end of a long prompt, with the number of characters between them."""
+    omitted = len(text) - PROMPT_START - PROMPT_END
+    if omitted <= 200:
         return text
-    return (
-        f"{text[:PROMPT_START]}\n\n[… {left_out:,} characters left out …]\n\n{text[-PROMPT_END:]}"
-    )
+    return f"{text[:PROMPT_START]}\n\n[… {omitted:,} characters omitted …]\n\n{text[-PROMPT_END:]}"

@@ -1,55 +1,25 @@
-"""How a report draws: one look for each model, and the same bytes for the same numbers."""
+"""Drawing primitives shared by all figures: one look per model, lines, bars and legends."""
 
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from longred.report.inputs import Series
+from longred.report.restoration import Correlation, Point
+from longred.report.scores import Comparison
 from longred.report.tables import Table
 
-STYLE: dict[str, Any] = {
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "axes.edgecolor": "#5f6368",
-    "axes.labelcolor": "#202124",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "grid.color": "#e3e5e8",
-    "grid.linewidth": 0.7,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.6,
-    "xtick.color": "#3c4043",
-    "ytick.color": "#3c4043",
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "svg.fonttype": "path",
-    "savefig.dpi": 150,
-}
-
-# Okabe and Ito's colours, told apart with every common colour blindness; the references are
-# neutral, and markers, dashes and hatches tell the models apart once more in grey print.
-INK = "#202124"
-FEW_BARS = 6
-"""With fewer, bars stay as narrow as of so many."""
+INK, REFERENCE_INK = "#202124", "#1f1f1f"
+# Okabe and Ito's colours, distinguishable with every common colour blindness; the references are
+# neutral. Markers, dashes and hatches distinguish the models in grey print as well.
 LOOKS: dict[str, tuple[str, str, str, str]] = {
-    "original": ("#1f1f1f", "o", "-", ""),
+    "original": (REFERENCE_INK, "o", "-", ""),
     "rescaled": ("#9aa0a6", "s", "--", "\\\\\\\\"),
     "cpt": ("#0072b2", "^", "-.", "////"),
     "longred-c": ("#d55e00", "D", "-", ""),
@@ -61,19 +31,63 @@ OTHERS = (
     ("#e69f00", "*", "-.", "++++"),
     ("#7b4fa3", "<", ":", "||--"),
 )
+FEW_BARS = 6
+"""Plots with fewer bars draw them as narrow as if there were this many."""
+
+Drifts = Mapping[str, Mapping[str, Any]]
+"""Model → JSON form of its drift from the original."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureData:
+    """Everything that figures are drawn from; a figure whose data is missing is not drawn.
+
+    Attributes:
+        comparison: scores of all models.
+        folders: model → folder of its evaluation artifact.
+        original_window: in tokens.
+        method: trained method that the report is about.
+        drifts: drift of each evaluated model from the original.
+        profiled: one model and the drift that profiling measured for it.
+        selection: the distilled layers.
+        journals: training method → metrics.
+        points: scores of the saved students by training step.
+        correlation: correlation of retention with similarity over `points`.
+        sweep: sweep.json of `longred drift`.
+    """
+
+    comparison: Comparison = field(default_factory=lambda: Comparison({}, {}, []))
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    original_window: int = 0
+    method: str = ""
+    drifts: Drifts = field(default_factory=dict)
+    profiled: Drifts = field(default_factory=dict)
+    selection: Mapping[str, Any] | None = None
+    journals: Mapping[str, Series] = field(default_factory=dict)
+    points: Sequence[Point] = ()
+    correlation: Correlation | None = None
+    sweep: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Result of a figure function: the numbers, and the values that title and caption quote."""
+
+    table: Table
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A drawn plot and what a reader needs beside it.
+    """A finished figure.
 
     Attributes:
-        name: file name without its ending.
+        name: file name without suffix.
         title: heading on the page.
-        caption: what is shown and how to read it, in a sentence or two.
+        caption: one or two sentences on what is plotted and how to read it.
         table: the numbers.
-        svg: the drawing as SVG markup.
-        png: the drawing as PNG bytes.
+        svg: SVG markup.
+        png: PNG bytes.
     """
 
     name: str
@@ -84,6 +98,16 @@ class Plot:
     png: bytes
 
 
+def inline_svg(plot: Plot) -> str:
+    """Return the SVG as a labelled, scalable HTML element whose ids start with the plot's name."""
+    start = plot.svg.index("<svg")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", plot.svg[start:], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", svg)
+    svg = re.sub(r'<svg\b([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
+    svg = re.sub(r'<svg\b([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-labelledby="{plot.name}-title"', 1)
+
+
 def look(model: str, models: Sequence[str]) -> tuple[str, str, str, str]:
     """Return a model's colour, marker, dashes and hatch, the same in every plot of a report."""
     if model in LOOKS:
@@ -92,56 +116,10 @@ def look(model: str, models: Sequence[str]) -> tuple[str, str, str, str]:
     return OTHERS[unknown.index(model) % len(OTHERS)]
 
 
-def draw(
-    name: str,
-    title: str,
-    caption: str,
-    table: Table,
-    paint: Callable[[Figure], None],
-    *,
-    width: float = 7.2,
-    height: float = 3.3,
-) -> Plot:
-    """Draw one plot to SVG and PNG, with nothing in either that changes from call to call.
-
-    Args:
-        name: file name without its ending.
-        title: heading on the page.
-        caption: what is shown.
-        table: the numbers.
-        paint: fills an empty figure.
-        width: in inches.
-        height: in inches.
-    """
-    style: Any = {**STYLE, "svg.hashsalt": f"longred-{name}"}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        paint(figure)
-        svg, png = io.BytesIO(), io.BytesIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(svg, format="svg", metadata=nothing)
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return Plot(name, title, caption, table, svg.getvalue().decode(), png.getvalue())
-
-
-def save(plots: Sequence[Plot], folder: Path) -> None:
-    """Write every plot as SVG and PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for plot in plots:
-        (folder / f"{plot.name}.svg").write_text(plot.svg, encoding="utf-8")
-        (folder / f"{plot.name}.png").write_bytes(plot.png)
-
-
-def inline_svg(plot: Plot) -> str:
-    """Return the drawing as an HTML element: named, scalable, with ids of its own."""
-    start = plot.svg.index("<svg")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", plot.svg[start:], flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{plot.name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{plot.name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{plot.name}-", svg)
-    svg = re.sub(r'<svg\b([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
-    svg = re.sub(r'<svg\b([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-labelledby="{plot.name}-title"', 1)
+def line_style(model: str, models: Sequence[str]) -> dict[str, Any]:
+    """Return a model's look as arguments of `Axes.plot`."""
+    colour, marker, dashes, _ = look(model, models)
+    return {"color": colour, "marker": marker, "linestyle": dashes}
 
 
 def draw_lines(
@@ -151,29 +129,24 @@ def draw_lines(
     *,
     markers: bool = False,
 ) -> None:
-    """Draw one line a model over steps, layers or lengths."""
+    """Draw one line per model over steps, layers or lengths."""
     for model, points in series.items():
-        colour, marker, dashes, _ = look(model, models)
-        steps = sorted(points)
-        axes.plot(
-            steps,
-            [points[step] for step in steps],
-            color=colour,
-            linestyle=dashes,
-            linewidth=1.7 if len(steps) <= 150 else 1.0,
-            marker=marker if markers else "",
-            label=model,
-        )
+        style = line_style(model, models)
+        if not markers:
+            style["marker"] = ""
+        steps, linewidth = sorted(points), 1.7 if len(points) <= 150 else 1.0
+        values = [points[step] for step in steps]
+        axes.plot(steps, values, linewidth=linewidth, label=model, **style)
 
 
 def draw_bars(
     axes: Axes,
     groups: Sequence[str],
     values: Mapping[str, Sequence[float | None]],
-    spread: Mapping[str, Sequence[tuple[float, float] | None]],
+    intervals: Mapping[str, Sequence[tuple[float, float] | None]],
     models: Sequence[str],
 ) -> None:
-    """Draw groups of bars, one a model, with whiskers; a missing value reads n/a."""
+    """Draw groups of bars with whiskers, one bar per model; a missing value reads n/a."""
     width = 0.82 / max(1, len(values))
     tallest = max(
         (height for heights in values.values() for height in heights if height), default=1.0
@@ -192,12 +165,11 @@ def draw_bars(
             linewidth=0,
             label=model,
         )
-        for place, height, ends in zip(places, heights, spread[model], strict=True):
+        for place, height, ends in zip(places, heights, intervals[model], strict=True):
             if height is None or height < 0.01 * tallest:
-                # A bar without height would look like a bar that is not there.
-                text = "n/a" if height is None else f"{height:.1f}"
+                # Without a label, a bar of no height would look like a missing bar.
                 axes.annotate(
-                    text,
+                    "n/a" if height is None else f"{height:.1f}",
                     (place, height or 0.0),
                     (0, 4),
                     textcoords="offset points",
@@ -208,33 +180,38 @@ def draw_bars(
                     color=INK,
                 )
             elif ends is not None:
-                axes.errorbar(
-                    place,
-                    height,
-                    yerr=[[max(0.0, height - ends[0])], [max(0.0, ends[1] - height)]],
-                    color="#202124",
-                    elinewidth=1,
-                    capsize=2.5,
-                )
+                errors = [[max(0.0, height - ends[0])], [max(0.0, ends[1] - height)]]
+                axes.errorbar(place, height, yerr=errors, color=INK, elinewidth=1, capsize=2.5)
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
     missing = FEW_BARS - len(groups) * len(values)
     if missing > 0:
-        # One bar alone would be as wide as the plot.
+        # A single bar would otherwise be as wide as the plot.
         margin = missing / 2 * width
         axes.set_xlim(-0.5 - margin, len(groups) - 0.5 + margin)
 
 
+def write_cell(axes: Axes, row: int, column: int, text: str, *, dark: bool) -> None:
+    """Write a number into a cell of a heat map: white on a dark cell, else black."""
+    colour = "white" if dark else "black"
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=7.5)
+
+
+def integer_axis(axes: Axes, label: str, num_ticks: int) -> None:
+    """Label the horizontal axis and mark whole numbers only."""
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=num_ticks))
+
+
 def legend_above(figure: Figure, axes: Axes, first: Sequence[str] = ()) -> None:
-    """Put one legend over all panels, outside of the data; the names in `first` lead."""
+    """Put one legend above all panels; the names in `first` lead."""
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: (labels[i] not in first, i))
-    handles, labels = [handles[i] for i in order], [labels[i] for i in order]
-    if handles:
+    if order:
         figure.legend(
-            handles,
-            labels,
+            [handles[i] for i in order],
+            [labels[i] for i in order],
             loc="outside upper left",
-            ncols=len(handles) if len(handles) <= 7 else 5,
+            ncols=len(order) if len(order) <= 7 else 5,
             handlelength=2.2,
         )

@@ -1,51 +1,40 @@
-"""What a training restores and forgets over its steps, and whether similarity goes with it."""
+"""How retention and similarity develop over training steps, and whether they correlate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from longred.method.kept import kept_name
-from longred.report.findings import (
-    CONTRADICTED,
-    MEASURED,
-    NOT_TESTABLE,
-    OPEN,
-    RESCALED,
-    SUPPORTED,
-    Finding,
-)
-from longred.report.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, Interval
-from longred.report.scores import ORIGINAL, Comparison, collect
+from longred.report.inputs import Inputs
+from longred.report.samples import CONFIDENCE, NUM_RESAMPLES, Floats, Interval
+from longred.report.scores import ORIGINAL, RESCALED, Comparison, collect
 
-Kept = Mapping[str, Mapping[int, Path]]
-"""Method → step → folder of the scores of the student that was kept there."""
 MIN_POINTS = 4
-"""Fewer say nothing about a correlation."""
+"""A correlation of fewer points means nothing."""
 MAX_UNDEFINED = 0.1
-"""Part of the resamples that may be undefined: of few points, all may be the same one."""
+"""Largest share of undefined resamples; with few points, one may draw the same point only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A student on its way; None where something cannot be told.
+    """Scores of one student at one step; None if unknown.
 
     Attributes:
-        method: how it is trained.
-        step: optimizer steps that are done; 0 is the rescaled model.
-        short: short average in percent.
+        method: training method.
+        step: completed optimizer steps; 0 is the rescaled model.
+        short_average: in percent.
         ruler: RULER average at its longest length, in percent.
-        retention: of the short average, in percent of the original's.
-        interval: of the retention.
+        retention: retention of the short average, in percent of the original.
+        interval: 95 % interval of the retention.
         similarity: mean cosine of the last hidden state to the original's.
         attention_kl: mean over layers of the attention's KL from the original's, nats per query.
     """
 
     method: str
     step: int
-    short: float | None
+    short_average: float | None
     ruler: float | None
     retention: float | None
     interval: Interval | None
@@ -55,7 +44,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """Of retention with similarity over all points, with 95 % intervals over the points."""
+    """Correlation of retention with similarity over all points, with 95 % intervals."""
 
     num_points: int
     pearson: float
@@ -64,61 +53,41 @@ class Correlation:
     spearman_interval: Interval
 
 
-def follow(
-    comparison: Comparison,
-    folders: Mapping[str, Path],
-    kept: Kept,
-    last_steps: Mapping[str, int],
-    *,
-    original_window: int,
-    seed: int,
-) -> list[Point]:
-    """Return every method's points, by step; a method of which nothing was kept has none.
+def follow(comparison: Comparison, inputs: Inputs) -> list[Point]:
+    """Return every method's points, by step; none for a method without saved students.
 
     Args:
-        comparison: of the finished models; what it drops is dropped here too.
-        folders: model → folder of its scores.
-        kept: the students on the way.
-        last_steps: method → the step of its result.
-        original_window: the original's window, in tokens.
-        seed: seed of the bootstrap.
+        comparison: comparison of the final models; what it drops is dropped here too.
+        inputs: inputs of the report.
 
     Raises:
         MismatchError: a folder lacks its scores, or answered different samples.
     """
-    models = {
-        kept_name(method, step): folder
-        for method, steps in kept.items()
-        for step, folder in steps.items()
-    }
-    if ORIGINAL in folders:
-        models[ORIGINAL] = folders[ORIGINAL]
+    models = inputs.saved_students
+    if ORIGINAL in inputs.scores:
+        models[ORIGINAL] = inputs.scores[ORIGINAL]
     found = collect(
-        models,
-        original_window=original_window,
-        min_points_above_chance=0.0,
-        dropped=comparison.dropped,
-        seed=seed,
+        models, original_window=inputs.original_window, dropped=comparison.dropped, seed=inputs.seed
     )
     points = []
-    for method in kept:
+    for method, steps in inputs.kept.items():
         if RESCALED in comparison.models:
             points.append(_point(comparison, RESCALED, method, 0))
-        for step in sorted(kept[method]):
+        for step in sorted(steps):
             points.append(_point(found, kept_name(method, step), method, step))
-        if method in comparison.models and method in last_steps:
-            points.append(_point(comparison, method, method, last_steps[method]))
+        if method in comparison.models:
+            last_step = int(inputs.trainings[method]["num_steps"])
+            points.append(_point(comparison, method, method, last_step))
     return points
 
 
 def _point(comparison: Comparison, name: str, method: str, step: int) -> Point:
-    model = comparison.models[name]
+    model, lengths = comparison.models[name], comparison.lengths
     ends = model["retention_interval"]["short"]
-    lengths = comparison.lengths
     return Point(
         method=method,
         step=step,
-        short=model["short"]["average"],
+        short_average=model["short"]["average"],
         ruler=model["ruler"][str(max(lengths))]["average"] if lengths else None,
         retention=model["retention"]["short"],
         interval=(ends[0], ends[1]) if ends else None,
@@ -128,17 +97,18 @@ def _point(comparison: Comparison, name: str, method: str, step: int) -> Point:
 
 
 def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Return each method's points, by step."""
+    """Group points by method."""
     methods = dict.fromkeys(point.method for point in points)
     return {m: [point for point in points if point.method == m] for m in methods}
 
 
 def correlation(points: Sequence[Point], *, seed: int) -> Correlation | None:
-    """Return how retention goes with similarity over all points, the rescaled model once.
+    """Correlate retention with similarity over all points; the rescaled model counts once.
 
-    The intervals are percentiles of a bootstrap over the points: they cover which students were
-    looked at. Students of one training are not independent of each other, so they are too narrow
-    for a claim about trainings in general. None where there are too few points or all are alike.
+    The intervals are percentiles of a bootstrap over the points, so they cover the choice of
+    students. Students of one training are not independent of each other: the intervals are too
+    narrow for a claim about trainings in general. None if there are too few points or one side
+    does not vary.
     """
     distinct = {(p.method if p.step else "", p.step): p for p in points}.values()
     pairs = [
@@ -149,38 +119,37 @@ def correlation(points: Sequence[Point], *, seed: int) -> Correlation | None:
     if len(pairs) < MIN_POINTS:
         return None
     x_N, y_N = np.array(pairs, dtype=np.float64).T
-    places = np.random.default_rng(seed).integers(len(pairs), size=(NUM_RESAMPLES, len(pairs)))
-    pearson = _with_interval(x_N, y_N, places)
-    spearman = _with_interval(_ranks(x_N), _ranks(y_N), places, ranked=True)
+    indices = np.random.default_rng(seed).integers(len(pairs), size=(NUM_RESAMPLES, len(pairs)))
+    pearson = _with_interval(x_N, y_N, indices)
+    spearman = _with_interval(x_N, y_N, indices, ranked=True)
     if pearson is None or spearman is None:
         return None
     return Correlation(len(pairs), *pearson, *spearman)
 
 
-def _ranks(values: Floats) -> Floats:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values, axis=-1), dtype=np.float64)
-
-
 def _with_interval(
-    x_N: Floats, y_N: Floats, places_RN: npt.NDArray[np.int64], *, ranked: bool = False
+    x_N: Floats, y_N: Floats, indices_RN: npt.NDArray[np.int64], *, ranked: bool = False
 ) -> tuple[float, Interval] | None:
-    x_RN, y_RN = x_N[places_RN], y_N[places_RN]
-    if ranked:
-        x_RN, y_RN = _ranks(x_RN), _ranks(y_RN)
-    value = float(_correlate(x_N[None], y_N[None])[0])
-    resampled_R = _correlate(x_RN, y_RN)
+    """Return the correlation of the values or of their ranks, and its bootstrap interval."""
+    value = float(_correlate(x_N[None], y_N[None], ranked=ranked)[0])
+    resampled_R = _correlate(x_N[indices_RN], y_N[indices_RN], ranked=ranked)
     defined_R = resampled_R[np.isfinite(resampled_R)]
     if not np.isfinite(value) or len(defined_R) < (1 - MAX_UNDEFINED) * len(resampled_R):
         return None
-    rest = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(defined_R, [rest, 100 - rest])
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(defined_R, [tail, 100 - tail])
     return value, (float(low), float(high))
 
 
-def _correlate(x_RN: Floats, y_RN: Floats) -> Floats:
-    """Return Pearson's correlation of every row; NaN where a side does not vary."""
+def _correlate(x_RN: Floats, y_RN: Floats, *, ranked: bool) -> Floats:
+    """Return Pearson's correlation of every row, of ranks if `ranked`; NaN if a side is constant.
+
+    Vectorised over rows, unlike scipy.stats.spearmanr.
+    """
+    if ranked:
+        from scipy.stats import rankdata
+
+        x_RN, y_RN = rankdata(x_RN, axis=-1), rankdata(y_RN, axis=-1)
     x_RN = x_RN - x_RN.mean(axis=1, keepdims=True)
     y_RN = y_RN - y_RN.mean(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -188,47 +157,24 @@ def _correlate(x_RN: Floats, y_RN: Floats) -> Floats:
         return np.asarray((x_RN * y_RN).sum(axis=1) / spread_R, dtype=np.float64)
 
 
-def restoration_findings(points: Sequence[Point], found: Correlation | None) -> list[Finding]:
-    """Say what the steps of this run tell of the method's claims; nothing where none was kept."""
-    if not points:
-        return []
-    claim = "Short-text retention rises with hidden-state similarity to the original"
-    if found is None:
-        reason = f"fewer than {MIN_POINTS} students have both, or they are all alike"
-        claims = [Finding(claim, NOT_TESTABLE, reason)]
-    else:
-        low, high = found.spearman_interval
-        verdict = SUPPORTED if low > 0 else CONTRADICTED if high < 0 else OPEN
-        claims = [Finding(claim, verdict, correlation_words(found))]
-    for method, way in by_method(points).items():
-        scored = [(p.short, p.step) for p in way if p.short is not None]
-        if len(scored) < 3:
-            continue
-        best, step = max(scored)
-        (first, at_first), (last, at_last) = scored[0], scored[-1]
-        evidence = (
-            f"{first:.1f} at step {at_first}, {best:.1f} at step {step}, the highest, and "
-            f"{last:.1f} at step {at_last}, the last"
-        )
-        claims.append(Finding(f"Short average over the steps of {method}", MEASURED, evidence))
-    return claims
-
-
 def correlation_words(found: Correlation) -> str:
-    """Return both correlations with their intervals and what these cover."""
+    """Return both correlations with their intervals and what the intervals cover."""
 
-    def words(name: str, value: float, ends: Interval) -> str:
-        return f"{name} {value:+.2f} (95 % interval {ends[0]:+.2f} to {ends[1]:+.2f})"
-
+    words = [
+        f"{name} {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f})"
+        for name, value, (low, high) in (
+            ("Spearman", found.spearman, found.spearman_interval),
+            ("Pearson", found.pearson, found.pearson_interval),
+        )
+    ]
     return (
-        f"{words('Spearman', found.spearman, found.spearman_interval)}, "
-        f"{words('Pearson', found.pearson, found.pearson_interval)} over {found.num_points} "
-        "students; the intervals cover which students were kept, not which were trained"
+        f"{', '.join(words)} over {found.num_points} students. The intervals cover the choice of "
+        "saved students, not the randomness of training"
     )
 
 
 def restoration_metrics(
-    points: Sequence[Point], found: Correlation | None
+    points: Sequence[Point], correlated: Correlation | None
 ) -> dict[int, dict[str, float]]:
     """Return journal values by training step; the correlation is at step 0.
 
@@ -237,21 +183,15 @@ def restoration_metrics(
     """
     values: dict[int, dict[str, float]] = {}
     for point in points:
-        measured = {
-            "short_average": point.short,
-            "ruler": point.ruler,
-            "retention": point.retention,
-            "similarity": point.similarity,
-            "attention_kl": point.attention_kl,
-        }
-        values.setdefault(point.step, {}).update(
-            {f"{point.method}/by_step/{k}": v for k, v in measured.items() if v is not None}
-        )
-    if found is not None:
+        found = values.setdefault(point.step, {})
+        for key in ("short_average", "ruler", "retention", "similarity", "attention_kl"):
+            value = getattr(point, key)
+            if value is not None:
+                found[f"{point.method}/by_step/{key}"] = value
+    if correlated is not None:
+        found = values.setdefault(0, {})
         for name in ("spearman", "pearson"):
-            low, high = getattr(found, f"{name}_interval")
-            ends = {"": getattr(found, name), "_low": low, "_high": high}
-            values.setdefault(0, {}).update(
-                {f"restoration/{name}{end}": value for end, value in ends.items()}
-            )
+            found[f"restoration/{name}"] = getattr(correlated, name)
+            low, high = getattr(correlated, f"{name}_interval")
+            found |= {f"restoration/{name}_low": low, f"restoration/{name}_high": high}
     return values

@@ -1,4 +1,4 @@
-"""Brings the scores of all models together: averages, retention, what was dropped."""
+"""Compares the scores of several models: dropped tasks, averages, retention, differences."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from longred.errors import MismatchError
-from longred.report.intervals import Interval, difference, paired_interval, ratio
-from longred.report.samples import Unit, paired_scores
+from longred.report.samples import Interval, Unit, difference, paired_interval, paired_scores, ratio
 from longred.store.artifacts import read_json
 
-ORIGINAL = "original"
+ORIGINAL, RESCALED = "original", "rescaled"
 BESIDE_RULER = ("kv_retrieval",)
+"""Long-context tasks that are evaluated with RULER but are not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,17 @@ class Comparison:
         models: name → {"short": {task: score, "average"}, "capacities": {capacity: score},
             "ruler": {length: {task: score, "average"}}, "retention": {"short", "capacities":
             {capacity}, "ruler": {length}}, "overall": the mean over capacities and the RULER
-            average at the longest length, as published, "retention_interval": the same with
-            [low, high], "similarity", "similarity_per_layer", "nats_per_token", "bits_per_byte",
-            "dropped", "dropped_capacities"}; scores and retention in percent, None where a value
-            cannot be told. The short average is the mean over capacities of the mean over the tasks
-            of each.
+            average at the longest length, as in the paper, "retention_interval": like "retention"
+            with [low, high], "similarity", "similarity_per_layer", "attention_kl",
+            "nats_per_token", "bits_per_byte", "dropped", "dropped_capacities"}. Scores and
+            retention are in percent, None if unknown. The short average is the mean over
+            capacities of the mean over the tasks of each.
         raw: name → the model's scores.json, with dropped tasks, standard errors and chance.
-        dropped: tasks that the original barely solves.
-        dropped_capacities: those that no task is left of.
+        dropped: tasks left out of all averages.
+        dropped_capacities: capacities with no task left.
         differences: the method against each baseline.
-        capacities: capacity → its short tasks compared.
-        ruler_tasks: length in tokens → RULER tasks compared there.
+        capacities: capacity → its compared short tasks.
+        ruler_tasks: length in tokens → its compared RULER tasks; lengths ascend.
     """
 
     models: dict[str, dict[str, Any]]
@@ -64,12 +64,12 @@ class Comparison:
 
     @property
     def short_tasks(self) -> list[str]:
-        """The short tasks compared, capacity by capacity."""
+        """The compared short tasks, capacity by capacity."""
         return [task for tasks in self.capacities.values() for task in tasks]
 
     @property
     def short_weights(self) -> list[float]:
-        """What each of `short_tasks` counts in the short average, in sum 1."""
+        """The weight of each of `short_tasks` in the short average; they sum to 1."""
         return [
             1 / (len(self.capacities) * len(tasks))
             for tasks in self.capacities.values()
@@ -78,63 +78,101 @@ class Comparison:
 
     @property
     def lengths(self) -> list[int]:
-        """The RULER lengths asked, in tokens, ascending."""
+        """The evaluated RULER lengths in tokens, ascending."""
         return list(self.ruler_tasks)
+
+    def short_units(self, *, with_dropped: bool = False) -> list[Unit]:
+        """Return the compared short tasks, then optionally the dropped ones."""
+        dropped = [each.unit for each in self.dropped if with_dropped and each.unit.length is None]
+        return [Unit(task) for task in self.short_tasks] + dropped
+
+    def ruler_units(self, *, with_dropped: bool = False) -> list[Unit]:
+        """Return the compared RULER tasks, length by length, then optionally the dropped ones."""
+        dropped = [each.unit for each in self.dropped if with_dropped and each.unit.length]
+        units = [Unit(task, n) for n, tasks in self.ruler_tasks.items() for task in tasks]
+        return units + dropped
+
+    @property
+    def drifts(self) -> dict[str, Any]:
+        """The evaluated drift from the original of every other model."""
+        found = {name: (raw.get("similarity") or {}).get("drift") for name, raw in self.raw.items()}
+        return {name: drift for name, drift in found.items() if drift and name != ORIGINAL}
 
 
 def collect(
     folders: Mapping[str, Path],
     *,
     original_window: int,
-    min_points_above_chance: float,
+    min_points_above_chance: float = 0.0,
     dropped: Sequence[Dropped] | None = None,
     method: str | None = None,
     baselines: Sequence[str] = (),
     seed: int = 0,
 ) -> Comparison:
-    """Compare the models whose evaluation folders are given, in the order given.
+    """Compare models, in the order of `folders`.
 
     A task that the original solves less than `min_points_above_chance` above chance is dropped for
-    all models: a ratio to almost nothing says nothing. A RULER task is judged at each length up to
-    `original_window`; beyond it, where the original was not made to work, at the longest such
-    length. An average exists only where every compared task was scored. Retention is the ratio of
-    the averages and exists for the short tasks and for RULER lengths up to `original_window`.
+    all models, because a ratio to almost nothing means nothing. A RULER task is judged at each
+    length up to `original_window`; beyond it, where the original cannot be expected to work, at the
+    longest length within. An average exists only if every compared task has a score. Retention is
+    the ratio of averages and exists for short tasks and for RULER lengths up to `original_window`.
 
     Args:
-        folders: model name → folder with scores.json and samples/.
-        original_window: the original's window, in tokens.
+        folders: model → evaluation folder with scores.json and samples/.
+        original_window: in tokens.
         min_points_above_chance: in percentage points.
-        dropped: leave out exactly these, however the original scores them.
-        method: the trained method that `differences` compares with each of `baselines`.
+        dropped: drop exactly these tasks, whatever the original scores.
+        method: trained method that `differences` compares with each of `baselines`.
         baselines: names of models.
         seed: seed of the bootstrap.
 
     Raises:
-        MismatchError: a folder lacks its scores, a short task does not say its capacity, or two
+        MismatchError: a folder lacks its scores, a short task does not name its capacity, or two
             models answered different samples.
     """
     raw = {name: read_json(folder / "scores.json") for name, folder in folders.items()}
+    units = units_of(raw.values())
     if dropped is None:
         original = raw.get(ORIGINAL, {})
-        units = units_of(raw.values())
         dropped = barely_solved(original, units, original_window, min_points_above_chance)
-    left_out = [*dropped, *_beside(units_of(raw.values()), dropped)]
-    comparison = _compared(raw, left_out, _capacities(folders, raw))
+    reason = "it is not one of RULER's tasks and counts in no average"
+    left_out = {entry.unit: entry for entry in dropped}
+    for unit in units:
+        if unit.length is not None and unit.task in BESIDE_RULER:
+            left_out.setdefault(unit, Dropped(unit, reason))
+    capacity_of = _capacities(folders, raw)
+    capacities: dict[str, list[str]] = {capacity: [] for capacity in capacity_of.values()}
+    lengths = sorted({unit.length for unit in units if unit.length is not None})
+    ruler_tasks: dict[int, list[str]] = {length: [] for length in lengths}
+    for unit in units:
+        if unit in left_out:
+            continue
+        if unit.length is None:
+            capacities[capacity_of[unit.task]].append(unit.task)
+        else:
+            ruler_tasks[unit.length].append(unit.task)
+    comparison = Comparison(
+        {},
+        raw,
+        list(left_out.values()),
+        dropped_capacities=[name for name, tasks in capacities.items() if not tasks],
+        capacities={name: tasks for name, tasks in capacities.items() if tasks},
+        ruler_tasks=ruler_tasks,
+    )
     for name in folders:
         comparison.models[name] = _averages(comparison, name)
     for name in folders:
         comparison.models[name].update(_retention(comparison, folders, name, original_window, seed))
-    if method is not None and method in folders:
-        for baseline in baselines:
-            if baseline in folders and baseline != method:
-                comparison.differences.extend(
-                    _differences(comparison, folders, method, baseline, seed)
-                )
+    for baseline in baselines:
+        if method is None or baseline == method:
+            continue
+        if {method, baseline} <= folders.keys():
+            comparison.differences.extend(_differences(comparison, folders, method, baseline, seed))
     return comparison
 
 
 def average(values: Iterable[float | None]) -> float | None:
-    """Return the mean, or None where there is no value or one is missing."""
+    """Return the mean, or None if there is no value or one is missing."""
     numbers = list(values)
     present = [number for number in numbers if number is not None]
     return sum(present) / len(present) if present and len(present) == len(numbers) else None
@@ -150,21 +188,19 @@ def score_of(raw: Mapping[str, Any], unit: Unit) -> Mapping[str, Any] | None:
 
 
 def units_of(raw: Iterable[Mapping[str, Any]]) -> list[Unit]:
-    """Return every unit that some model was asked, each once, short tasks first."""
-    found: dict[Unit, None] = {}
+    """Return every unit on which some model was evaluated, each once, short tasks first."""
     models = list(raw)
-    for model in models:
-        found.update(dict.fromkeys(Unit(task) for task in model.get("short", {})))
+    units = [Unit(task) for model in models for task in model.get("short", {})]
     for model in models:
         for length in sorted(model.get("ruler", {}), key=int):
-            found.update(dict.fromkeys(Unit(task, int(length)) for task in model["ruler"][length]))
-    return list(found)
+            units += [Unit(task, int(length)) for task in model["ruler"][length]]
+    return list(dict.fromkeys(units))
 
 
 def _capacities(
     folders: Mapping[str, Path], raw: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Return the capacity of every short task that some model was asked."""
+    """Return the capacity of every short task; the models must agree."""
     found: dict[str, str] = {}
     for name, model in raw.items():
         for task, entry in model.get("short", {}).items():
@@ -177,62 +213,23 @@ def _capacities(
     return found
 
 
-def _compared(
-    raw: dict[str, dict[str, Any]], dropped: list[Dropped], capacities: Mapping[str, str]
-) -> Comparison:
-    """Return which tasks count where; the models' values are still missing."""
-    units = units_of(raw.values())
-    left_out = {entry.unit for entry in dropped}
-    kept = [unit for unit in units if unit not in left_out]
-    lengths = sorted({unit.length for unit in units if unit.length is not None})
-    by_capacity: dict[str, list[str]] = {capacity: [] for capacity in capacities.values()}
-    for unit in kept:
-        if unit.length is None:
-            by_capacity[capacities[unit.task]].append(unit.task)
-    return Comparison(
-        {},
-        raw,
-        dropped,
-        dropped_capacities=[name for name, tasks in by_capacity.items() if not tasks],
-        capacities={name: tasks for name, tasks in by_capacity.items() if tasks},
-        ruler_tasks={n: [unit.task for unit in kept if unit.length == n] for n in lengths},
-    )
-
-
-def _beside(units: Sequence[Unit], dropped: Sequence[Dropped]) -> list[Dropped]:
-    """Return the long tasks that are asked and are not RULER's; an average is of RULER alone."""
-    known = {entry.unit for entry in dropped}
-    reason = "it is not one of RULER's tasks and counts in no average"
-    return [
-        Dropped(unit, reason)
-        for unit in units
-        if unit.length is not None and unit.task in BESIDE_RULER and unit not in known
-    ]
-
-
 def barely_solved(
     original: Mapping[str, Any], units: Sequence[Unit], original_window: int, minimum: float
 ) -> list[Dropped]:
-    """Return the tasks that are to be dropped, and why.
+    """Return the tasks to drop, and why.
 
     Args:
-        original: the original's scores.json; tasks that it was not asked are not judged.
+        original: the original's scores.json; tasks without a score in it are not judged.
         units: the tasks in question.
-        original_window: its window, in tokens; RULER beyond it is judged by the longest length
-            within.
+        original_window: in tokens; RULER beyond it is judged by the longest length within.
         minimum: percentage points above chance that a task needs.
     """
     dropped = []
     for unit in units:
         judged = unit
         if unit.length is not None and unit.length > original_window:
-            within = [
-                other.length
-                for other in units
-                if other.task == unit.task
-                and other.length is not None
-                and other.length <= original_window
-            ]
+            same = [other.length for other in units if other.task == unit.task]
+            within = [n for n in same if n is not None and n <= original_window]
             if not within:
                 continue
             judged = Unit(unit.task, max(within))
@@ -244,8 +241,7 @@ def barely_solved(
             where = "" if judged == unit else f" at {judged.length:,} tokens"
             reason = (
                 f"the original scores {entry['score']:.1f}{where} where guessing scores "
-                f"{chance:.1f}; "
-                f"at least {minimum:g} points more are needed"
+                f"{chance:.1f}; at least {minimum:g} points more are needed"
             )
             dropped.append(Dropped(unit, reason))
     return dropped
@@ -265,97 +261,135 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         for capacity, tasks in comparison.capacities.items()
     }
     ruler = {str(length): scored(tasks, length) for length, tasks in comparison.ruler_tasks.items()}
-    # As published: the capacities and RULER, each once; of RULER the longest length.
-    longest = [ruler[str(max(comparison.lengths))]["average"]] if ruler else [None]
+    # As in the paper: each capacity and RULER at its longest length count once.
+    longest = ruler[str(max(comparison.lengths))]["average"] if ruler else None
     similarity = raw.get("similarity") or {}
-    left_out = [(entry, score_of(raw, entry.unit)) for entry in comparison.dropped]
+    dropped = [
+        {
+            "task": entry.unit.task,
+            "length": entry.unit.length,
+            "score": (score_of(raw, entry.unit) or {}).get("score"),
+            "reason": entry.reason,
+        }
+        for entry in comparison.dropped
+    ]
     return {
         "short": {**short, "average": average(capacities.values())},
         "capacities": capacities,
         "ruler": ruler,
-        "overall": average([*capacities.values(), *longest]) if capacities else None,
+        "overall": average([*capacities.values(), longest]) if capacities else None,
         "similarity": similarity.get("last"),
         "similarity_per_layer": similarity.get("per_layer"),
         "attention_kl": similarity.get("attention_kl"),
         "nats_per_token": raw.get("nats_per_token"),
         "bits_per_byte": raw.get("bits_per_byte"),
-        "dropped": [
-            {
-                "task": dropped.unit.task,
-                "length": dropped.unit.length,
-                "score": entry["score"] if entry else None,
-                "reason": dropped.reason,
-            }
-            for dropped, entry in left_out
-        ],
+        "dropped": dropped,
         "dropped_capacities": comparison.dropped_capacities,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """One average: the weighted mean over `units`, found at `group` and `key` of a model."""
+
+    name: str
+    group: str
+    key: str | None
+    length: int
+    units: list[Unit]
+    weights: list[float] | None = None
+
+    def of(self, model: Mapping[str, Any]) -> float | None:
+        """Return a model's score, in percent."""
+        values = model[self.group] if self.key is None else model[self.group][self.key]
+        score: float | None = values["average"] if isinstance(values, Mapping) else values
+        return score
+
+
+def _measures(comparison: Comparison) -> list[_Measure]:
+    """Return the averages that models are compared by: short, each capacity, RULER by length."""
+    units, weights = comparison.short_units(), comparison.short_weights
+    measures = [_Measure("short average", "short", None, 0, units, weights)]
+    for capacity, tasks in comparison.capacities.items():
+        units = [Unit(task) for task in tasks]
+        measures.append(_Measure(capacity, "capacities", capacity, 0, units))
+    for length, tasks in comparison.ruler_tasks.items():
+        units = [Unit(task, length) for task in tasks]
+        name = f"RULER at {length:,} tokens"
+        measures.append(_Measure(name, "ruler", str(length), length, units))
+    return measures
 
 
 def _retention(
     comparison: Comparison, folders: Mapping[str, Path], name: str, original_window: int, seed: int
 ) -> dict[str, Any]:
-    reference = {measure.name: measure for measure in _measures(comparison, ORIGINAL)}
+    original = comparison.models.get(ORIGINAL)
     values: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
     intervals: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
-    for measure in _measures(comparison, name):
+    for measure in _measures(comparison):
         value: float | None = None
         interval: Interval | None = None
-        original = reference[measure.name].score if reference else None
-        if measure.score is not None and original and measure.length <= original_window:
-            value = 100.0 * measure.score / original
+        score = measure.of(comparison.models[name])
+        reference = measure.of(original) if original else None
+        if score is not None and reference and measure.length <= original_window:
+            value = 100.0 * score / reference
             if name != ORIGINAL:
                 pairs = paired_scores(folders[name], folders[ORIGINAL], measure.units)
                 interval = paired_interval(pairs, ratio, weights=measure.weights, seed=seed)
-        group, key = measure.place
         ends = list(interval) if interval else None
-        if key is None:
-            values[group], intervals[group] = value, ends
+        if measure.key is None:
+            values[measure.group], intervals[measure.group] = value, ends
         else:
-            values[group][key], intervals[group][key] = value, ends
+            values[measure.group][measure.key] = value
+            intervals[measure.group][measure.key] = ends
     return {"retention": values, "retention_interval": intervals}
-
-
-@dataclass(frozen=True, slots=True)
-class _Measure:
-    """One average of one model, and what it is the weighted mean of."""
-
-    name: str
-    place: tuple[str, str | None]
-    length: int
-    units: list[Unit]
-    weights: list[float] | None
-    score: float | None
-
-
-def _measures(comparison: Comparison, name: str) -> list[_Measure]:
-    """Return a model's averages: short, each capacity, RULER at each length; none if unknown."""
-    model = comparison.models.get(name)
-    if model is None:
-        return []
-    short = [Unit(task) for task in comparison.short_tasks]
-    weights, score = comparison.short_weights, model["short"]["average"]
-    found = [_Measure("short average", ("short", None), 0, short, weights, score)]
-    for capacity, tasks in comparison.capacities.items():
-        units, score = [Unit(task) for task in tasks], model["capacities"][capacity]
-        found.append(_Measure(capacity, ("capacities", capacity), 0, units, None, score))
-    for length, tasks in comparison.ruler_tasks.items():
-        label, key = f"RULER at {length:,} tokens", str(length)
-        units, score = [Unit(task, length) for task in tasks], model["ruler"][key]["average"]
-        found.append(_Measure(label, ("ruler", key), length, units, None, score))
-    return found
 
 
 def _differences(
     comparison: Comparison, folders: Mapping[str, Path], method: str, baseline: str, seed: int
 ) -> list[Difference]:
     found = []
-    both = zip(_measures(comparison, method), _measures(comparison, baseline), strict=True)
-    for ours, theirs in both:
-        if ours.place[0] == "capacities" or ours.score is None or theirs.score is None:
+    for measure in _measures(comparison):
+        ours, theirs = (measure.of(comparison.models[name]) for name in (method, baseline))
+        if measure.group == "capacities" or ours is None or theirs is None:
             continue
-        pairs = paired_scores(folders[method], folders[baseline], ours.units)
-        interval = paired_interval(pairs, difference, weights=ours.weights, seed=seed)
-        points = ours.score - theirs.score
-        found.append(Difference(ours.name, method, baseline, points, interval))
+        pairs = paired_scores(folders[method], folders[baseline], measure.units)
+        interval = paired_interval(pairs, difference, weights=measure.weights, seed=seed)
+        found.append(Difference(measure.name, method, baseline, ours - theirs, interval))
     return found
+
+
+def model_metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
+    """Return a model's journal values by step: RULER at step = length, all else at step 0.
+
+    Keys: `short/<task>`, `capacity/<capacity>` and `capacity/short` (the mean over capacities),
+    `retention/<capacity>`, `retention/short`, `similarity/last`, `similarity/attention_kl`,
+    `ruler/<task>`, `ruler/average`, `retention/ruler`, `held_out/nats_per_token`,
+    `held_out/bits_per_byte`; unknown values are left out.
+    """
+    model = comparison.models[name]
+    retention = model["retention"]
+    values: dict[int, dict[str, float | None]] = {
+        0: {
+            "capacity/short": model["short"]["average"],
+            "retention/short": retention["short"],
+            "similarity/last": model["similarity"],
+            "similarity/attention_kl": model["attention_kl"],
+            "held_out/nats_per_token": model["nats_per_token"],
+            "held_out/bits_per_byte": model["bits_per_byte"],
+            **{f"short/{task}": model["short"][task] for task in comparison.short_tasks},
+            **{f"capacity/{key}": score for key, score in model["capacities"].items()},
+            **{f"retention/{key}": value for key, value in retention["capacities"].items()},
+        }
+    }
+    for length, tasks in comparison.ruler_tasks.items():
+        scores = model["ruler"][str(length)]
+        values[length] = {
+            "ruler/average": scores["average"],
+            "retention/ruler": retention["ruler"][str(length)],
+            **{f"ruler/{task}": scores[task] for task in tasks},
+        }
+    return {
+        step: {key: value for key, value in found.items() if value is not None}
+        for step, found in values.items()
+    }

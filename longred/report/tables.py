@@ -1,13 +1,23 @@
-"""Tables of a comparison, as plain text cells that the page and Markdown both print."""
+"""Tables of the report as text cells, for the page and for Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from longred.report.restoration import Point
 from longred.report.samples import Unit
 from longred.report.scores import Comparison, score_of
+from longred.store.artifacts import MANIFEST, read_json
 
 NOT_AVAILABLE = "n/a"
+MARKDOWN_ESCAPES = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " "})
+MARKDOWN_NOTE = (
+    "Scores in percent. Retention: score of the model / score of the original on the same samples, "
+    "with the 95 % interval of a paired bootstrap. Similarity: mean cosine of the last hidden "
+    "state to the original's. Nats per token: loss on held-out text. Average: mean over capacities "
+    "and RULER at its longest length."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +29,13 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        return "".join("| " + " | ".join(_escape(cell) for cell in line) + " |\n" for line in lines)
 
+        def line(cells: Sequence[str]) -> str:
+            escaped = [cell.translate(MARKDOWN_ESCAPES) for cell in cells]
+            return "| " + " | ".join(escaped) + " |\n"
 
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+        rule = ["---", *["---:"] * (len(self.header) - 1)]
+        return "".join(map(line, [self.header, rule, *self.rows]))
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -32,16 +43,15 @@ def number(value: float | None, digits: int = 1) -> str:
     return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
 
 
-def with_interval(value: float | None, interval: Sequence[float] | None, digits: int = 1) -> str:
-    """Return a number followed by its interval where there is one."""
-    text = number(value, digits)
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """Return a number, followed by its interval if there is one."""
     if value is None or interval is None:
-        return text
-    return f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+        return number(value)
+    return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
 
 
 def result_table(comparison: Comparison) -> Table:
-    """Return the table that a study prints: one row a model; scores and retention in percent."""
+    """Return the main results, one row per model; scores and retention in percent."""
     header = [
         "model",
         *comparison.short_tasks,
@@ -52,81 +62,48 @@ def result_table(comparison: Comparison) -> Table:
         "similarity",
         "nats/token",
     ]
-    rows = []
-    for name, model in comparison.models.items():
-        interval = model["retention_interval"]["short"]
-        rows.append(
-            [
-                name,
-                *(number(model["short"][task]) for task in comparison.short_tasks),
-                number(model["short"]["average"]),
-                with_interval(model["retention"]["short"], interval),
-                *(number(model["ruler"][str(length)]["average"]) for length in comparison.lengths),
-                number(model["overall"]),
-                number(model["similarity"], 4),
-                number(model["nats_per_token"], 3),
-            ]
-        )
+    rows = [
+        [
+            name,
+            *(number(model["short"][task]) for task in comparison.short_tasks),
+            number(model["short"]["average"]),
+            with_interval(model["retention"]["short"], model["retention_interval"]["short"]),
+            *(number(model["ruler"][str(length)]["average"]) for length in comparison.lengths),
+            number(model["overall"]),
+            number(model["similarity"], 4),
+            number(model["nats_per_token"], 3),
+        ]
+        for name, model in comparison.models.items()
+    ]
     return Table(header, rows)
 
 
-def short_table(comparison: Comparison) -> Table:
-    """Return each short task's score and standard error, dropped tasks included."""
-    units = [Unit(task) for task in comparison.short_tasks]
-    units += [entry.unit for entry in comparison.dropped if entry.unit.length is None]
-    return _units_table(comparison, units)
-
-
-def ruler_table(comparison: Comparison) -> Table:
-    """Return each RULER task's score, standard error and number of samples at each length."""
-    units = [
-        Unit(task, length) for length, tasks in comparison.ruler_tasks.items() for task in tasks
-    ]
-    units += [entry.unit for entry in comparison.dropped if entry.unit.length is not None]
-    return _units_table(comparison, units)
-
-
-def _units_table(comparison: Comparison, units: Sequence[Unit]) -> Table:
-    left_out = {entry.unit for entry in comparison.dropped}
+def units_table(comparison: Comparison, units: Sequence[Unit]) -> Table:
+    """Return score, standard error, number of samples and chance of each unit."""
+    dropped = {entry.unit for entry in comparison.dropped}
     rows = []
     for unit in units:
-        entries = {name: score_of(raw, unit) for name, raw in comparison.raw.items()}
-        known: Any = next((entry for entry in entries.values() if entry), {})
-        label = unit.label() + (" (dropped)" if unit in left_out else "")
-        cells = [_score_cell(entry) for entry in entries.values()]
-        rows.append(
-            [
-                label,
-                str(known.get("num_samples", NOT_AVAILABLE)),
-                number(known.get("chance")),
-                *cells,
-            ]
-        )
+        entries = [score_of(raw, unit) for raw in comparison.raw.values()]
+        known: Mapping[str, Any] = next((entry for entry in entries if entry), {})
+        row = [unit.label() + (" (dropped)" if unit in dropped else "")]
+        row += [str(known.get("num_samples", NOT_AVAILABLE)), number(known.get("chance"))]
+        for entry in entries:
+            stderr = (entry or {}).get("stderr")
+            spread = "" if stderr is None else f" ± {stderr:.1f}"
+            row.append(number((entry or {}).get("score")) + spread)
+        rows.append(row)
     return Table(["task", "samples", "chance", *comparison.models], rows)
 
 
-def _score_cell(entry: Any) -> str:
-    if entry is None:
-        return NOT_AVAILABLE
-    error = entry.get("stderr")
-    return number(entry["score"]) + (f" ± {error:.1f}" if error is not None else "")
-
-
 def retention_table(comparison: Comparison) -> Table:
-    """Return retention with its 95 % interval, in percent of the original.
-
-    Columns: the short average, each capacity in it, RULER by length.
-    """
+    """Return retention with its 95 % interval: short average, each capacity, RULER by length."""
+    keys = [("capacities", capacity) for capacity in comparison.capacities]
+    keys += [("ruler", str(length)) for length in comparison.lengths]
     rows = []
     for name, model in comparison.models.items():
         values, intervals = model["retention"], model["retention_interval"]
         cells = [with_interval(values["short"], intervals["short"])]
-        for capacity in comparison.capacities:
-            kept, interval = values["capacities"][capacity], intervals["capacities"][capacity]
-            cells.append(with_interval(kept, interval))
-        for length in comparison.lengths:
-            key = str(length)
-            cells.append(with_interval(values["ruler"][key], intervals["ruler"][key]))
+        cells += [with_interval(values[group][key], intervals[group][key]) for group, key in keys]
         rows.append([name, *cells])
     lengths = [f"RULER {length:,}" for length in comparison.lengths]
     return Table(["model", "short average", *comparison.capacities, *lengths], rows)
@@ -134,29 +111,43 @@ def retention_table(comparison: Comparison) -> Table:
 
 def difference_table(comparison: Comparison) -> Table:
     """Return the method minus each baseline, in points with its 95 % interval."""
-    rows = [
-        [
-            f"{entry.measure}: {entry.method} minus {entry.baseline}",
-            f"{entry.points:+.1f}",
-            f"[{entry.interval[0]:+.1f}, {entry.interval[1]:+.1f}]"
-            if entry.interval
-            else NOT_AVAILABLE,
-        ]
-        for entry in comparison.differences
-    ]
+    rows = []
+    for entry in comparison.differences:
+        ends = NOT_AVAILABLE
+        if entry.interval:
+            ends = f"[{entry.interval[0]:+.1f}, {entry.interval[1]:+.1f}]"
+        label = f"{entry.measure}: {entry.method} minus {entry.baseline}"
+        rows.append([label, f"{entry.points:+.1f}", ends])
     return Table(["difference", "points", "95 % interval"], rows)
 
 
+def points_table(points: Sequence[Point]) -> Table:
+    """Return the scores of the saved students, one row per method and step."""
+    rows = [
+        [
+            f"{point.method}, step {point.step}",
+            number(point.short_average),
+            number(point.ruler),
+            with_interval(point.retention, point.interval),
+            number(point.similarity, 5),
+            number(point.attention_kl, 5),
+        ]
+        for point in points
+    ]
+    header = ["student", "short average", "RULER", "short retention", "similarity", "attention KL"]
+    return Table(header, rows)
+
+
 def series_table(
-    first: str, columns: dict[str, dict[int, float]], digits: int, max_rows: int = 31
+    first: str, columns: Mapping[str, Mapping[int, float]], digits: int, max_rows: int = 31
 ) -> Table:
-    """Return several series beside each other, by step or layer; long ones at evenly spaced rows.
+    """Return several series side by side, by step or layer; long ones at evenly spaced rows.
 
     Args:
         first: name of the first column.
         columns: series name → {step: value}.
         digits: digits after the point.
-        max_rows: rows at most; the first and the last are always there.
+        max_rows: maximum number of rows; the first and the last step are always included.
     """
     steps = sorted({step for series in columns.values() for step in series})
     if len(steps) > max_rows:
@@ -168,44 +159,75 @@ def series_table(
     return Table([first, *columns], rows)
 
 
+def stage_table(stages: Mapping[str, Path]) -> Table:
+    """Return the digest of each stage's artifact, and of the model and extension it came from."""
+    rows = [[name, _digest(stages["profiling"], name)] for name in ("model", "extension")]
+    rows += [[name, _digest(path)] for name, path in stages.items()]
+    return Table(["stage", "artifact"], rows)
+
+
+def model_table(scores: Mapping[str, Path], raw: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the digests of each model's checkpoint, frozen samples and scores."""
+    rows = []
+    for name, folder in scores.items():
+        checkpoint = raw.get(name, {}).get("checkpoint") or _digest(folder, "checkpoint")
+        rows.append([name, str(checkpoint), _digest(folder, "samples"), _digest(folder)])
+    return Table(["model", "checkpoint", "frozen samples", "scores"], rows)
+
+
+def _digest(folder: Path, name: str | None = None) -> str:
+    """Return the digest of a committed artifact, or of one of its inputs; n/a if unknown."""
+    if not (folder / MANIFEST).is_file():
+        return NOT_AVAILABLE
+    manifest = read_json(folder / MANIFEST)
+    if name is not None:
+        return str(manifest.get("inputs", {}).get(name, NOT_AVAILABLE))
+    return str(manifest.get("digest", NOT_AVAILABLE))
+
+
+def training_table(trainings: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return steps, tokens, time, speed and blocks per step of each training."""
+    digits = {"num_steps": 0, "tokens": 0, "seconds": 1, "tokens_per_second": 0}
+    rows = []
+    for name, training in trainings.items():
+        cells = [
+            f"{value:,.{digits[key]}f}" if isinstance(value, int | float) else NOT_AVAILABLE
+            for key, value in ((key, training.get(key)) for key in digits)
+        ]
+        buckets, blocks = training.get("rows"), NOT_AVAILABLE
+        if isinstance(buckets, Mapping):
+            blocks = ", ".join(f"{bucket} {count}" for bucket, count in buckets.items())
+        rows.append([name, *cells, blocks])
+    header = ["student", "steps", "tokens", "seconds", "tokens/second", "blocks per step"]
+    return Table(header, rows)
+
+
 def short_average_words(comparison: Comparison) -> str:
-    """Say what the short average is a mean of; nothing where no short task is compared."""
+    """Return which tasks the short average is a mean of; empty if no short task is compared."""
     if not comparison.capacities:
         return ""
     parts = [f"{name} ({', '.join(tasks)})" for name, tasks in comparison.capacities.items()]
     return (
         "The short average is the mean over capacities of the mean over the tasks of each: "
-        + "; ".join(parts)
-        + "."
+        f"{'; '.join(parts)}."
     )
 
 
 def dropped_lines(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return what was dropped and why: every task, then the capacities that have none left."""
+    """Return what was dropped and why: the tasks, then the capacities without a task left."""
     lines = [(entry.unit.label(), entry.reason) for entry in comparison.dropped]
-    lines += [
-        (f"capacity {name}", "all of its tasks were dropped")
-        for name in comparison.dropped_capacities
-    ]
-    return lines
+    reason = "all of its tasks were dropped"
+    return lines + [(f"capacity {name}", reason) for name in comparison.dropped_capacities]
 
 
 def markdown_page(comparison: Comparison) -> str:
-    """Return the result table and what was dropped, in Markdown."""
-    text = result_table(comparison).markdown()
-    text += (
-        "\nScores in percent. Retention: score of the model / score of the original on the same "
-        "samples, with "
-        "the 95 % interval of a paired bootstrap. Similarity: mean cosine of the last hidden "
-        "state to the "
-        "original's. Nats per token: loss on held-out text. Average: mean over capacities and "
-        "RULER at its longest length.\n"
-    )
+    """Return results, notes, differences and dropped tasks in Markdown."""
+    parts = [f"{result_table(comparison).markdown()}\n{MARKDOWN_NOTE}\n"]
     if comparison.capacities:
-        text += f"\n{short_average_words(comparison)}\n"
+        parts.append(f"{short_average_words(comparison)}\n")
     if comparison.differences:
-        text += "\n" + difference_table(comparison).markdown()
+        parts.append(difference_table(comparison).markdown())
     if comparison.dropped:
-        text += "\nDropped before comparing:\n\n"
-        text += "".join(f"- {label}: {reason}.\n" for label, reason in dropped_lines(comparison))
-    return text
+        dropped = [f"- {label}: {reason}.\n" for label, reason in dropped_lines(comparison)]
+        parts += ["Dropped before the comparison:\n", "".join(dropped)]
+    return "\n".join(parts)

@@ -1,18 +1,23 @@
-"""The plots of how the students came to be: losses, gradients, and which layers were distilled."""
+"""Figures of training: losses, gradient norm, and the scores of saved students by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from longred.report.plots import Plot, draw, draw_lines, legend_above, look
-from longred.report.tables import Table, number, series_table
+from longred.report.plots import (
+    INK,
+    Drawn,
+    FigureData,
+    draw_lines,
+    integer_axis,
+    legend_above,
+    line_style,
+)
+from longred.report.restoration import by_method, correlation_words
+from longred.report.tables import points_table, series_table
 
-Journals = Mapping[str, Mapping[str, Mapping[int, float]]]
-"""Student → metric key → step → value."""
-
+STEP_LABEL = "optimizer step"
 TERMS = {
     "train/long_loss": ("Long text", "cross-entropy (nats per token)"),
     "train/short_distill_loss": ("Short distillation", "Σ over layers of 1 - cosine"),
@@ -22,157 +27,120 @@ TERMS = {
     "train/short_loss": ("Short text", "cross-entropy (nats per token)"),
     "train/original_loss": ("Original-window text", "cross-entropy (nats per token)"),
 }
+"""Metric key of a loss term → title and unit; terms of other names are drawn after these."""
+
+MEASURES = {
+    "short_average": "short average (%)",
+    "similarity": "last hidden state's cosine",
+    "attention_kl": "attention KL (nats per query)",
+}
+"""Attribute of a point → axis label."""
 
 
-def loss_plot(journals: Journals) -> Plot | None:
-    """Draw every term of the loss by optimizer step, a panel a term and a line a method."""
-    keys = dict.fromkeys(TERMS)
-    keys.update(dict.fromkeys(key for journal in journals.values() for key in journal))
+def losses(figure: Figure, data: FigureData) -> Drawn | None:
+    """Draw every term of the loss by optimizer step: one panel per term, one line per method."""
+    logged = dict.fromkeys(key for journal in data.journals.values() for key in journal)
     terms = {
-        key: {method: journal[key] for method, journal in journals.items() if journal.get(key)}
-        for key in keys
-        if key.startswith("train/") and key.endswith("_loss")
+        key: series
+        for key in TERMS | logged
+        if key.startswith("train/") and key.endswith("_loss") and (series := _series(data, key))
     }
-    terms = {key: series for key, series in terms.items() if series}
     if not terms:
         return None
-
-    def paint(figure: Figure) -> None:
-        panels = _panels(figure, len(terms))
-        for axes, (key, series) in zip(panels, terms.items(), strict=True):
-            title, unit = _term(key)
-            axes.set_title(title)
-            axes.set_ylabel(unit)
-            draw_lines(axes, series, list(journals))
-            _step_axis(axes)
-            if "cosine" in unit:
-                axes.set_ylim(bottom=0)
-        _method_legend(figure, panels[0], list(journals))
-
-    columns = {
-        f"{method}: {_term(key)[0].lower()}": dict(points)
-        for key, series in terms.items()
-        for method, points in series.items()
-    }
-    return draw(
-        "loss",
-        "Loss by term",
-        "Each term before its weight, per optimizer step. Methods that do not use a bucket have "
-        "no line in its panel. The table shows at most 31 steps; the training's metrics.jsonl "
-        "holds all.",
-        series_table("step", columns, 4),
-        paint,
-        width=max(4.6, 2.75 * min(3, len(terms))),
-        height=3.3 if len(terms) <= 3 else 5.6,
-    )
+    num_columns, num_rows = min(3, len(terms)), -(-len(terms) // 3)
+    figure.set_size_inches(max(4.6, 2.75 * num_columns), 3.3 if num_rows == 1 else 5.6)
+    panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    columns: dict[str, Mapping[int, float]] = {}
+    for key, series in terms.items():
+        axes = panels.pop(0)
+        title, unit = TERMS.get(key, (key.removeprefix("train/").replace("_", " "), "loss"))
+        axes.set_title(title)
+        axes.set_ylabel(unit)
+        draw_lines(axes, series, list(data.journals))
+        integer_axis(axes, STEP_LABEL, 5)
+        axes.set_xlim(left=0)
+        if "cosine" in unit:
+            axes.set_ylim(bottom=0)
+        columns |= {f"{method}: {title.lower()}": points for method, points in series.items()}
+    for axes in panels:
+        axes.set_axis_off()
+    first = figure.axes[0]
+    # The legend names every method, also those without a line in the first panel.
+    for method in data.journals:
+        if method not in first.get_legend_handles_labels()[1]:
+            style = line_style(method, list(data.journals)) | {"marker": ""}
+            first.plot([], [], label=method, **style)
+    legend_above(figure, first)
+    return Drawn(series_table("step", columns, 4))
 
 
-def grad_norm_plot(journals: Journals) -> Plot | None:
-    """Draw the gradient norm before clipping by optimizer step, a line a method."""
-    key = "train/grad_norm"
-    series = {method: journal[key] for method, journal in journals.items() if journal.get(key)}
+def grad_norm(figure: Figure, data: FigureData) -> Drawn | None:
+    """Draw the gradient norm before clipping by optimizer step, one line per method."""
+    series = _series(data, "train/grad_norm")
     if not series:
         return None
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        draw_lines(axes, series, list(journals))
-        axes.set_ylabel("gradient norm (L2)")
-        axes.set_ylim(bottom=0)
-        _step_axis(axes)
-        legend_above(figure, axes)
-
-    columns = {method: dict(points) for method, points in series.items()}
-    return draw(
-        "grad-norm",
-        "Gradient norm",
-        "L2 norm of the whole gradient before clipping, per optimizer step.",
-        series_table("step", columns, 4),
-        paint,
-        height=2.8,
-    )
-
-
-def attention_plot(drift: Mapping[str, Any], selection: Mapping[str, Any]) -> Plot | None:
-    """Draw how far rescaling moved each decoder layer's attention; mark distilled layers."""
-    scores = [float(score) for score in drift["attention_kl"]]
-    # Selection names hidden states (1…N); hidden state i leaves decoder layer i-1.
-    distilled = {int(layer) - 1 for layer in selection["distill_layers"]}
-    layers = range(len(scores))
-    accent, plain = look("longred-c", [])[0], "#9aa0a6"
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for chosen, colour, label in ((True, accent, "distilled"), (False, plain, "not distilled")):
-            places = [layer for layer in layers if (layer in distilled) == chosen]
-            heights = [scores[layer] for layer in places]
-            bars = axes.bar(
-                places,
-                heights,
-                width=0.7,
-                color=colour,
-                label=label,
-                hatch="" if chosen else "\\\\\\\\",
-            )
-            for bar in bars:
-                bar.set_edgecolor("white")
-                bar.set_linewidth(0)
-        axes.set_ylabel("attention KL (nats per query)")
-        axes.set_xlabel("decoder layer")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-        axes.set_xlim(-0.6, len(scores) - 0.4)
-        axes.grid(axis="x", visible=False)
-        legend_above(figure, axes)
-
-    similarity = [float(value) for value in drift["hidden_similarity"]]
-    rows = [
-        [
-            str(layer),
-            number(scores[layer], 5),
-            number(similarity[layer], 5),
-            "yes" if layer in distilled else "no",
-        ]
-        for layer in layers
-    ]
-    return draw(
-        "attention-kl",
-        "Attention drift and the layers distilled",
-        "Mean KL divergence of the rescaled model's attention from the original's on held-out "
-        "short text, per decoder "
-        "layer counted from 0. Distilling decoder layer l matches the hidden state that leaves "
-        "it; the last layer is "
-        "always distilled.",
-        Table(["decoder layer", "attention KL", "hidden similarity", "distilled"], rows),
-        paint,
-        height=3.0,
-    )
-
-
-def _term(key: str) -> tuple[str, str]:
-    """Return the title and the unit of a term of the loss."""
-    return TERMS.get(key, (key.removeprefix("train/").replace("_", " "), "loss"))
-
-
-def _panels(figure: Figure, count: int) -> list[Axes]:
-    """Return `count` panels, three in a row, and leave the rest of the last row empty."""
-    columns = min(3, count)
-    panels = list(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    return panels[:count]
-
-
-def _step_axis(axes: Axes) -> None:
-    axes.set_xlabel("optimizer step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    figure.set_size_inches(7.2, 2.8)
+    axes = figure.subplots()
+    draw_lines(axes, series, list(data.journals))
+    axes.set_ylabel("gradient norm (L2)")
+    axes.set_ylim(bottom=0)
+    integer_axis(axes, STEP_LABEL, 5)
     axes.set_xlim(left=0)
-
-
-def _method_legend(figure: Figure, axes: Axes, methods: Sequence[str]) -> None:
-    """Name every method once, also those without a line in the first panel."""
-    drawn = set(axes.get_legend_handles_labels()[1])
-    for method in methods:
-        if method not in drawn:
-            colour, _, dashes, _ = look(method, methods)
-            axes.plot([], [], color=colour, linestyle=dashes, label=method)
     legend_above(figure, axes)
+    return Drawn(series_table("step", series, 4))
+
+
+def _series(data: FigureData, key: str) -> dict[str, Mapping[int, float]]:
+    """Return one metric by method and step, without methods that did not log it."""
+    return {method: journal[key] for method, journal in data.journals.items() if journal.get(key)}
+
+
+def restoration_steps(figure: Figure, data: FigureData) -> Drawn | None:
+    """Draw short average, similarity and attention KL over the steps, one line per method."""
+    methods = by_method(data.points)
+    series = {
+        label: {
+            method: {p.step: getattr(p, key) for p in points if getattr(p, key) is not None}
+            for method, points in methods.items()
+        }
+        for key, label in MEASURES.items()
+    }
+    measured = {label: lines for label, lines in series.items() if any(lines.values())}
+    if not measured:
+        return None
+    figure.set_size_inches(max(4.2, 2.75 * len(measured)), 3.1)
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, (label, lines) in zip(panels, measured.items(), strict=True):
+        draw_lines(axes, lines, list(methods), markers=True)
+        axes.set_ylabel(label)
+        integer_axis(axes, STEP_LABEL, 5)
+    legend_above(figure, panels[0])
+    return Drawn(points_table(data.points))
+
+
+def retention_similarity(figure: Figure, data: FigureData) -> Drawn | None:
+    """Draw the retention of every saved student over its similarity to the original."""
+    found = [
+        (p.similarity, p.retention, p.step, p.method)
+        for p in data.points
+        if p.similarity is not None and p.retention is not None
+    ]
+    if not found:
+        return None
+    figure.set_size_inches(7.2, 3.6)
+    axes = figure.subplots()
+    methods = list(by_method(data.points))
+    for method in methods:
+        points = [point for point in found if point[3] == method]
+        x, y = [p[0] for p in points], [p[1] for p in points]
+        style = line_style(method, methods)
+        axes.plot(x, y, linewidth=1.0, label=method, **style)
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5}
+        for similarity, retention, step, _ in points:
+            axes.annotate(str(step), (similarity, retention), (4, 4), color=style["color"], **text)
+    axes.axhline(100, color=INK, linewidth=1, label="original (100 %)")
+    axes.set_xlabel("mean cosine of the last hidden state to the original's")
+    axes.set_ylabel("short retention (% of the original)")
+    legend_above(figure, axes, methods)
+    words = "" if data.correlation is None else f" {correlation_words(data.correlation)}."
+    return Drawn(points_table(data.points), {"correlation": words})

@@ -1,66 +1,35 @@
-"""Writes the report's folder: page, table, scores, plots and the comparison's metrics."""
+"""Writes report folders: of a run, and of an evaluation outside of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longred.config import ReportConfig
-from longred.report import figures, page, plots
-from longred.report.content import page_content
-from longred.report.inputs import read_inputs
-from longred.report.restoration import (
-    correlation,
-    follow,
-    restoration_findings,
-    restoration_metrics,
-)
-from longred.report.scores import Comparison, collect
+from longred.config import EvaluationConfig, ReportConfig
+from longred.report import page
+from longred.report.figures import FIGURES, SCORE_FIGURES, draw_all
+from longred.report.inputs import Inputs
+from longred.report.plots import FigureData, Plot
+from longred.report.restoration import correlation, follow, restoration_metrics
+from longred.report.scores import RESCALED, Comparison, collect, model_metrics
 from longred.report.tables import markdown_page
 from longred.store.artifacts import storage_errors, write_json
 from longred.store.journal import JOURNAL_NAME, Journal
 
 
-def write(
-    config: ReportConfig,
-    *,
-    folder: Path,
-    recipe: Mapping[str, Any],
-    profile: Path,
-    selection: Path,
-    students: Mapping[str, Path],
-    scores: Mapping[str, Path],
-    data: Path,
-    samples: Path,
-) -> None:
-    """Compare the models and write index.html, table.md, scores.json, plots/ and metrics.jsonl.
+def write(config: ReportConfig, inputs: Inputs, folder: Path) -> None:
+    """Compare the models; write index.html, table.md, scores.json, plots/ and metrics.jsonl.
 
-    The same inputs write the same bytes, but for the times in metrics.jsonl.
+    The same inputs produce the same bytes, except for the times in metrics.jsonl.
 
     Args:
-        config: title, and which tasks are dropped.
+        config: title, and the threshold below which tasks are dropped.
+        inputs: what the earlier stages measured.
         folder: an existing folder to fill.
-        recipe: the whole recipe as plain values; windows, seed and method are read from it.
-        profile: folder of the profiling artifact.
-        selection: folder of the selection artifact.
-        students: method → folder of its training artifact.
-        scores: model → folder of its evaluation artifact.
-        data: folder of the data artifact.
-        samples: folder of the frozen samples that the models were asked.
 
     Raises:
-        ConfigError: the recipe does not say its original_window, or no model was evaluated.
-        MismatchError: an input lacks a file, or models answered different samples.
+        MismatchError: models answered different samples.
         StorageError: the disk is full.
     """
-    inputs = read_inputs(
-        recipe=recipe,
-        profile=profile,
-        selection=selection,
-        students=students,
-        scores=scores,
-        data=data,
-        samples=samples,
-    )
     comparison = collect(
         inputs.scores,
         original_window=inputs.original_window,
@@ -69,78 +38,67 @@ def write(
         baselines=inputs.baselines,
         seed=inputs.seed,
     )
-    points = follow(
-        comparison,
-        inputs.scores,
-        inputs.kept,
-        {method: int(found["num_steps"]) for method, found in inputs.trainings.items()},
+    points = follow(comparison, inputs)
+    correlated = correlation(points, seed=inputs.seed)
+    figure_data = FigureData(
+        comparison=comparison,
+        folders=inputs.scores,
         original_window=inputs.original_window,
-        seed=inputs.seed,
+        method=inputs.method,
+        drifts=comparison.drifts,
+        profiled={RESCALED: inputs.drift},
+        selection=inputs.selection,
+        journals=inputs.journals,
+        points=points,
+        correlation=correlated,
     )
-    together = correlation(points, seed=inputs.seed)
-    drawn = figures.all_plots(inputs, comparison, points, together)
-    content = page_content(config.title, inputs, comparison)
-    content["findings"] += restoration_findings(points, together)
+    content = page.run_content(config.title, inputs, comparison, points, correlated)
+    _write_folder(folder, content, draw_all(FIGURES, figure_data), comparison)
+    with storage_errors(folder):
+        journal = Journal(folder / JOURNAL_NAME)
+        for name in comparison.models:
+            for step, values in model_metrics(comparison, name).items():
+                journal.append({f"{name}/{key}": value for key, value in values.items()}, step=step)
+                if name == inputs.method:
+                    # Without a prefix too, so that runs of different methods share the key.
+                    journal.append(values, step=step)
+        for step, values in sorted(restoration_metrics(points, correlated).items()):
+            journal.append(values, step=step)
+        journal.close()
+
+
+def write_evaluation(
+    folder: Path,
+    config: EvaluationConfig,
+    folders: Mapping[str, Path],
+    samples: Path,
+    comparison: Comparison,
+) -> None:
+    """Write index.html, table.md, scores.json and plots/ of an evaluation into a user's folder.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    figure_data = FigureData(
+        comparison=comparison,
+        folders=folders,
+        original_window=config.original_window,
+        drifts=comparison.drifts,
+    )
+    content = page.evaluation_content(config, folders, samples, comparison)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_folder(folder, content, draw_all(SCORE_FIGURES, figure_data), comparison)
+
+
+def _write_folder(
+    folder: Path, content: Mapping[str, Any], drawn: Sequence[Plot], comparison: Comparison
+) -> None:
     html = page.render(content, drawn)
     with storage_errors(folder):
-        plots.save(drawn, folder / "plots")
+        (folder / "plots").mkdir(exist_ok=True)
+        for plot in drawn:
+            (folder / f"plots/{plot.name}.svg").write_text(plot.svg, encoding="utf-8")
+            (folder / f"plots/{plot.name}.png").write_bytes(plot.png)
         (folder / "index.html").write_text(html, encoding="utf-8")
         (folder / "table.md").write_text(markdown_page(comparison), encoding="utf-8")
         write_json(folder / "scores.json", comparison.models)
-        along = restoration_metrics(points, together)
-        _write_metrics(folder / JOURNAL_NAME, comparison, inputs.method, along)
-
-
-def metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:
-    """Return a model's journal values by step: RULER at step = length, all else at step 0.
-
-    Keys: `short/<task>`, `capacity/<capacity>` and `capacity/short` (the mean over capacities),
-    `retention/<capacity>`, `retention/short`, `similarity/last`, `similarity/attention_kl`,
-    `ruler/<task>`, `ruler/average`, `retention/ruler`, `held_out/nats_per_token`,
-    `held_out/bits_per_byte`; a value that cannot be told is left out.
-    """
-    model = comparison.models[name]
-    values: dict[int, dict[str, float | None]] = {
-        0: {
-            "capacity/short": model["short"]["average"],
-            "retention/short": model["retention"]["short"],
-            "similarity/last": model["similarity"],
-            "similarity/attention_kl": model["attention_kl"],
-            "held_out/nats_per_token": model["nats_per_token"],
-            "held_out/bits_per_byte": model["bits_per_byte"],
-            **{f"short/{task}": model["short"][task] for task in comparison.short_tasks},
-            **{f"capacity/{name}": score for name, score in model["capacities"].items()},
-            **{
-                f"retention/{name}": kept for name, kept in model["retention"]["capacities"].items()
-            },
-        }
-    }
-    for length, tasks in comparison.ruler_tasks.items():
-        scored = model["ruler"][str(length)]
-        values[length] = {
-            "ruler/average": scored["average"],
-            "retention/ruler": model["retention"]["ruler"][str(length)],
-            **{f"ruler/{task}": scored[task] for task in tasks},
-        }
-    return {
-        step: {key: value for key, value in found.items() if value is not None}
-        for step, found in values.items()
-    }
-
-
-def _write_metrics(
-    path: Path, comparison: Comparison, method: str, along: Mapping[int, Mapping[str, float]]
-) -> None:
-    """Write every model's metrics as `<model>/<key>`, and the method's own also as `<key>`.
-
-    Runs whose methods differ are then compared by one key.
-    """
-    journal = Journal(path)
-    for name in comparison.models:
-        for step, values in metrics(comparison, name).items():
-            journal.append({f"{name}/{key}": value for key, value in values.items()}, step=step)
-            if name == method:
-                journal.append(values, step=step)
-    for step, followed in sorted(along.items()):
-        journal.append(followed, step=step)
-    journal.close()

@@ -25,11 +25,10 @@ def write_report(
     """Compare the models: tables, plots and one HTML page."""
 
     def make(folder: Path, work: Path) -> None:
+        from longred.report.inputs import read_inputs
         from longred.report.write import write
 
-        write(
-            config,
-            folder=folder,
+        found = read_inputs(
             recipe=dict(recipe),
             data=data.folder,
             profile=profile.folder,
@@ -38,6 +37,7 @@ def write_report(
             samples=samples.folder,
             scores={name: artifact.folder for name, artifact in scores.items()},
         )
+        write(config, found, folder)
 
     inputs = {
         "data": data.digest,

@@ -16,8 +16,7 @@ from longred.export import probe
 from longred.export.card import usable_length
 from longred.export.check import check_export
 from longred.export.serving import serve_commands, serving_notes
-from longred.export.steps import find_step
-from longred.export.write import export_student, find_student
+from longred.export.write import export_student, find_step, find_student
 from longred.models.extension import extend_config, write_extension
 from longred.models.load import load_model, save_model
 from longred.runs.record import RunRecord, StageRecord
@@ -35,7 +34,7 @@ TABLE = "# Result\n\n| model | short | RULER 256 |\n|---|---:|---:|\n| longred-c
 
 
 def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord]:
-    """A store with a trained student, a report, and the record of the run that made them."""
+    """A store with a trained student and a report, and the record of their run."""
     store = Store(root / "store")
     settings = {"original_window": 64, "target_window": 256, **ROPES[rope]}
 
@@ -103,7 +102,7 @@ SCORES: dict[str, Any] = {
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read folders back in this process, and let version 4 be out of reach."""
+    """Load folders in this process, and make version 4 unavailable."""
 
     def read(folder: Path, work: Path, packages: Path | None = None) -> Any:
         probe.main(str(folder), str(work / "request.json"), str(work / "result.json"))
@@ -128,7 +127,7 @@ def test_an_exported_student_is_the_trained_one(
     store, run = trained_run(tiny_model_folder, tmp_path, rope)
     exported = export_student(store, run, tmp_path / "ship" / "model", dtype=dtype)
     assert exported.dtype == (torch.float32 if dtype == "trained" else torch.bfloat16)
-    assert verdicts(check_export(exported)) == {
+    assert verdicts(list(check_export(exported))) == {
         "window": True,
         "chat template": True,
         "RoPE of full attention": True,
@@ -136,7 +135,7 @@ def test_an_exported_student_is_the_trained_one(
         "logits": True,
         "loading": None,
     }
-    # The obvious comparison: stock transformers against the trained folder's own weights.
+    # Stock transformers against the weights of the trained folder.
     stock = AutoModelForCausalLM.from_pretrained(exported.folder, dtype=exported.dtype).float()
     trained = load_model(exported.trained.folder, dtype=exported.dtype).float()
     tokens = torch.randint(500, (1, 200))
@@ -174,7 +173,7 @@ def test_a_folder_that_reads_otherwise_is_refused(
     path = exported.folder / "config.json"
     write_json(path, {**read_json(path), **change})
     with pytest.raises(MismatchError, match=f"does not read the trained model: {what}.*do not"):
-        check_export(exported)
+        list(check_export(exported))
 
 
 def test_another_process_reads_it_back(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -190,7 +189,8 @@ def test_another_process_reads_it_back(tiny_model_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize("rope", ROPES)
 def test_transformers_4_reads_it_too(rope: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     store, run = trained_run(tiny_model_folder, tmp_path, rope)
-    findings = check_export(export_student(store, run, tmp_path / "model", dtype="bfloat16"))
+    exported = export_student(store, run, tmp_path / "model", dtype="bfloat16")
+    findings = list(check_export(exported))
     unchecked = [finding.text for finding in findings if finding.passed is None]
     if unchecked:
         pytest.skip(unchecked[0])
@@ -273,7 +273,7 @@ def test_servers_are_told_the_window_and_their_conflicts() -> None:
     assert commands["llama.cpp"][1] == "llama-server --model 'my model.gguf' --ctx-size 32768"
     assert serving_notes(extended["abf"]) == []
     (linear,) = serving_notes(extended["pi"])
-    assert "would offer 131072 tokens; the flags above hold them to 32768" in linear
+    assert "would offer 131072 tokens; the flags above limit them to 32768" in linear
     (yarn,) = serving_notes(extended["yarn"])
     assert "8192 x 4" in yarn
     assert len(serving_notes(extended["longrope"])) == 2
@@ -288,7 +288,7 @@ def test_a_student_that_was_kept_is_exported(tiny_model_folder: Path, tmp_path: 
     assert all(torch.equal(ours[name], weight) for name, weight in kept.items())
     card = (exported.folder / "README.md").read_text()
     assert "10 of the training's 30" in card
-    assert "after step 10, and the table is of the finished ones" in card
+    assert "after step 10; the table lists the final students" in card
     assert "short average 71.5" in card
     result = export_student(store, run, tmp_path / "n", step="30", dtype="trained")
     assert result.step is None
@@ -297,8 +297,8 @@ def test_a_student_that_was_kept_is_exported(tiny_model_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("step", "by", "words"),
     [
-        ("11", "short_average", "step 11 was not kept; kept are 10 and the last, 30"),
-        ("best", "short_average", "step 20 was not kept"),
+        ("11", "short_average", "step 11 was not saved; saved are 10 and the last, 30"),
+        ("best", "short_average", "step 20 was not saved"),
         ("best", "loss", "--by: 'loss' is not one of short_average"),
         ("best", "similarity", "has not measured similarity over the steps of longred-c"),
         ("first", "short_average", "'first' is not a step, `best` or `last`"),

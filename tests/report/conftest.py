@@ -1,4 +1,4 @@
-"""A study that every test of the report reads and none changes."""
+"""A study that all tests of the report read and none changes."""
 
 import pytest
 from study import Study, make_study

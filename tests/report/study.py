@@ -1,4 +1,4 @@
-"""A small study on disk: four models that answered the same samples."""
+"""A small study on disk: four models evaluated on the same samples."""
 
 import json
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ RULER = ("niah_single_1", "niah_single_2")
 LENGTHS = (256, 512, 1024)
 NUM_SAMPLES = 120
 NUM_LAYERS = 4
-# Chance that a model answers a sample of a task; bracket_closing lies too close to guessing to be
+# Probability that a model solves a sample of a task; bracket_closing is too close to chance to be
 # compared.
 ABILITY: dict[str, dict[str, float]] = {
     "original": {"bracket_closing": 0.30, "cloze": 0.62, "continuation": 0.71, "key_recall": 0.90},
@@ -47,7 +47,7 @@ KEEP_STEPS = (10, 30)
 
 
 def _add_students_on_the_way() -> None:
-    """Let the students that are kept lie between the rescaled model and the finished one."""
+    """Interpolate the saved students between the rescaled model and the final one."""
     for method in ("longred-c", "cpt"):
         for step in KEEP_STEPS:
             name, part = f"{method}-step-{step}", step / 60
@@ -83,7 +83,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass
 class Study:
-    """Folders of one study, and the scores that were written into them."""
+    """Folders of one study, and the scores written into them."""
 
     root: Path
     scores: dict[str, Path] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Study:
         return float(np.mean([self.answers[model, unit].mean() for unit in units]))
 
     def short_average(self, model: str) -> float:
-        """Return the mean over the two capacities that are left, reading of two tasks."""
+        """Return the mean over the two compared capacities; reading has two tasks."""
         reading, general = self.average(model, ["cloze", "key_recall"]), ["continuation"]
         return (reading + self.average(model, general)) / 2
 
@@ -128,7 +128,7 @@ def make_study(root: Path, *, num_samples: int = NUM_SAMPLES) -> Study:
 
 
 def unit_scores(model: str, unit: str, num_samples: int) -> np.ndarray[Any, Any]:
-    """Return per-sample scores in percent; all models find the same samples hard."""
+    """Return per-sample scores in percent; the same samples are hard for all models."""
     task, _, length = unit.partition("@")
     ability = NEEDLE[model][LENGTHS.index(int(length))] if length else ABILITY[model][task]
     shared = np.random.default_rng([len(unit), *unit.encode()]).random(num_samples)
@@ -137,7 +137,7 @@ def unit_scores(model: str, unit: str, num_samples: int) -> np.ndarray[Any, Any]
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Runs beside each other: settings first, then scores, from the report or from the evaluations."""
+"""Comparing runs: settings first, then scores, from the report or from the evaluations."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ def recorded(
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[RunRecord]:
-    """Two runs with another method and seed; the original scored the same in both."""
+    """Two runs that differ in method and seed; the original scored the same in both."""
     original = {"short/cloze": 70.0, "ruler/average@256": 96.0}
     first = recorded(
         tmp_path,

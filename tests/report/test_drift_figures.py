@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from longred.report.drift_figures import heads_plot, layers_plot, positions_plot, sweep_plot
-from longred.report.plots import Plot
+from longred.report.figures import draw_all
+from longred.report.plots import FigureData, Plot
 
 
 def drift(scale: float, *, num_layers: int = 3, num_heads: int = 2) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def point(method: str, value: float, kl: float) -> dict[str, Any]:
     return {"method": method, "value": value, "attention_kl": kl, **similarity}
 
 
-def check(plot: Plot | None, name: str) -> Plot:
-    assert plot is not None
+def draw(name: str, data: FigureData) -> Plot:
+    (plot,) = draw_all([name], data)
     assert plot.name == name
     assert plot.png.startswith(b"\x89PNG")
     ElementTree.fromstring(plot.svg)  # noqa: S314
@@ -33,7 +33,8 @@ def check(plot: Plot | None, name: str) -> Plot:
 
 
 def test_layers_show_every_model_with_both_measures() -> None:
-    plot = check(layers_plot({"rescaled": drift(0.1), "longred-c": drift(0.05)}), "drift-layers")
+    drifts = {"rescaled": drift(0.1), "longred-c": drift(0.05)}
+    plot = draw("drift-layers", FigureData(drifts=drifts))
     assert plot.table.header == [
         "decoder layer",
         "rescaled: attention KL",
@@ -47,21 +48,23 @@ def test_layers_show_every_model_with_both_measures() -> None:
 @pytest.mark.parametrize(("num_layers", "num_heads"), [(1, 1), (3, 2), (32, 64)])
 def test_heads_fit_any_size(num_layers: int, num_heads: int) -> None:
     found = drift(0.1, num_layers=num_layers, num_heads=num_heads)
-    plot = check(heads_plot({"rescaled": found}), "drift-heads")
+    plot = draw("drift-heads", FigureData(profiled={"rescaled": found}))
     assert len(plot.table.rows) == num_layers
     assert len(plot.table.rows[0]) == len(plot.table.header) == 1 + min(32, num_heads)
 
 
 def test_positions_leave_out_the_first_and_give_the_mean_over_layers() -> None:
-    plot = check(positions_plot(drift(0.1), "rescaled"), "drift-positions")
+    plot = draw("drift-positions", FigureData(profiled={"rescaled": drift(0.1)}))
     assert [row[0] for row in plot.table.rows] == ["1", "2", "3", "4", "6"]
     assert plot.table.rows[-1][1:] == ["0.50000", "0.50000"]
-    assert positions_plot({**drift(0.1), "position_starts": [0, 1]}, "rescaled") is None
+    short = FigureData(profiled={"rescaled": {**drift(0.1), "position_starts": [0, 1]}})
+    assert draw_all(["drift-positions"], short) == []
 
 
 def test_a_sweep_shows_theta_and_factors() -> None:
     points = [point("abf", 2e4, 0.1), point("abf", 1e6, 0.4), point("pi", 4, 1.0)]
-    plot = check(sweep_plot(points, theta_before=1e4), "drift-sweep")
-    assert [row[0] for row in plot.table.rows] == ["abf 20000", "abf 1e+06", "pi 4"]
-    check(sweep_plot(points[:2], theta_before=1e4), "drift-sweep")
-    check(sweep_plot(points[2:], theta_before=1e4), "drift-sweep")
+    plots = [
+        draw("drift-sweep", FigureData(sweep={"rope_theta_before": 1e4, "points": part}))
+        for part in (points, points[:2], points[2:])
+    ]
+    assert [row[0] for row in plots[0].table.rows] == ["abf 20000", "abf 1e+06", "pi 4"]

@@ -1,4 +1,4 @@
-"""Claims come out as the intervals fall, whichever way; other numbers are only stated."""
+"""Intervals decide the claims; other numbers are only reported."""
 
 from typing import Any
 

@@ -1,13 +1,13 @@
-"""Intervals agree with a slow bootstrap, and are absent where nothing can be told."""
+"""Intervals agree with a slow bootstrap, and are None if they are undefined."""
 
 import numpy as np
 import pytest
 
-from longred.report.intervals import difference, paired_interval, ratio
+from longred.report.samples import difference, paired_interval, ratio
 
 
 def tasks_of(sizes: tuple[int, ...], low: float, high: float) -> list[np.ndarray]:
-    """Return tasks whose two models find the same samples hard."""
+    """Return tasks in which the same samples are hard for both models."""
     rng = np.random.default_rng(7)
     tasks = []
     for size in sizes:

@@ -1,4 +1,4 @@
-"""Plots carry the numbers given, look the same every time, and reach nothing outside."""
+"""Plots contain the given numbers, are deterministic, and reference nothing external."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -6,11 +6,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from study import NUM_LAYERS, RECIPE, Study
 
-from longred.report import figures, training_figures
-from longred.report.inputs import Inputs, read_inputs
-from longred.report.plots import LOOKS, Plot, inline_svg, look
+from longred.report.figures import FIGURES, draw_all
+from longred.report.inputs import read_inputs
+from longred.report.plots import LOOKS, FigureData, Plot, inline_svg, look
 from longred.report.restoration import correlation, follow
-from longred.report.scores import Comparison, collect
+from longred.report.scores import RESCALED, Comparison, collect
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +20,24 @@ def comparison(study: Study) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def inputs(study: Study) -> Inputs:
-    return read_inputs(recipe=RECIPE, students=study.students, scores=study.scores, **study.folders)
-
-
-@pytest.fixture(scope="module")
-def plots(study: Study, comparison: Comparison, inputs: Inputs) -> dict[str, Plot]:
-    last_steps = dict.fromkeys(study.students, 60)
-    points = follow(comparison, inputs.scores, inputs.kept, last_steps, original_window=256, seed=0)
-    drawn = figures.all_plots(inputs, comparison, points, correlation(points, seed=0))
-    return {plot.name: plot for plot in drawn}
+def plots(study: Study, comparison: Comparison) -> dict[str, Plot]:
+    inputs = read_inputs(
+        recipe=RECIPE, students=study.students, scores=study.scores, **study.folders
+    )
+    points = follow(comparison, inputs)
+    data = FigureData(
+        comparison=comparison,
+        folders=inputs.scores,
+        original_window=256,
+        method=inputs.method,
+        drifts=comparison.drifts,
+        profiled={RESCALED: inputs.drift},
+        selection=inputs.selection,
+        journals=inputs.journals,
+        points=points,
+        correlation=correlation(points, seed=0),
+    )
+    return {plot.name: plot for plot in draw_all(FIGURES, data)}
 
 
 def test_every_plot_is_drawn_as_svg_and_png(plots: dict[str, Plot]) -> None:
@@ -83,19 +91,14 @@ def test_the_loss_table_holds_first_and_last_step(plots: dict[str, Plot]) -> Non
 def test_terms_of_other_methods_get_panels_too() -> None:
     steps = {1: 2.0, 2: 1.5}
     keys = ("train/long_loss", "train/short_loss", "train/original_loss", "train/extra_loss")
-    plot = training_figures.loss_plot({"mix-cpt": dict.fromkeys(keys, steps)})
-    assert plot is not None
+    (plot,) = draw_all(["loss"], FigureData(journals={"mix-cpt": dict.fromkeys(keys, steps)}))
     assert plot.table.header[-1] == "mix-cpt: extra loss"
 
 
 def test_nothing_to_show_draws_nothing() -> None:
-    assert training_figures.loss_plot({"cpt": {}}) is None
-    assert training_figures.grad_norm_plot({}) is None
-    empty = Comparison({}, {}, [])
-    assert figures.retention_plot(empty) is None
-    assert figures.short_plot(empty) is None
-    assert figures.ruler_plot(empty, 256) is None
-    assert figures.drifts_of(empty) == {}
+    assert draw_all(FIGURES, FigureData()) == []
+    assert draw_all(["loss"], FigureData(journals={"cpt": {}})) == []
+    assert Comparison({}, {}, []).drifts == {}
 
 
 def test_every_model_looks_different_in_colour_and_in_grey_print() -> None:
@@ -113,7 +116,7 @@ def test_heat_maps_hold_the_scores_of_every_field(
     place = table.header.index("longred-c 512")
     scores = study.answers["longred-c", "niah_single_1@512"]
     assert row[place] == f"{scores.mean():.1f}"
-    # The needle tasks that are compared at this length, a fifth of the depths.
+    # The compared needle tasks at this length, in the first fifth of the depths.
     depths = plots["depth-heat-map"].table
     assert [r[0] for r in depths.rows] == [f"{20 * i}-{20 * i + 20} %" for i in range(5)]
     tasks = comparison.ruler_tasks[512]

@@ -1,4 +1,4 @@
-"""Students on their way: what is told of each step, and how retention goes with similarity."""
+"""Saved students: values by training step, and the correlation of retention with similarity."""
 
 from pathlib import Path
 
@@ -8,14 +8,16 @@ from scipy.stats import pearsonr, spearmanr
 from study import KEEP_STEPS, KL, RECIPE, SIMILARITY, Study
 from test_write import write_report
 
-from longred.report.findings import CONTRADICTED, NOT_TESTABLE, OPEN, SUPPORTED
-from longred.report.restoration import (
-    Point,
-    correlation,
+from longred.report.figures import draw_all
+from longred.report.findings import (
+    CONTRADICTED,
+    NOT_TESTABLE,
+    OPEN,
+    SUPPORTED,
     restoration_findings,
-    restoration_metrics,
 )
-from longred.report.restoration_figures import retention_similarity_plot, steps_plot
+from longred.report.plots import FigureData
+from longred.report.restoration import Point, correlation, restoration_metrics
 from longred.store.journal import Journal
 
 
@@ -40,7 +42,7 @@ def test_metrics_are_told_by_training_step(journal, study: Study) -> None:
         assert journal[f"{method}/by_step/similarity"] == similarity
         assert journal[f"{method}/by_step/attention_kl"] == {s: KL[n] for s, n in names.items()}
     assert -1 < journal["restoration/spearman"][0] < 1
-    # The finished models alone are in the tables.
+    # The tables list the final models only.
     assert not any("-step-" in key for key in journal)
 
 
@@ -58,7 +60,7 @@ def make_points(similarity, retention) -> list[Point]:
         Point(
             method="cpt",
             step=step,
-            short=50.0 + step,
+            short_average=50.0 + step,
             ruler=None,
             retention=kept,
             interval=None,
@@ -93,7 +95,7 @@ def test_the_rescaled_model_counts_once() -> None:
         Point(
             method=m,
             step=0,
-            short=1.0,
+            short_average=1.0,
             ruler=None,
             retention=0.5,
             interval=None,
@@ -128,7 +130,7 @@ def test_what_was_lost_again_is_said() -> None:
     points[1] = Point(
         method="cpt",
         step=2,
-        short=70.0,
+        short_average=70.0,
         ruler=None,
         retention=90.0,
         interval=None,
@@ -146,12 +148,11 @@ def test_what_was_lost_again_is_said() -> None:
 
 def test_pictures_of_what_is_known() -> None:
     points = make_points([0.9, 0.91, 0.92, 0.93], [80.0, 90.0, 95.0, 85.0])
-    plot = steps_plot(points)
-    assert plot is not None
-    assert plot.table.rows[0] == ["cpt, step 1", "51.0", "n/a", "80.0", "0.90000", "n/a"]
-    plot = retention_similarity_plot(points, correlation(points, seed=0))
-    assert plot is not None
-    assert "Spearman +0.40" in plot.caption
+    names = ("restoration-steps", "retention-similarity")
+    known = FigureData(points=points, correlation=correlation(points, seed=0))
+    steps, similarity = draw_all(names, known)
+    assert steps.table.rows[0] == ["cpt, step 1", "51.0", "n/a", "80.0", "0.90000", "n/a"]
+    assert "Spearman +0.40" in similarity.caption
     unknown = make_points([None] * 4, [None] * 4)
-    assert retention_similarity_plot(unknown, None) is None
-    assert steps_plot([]) is None
+    assert draw_all(["retention-similarity"], FigureData(points=unknown)) == []
+    assert draw_all(names, FigureData()) == []

@@ -1,4 +1,4 @@
-"""Averages, retention and dropping agree with the samples, computed by hand."""
+"""Averages, retention and dropped tasks agree with values computed by hand."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def entries(scores: dict[str, tuple[str, float]]) -> dict[str, Any]:
 
 
 def compare_written(folder: Path, short: dict[str, dict[str, Any]]) -> Comparison:
-    """Compare models of which only the short scores are known."""
+    """Compare models that have short scores only."""
     for name, tasks in short.items():
         (folder / name).mkdir(exist_ok=True)
         write_json(folder / name / "scores.json", {"model": name, "short": tasks})
@@ -169,7 +169,7 @@ def test_nothing_is_dropped_at_zero_points_unless_below_chance(study: Study) -> 
 def test_long_ruler_tasks_are_judged_within_the_original_window(
     study: Study, comparison: Comparison, tmp_path: Path
 ) -> None:
-    # The original scores little at 1,024, where it was not made to work: that alone drops nothing.
+    # A low score of the original at 1,024, beyond its window, drops nothing.
     assert study.average("original", ["niah_single_2@1024"]) < 15
     assert comparison.ruler_tasks[1024] == list(RULER)
     weak = {"score": 6.0, "stderr": 2.0, "num_samples": NUM_SAMPLES, "chance": 0.0}
@@ -304,7 +304,7 @@ def test_the_overall_average_takes_capacities_and_the_longest_ruler(study: Study
 
 
 def test_a_task_without_a_score_leaves_no_average(study: Study, tmp_path: Path) -> None:
-    """Nobody could be asked: the capacity, the short and the overall average are n/a."""
+    """No model has a score: the capacity, the short and the overall average are None."""
     folders = dict(study.scores)
     for name in study.scores:
         scores = json.loads((study.scores[name] / "scores.json").read_text())

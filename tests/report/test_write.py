@@ -1,4 +1,4 @@
-"""The report's folder is whole, deterministic, self-contained and says what it was made from."""
+"""The report's folder is complete, deterministic, self-contained and names its inputs."""
 
 import json
 import re
@@ -29,7 +29,8 @@ def write_report(study: Study, folder: Path, **changes: Any) -> Path:
         "data": study.folders["data"],
         "samples": study.folders["samples"],
     }
-    write(ReportConfig(title="A <title> & more"), folder=folder, **{**given, **changes})
+    inputs = read_inputs(**{**given, **changes})
+    write(ReportConfig(title="A <title> & more"), inputs, folder)
     return folder
 
 
