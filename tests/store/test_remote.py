@@ -134,7 +134,7 @@ def test_a_place_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "longred")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(PreflightError, match=r"store\.remote: cannot be asked \(s3://nowhere/x"):
+    with pytest.raises(PreflightError, match=r"store\.remote: cannot be reached \(s3://nowhere/x"):
         Store(tmp_path, Remote("s3://nowhere/x")).build("data", {}, {}, never)
 
 
