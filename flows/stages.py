@@ -12,7 +12,7 @@ from flows.forms import EarlierRun, changes_to
 from flows.notify import HOOKS
 from flows.pipeline import full_pipeline
 from longred.runs.scope import Scope
-from longred.runs.session import scoped
+from longred.runs.session import run_options
 
 ARGUMENTS = """
 
@@ -35,7 +35,7 @@ def stage_flow(function: Callable[..., str]) -> Flow[Any, str]:
 
 def make_alone(stage: str, run: str, overrides: list[str]) -> str:
     """Make one stage again on what an earlier run has made."""
-    with scoped(Scope(only=stage)):
+    with run_options(scope=Scope(only=stage)):
         return full_pipeline.fn(run, overrides)
 
 

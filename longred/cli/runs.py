@@ -87,10 +87,10 @@ def show(
 def _plan(recipe: str, overrides: list[str], scope: Scope) -> list["StageRecord"]:
     """Return the stages of the pipeline as a dry run finds them."""
     from longred.cli.flow_host import tell_pipeline
-    from longred.runs.session import Watcher, listening, scoped
+    from longred.runs.session import Watcher, run_options
 
     watcher = Watcher()
-    with scoped(scope), listening(watcher):
+    with run_options(scope=scope, listener=watcher):
         tell_pipeline(recipe, overrides)
     return watcher.stages
 
@@ -115,13 +115,13 @@ def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     from longred.cli.flow_host import run_pipeline
     from longred.cli.terminal import Terminal
     from longred.runs.record import load_config, load_run
-    from longred.runs.session import listening, scoped
+    from longred.runs.session import run_options
     from longred.services import servers as services
 
     config = load_config(recipe, overrides)
     store = open_store(config.store.path)
     try:
-        with scoped(scope or Scope()), listening(Terminal()):
+        with run_options(scope=scope, listener=Terminal()):
             run_id = run_pipeline(store, recipe, overrides)
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None

@@ -1,4 +1,4 @@
-"""How busy the machine is while it trains, by MLflow's own measures and under their names."""
+"""Utilisation of the machine during training, with MLflow's own monitors and metric names."""
 
 import logging
 import time
@@ -8,13 +8,12 @@ log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """Measures processor, memory, disk, network and, with nvidia-ml-py installed, GPUs.
+    """Samples processor, memory, disk, network and, if nvidia-ml-py is installed, GPUs.
 
-    MLflow's own monitor logs by a thread that a server which is away holds up; here the caller
-    logs.
+    MLflow's own monitor logs from a thread that an unreachable server blocks; here the caller logs.
 
     Args:
-        seconds: the shortest time between two samples.
+        seconds: minimum time between two samples.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -25,17 +24,14 @@ class SystemMetrics:
 
         self._seconds = seconds
         self._last = float("-inf")
-        # MLflow leaves them untyped.
-        kinds: tuple[Any, ...] = (CPUMonitor, DiskMonitor, NetworkMonitor)
-        gpu: Any = GPUMonitor
-        self._monitors: list[Any] = [kind() for kind in kinds]
+        self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         try:
-            self._monitors.append(gpu())
+            self._monitors.append(GPUMonitor())
         except (ImportError, RuntimeError) as error:
-            log.debug("no GPU is measured: %s", error)
+            log.debug("GPUs are not monitored: %s", error)
 
     def sample(self) -> dict[str, float]:
-        """Return `system/<measure>` → value now; nothing where the last sample is too new."""
+        """Return `system/<measure>` → value; empty if the last sample is too recent."""
         if time.monotonic() - self._last < self._seconds:
             return {}
         self._last = time.monotonic()

@@ -23,7 +23,7 @@ def refuse_early(run: "Run", config: RunConfig) -> None:
     refused: it may well be on another machine.
     """
     if run.store.scope.mode("training") in (Mode.MAKE, Mode.REMAKE):
-        run.before_making = functools.partial(_before, config)
+        run.store.before_build = functools.partial(_before, config)
 
 
 def _before(config: RunConfig, stage: str) -> None:

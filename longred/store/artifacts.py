@@ -233,7 +233,7 @@ class Store:
         self, stage: str, values: Mapping[str, Any], inputs: Mapping[str, str], version: int = 1
     ) -> str:
         """Return the digest of a stage with these settings and inputs."""
-        return canonical_digest(_identity(stage, values, inputs, version))[:DIGEST_LENGTH]
+        return canonical_digest(artifact_identity(stage, values, inputs, version))[:DIGEST_LENGTH]
 
     def find(self, stage: str, digest: str) -> Artifact | None:
         """Return a committed artifact, or None if the folder is missing or incomplete.
@@ -316,7 +316,7 @@ class Store:
                     folder = self._folder(stage, digest)
                     with new_folder(folder, replace=True) as temporary:
                         make(temporary, work)
-                        identity = _identity(stage, values, inputs, version)
+                        identity = artifact_identity(stage, values, inputs, version)
                         _write_manifest(temporary, {**identity, "digest": digest})
                     artifact = Artifact(stage, digest, str(folder))
                 shutil.rmtree(work, ignore_errors=True)
@@ -346,9 +346,10 @@ class Store:
         return self.artifacts / f"{stage}-{digest}"
 
 
-def _identity(
+def artifact_identity(
     stage: str, values: Mapping[str, Any], inputs: Mapping[str, str], version: int
 ) -> dict[str, Any]:
+    """Return what the digest of an artifact is computed from; its manifest repeats it."""
     return {"stage": stage, "values": dict(values), "inputs": dict(inputs), "version": version}
 
 

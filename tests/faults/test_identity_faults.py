@@ -7,13 +7,13 @@ from pathlib import Path
 from longred import demo
 from longred.cli.flow_host import tell_pipeline
 from longred.runs.scope import Scope
-from longred.runs.session import Watcher, listening, scoped
+from longred.runs.session import Watcher, run_options
 
 
 def plan(store: Path, model: Path) -> dict[str, str]:
     """Return the digest of every stage, by its name; the report tells where the model is."""
     watcher = Watcher()
-    with scoped(Scope(is_dry=True)), listening(watcher):
+    with run_options(scope=Scope(is_dry=True), listener=watcher):
         tell_pipeline("demo", [f"store.path={store}", f"model.path={model}"])
     stages = [stage for stage in watcher.stages if stage.name != "report"]
     return {stage.name: str(stage.digest) for stage in stages}

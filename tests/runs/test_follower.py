@@ -16,7 +16,7 @@ from longred.runs.mirror import flatten
 from longred.runs.mlflow_home import connect
 from longred.runs.record import load_config, load_run
 from longred.runs.scope import Scope
-from longred.runs.session import open_run, scoped
+from longred.runs.session import open_run, run_options
 from longred.store.artifacts import Artifact, Store, write_json
 from longred.store.journal import Journal
 
@@ -269,7 +269,7 @@ def test_a_run_of_one_stage_names_its_origin_what_is_stale_and_what_was_scored(
         first.make("data", data)
     page = "http://127.0.0.1:4200/runs/flow-run/flow-2"
     with (
-        scoped(Scope(only="evaluation")),
+        run_options(scope=Scope(only="evaluation")),
         open_run(config, first.record.id, prefect_flow_run_id="flow-2", prefect_url=page) as run,
     ):
         run.make("data", data)

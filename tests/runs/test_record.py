@@ -22,7 +22,7 @@ from longred.runs.record import (
     pin_run,
     process_identity,
 )
-from longred.runs.session import current_run, listening, open_run
+from longred.runs.session import current_run, open_run, run_options
 from longred.store.artifacts import Artifact, Store
 
 
@@ -140,7 +140,7 @@ def test_listeners_hear_of_stages_and_progress(config: RunConfig) -> None:
         return build(store)
 
     also: list[int] = []
-    with listening(Ear()), open_run(config, "demo") as run:
+    with run_options(listener=Ear()), open_run(config, "demo") as run:
         run.make("data", work, on_progress=lambda done, total, text: also.append(done))
     assert heard == ["running:running", "data 1/2 half", "running:ran", "finished:ran"]
     assert also == [1]

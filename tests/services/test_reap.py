@@ -79,7 +79,7 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
     alive = left_open(config, "20260101-000001-demo-bbbb", process_identity())
     record = left_open(config, "20260101-000000-demo-aaaa", dead)
     for each in (alive, record):
-        Mirror(client, experiment).show(each)
+        Mirror(store.root, config.tracking).show(each)
         each.save(store.runs)
     # Made just before the process died: no record knows it.
     tags = {"longred.run": record.id}

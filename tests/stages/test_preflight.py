@@ -13,7 +13,7 @@ from longred.cost.recipe import jobs, shape_of_model
 from longred.errors import ConfigError, PreflightError
 from longred.runs.record import load_config
 from longred.runs.scope import Scope
-from longred.runs.session import Run, open_run, scoped
+from longred.runs.session import Run, open_run, run_options
 from longred.stages.preflight import check_trainings, refuse_early
 from longred.store.artifacts import Artifact, Store
 from longred.training.launch import LAUNCHER
@@ -32,7 +32,7 @@ def begin(folder: Path, *overrides: str, scope: Scope | None = None) -> list[str
     """Make the first stages of a run of the demo; return those that were made."""
     places = (f"store.path={folder / 'store'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
     config = load_config("demo", [*places, *overrides])
-    with scoped(scope or Scope()), open_run(config, "demo") as run:
+    with run_options(scope=scope), open_run(config, "demo") as run:
         refuse_early(run, config)
 
         def make(name: str, stage: object, *arguments: object) -> Artifact:
