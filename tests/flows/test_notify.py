@@ -11,7 +11,7 @@ import pytest
 from prefect import flow
 
 from flows import stages
-from flows.notify import HOOKS, WEBHOOK_VARIABLE
+from flows.flow_run import HOOKS, WEBHOOK_VARIABLE
 from flows.pipeline import full_pipeline
 
 

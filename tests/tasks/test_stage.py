@@ -9,7 +9,6 @@ from prefect import flow
 from prefect.artifacts import Artifact as PrefectArtifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -26,27 +25,26 @@ from longred.runs.record import load_config, load_run
 from longred.runs.session import open_run
 from longred.store.artifacts import Artifact, Store
 from tasks import stage
-from tasks.stage import make, stage_task
+from tasks.stage import stage_task
 
 attempts: list[str] = []
 errors: list[LongredError] = []
 
 
-@stage_task("toy {part}")
-def toy(part: str) -> State[Artifact] | Artifact:
+def make_toy(part: str, *, store: Store, on_progress: Progress) -> Artifact:
     """Make a small artifact, after the errors that the test wants."""
 
-    def build(store: Store, progress: Progress) -> Artifact:
-        def fill(folder: Path, work: Path) -> None:
-            attempts.append(part)
-            if errors:
-                raise errors.pop(0)
-            progress(1, 2, "half done")
-            (folder / "part.txt").write_text(part)
+    def fill(folder: Path, work: Path) -> None:
+        attempts.append(part)
+        if errors:
+            raise errors.pop(0)
+        on_progress(1, 2, "half done")
+        (folder / "part.txt").write_text(part)
 
-        return store.build("data", {"part": part}, {}, fill)
+    return store.build("data", {"part": part}, {}, fill)
 
-    return make(f"data/{part}", build, shows_progress=True)
+
+toy = stage_task(make_toy, "data/{part}")
 
 
 @flow(name="toy-flow")
@@ -97,7 +95,7 @@ def test_reused_work_is_shown_as_skipped_and_still_returned(tmp_path: Path, trac
     assert record.prefect_flow_run_id
     states = wait_for_states(record.prefect_flow_run_id)
     assert [(kind, name) for _, kind, name in states] == [("COMPLETED", "Skipped")]
-    assert states[0][0] == "toy a"
+    assert states[0][0] == "data a"
     note = PrefectArtifact.get("longred-stage-data-a")
     assert note
     assert first.digest in str(note.data)
