@@ -1,9 +1,10 @@
-"""The stages that freeze questions and ask them."""
+"""The stages that freeze questions, evaluate models on them, and compare the models."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from longred.config import EvaluationConfig
+from longred.config import EvaluationConfig, ReportConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import Artifact, Store, folder_digest, sha256_file
@@ -29,7 +30,7 @@ def freeze_samples(
     suite = suite_of(config)
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
-    # What a suite says counts, and not what its file is called; so do the bytes of its data.
+    # The content of a suite and of its data files counts, not their paths.
     values["suite"] = [task.to_json() for task in suite]
     values["data_sha256"] = {
         path: sha256_file(Path(path).expanduser())
@@ -58,7 +59,7 @@ def evaluate_model(
     on_progress: Progress | None = None,
     on_unit: "Scored | None" = None,
 ) -> Artifact:
-    """Ask one model every frozen question and measure its similarity to the original."""
+    """Evaluate one model on every frozen question; measure its similarity to the original."""
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.evaluate import evaluate
@@ -85,3 +86,46 @@ def evaluate_model(
         "data": data.digest,
     }
     return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
+
+
+def write_report(
+    config: ReportConfig,
+    recipe: Mapping[str, Any],
+    data: Artifact,
+    extended: Artifact,
+    profile: Artifact,
+    layers: Artifact,
+    students: Mapping[str, Artifact],
+    samples: Artifact,
+    scores: Mapping[str, Artifact],
+    *,
+    store: Store,
+) -> Artifact:
+    """Compare the models: tables, plots and one HTML page."""
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.report.write import write
+
+        write(
+            config,
+            folder=folder,
+            recipe=dict(recipe),
+            data=data.folder,
+            profile=profile.folder,
+            selection=layers.folder,
+            students={name: artifact.folder for name, artifact in students.items()},
+            samples=samples.folder,
+            scores={name: artifact.folder for name, artifact in scores.items()},
+        )
+
+    inputs = {
+        "data": data.digest,
+        "extension": extended.digest,
+        "profiling": profile.digest,
+        "selection": layers.digest,
+        "evaluation/samples": samples.digest,
+        **{f"training/{name}": artifact.digest for name, artifact in students.items()},
+        **{f"evaluation/{name}": artifact.digest for name, artifact in scores.items()},
+    }
+    values = {**config.digest_values(), "recipe": dict(recipe)}
+    return store.build("report", values, inputs, make, VERSIONS["report"])
