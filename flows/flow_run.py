@@ -1,7 +1,7 @@
 """The current flow run, for the record of the run, and a webhook that is told how it ended."""
 
 import os
-from typing import Any, TypedDict
+from typing import Any
 
 import httpx
 from prefect import Flow
@@ -15,15 +15,11 @@ WEBHOOK_VARIABLE = "LONGRED_WEBHOOK_URL"
 SECONDS = 10.0
 
 
-class FlowRunFields(TypedDict):
-    """Arguments of `open_run` that describe a flow run; all None outside a flow run."""
+def current_flow_run() -> dict[str, str | None]:
+    """Return the arguments of `open_run` that describe the flow run; all None outside of one.
 
-    prefect_flow_run_id: str | None
-    prefect_url: str | None
-
-
-def current_flow_run() -> FlowRunFields:
-    """Return the id of the current flow run and, if its server has pages, the URL of its page."""
+    The URL is None if the server has no pages.
+    """
     identity = runtime.id
     return {"prefect_flow_run_id": identity, "prefect_url": _page(identity) if identity else None}
 

@@ -2,13 +2,7 @@
 
 from longred.config import RunConfig
 from longred.store.artifacts import Artifact
-from tasks.stages import (
-    extend_model,
-    prepare_data,
-    profile_attention,
-    select_layers,
-    train_student,
-)
+from tasks.stages import extend_model, prepare_data, profile_attention, select_layers, train_student
 
 Start = tuple[Artifact, Artifact, Artifact]
 """Inputs of a training: the extended model, the data, the selected layers."""

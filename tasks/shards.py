@@ -11,11 +11,7 @@ from longred.data.executors import Group
 TICK_SECONDS = 1.0
 
 
-@task(
-    task_run_name="tokenise {label}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@task(task_run_name="tokenise {label}", cache_policy=NO_CACHE, persist_result=False)
 def tokenise_group(label: str, number: int, run: Callable[[int], None]) -> None:
     """Wait for the processes that tokenise one group of shards."""
     run(number)

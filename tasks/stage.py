@@ -1,5 +1,6 @@
 """Turn stage functions into Prefect tasks: retry policy, progress and links to reused work."""
 
+import contextlib
 import contextvars
 import inspect
 import signal
@@ -113,14 +114,8 @@ def _make(
     run = current_run()
     if run.is_dry:
         return run.make(name, make)
-    progress = StageProgress(name) if shows_progress else None
-    try:
+    with StageProgress(name) if shows_progress else contextlib.nullcontext() as progress:
         artifact = run.make(name, make, on_progress=progress, prefect_task_run_id=str(task_run.id))
-        if progress:
-            progress.finish()
-    finally:
-        if progress:
-            progress.end()
     record = run.record.stages[-1]
     _describe(artifact, record, run.record)
     if record.status in _STATES:
@@ -158,12 +153,14 @@ class StageProgress:
                 self._thread.start()
             self._wake.set()
 
-    def finish(self) -> None:
-        """Show 100 %, if progress was shown at all."""
-        self._percent = 100.0
+    def __enter__(self) -> "StageProgress":
+        """Return itself."""
+        return self
 
-    def end(self) -> None:
-        """Stop the thread within `END_SECONDS`; the last update may be lost."""
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Show 100 % after a success, if progress was shown at all; wait up to `END_SECONDS`."""
+        if kind is None:
+            self._percent = 100.0
         self._ended = True
         self._wake.set()
         if self._thread.ident is not None:

@@ -9,15 +9,17 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longred.config import TrackingConfig, without_copies
 from longred.errors import MismatchError
 from longred.runs.mlflow_home import connect
 from longred.runs.record import RunRecord, StageRecord
-from longred.runs.system_metrics import SystemMetrics
 from longred.store.artifacts import read_json
 from longred.store.journal import JOURNAL_NAME, read_lines
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 UPLOAD_SUFFIXES = {".json", ".jsonl", ".md", ".html", ".svg", ".png", ".txt"}
 UPLOAD_BYTES = 1 << 20
@@ -50,7 +52,8 @@ class Mirror:
         self.client, self.experiment_id = connect(root, tracking)
         uri = tracking.uri or page
         self._page = uri if uri.startswith("http") else ""
-        self._system: SystemMetrics | None = None
+        self._system: SystemMetricsMonitor | None = None
+        self._last_sample = 0.0
         self._described: set[str] = set()
         self._ended: set[str] = set()
         self._sent: dict[str, set[tuple[str, int, float]]] = {}
@@ -217,12 +220,25 @@ class Mirror:
         sent.update(points)
 
     def _send_system(self, child: str, stage: StageRecord) -> None:
-        """Send the utilisation of the machine under the names that MLflow's own page reads."""
-        if self._system is None:
-            self._system = SystemMetrics(SYSTEM_SECONDS)
+        """Send the utilisation of processor, memory, disk, network and GPUs.
+
+        MLflow's monitor measures and names them. Its own thread is not used: a server that is away
+        blocks it.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
         now = time.time()
+        if now - self._last_sample < SYSTEM_SECONDS:
+            return
+        self._last_sample = now
+        if self._system is None:
+            self._system = SystemMetricsMonitor(child, tracking_uri=self.client.tracking_uri)
+        self._system.collect_metrics()
+        values = self._system.aggregate_metrics()
+        for monitor in self._system.monitors:
+            monitor.clear_metrics()
         at = {"time": now, "step": int(now - stage.started)}
-        self._send(child, [{"key": k, "value": v, **at} for k, v in self._system.sample().items()])
+        self._send(child, [{"key": f"system/{k}", "value": v, **at} for k, v in values.items()])
 
     def _log_datasets(
         self, run_id: str, run: RunRecord, names: Iterable[str], context: str

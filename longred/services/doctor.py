@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,14 +109,12 @@ def check_store(root: Path) -> Finding:
     if not folder.is_dir():
         advice = "choose another folder: --store, LONGRED_STORE or store.path"
         return Finding("store", "fail", f"{folder} is a file", advice)
-    probe = folder / f".longred-doctor-{os.getpid()}"
     try:
-        probe.write_text("test", encoding="utf-8")
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"test")
     except OSError as error:
         advice = "choose a writable folder: --store, LONGRED_STORE or store.path"
         return Finding("store", "fail", f"{folder}: {error.strerror}", advice)
-    finally:
-        probe.unlink(missing_ok=True)
     state = "" if root.exists() else " (made by the first run)"
     return Finding("store", "ok", f"{root} can be written{state}")
 

@@ -10,7 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -20,26 +20,20 @@ ANSWER_SECONDS = 30.0
 """Generous, because on a small machine the server shares its processors with a training."""
 
 
-def ask(
-    url: str,
-    question: Mapping[str, Any] | Sequence[Any] | None = None,
-    *,
-    is_prefect: bool = True,
-    method: str | None = None,
-) -> Any:
+def ask(url: str, question: Mapping[str, Any] | None = None, **options: Any) -> Any:
     """Return a service's JSON answer, or None if there is none in time.
 
     The arguments are those of `request_json`.
     """
     try:
-        return request_json(url, question, is_prefect=is_prefect, method=method)
+        return request_json(url, question, **options)
     except (OSError, http.client.HTTPException, json.JSONDecodeError):
         return None
 
 
 def request_json(
     url: str,
-    question: Mapping[str, Any] | Sequence[Any] | None = None,
+    question: Mapping[str, Any] | None = None,
     *,
     is_prefect: bool = True,
     method: str | None = None,

@@ -119,6 +119,10 @@ def up(
     """
     with storage_errors(root), locked(folder(root) / "lock", "the set of services"):
         services = load(root)
+
+        def start(name: str, port: int = 0, gpus: str = "") -> None:
+            services[name] = _start(root, repository, name, services, port, gpus)
+
         workers = _missing_workers(services, gpu_sets)
         missing = [name for name in DEFAULT_PORTS if name not in services]
         chosen = {name: choose_port(name, ports[name]) for name in missing}
@@ -129,13 +133,13 @@ def up(
             connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
         for name, port in chosen.items():
             say(f"starting {TITLES[name]} on port {port}")
-            services[name] = _start(root, repository, name, services, port)
+            start(name, port)
         for name in DEFAULT_PORTS:
             server = services[name]
             _wait_until(lambda server=server: answers(server), root, server)
         for name, gpus in workers.items():
             say(f"starting a worker{f' for the GPUs {gpus}' if gpus else ''}")
-            services[name] = _start(root, repository, name, services, 0, gpus)
+            start(name, gpus=gpus)
         api = f"{services['prefect'].url}/api"
         names = _worker_names(services)
         registered = f"{api}/work_pools/{WORK_POOL}/workers/filter"
@@ -145,7 +149,7 @@ def up(
         _wait_until(lambda: limit_pool(api, WORK_POOL, len(names)), root, services["worker"])
         if "reaper" not in services:
             say("starting a reaper")
-            services["reaper"] = _start(root, repository, "reaper", services, 0)
+            start("reaper")
         if not deployment_names(repository) <= deployed(api):
             say("applying the deployments")
             deploy(root, repository, api)
@@ -301,7 +305,7 @@ def _start(
     name: str,
     services: Mapping[str, Service],
     port: int,
-    gpus: str = "",
+    gpus: str,
 ) -> Service:
     """Start one service in its own session and add it to `services.json`."""
     url = f"http://127.0.0.1:{port}" if port else ""

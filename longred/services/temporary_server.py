@@ -55,9 +55,9 @@ class TemporaryServer:
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                 [sys.executable, "-m", __name__, str(listening.fileno())],
-                env=os.environ
-                | prefect_environment(root)
-                | {
+                env={
+                    **os.environ,
+                    **prefect_environment(root),
                     "PREFECT_API_URL": self.url,
                     "PREFECT_UI_ENABLED": "0",
                     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -87,13 +87,10 @@ class TemporaryServer:
     def stop(self) -> None:
         """Terminate it; kill it after `STOP_SECONDS`."""
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._process.kill()  # does nothing if it has ended
+        self._process.communicate()  # waits and closes its standard input
 
 
 @contextlib.contextmanager

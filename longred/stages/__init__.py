@@ -13,10 +13,8 @@ from longred.stages.evaluation import evaluate_model, freeze_samples, write_repo
 from longred.stages.model import extend_model, find_model
 from longred.stages.profiling import profile_attention, select_layers
 from longred.stages.training import kept_students, train_student
-from longred.stages.versions import VERSIONS
 
 __all__ = [
-    "VERSIONS",
     "evaluate_model",
     "extend_model",
     "find_model",

@@ -150,8 +150,7 @@ def test_a_server_that_is_away_does_not_hold_up_a_stage() -> None:
         progress = stage.StageProgress("training/cpt")
         patch.setattr(progress, "_logged", float("inf"))  # there is no run whose log it could be
         started = time.monotonic()
-        for step in range(1000):
-            progress(step, 1000, "on the way")
-        progress.finish()
-        progress.end()
+        with progress:
+            for step in range(1000):
+                progress(step, 1000, "on the way")
         assert time.monotonic() - started < 30
