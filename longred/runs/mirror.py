@@ -26,13 +26,12 @@ UPLOAD_BYTES = 1 << 20
 SYSTEM_SECONDS = 10.0
 SAMPLES = "evaluation/samples"
 DATASETS = {
-    "data": (),
     "profiling": ("data",),
     "training": ("data",),
     "evaluation": ("data", SAMPLES),
     "report": ("data", SAMPLES),
 }
-"""Stages whose artifacts a stage reads as data sets."""
+"""Artifacts that a stage reads as data sets."""
 _STATUS = {"failed": "FAILED", "stopped": "KILLED", "lost": "KILLED"}
 
 

@@ -188,12 +188,10 @@ def check_gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        built = torch.version.cuda
+        is_built = torch.version.cuda is not None
+        cause = "check nvidia-smi and the driver" if is_built else "this torch is CPU-only"
         text = f"torch {torch.__version__} finds none"
-        advice = "the demo needs none; " + (
-            "look at nvidia-smi and the driver" if built else "this build of torch is CPU-only"
-        )
-        return Finding("GPU", "warn", text, advice)
+        return Finding("GPU", "warn", text, f"the demo needs none; {cause}")
     names = []
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)

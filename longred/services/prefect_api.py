@@ -78,15 +78,6 @@ def deployed(api: str) -> set[str]:
     return {each["name"] for each in ask(f"{api}/deployments/filter", question) or []}
 
 
-def limit_pool(api: str, pool: str, num_runs: int) -> bool:
-    """Limit the number of concurrent flow runs of a work pool; return whether that succeeded.
-
-    The server counts them by their states in its database, so the limit survives restarts.
-    """
-    question = {"concurrency_limit": num_runs}
-    return ask(f"{api}/work_pools/{pool}", question, method="PATCH") is not None
-
-
 def unfinished_flow_runs(api: str) -> list[dict[str, Any]]:
     """Return longred's flow runs that have started and not ended, according to the server."""
     question = {

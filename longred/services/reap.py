@@ -18,7 +18,7 @@ from longred.config import TrackingConfig
 from longred.errors import LongredError
 from longred.runs.mirror import Mirror
 from longred.runs.mlflow_home import unreachable
-from longred.runs.record import RunRecord, is_loopback, list_runs, load_run, read_run, read_runs
+from longred.runs.record import RunRecord, is_loopback, load_run, read_runs
 from longred.services.prefect_api import end_run, running_tasks, unfinished_flow_runs
 from longred.services.servers import mlflow_page
 from longred.store.artifacts import Store
@@ -35,12 +35,9 @@ SETTLED_SECONDS = 60.0
 
 def close_records(store: Store) -> Iterator[str]:
     """Mark running records of dead processes as lost; yield one message per run."""
-    for run_id in list_runs(store):
-        if read_run(store, run_id).status != "running":
-            continue
-        record = load_run(store, run_id)
-        if record.status == "lost":
-            yield f"{run_id}: lost, its process {int(record.process[0])} is gone"
+    for run in read_runs(store):
+        if run.status == "running" and load_run(store, run.id).status == "lost":
+            yield f"{run.id}: lost, its process {int(run.process[0])} is gone"
 
 
 def close_in_mlflow(store: Store, warn: Callable[[str], None]) -> Iterator[str]:

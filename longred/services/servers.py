@@ -20,7 +20,7 @@ import yaml
 from longred.config import TrackingConfig
 from longred.errors import PreflightError
 from longred.runs.record import is_alive, process_identity
-from longred.services.prefect_api import ask, deployed, limit_pool
+from longred.services.prefect_api import ask, deployed
 from longred.services.programs import MLFLOW_DATABASE_VARIABLE, WORK_POOL, command, environment
 from longred.store.artifacts import locked, make_folder, read_json, storage_errors, write_json
 
@@ -31,8 +31,6 @@ TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "worker": "worker", "reaper"
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 LOG_TAIL_LINES = 12
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def up(
     repository: Path,
     *,
     ports: Mapping[str, int | None],
-    say: Say,
+    say: Callable[[str], None],
     gpu_sets: Sequence[str] = (),
 ) -> dict[str, Service]:
     """Start the services that are not running, wait until they work, and apply the deployments.
@@ -141,12 +139,14 @@ def up(
             say(f"starting a worker{f' for the GPUs {gpus}' if gpus else ''}")
             start(name, gpus=gpus)
         api = f"{services['prefect'].url}/api"
+        pool = f"{api}/work_pools/{WORK_POOL}"
         names = _worker_names(services)
-        registered = f"{api}/work_pools/{WORK_POOL}/workers/filter"
         for name in names:
-            _wait_until(lambda: bool(ask(registered, {})), root, services[name])
-        # Repeated while the server's database is busy registering the worker.
-        _wait_until(lambda: limit_pool(api, WORK_POOL, len(names)), root, services["worker"])
+            _wait_until(lambda: bool(ask(f"{pool}/workers/filter", {})), root, services[name])
+        # One flow run per worker at a time. The server counts them in its database, so the limit
+        # survives restarts. Repeated while that database is busy registering the worker.
+        limit = {"concurrency_limit": len(names)}
+        _wait_until(lambda: ask(pool, limit, method="PATCH") is not None, root, services["worker"])
         if "reaper" not in services:
             say("starting a reaper")
             start("reaper")

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Journal:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = None
+        self._file: FileIO | None = None
 
     def append(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Write the metrics of one step; other processes see complete lines at once.
@@ -47,9 +48,9 @@ class Journal:
                 json.dumps({"key": key, "value": number, "step": int(step), "time": now}) + "\n"
             )
         remaining = memoryview("".join(lines).encode())
-        descriptor = self._open()
+        file = self._open()
         while remaining:
-            remaining = remaining[os.write(descriptor, remaining) :]
+            remaining = remaining[file.write(remaining) :]
 
     def truncate_after(self, step: int) -> None:
         """Drop the lines of all later steps, as a resumed training does.
@@ -75,24 +76,22 @@ class Journal:
 
     def flush(self) -> None:
         """Flush appended lines to disk."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
+        if self._file is not None:
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Flush appended lines to disk and close the file; `append` reopens it."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            os.fsync(self._file)
+            self._file.close()
+            self._file = None
 
-    def _open(self) -> int:
-        if self._descriptor is None:
+    def _open(self) -> FileIO:
+        if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
-            )
-            os.ftruncate(self._descriptor, self.path.read_bytes().rfind(b"\n") + 1)
-        return self._descriptor
+            self._file = self.path.open("ab", buffering=0)
+            self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+        return self._file
 
 
 def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
