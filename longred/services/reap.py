@@ -118,7 +118,7 @@ def close_in_prefect(store: Store, api: str) -> Iterator[str]:
 def _end_cancelled(run_id: str, since: float, record: RunRecord, api: str) -> Iterator[str]:
     """End this machine's process of a flow run that has been cancelling for too long.
 
-    SIGTERM first, which lets a training save; after SIGKILL its trainer saves and ends by itself.
+    SIGTERM first, which lets a training save; after SIGKILL its trainer still saves and exits.
     """
     waited = time.time() - since
     if waited < CANCEL_SECONDS:

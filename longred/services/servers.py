@@ -19,6 +19,7 @@ import yaml
 
 from longred.config import TrackingConfig
 from longred.errors import PreflightError
+from longred.runs.mlflow_home import connect
 from longred.runs.record import is_alive, process_identity
 from longred.services.prefect_api import ask, deployed
 from longred.services.programs import MLFLOW_DATABASE_VARIABLE, WORK_POOL, command, environment
@@ -125,8 +126,6 @@ def up(
         missing = [name for name in DEFAULT_PORTS if name not in services]
         chosen = {name: choose_port(name, ports[name]) for name in missing}
         if "mlflow" in missing:
-            from longred.runs.mlflow_home import connect
-
             # Create or migrate the database before several processes open it.
             connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
         for name, port in chosen.items():

@@ -1,4 +1,4 @@
-"""What a stage is made from is read from the files themselves."""
+"""The identity of a stage's inputs is read from the files themselves."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from longred.runs.session import Watcher, run_options
 
 
 def plan(store: Path, model: Path) -> dict[str, str]:
-    """Return the digest of every stage, by its name; the report tells where the model is."""
+    """Return the digest of every stage by name, except the report, which contains the model's path."""
     watcher = Watcher()
     with run_options(scope=Scope(is_dry=True), listener=watcher):
         tell_pipeline("demo", [f"store.path={store}", f"model.path={model}"])

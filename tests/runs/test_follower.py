@@ -1,4 +1,4 @@
-"""MLflow shows what the record and journals hold, each point once; its absence stops nothing."""
+"""MLflow mirrors record and journals, each point once; a run continues without it."""
 
 import json
 import logging
@@ -25,20 +25,20 @@ SCORES = {"cpt": {"short": {"cloze": 61.5, "average": 61.5}, "ruler": {"256": {"
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return tmp_path_factory.getbasetemp() / "mlflow.db"
 
 
 @pytest.fixture
 def config(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The demo recipe, followed by an experiment of the test's own."""
+    """The demo recipe, with an experiment of the test's own."""
     monkeypatch.setenv("LONGRED_STORE", str(tmp_path / "store"))
     place = [f"tracking.uri=sqlite:///{database}", f"tracking.experiment={tmp_path.name}"]
     return load_config("demo", place)
 
 
 def train(store: Store, progress: Progress) -> Artifact:
-    """A stage that journals three steps in its work folder and leaves a small and a large file."""
+    """A stage that journals three steps in its work folder and writes a small and a large file."""
 
     def make(folder: Path, work: Path) -> None:
         journal = Journal(work / "metrics.jsonl")

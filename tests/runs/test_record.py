@@ -1,4 +1,4 @@
-"""A run's record tells the truth, however the run ended."""
+"""A run's record is correct however the run ended."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def build(store: Store, text: str = "content", stage: str = "data") -> Artifact:
 
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}"
 
 

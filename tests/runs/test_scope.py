@@ -1,4 +1,4 @@
-"""A run makes the part of the pipeline that was asked for, and says why."""
+"""A run builds the requested part of the pipeline and gives reasons."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def config(tmp_path: Path, tracking_uri: str) -> RunConfig:
 
 
 class Pipeline:
-    """Three stages in a row; `made` lists those whose work was done."""
+    """Three stages in a row; `made` lists those that were built."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -38,7 +38,7 @@ class Pipeline:
         return run.make(stage, lambda store, progress: store.build(stage, values, inputs, fill))
 
     def run(self, scope: Scope | None = None, *, rate: float = 0.5) -> dict[str, tuple[str, str]]:
-        """Run it; return status and reason of each stage."""
+        """Return status and reason of each stage."""
         self.made.clear()
         watcher = Watcher()
         with (

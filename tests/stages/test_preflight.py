@@ -1,4 +1,4 @@
-"""A training that cannot work is refused before a run makes what the training waits for."""
+"""A training that cannot work is refused before the stages that it depends on are built."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from longred.store.artifacts import Artifact, Store
 from longred.training.launch import LAUNCHER
 
 SMALL = 2**28
-"""Bytes of memory in which no trainer fits."""
+"""Bytes of memory too small for any trainer."""
 SMALL_DATA = ("data.num_tokens=32768", "data.num_held_out_tokens=4096")
 
 
@@ -29,7 +29,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begin(folder: Path, *overrides: str, scope: Scope | None = None) -> list[str]:
-    """Make the first stages of a run of the demo; return those that were made."""
+    """Run the first stages of the demo; return those that were built."""
     places = (f"store.path={folder / 'store'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
     config = load_config("demo", [*places, *overrides])
     with run_options(scope=scope), open_run(config, "demo") as run:

@@ -1,4 +1,4 @@
-"""Artifacts on S3-compatible storage, with a real server of that kind."""
+"""Artifacts on S3-compatible storage, with a real server."""
 
 from collections.abc import Iterator
 from pathlib import Path

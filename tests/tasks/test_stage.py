@@ -32,7 +32,7 @@ errors: list[LongredError] = []
 
 
 def make_toy(part: str, *, store: Store, on_progress: Progress) -> Artifact:
-    """Make a small artifact, after the errors that the test wants."""
+    """Build a small artifact, after raising the errors of the test."""
 
     def fill(folder: Path, work: Path) -> None:
         attempts.append(part)
@@ -57,13 +57,13 @@ def toy_flow(store: str, tracking: str, part: str) -> tuple[str, Artifact]:
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}"
 
 
 @pytest.fixture
 def _start_over() -> None:
-    """Forget what an earlier test did."""
+    """Reset the state of earlier tests."""
     attempts.clear()
     errors.clear()
 
@@ -141,7 +141,7 @@ def test_only_lost_processes_and_preemptions_are_tried_again(
 
 
 def test_a_server_that_is_away_does_not_hold_up_a_stage() -> None:
-    """The address answers nobody, and Prefect's client goes on trying for a minute."""
+    """Nothing answers at the URL, and Prefect's client retries for a minute."""
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.MonkeyPatch.context() as patch,
