@@ -11,7 +11,7 @@ from longred.runs.session import Watcher, run_options
 
 
 def plan(store: Path, model: Path) -> dict[str, str]:
-    """Return the digest of every stage by name, except the report, which contains the model's path."""
+    """Return the digest of every stage by name, except the report's, which depends on the path."""
     watcher = Watcher()
     with run_options(scope=Scope(is_dry=True), listener=watcher):
         tell_pipeline("demo", [f"store.path={store}", f"model.path={model}"])
