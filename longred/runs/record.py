@@ -176,10 +176,8 @@ def is_alive(identity: Sequence[float]) -> bool:
 
 def list_runs(store: Store) -> list[str]:
     """Return the ids of the recorded runs, oldest first."""
-    if not store.runs.is_dir():
-        return []
-    folders = [path for path in store.runs.iterdir() if _RUN_ID.match(path.name)]
-    return sorted(path.name for path in folders if (path / "run.json").is_file())
+    names = [path.parent.name for path in store.runs.glob("*/run.json")]
+    return sorted(name for name in names if _RUN_ID.match(name))
 
 
 def read_run(store: Store, run_id: str) -> RunRecord:
