@@ -40,7 +40,7 @@ class Listener(Protocol):
         """Handle the progress of a stage."""
 
 
-class Watcher(Listener):
+class Watcher:
     """Listener that keeps the stages of the last run it has seen."""
 
     def __init__(self) -> None:
@@ -49,6 +49,9 @@ class Watcher(Listener):
     def changed(self, run: RunRecord) -> None:
         """Keep the stages."""
         self.stages = run.stages
+
+    def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
+        """Ignore progress."""
 
 
 class Run:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -132,8 +133,7 @@ def up(
             say(f"starting {TITLES[name]} on port {port}")
             start(name, port)
         for name in DEFAULT_PORTS:
-            server = services[name]
-            _wait_until(lambda server=server: answers(server), root, server)
+            _wait_until(partial(answers, services[name]), root, services[name])
         for name, gpus in workers.items():
             say(f"starting a worker{f' for the GPUs {gpus}' if gpus else ''}")
             start(name, gpus=gpus)
