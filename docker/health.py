@@ -1,41 +1,24 @@
-"""Asks a server a real question: exit status 0 where it answers.
+"""Health check of a server: python docker/health.py prefect|mlflow URL
 
-python docker/health.py prefect|mlflow URL
-
-Names and passwords are those of a client: PREFECT_API_AUTH_STRING, MLFLOW_TRACKING_USERNAME and
-MLFLOW_TRACKING_PASSWORD. `/health` would answer too where the database does not.
+Exits with 0 if the server answers a query that needs its database; `/health` answers without it.
+Credentials are those of a client: PREFECT_API_AUTH_STRING, MLFLOW_TRACKING_USERNAME and
+MLFLOW_TRACKING_PASSWORD.
 """
 
-import base64
-import json
-import os
 import sys
-import urllib.request
 
-QUESTIONS = {
+from longred.services.prefect_api import request_json
+
+QUERIES = {
     "prefect": ("/api/flows/count", {}),
     "mlflow": ("/api/2.0/mlflow/experiments/search", {"max_results": 1}),
 }
 
 
-def credentials(name: str) -> str:
-    """Return `name:password` of a service, empty where it has none."""
-    if name == "prefect":
-        return os.environ.get("PREFECT_API_AUTH_STRING", "")
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-    return f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}" if user else ""
-
-
 def main(name: str, url: str) -> None:
-    """Ask, and raise where there is no answer."""
-    path, question = QUESTIONS[name]
-    headers = {"Content-Type": "application/json"}
-    if secret := credentials(name):
-        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
-    request = urllib.request.Request(url + path, json.dumps(question).encode(), headers)  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=10) as answer:
-        json.load(answer)
+    """Send the query; raise if there is no answer."""
+    path, query = QUERIES[name]
+    request_json(url + path, query, is_prefect=name == "prefect", seconds=10)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Makes the buckets of an S3-compatible store that are not there: python docker/prepare.py NAME…
+"""Create the missing buckets of an S3-compatible store: python docker/prepare.py NAME…
 
-Where and who: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
+URL and credentials: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
 """
 
 import sys
@@ -9,13 +9,13 @@ import boto3
 
 
 def main(names: list[str]) -> None:
-    """Make every bucket that is missing."""
+    """Create every bucket that is missing."""
     store = boto3.client("s3")
-    there = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
+    existing = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
     for name in names:
-        if name not in there:
+        if name not in existing:
             store.create_bucket(Bucket=name)
-        print(f"{name}: {'was there' if name in there else 'made'}")
+        print(f"{name}: {'existed' if name in existing else 'created'}")
 
 
 if __name__ == "__main__":

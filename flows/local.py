@@ -1,4 +1,4 @@
-"""The pipeline in this very process, for a command line that shows the run itself."""
+"""The pipeline in the process of the command line, which shows the run itself."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ FLUSH_SECONDS = 10.0
 
 
 def run_pipeline(recipe: str, overrides: Sequence[str]) -> str:
-    """Run the pipeline and return the run's id; when this ends, the server knows what happened.
+    """Run the pipeline, flush events and logs to Prefect's server, and return the run's id.
 
     Raises:
-        LongredError: as the stages do.
+        LongredError: as raised by the stages.
     """
     try:
         return full_pipeline(recipe, list(overrides))

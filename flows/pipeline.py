@@ -1,14 +1,15 @@
-"""The whole method as one flow: a recipe in, a report out."""
+"""The whole method as one flow, from a recipe to a report."""
+
+from typing import Annotated, Literal
 
 from prefect import flow
+from pydantic import Field
 
-from flows.current import current_flow_run
-from flows.forms import Overrides, StartFrom
-from flows.notify import HOOKS
+from flows.flow_run import HOOKS, current_flow_run
 from flows.windows import Start, starting_points
-from longred.config import EvaluationConfig, TrainingConfig
+from longred.config import EvaluationConfig, TrainingConfig, key_pattern
 from longred.runs.record import load_config, pin_run
-from longred.runs.scope import WHAT_CHANGED
+from longred.runs.scope import STAGES, WHAT_CHANGED
 from longred.runs.session import open_run
 from longred.services.servers import mlflow_page
 from longred.stages import kept_students
@@ -26,6 +27,10 @@ from tasks.stages import (
     write_report,
 )
 
+# The deployment's form refuses a wrong value before a flow run exists.
+Overrides = list[Annotated[str, Field(pattern=key_pattern())]]
+StartFrom = Literal[(WHAT_CHANGED, *STAGES[1:])]
+
 
 @flow(name="longred", flow_run_name="{recipe}", persist_result=False, **HOOKS)
 def full_pipeline(
@@ -36,13 +41,13 @@ def full_pipeline(
     """Extend a model's context window and restore its short-text skill.
 
     Args:
-        recipe: a packaged recipe's name, the path of a YAML file, or an earlier run's id or
-            `latest` for what that run was made with.
-        overrides: changes to it, each `section.key=value`.
-        start_from: a stage that is made again with all later ones, even where nothing changed.
+        recipe: name of a packaged recipe, path of a YAML file, or the id of an earlier run (or
+            `latest`) to use its settings.
+        overrides: changes to the recipe, each `section.key=value`.
+        start_from: rebuild this stage and all later ones, even if nothing changed.
 
     Returns:
-        The id of the run, as `longred show` takes it.
+        The id of the run, as accepted by `longred show`.
     """
     flow_run = current_flow_run()
     recipe = pin_run(recipe, overrides, flow_run["prefect_flow_run_id"])
@@ -71,7 +76,7 @@ def full_pipeline(
 def train_students(
     config: TrainingConfig, base: Artifact, starts: dict[str, Start]
 ) -> dict[str, Artifact]:
-    """Train the method's student and its baselines', one after the other."""
+    """Train the student of the method and those of its baselines, one after the other."""
     return {method: train_student(config, method, base, *start) for method, start in starts.items()}
 
 
@@ -82,7 +87,7 @@ def evaluate_models(
     samples: Artifact,
     data: Artifact,
 ) -> dict[str, Artifact]:
-    """Ask the wanted references, every student and those on the way the same questions."""
+    """Evaluate the configured references and all students on the same questions."""
     models = {name: references[name] for name in config.references} | students
     return {
         name: evaluate_model(config, name, model, references["original"], samples, data)

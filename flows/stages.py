@@ -1,81 +1,51 @@
-"""Each stage alone, on an earlier run's settings and artifacts: the pipeline with one stage made.
+"""One flow per stage: the pipeline with this stage alone, on an earlier run's artifacts.
 
-What comes before the stage is reused, what comes after it is recorded as stale.
+Earlier stages are reused, later ones are recorded as stale. `deployments/prefect.yaml` names these
+flows as entrypoints.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import Flow, flow
+from pydantic import Field
 
-from flows.forms import EarlierRun, changes_to
-from flows.notify import HOOKS
+from flows.flow_run import HOOKS
 from flows.pipeline import full_pipeline
+from longred.config import key_pattern
+from longred.runs.record import RUN_ID
 from longred.runs.scope import Scope
-from longred.runs.session import scoped
+from longred.runs.session import run_options
 
-ARGUMENTS = """
-
-Args:
-    run: the id of the earlier run to start from, or `latest`.
-    overrides: changes to what it was made with, each `section.key=value`.
-
-Returns:
-    The id of the new run.
-"""
+EarlierRun = Annotated[str, Field(pattern=f"^(latest|{RUN_ID})$")]
 
 
-def stage_flow(function: Callable[..., str]) -> Flow[Any, str]:
-    """Make a flow of a stage's function; all are one flow to Prefect, so that it shows one list."""
-    stage = function.__name__
-    function.__doc__ = f"{function.__doc__}{ARGUMENTS}"
+def stage_flow(stage: str, summary: str) -> Flow[Any, str]:
+    """Create the flow of one stage; all share one name, so that Prefect shows them in one list."""
+    overrides_type = list[Annotated[str, Field(pattern=key_pattern(stage))]]
+
+    def make_alone(run: EarlierRun = "latest", overrides: overrides_type = []) -> str:  # noqa: B006
+        with run_options(scope=Scope(only=stage)):
+            return full_pipeline.fn(run, overrides)
+
+    make_alone.__name__ = make_alone.__qualname__ = stage
+    # Prefect shows the descriptions of the parameters in its form.
+    make_alone.__doc__ = f"""{summary}
+
+    Args:
+        run: id of the earlier run to start from, or `latest`.
+        overrides: changes to its settings, each `section.key=value`.
+
+    Returns:
+        The id of the new run.
+    """
     name, run_name = full_pipeline.name, f"{stage} of {{run}}"
-    return flow(name=name, flow_run_name=run_name, persist_result=False, **HOOKS)(function)
+    return flow(name=name, flow_run_name=run_name, persist_result=False, **HOOKS)(make_alone)
 
 
-def make_alone(stage: str, run: str, overrides: list[str]) -> str:
-    """Make one stage again on what an earlier run has made."""
-    with scoped(Scope(only=stage)):
-        return full_pipeline.fn(run, overrides)
-
-
-@stage_flow
-def data(run: EarlierRun = "latest", overrides: changes_to("data") = []) -> str:  # noqa: B006
-    """Fill the long, short and original buckets."""
-    return make_alone("data", run, overrides)
-
-
-@stage_flow
-def extension(run: EarlierRun = "latest", overrides: changes_to("extension") = []) -> str:  # noqa: B006
-    """Rescale RoPE."""
-    return make_alone("extension", run, overrides)
-
-
-@stage_flow
-def profiling(run: EarlierRun = "latest", overrides: changes_to("profiling") = []) -> str:  # noqa: B006
-    """Measure how far rescaling moved every layer."""
-    return make_alone("profiling", run, overrides)
-
-
-@stage_flow
-def selection(run: EarlierRun = "latest", overrides: changes_to("selection") = []) -> str:  # noqa: B006
-    """Choose the layers to distil."""
-    return make_alone("selection", run, overrides)
-
-
-@stage_flow
-def training(run: EarlierRun = "latest", overrides: changes_to("training") = []) -> str:  # noqa: B006
-    """Train the method's student and its baselines'."""
-    return make_alone("training", run, overrides)
-
-
-@stage_flow
-def evaluation(run: EarlierRun = "latest", overrides: changes_to("evaluation") = []) -> str:  # noqa: B006
-    """Ask every model the same questions."""
-    return make_alone("evaluation", run, overrides)
-
-
-@stage_flow
-def report(run: EarlierRun = "latest", overrides: changes_to("report") = []) -> str:  # noqa: B006
-    """Compare the models: tables, plots and one page."""
-    return make_alone("report", run, overrides)
+data = stage_flow("data", "Fill the long, short and original buckets.")
+extension = stage_flow("extension", "Rescale RoPE.")
+profiling = stage_flow("profiling", "Measure how far rescaling moved every layer.")
+selection = stage_flow("selection", "Choose the layers to distil.")
+training = stage_flow("training", "Train the method's student and its baselines.")
+evaluation = stage_flow("evaluation", "Evaluate every model on the same questions.")
+report = stage_flow("report", "Compare the models: tables, plots and one page.")

@@ -1,26 +1,20 @@
-"""Progressive extension: the window is raised in steps, each student where the next one starts."""
+"""Progressive extension: raise the window in steps; each student is the next one's start."""
 
 from longred.config import RunConfig
 from longred.store.artifacts import Artifact
-from tasks.stages import (
-    extend_model,
-    prepare_data,
-    profile_attention,
-    select_layers,
-    train_student,
-)
+from tasks.stages import extend_model, prepare_data, profile_attention, select_layers, train_student
 
 Start = tuple[Artifact, Artifact, Artifact]
-"""What a student is trained from: the extended model, the data, the distilled layers."""
+"""Inputs of a training: the extended model, the data, the selected layers."""
 
 
 def starting_points(config: RunConfig, base: Artifact, direct: Start) -> dict[str, Start]:
-    """Return what each method's last training starts from.
+    """Return the inputs of each method's last training.
 
     Args:
-        config: the run; without windows on the way every method starts from `direct`.
+        config: settings of the run; without intermediate windows every method uses `direct`.
         base: the original model, which is the teacher at every window.
-        direct: the original model extended to the target window at once.
+        direct: the inputs for extending the original model to the target window at once.
     """
     methods = config.training.methods()
     if not config.extension.windows:
@@ -29,7 +23,7 @@ def starting_points(config: RunConfig, base: Artifact, direct: Start) -> dict[st
 
 
 def raise_window(config: RunConfig, base: Artifact, method: str) -> Start:
-    """Train a student at every window on the way; the last one is where the target starts."""
+    """Train a student at each intermediate window; return the inputs at the target window."""
     student: Artifact | None = None
     trained = config.training.recipe(method).merges or method
     for window in config.windows():
@@ -40,7 +34,7 @@ def raise_window(config: RunConfig, base: Artifact, method: str) -> Start:
 
 
 def start_at(config: RunConfig, base: Artifact, method: str, student: Artifact | None) -> Start:
-    """Extend, profile and select at one window, from the student that is already there."""
+    """Extend, profile and select at one window, starting from a student of a smaller window."""
     at = f"/{config.target_window}/{method}"
     extended = extend_model(config.extension, base, student, at=at)
     data = prepare_data(config.data, base, at=at)

@@ -1,1 +1,4 @@
-"""The stages as Prefect tasks: retries, names, tags and progress around one library call each."""
+"""The stages as Prefect tasks: `stages` makes one task of each stage with the helper in `stage`.
+
+`shards` shows the groups of shards that the data stage tokenises as mapped task runs.
+"""

@@ -1,4 +1,4 @@
-"""Groups of shards as mapped task runs, so that Prefect shows what is tokenised."""
+"""Groups of shards as mapped task runs, so that Prefect shows what is being tokenised."""
 
 from collections.abc import Callable
 
@@ -11,20 +11,22 @@ from longred.data.executors import Group
 TICK_SECONDS = 1.0
 
 
-@task(
-    task_run_name="tokenise {label}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@task(task_run_name="tokenise {label}", cache_policy=NO_CACHE, persist_result=False)
 def tokenise_group(label: str, number: int, run: Callable[[int], None]) -> None:
     """Wait for the processes that tokenise one group of shards."""
     run(number)
 
 
 def map_groups(run: Callable[[Group], None], groups: list[Group], tick: Callable[[], None]) -> None:
-    """Run every group as a task run of its own; `executors.run_shards` bounds their number."""
+    """Run each group in its own task run; `executors.run_shards` limits their number.
+
+    Args:
+        run: tokenises one group.
+        groups: the groups of shards.
+        tick: called about every `TICK_SECONDS` while groups are running.
+    """
     futures = tokenise_group.map(
-        [_label(group) for group in groups],
+        [f"{g[0].name} {g[0].number} to {g[-1].name} {g[-1].number}" for g in groups],
         list(range(len(groups))),
         unmapped(lambda number: run(groups[number])),
     )
@@ -35,8 +37,3 @@ def map_groups(run: Callable[[Group], None], groups: list[Group], tick: Callable
             future.result()
         waiting = list(rest)
         tick()
-
-
-def _label(group: Group) -> str:
-    first, last = group[0], group[-1]
-    return f"{first.name} {first.number} to {last.name} {last.number}"

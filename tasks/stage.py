@@ -1,12 +1,14 @@
-"""What every task shares: when it is tried again, and how progress and reused work are shown."""
+"""Turn stage functions into Prefect tasks: retry policy, progress and links to reused work."""
 
+import contextlib
 import contextvars
+import inspect
 import signal
 import threading
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, cast
+from typing import Any
 
 import httpx
 from prefect import task
@@ -22,90 +24,98 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from longred.errors import Stopped
+from longred.errors import LostProcessError, Stopped
 from longred.progress import Progress
 from longred.runs.record import RunRecord, StageRecord
 from longred.runs.session import current_run
 from longred.store.artifacts import Artifact, Store
 
-P = ParamSpec("P")
-
 PROGRESS_SECONDS = 5.0
 LOG_SECONDS = 30.0
 END_SECONDS = 5.0
+_STATES = {
+    "skipped": ("Skipped", "existed already"),
+    "stale": ("Stale", "is outside the scope of this run; a run of the full pipeline builds it"),
+}
+"""Name and message of the Prefect state of a stage that did not have to run."""
 
 
 def is_worth_another_try(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a stage failed by losing its process, or by a preemption nobody asked for.
+    """Return whether a stage failed because its process was lost or preempted.
 
-    A user's stop reaches this process and not only the trainer: it arrives as Prefect's own signal,
-    or as SIGINT. Wrong settings, a full disk and a non-finite loss would only happen again.
+    A stop by the user reaches this process too, as Prefect's own signal or as SIGINT. Wrong
+    settings, a full disk and a non-finite loss would only fail again.
     """
-    from longred.errors import LostProcessError
-
     error = state.data
     preempted = isinstance(error, Stopped) and error.signal_number == signal.SIGTERM
     return preempted or isinstance(error, LostProcessError)
 
 
 def stage_task(
-    name: str,
-) -> Callable[[Callable[P, State[Artifact] | Artifact]], Callable[P, Artifact]]:
-    """Make a Prefect task of a function that makes one artifact.
+    stage: Callable[..., Artifact], name: str, **settings: Any
+) -> Callable[..., Artifact]:
+    """Turn a stage function into a Prefect task that executes it in the open run.
+
+    The task takes the positional parameters of the stage and the keyword `at`, a suffix of the
+    name for stages that a run executes several times. It passes `store` and, if the stage accepts
+    it, `on_progress`. Its task runs are named after the stage, with a space in place of the slash;
+    a stage that did not have to run ends as Skipped or Stale.
 
     Args:
-        name: name of its runs; `{parameter}` stands for an argument.
+        stage: one of the functions in `longred.stages`.
+        name: name of the stage in a run; `{parameter}` is replaced by an argument.
+        settings: further keyword arguments of the stage.
     """
+    parameters = inspect.signature(stage).parameters
+    positional = [each for each in parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    at_suffix = inspect.Parameter("at", inspect.Parameter.KEYWORD_ONLY, default="", annotation=str)
+    signature = inspect.Signature([*positional, at_suffix], return_annotation=Artifact)
+    shows_progress = "on_progress" in parameters
 
-    def decorate(function: Callable[P, State[Artifact] | Artifact]) -> Callable[P, Artifact]:
-        # No tags: before a tagged task Prefect asks its server for the tags' limits, and waits two
-        # seconds whenever the server's database is busy.
-        tried = task(
-            task_run_name=name,
-            retries=2,
-            retry_delay_seconds=[2, 30],
-            retry_condition_fn=is_worth_another_try,
-            # What is finished is decided by manifests in the store, which also see a deleted file.
-            cache_policy=NO_CACHE,
-            persist_result=False,
-        )(function)
+    @wraps(stage)
+    def execute(*arguments: Any, **named: Any) -> State[Artifact] | Artifact:
+        bound = signature.bind(*arguments, **named)
+        bound.apply_defaults()
 
-        @wraps(function)
-        def call(*arguments: P.args, **settings: P.kwargs) -> Artifact:
-            if current_run().is_dry:
-                # Nothing is made, so there is nothing for Prefect to show or to try again.
-                return cast(Artifact, function(*arguments, **settings))
-            # A state that a task returns would otherwise reach the caller in place of its artifact.
-            state: State[Any] = tried(*arguments, **settings, return_state=True)
-            artifact: Artifact = state.result()
-            return artifact
+        def make(store: Store, on_progress: Progress) -> Artifact:
+            given = {**settings, "on_progress": on_progress} if shows_progress else settings
+            return stage(*bound.args, store=store, **given)
 
-        return call
+        return _make(name.format(**bound.arguments), make, shows_progress=shows_progress)
 
-    return decorate
+    execute.__signature__ = signature
+    # No tags: before a tagged task Prefect asks its server for the tags' limits, and waits two
+    # seconds whenever the server's database is busy.
+    prefect_task = task(
+        task_run_name=name.replace("/", " "),
+        retries=2,
+        retry_delay_seconds=[2, 30],
+        retry_condition_fn=is_worth_another_try,
+        # Manifests in the store decide what is finished; they also notice a deleted file.
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )(execute)
+
+    @wraps(execute)
+    def call(*arguments: Any, **named: Any) -> Artifact:
+        if current_run().is_dry:
+            # Nothing is built, so Prefect has nothing to show or retry.
+            return execute(*arguments, **named)
+        # A state that a task returns would otherwise reach the caller instead of its artifact.
+        return prefect_task(*arguments, **named, return_state=True).result()
+
+    return call
 
 
-def make(
-    name: str, call: Callable[[Store, Progress], Artifact], *, shows_progress: bool = False
+def _make(
+    name: str, make: Callable[[Store, Progress], Artifact], *, shows_progress: bool
 ) -> State[Artifact] | Artifact:
-    """Make one stage's artifact in the open run; one that existed is shown as Skipped.
-
-    Args:
-        name: the stage's name in the run.
-        call: the stage, given the store and a progress callback.
-        shows_progress: whether the stage reports progress.
-    """
+    """Execute a stage in the open run; return the state to show if it did not have to run."""
     run = current_run()
     if run.is_dry:
-        return run.make(name, call)
-    progress = StageProgress(name) if shows_progress else None
-    try:
-        artifact = run.make(name, call, on_progress=progress, prefect_task_run_id=str(task_run.id))
-        if progress:
-            progress.finish()
-    finally:
-        if progress:
-            progress.end()
+        return run.make(name, make)
+    with StageProgress(name) if shows_progress else contextlib.nullcontext() as progress:
+        artifact = run.make(name, make, on_progress=progress, prefect_task_run_id=str(task_run.id))
     record = run.record.stages[-1]
     _describe(artifact, record, run.record)
     if record.status in _STATES:
@@ -114,17 +124,10 @@ def make(
     return artifact
 
 
-_STATES = {
-    "skipped": ("Skipped", "was made before"),
-    "stale": ("Stale", "is not made by this run; a run of the full pipeline makes it"),
-}
-"""How Prefect shows a stage that did not have to run: name and message of its state."""
-
-
 class StageProgress:
-    """Shows a stage's progress in a Prefect progress artifact, and now and then in its log.
+    """Shows a stage's progress in a Prefect progress artifact and, less often, in its log.
 
-    Prefect is told by a thread of its own: a server that is away must not hold up the stage.
+    A separate thread talks to Prefect, so that a server that is away does not block the stage.
     """
 
     def __init__(self, name: str) -> None:
@@ -133,12 +136,12 @@ class StageProgress:
         self._shown = self._logged = float("-inf")
         self._wake = threading.Event()
         self._ended = False
-        # The thread works for the task run of the one that made it.
+        # The thread acts for the task run that created it.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._follow,), daemon=True)
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        """Show `done` of `total`, not more often than is useful."""
+        """Show `done` of `total` at a limited rate."""
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
@@ -150,12 +153,14 @@ class StageProgress:
                 self._thread.start()
             self._wake.set()
 
-    def finish(self) -> None:
-        """Show that all is done, where progress was shown at all."""
-        self._percent = 100.0
+    def __enter__(self) -> "StageProgress":
+        """Return itself."""
+        return self
 
-    def end(self) -> None:
-        """Stop showing; what is not shown by then may be left out."""
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Show 100 % after a success, if progress was shown at all; wait up to `END_SECONDS`."""
+        if kind is None:
+            self._percent = 100.0
         self._ended = True
         self._wake.set()
         if self._thread.ident is not None:
@@ -174,11 +179,11 @@ class StageProgress:
                 else:
                     update_progress_artifact(artifact, self._percent)
             except httpx.HTTPError as error:
-                get_run_logger().warning("progress could not be shown: %s", error)
+                get_run_logger().warning("progress could not be sent to Prefect: %s", error)
 
 
 def _describe(artifact: Artifact, record: StageRecord, run: RunRecord) -> None:
-    """Leave a note with the artifact's identity, place and reason in Prefect."""
+    """Create a Prefect artifact with the digest, folder and reason of the stage's artifact."""
     lines = [
         f"# {record.name}",
         "| | |",
@@ -186,18 +191,18 @@ def _describe(artifact: Artifact, record: StageRecord, run: RunRecord) -> None:
         f"| digest | `{artifact.digest}` |",
         f"| folder | `{artifact.path}` |",
         f"| status | {record.status} |",
-        f"| why it was made | {record.reason or 'it was there already'} |",
+        f"| why it ran | {record.reason or 'it existed already'} |",
         f"| run | `{run.id}` {f'from `{run.origin}`' if run.origin else ''} |",
-        f"| MLflow | {f'[run]({run.mlflow_url})' if run.mlflow_url else 'on this disk alone'} |",
+        f"| MLflow | {f'[run]({run.mlflow_url})' if run.mlflow_url else 'not available'} |",
     ]
     try:
         create_markdown_artifact(
             "\n".join(lines), key=_key("stage", record.name), description=record.name
         )
     except httpx.HTTPError as error:
-        get_run_logger().warning("the artifact could not be described: %s", error)
+        get_run_logger().warning("the stage could not be described in Prefect: %s", error)
 
 
 def _key(kind: str, name: str) -> str:
-    """Return a key of the letters that Prefect allows."""
+    """Return an artifact key with only the characters that Prefect allows."""
     return f"longred-{kind}-{name}".replace("/", "-").replace("_", "-").replace(".", "-").lower()

@@ -89,10 +89,10 @@ def show(
 def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> None:
     """Print which stages of the pipeline would run."""
     from longred.cli.flow_host import dry_run_pipeline
-    from longred.runs.session import Watcher, listening, scoped
+    from longred.runs.session import Watcher, run_options
 
     watcher = Watcher()
-    with scoped(scope), listening(watcher):
+    with run_options(scope=scope, listener=watcher):
         dry_run_pipeline(recipe, overrides)
     stages = watcher.stages
     fates = [scope.fate(stage.stage, stage.reason) for stage in stages]
@@ -114,13 +114,13 @@ def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     from longred.cli.flow_host import run_pipeline
     from longred.cli.terminal import Terminal
     from longred.runs.record import load_config, load_run
-    from longred.runs.session import listening, scoped
+    from longred.runs.session import run_options
     from longred.services import servers as services
 
     config = load_config(recipe, overrides)
     store = open_store(config.store.path)
     try:
-        with scoped(scope or Scope()), listening(Terminal()):
+        with run_options(scope=scope, listener=Terminal()):
             run_id = run_pipeline(store, recipe, overrides)
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None

@@ -1,6 +1,6 @@
-"""A run: its record on disk, the open run in this process, and its mirror in MLflow.
+"""Runs: their record on disk, the open run of this process, and their mirror in MLflow.
 
-`record` is `run.json`; `session` opens a run and makes its stages; `scope` says which stages are
-made, reused or left; `follower` sends the run to MLflow in the background by way of `mirror`;
-`mlflow_home` says where MLflow is, `system_metrics` measures the machine.
+`session.open_run` opens a run. `Run.make` executes a stage with the run's `RunStore`, whose `build`
+consults the `scope` and then calls `Store.build`. `record` reads and writes `run.json`. `follower`
+calls `mirror` in the background to send the run to MLflow; `mlflow_home` connects to MLflow.
 """

@@ -1,4 +1,4 @@
-"""Where a store's runs are shown in MLflow, and the way in."""
+"""Connect to the MLflow server or database that shows a store's runs."""
 
 import fcntl
 import logging
@@ -11,8 +11,8 @@ from longred.config import TrackingConfig
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Without these an unreachable server holds each call for minutes.
 _ENVIRONMENT = {
+    # MLflow's defaults block each call to an unreachable server for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,14 +27,23 @@ def local_uri(root: Path) -> str:
 
 
 def artifact_folder(root: Path) -> Path:
-    """Return where a store's own MLflow keeps uploaded artifacts."""
+    """Return the folder of the artifacts uploaded to a store's own MLflow."""
     return root / "mlflow-artifacts"
 
 
-def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
-    """Return a client and the id of the experiment, made if needed.
+def unreachable() -> tuple[type[Exception], ...]:
+    """Return the errors that MLflow raises if it cannot be reached or refuses a request."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    The store's own database is migrated here, under a lock: two processes at once would break it.
+    return (MlflowException, RequestException, SQLAlchemyError, OSError)
+
+
+def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
+    """Return a client and the id of the experiment; create the experiment if needed.
+
+    The store's own database is migrated under a lock, because two concurrent migrations break it.
 
     Raises:
         OSError, MlflowException, SQLAlchemyError, RequestException: MLflow cannot be reached.
@@ -52,7 +61,7 @@ def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment is not None:
             return client, str(experiment.experiment_id)
-        # A database alone would put uploads below whatever the current folder is.
+        # With a plain database MLflow would upload into the current folder.
         served = (tracking.uri or "").startswith("http")
         folder = None if served else artifact_folder(root).as_uri()
         return client, str(client.create_experiment(tracking.experiment, artifact_location=folder))

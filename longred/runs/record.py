@@ -1,4 +1,4 @@
-"""What a run is: the record of its stages, their artifacts and its ids in MLflow and Prefect."""
+"""The record of a run on disk: its settings, stages, artifacts and ids in MLflow and Prefect."""
 
 import dataclasses
 import os
@@ -26,50 +26,49 @@ _VARIABLES = {
 MAX_EARLIER_RUNS = 100
 RUN_ID = r"[0-9]{8}-[0-9]{6}-[a-z0-9._-]+"
 _RUN_ID = re.compile(RUN_ID + r"\Z")
-_LOOPBACK = re.compile(r"https?://(127\.|localhost|\[::1\])")
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe; the environment says where the store and MLflow are, unless an override does.
+    """Read a recipe; environment variables set the store and MLflow unless an override does.
 
     Args:
-        recipe: a recipe's name or file, or an earlier run's id (or `latest`) for what that run was
-            made with, as it was recorded.
-        overrides: changes to it.
+        recipe: name or file of a recipe, or the id of an earlier run (or `latest`), whose recorded
+            settings are used.
+        overrides: changes, each `section.key=value`.
 
     Raises:
-        ConfigError: the recipe, the run, a key or a value is wrong; the message names it.
+        ConfigError: the recipe, the run, a key or a value is invalid; the message names it.
     """
     given = {override.partition("=")[0] for override in overrides}
-    places = [
+    environment = [
         f"{key}={os.environ[variable]}"
         for variable, key in _VARIABLES.items()
         if os.environ.get(variable) and key not in given
     ]
     if not is_run_name(recipe):
-        return load_recipe(recipe, [*places, *overrides])
+        return load_recipe(recipe, [*environment, *overrides])
     store = find_store(overrides)
     config = load_run(store, recipe).config
     config["store"] = {**config.get("store", {}), "path": str(store.root)}
     tracking = dict(config.get("tracking") or {})
     if is_loopback(tracking.get("uri") or ""):
-        # The address of a server that `longred up` had started, and may have stopped since.
+        # The URL of a server started by `longred up`, which may have been stopped since.
         tracking["uri"] = None
-    return load_recorded({**config, "tracking": tracking}, [*places, *overrides])
+    return load_recorded({**config, "tracking": tracking}, [*environment, *overrides])
 
 
 def is_run_name(name: str) -> bool:
-    """Return whether a name stands for a run: an id, or `latest`."""
+    """Return whether a name refers to a run: an id or `latest`."""
     return name == "latest" or _RUN_ID.match(name) is not None
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether an address is of a server on this machine."""
-    return _LOOPBACK.match(url) is not None
+    """Return whether a URL points to a server on this machine."""
+    return re.match(r"https?://(127\.|localhost|\[::1\])", url) is not None
 
 
 def find_store(overrides: Sequence[str] = ()) -> Store:
-    """Return the store that an override names, else the environment's, else the default one."""
+    """Return the store of an override, else of the environment, else the default one."""
     path = os.environ.get(STORE_VARIABLE) or StoreConfig().path
     for override in overrides:
         key, _, value = override.partition("=")
@@ -80,15 +79,17 @@ def find_store(overrides: Sequence[str] = ()) -> Store:
 
 @dataclass
 class StageRecord:
-    """One attempt to make one stage's artifact.
+    """One attempt at one stage of a run.
 
     Attributes:
-        name: `training/longred-c` where a stage makes several artifacts, else the stage's name.
-        stage: the stage's name.
-        status: running, ran, skipped, failed, stopped, lost, or stale where it should be made and
-            the run leaves it out.
-        work: folder of resumable progress while it is made.
-        reason: why it had to be made; None where it existed.
+        name: name in the run, for example `training/longred-c`; just the stage's name if it runs
+            once.
+        stage: name of the stage.
+        status: running, ran, skipped, failed, stopped, lost, or stale if the artifact is missing
+            and outside the scope of the run.
+        seconds: duration.
+        work: folder of resumable progress while the stage runs.
+        reason: why the artifact had to be built; None if it existed.
     """
 
     name: str
@@ -107,19 +108,19 @@ class StageRecord:
 
 @dataclass
 class RunRecord:
-    """What `runs/<id>/run.json` holds; times are unix seconds.
+    """Content of `runs/<id>/run.json`; times are Unix seconds.
 
     Attributes:
-        digest: identity of the configuration, without what cannot change a result.
-        status: running, finished, failed, stopped, or lost when its process is gone.
-        process: id and start time of the process that makes it.
-        host: name of the machine of that process.
-        origin: id of the earlier run whose settings it started from.
-        part: which part of the pipeline it makes, in words; None for all of it.
-        prefect_url: page of its Prefect flow run.
-        mlflow_url: page of it in MLflow.
-        stages: every attempt in order; the last one of a name counts.
-        in_mlflow: whether MLflow has all of it.
+        digest: digest of the settings that can change a result.
+        status: running, finished, failed, stopped, or lost if its process is gone.
+        process: id and start time of the process that executes the run.
+        host: host name of that process.
+        origin: id of the earlier run whose settings were used.
+        part: the part of the pipeline in the run's scope, in words; None for all of it.
+        prefect_url: page of the Prefect flow run.
+        mlflow_url: page of the run in MLflow.
+        stages: every attempt in order; the last one of each name counts.
+        in_mlflow: whether MLflow has the complete run.
     """
 
     id: str
@@ -143,48 +144,78 @@ class RunRecord:
     stages: list[StageRecord] = field(default_factory=list)
 
     def last_attempts(self) -> dict[str, StageRecord]:
-        """Return the stages by name, in order, each as its last attempt left it."""
+        """Return the last attempt at each stage by name, in order."""
         return {stage.name: stage for stage in self.stages}
 
     def is_gone(self) -> bool:
-        """Return whether its process is known to have ended; another machine's is not known."""
+        """Return whether its process is known to have ended; unknown on other machines."""
         return self.host == socket.gethostname() and not is_alive(self.process)
 
     def save(self, runs: Path) -> None:
-        """Write the record so that a crash leaves the old or the new one."""
+        """Write the record atomically."""
         write_json(runs / self.id / "run.json", dataclasses.asdict(self))
 
 
 def process_identity(pid: int | None = None) -> list[float]:
-    """Return a process's id and start time; its id alone may be given out again."""
+    """Return a process's id and start time, because ids are reused."""
     process = psutil.Process(pid)
     return [process.pid, process.create_time()]
 
 
 def is_alive(identity: Sequence[float]) -> bool:
-    """Return whether the process of an identity still runs."""
+    """Return whether the process with this id and start time is still running."""
     if len(identity) != 2:
         return False
     try:
         process = psutil.Process(int(identity[0]))
-        return (
-            abs(process.create_time() - identity[1]) < 1.0
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
+        is_same = abs(process.create_time() - identity[1]) < 1.0
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
 def list_runs(store: Store) -> list[str]:
     """Return the ids of the recorded runs, oldest first."""
-    if not store.runs.is_dir():
-        return []
-    folders = [path for path in store.runs.iterdir() if _RUN_ID.match(path.name)]
-    return sorted(path.name for path in folders if (path / "run.json").is_file())
+    names = [path.parent.name for path in store.runs.glob("*/run.json")]
+    return sorted(name for name in names if _RUN_ID.match(name))
+
+
+def read_run(store: Store, run_id: str) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        MismatchError: the record cannot be read.
+    """
+    path = store.runs / run_id / "run.json"
+    values = read_json(path)
+    try:
+        stages = [StageRecord(**stage) for stage in values.pop("stages")]
+        return RunRecord(**values, stages=stages)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MismatchError(f"{path}: is not a run record ({error})") from error
+
+
+def read_runs(store: Store) -> list[RunRecord]:
+    """Read all records, oldest first.
+
+    Raises:
+        MismatchError: a record cannot be read.
+    """
+    return [read_run(store, run_id) for run_id in list_runs(store)]
+
+
+def newest_runs(store: Store) -> Iterator[RunRecord]:
+    """Yield the records of the last `MAX_EARLIER_RUNS` runs, newest first.
+
+    Raises:
+        MismatchError: a record cannot be read.
+    """
+    for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
+        yield read_run(store, run_id)
 
 
 def load_run(store: Store, run_id: str = "latest") -> RunRecord:
-    """Return a run's record; one whose process is gone is from then on recorded as lost.
+    """Read a run's record; mark the run as lost if its process is gone.
 
     Raises:
         ConfigError: there is no such run; the message names the newest ones.
@@ -192,14 +223,14 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
     """
     runs = list_runs(store)
     if not runs:
-        raise ConfigError(f"{store.runs}: holds no runs yet; make one with `longred demo`")
+        raise ConfigError(f"{store.runs}: holds no runs yet; start one with `longred demo`")
     wanted = runs[-1] if run_id == "latest" else run_id
     if wanted not in runs:
         raise ConfigError(f"{run_id}: no such run in {store.runs} (newest: {', '.join(runs[-3:])})")
     record = read_run(store, wanted)
     if record.status == "running" and record.is_gone():
         record.status = "lost"
-        record.error = "its process ended without a word; run the same command to go on"
+        record.error = "its process ended unexpectedly; run the same command to resume"
         for stage in record.stages:
             stage.status = "lost" if stage.status == "running" else stage.status
         record.save(store.runs)
@@ -209,9 +240,9 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
 def pin_run(
     recipe: str, overrides: Sequence[str] = (), prefect_flow_run_id: str | None = None
 ) -> str:
-    """Return the id of the run that `latest` stands for; anything else is returned as it is.
+    """Replace `latest` by the id of a run; return any other recipe unchanged.
 
-    To the retry of a flow run it stands for what it stood for at the first attempt.
+    A retried flow run resolves `latest` to the same run as its first attempt.
 
     Raises:
         ConfigError: there are no runs.
@@ -220,42 +251,13 @@ def pin_run(
         return recipe
     store = find_store(overrides)
     if prefect_flow_run_id:
-        for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
-            record = read_run(store, run_id)
+        for record in newest_runs(store):
             if record.prefect_flow_run_id == prefect_flow_run_id and record.origin:
                 return record.origin
     return load_run(store).id
 
 
 def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """Return both lists of overrides, without those of the first that the second replaces."""
+    """Concatenate two lists of overrides; drop those of the first that the second replaces."""
     given = {override.partition("=")[0] for override in second}
     return [*(each for each in first if each.partition("=")[0] not in given), *second]
-
-
-def earlier_runs(store: Store, run: RunRecord) -> Iterator[RunRecord]:
-    """Yield the records of the newest earlier runs of the same recipe, newest first.
-
-    Raises:
-        MismatchError: a record cannot be read.
-    """
-    for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
-        if run_id != run.id:
-            record = read_run(store, run_id)
-            if record.config.get("name") == run.config.get("name"):
-                yield record
-
-
-def read_run(store: Store, run_id: str) -> RunRecord:
-    """Return a run's record as it is on disk.
-
-    Raises:
-        MismatchError: it cannot be read.
-    """
-    path = store.runs / run_id / "run.json"
-    values = read_json(path)
-    try:
-        stages = [StageRecord(**stage) for stage in values.pop("stages")]
-        return RunRecord(**values, stages=stages)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MismatchError(f"{path}: is not a run's record ({error})") from error

@@ -1,48 +1,47 @@
-"""A run that is open: how its stages are made and recorded, and who is told.
+"""The open run of this process: executes stages, records them and notifies listeners.
 
-`open_run` makes a run current; `Run.make` is how a stage of it is made. Whoever shows a run (the
-terminal, MLflow) listens to it and never holds it up.
+`open_run` makes a run current; a stage is executed by `Run.make`, which passes it the run's
+`RunStore`. Listeners (the terminal, MLflow) show the run and must not block it.
 """
 
 import contextlib
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from longred.config import RunConfig
 from longred.errors import LongredError, Stopped
 from longred.progress import Progress
+from longred.runs.follower import Follower
 from longred.runs.record import (
     RunRecord,
     StageRecord,
-    earlier_runs,
     is_run_name,
     load_run,
     merge_overrides,
     process_identity,
 )
-from longred.runs.scope import Begun, Scope, ScopedStore
+from longred.runs.run_store import RunStore
+from longred.runs.scope import Scope
 from longred.store.artifacts import Artifact, Store, canonical_digest, make_folder
 from longred.store.remote import Remote
 
 
 class Listener(Protocol):
-    """Someone who shows a run; called by the thread that works: returns at once, never raises."""
+    """Shows a run; called by the working thread, so it must return at once and never raise."""
 
     def changed(self, run: RunRecord) -> None:
-        """A stage or the run began or ended."""
+        """Handle the start or end of a stage or of the run."""
 
     def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
-        """A stage got on."""
+        """Handle the progress of a stage."""
 
 
 class Watcher:
-    """A listener that keeps the stages of the run it has seen last."""
+    """Listener that keeps the stages of the last run it has seen."""
 
     def __init__(self) -> None:
         self.stages: list[StageRecord] = []
@@ -52,51 +51,26 @@ class Watcher:
         self.stages = run.stages
 
     def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
-        """Progress is nothing to keep."""
+        """Ignore progress."""
 
 
 class Run:
-    """An open run: makes stages and keeps the record.
+    """An open run.
 
     Args:
-        record: the run's record.
-        root: the store's root folder.
-        scope: which stages are made.
-        listeners: who shows the run.
-        remote: where artifacts are kept too, if anywhere.
+        store: the store that stages build in; holds the record and the scope.
+        listeners: objects that show the run.
 
     Attributes:
         record: written to disk at every change, unless the run is dry.
-        store: where its stages put their artifacts.
-        is_dry: whether it only tells what would be made.
-        before_making: called with the name of a stage that is about to be made; may refuse it.
+        is_dry: whether the run only reports what it would build.
     """
 
-    def __init__(
-        self,
-        record: RunRecord,
-        root: Path,
-        scope: Scope,
-        listeners: Sequence[Listener],
-        remote: Remote | None = None,
-    ) -> None:
-        self.record = record
-        self.store = ScopedStore(root, scope, self._note, self._previous_digest, remote)
-        self.is_dry = scope.is_dry
-        self.before_making: Callable[[str], None] = lambda stage: None
-        self._listeners = list(listeners)
-        self._lock = threading.Lock()
-
-    def listen(self, listener: Listener) -> None:
-        """Add a listener."""
-        self._listeners.append(listener)
-
-    def save(self) -> None:
-        """Write the record; safe to call from a listener's own thread."""
-        if self.is_dry:
-            return
-        with self._lock:
-            self.record.save(self.store.runs)
+    def __init__(self, store: RunStore, listeners: Sequence[Listener]) -> None:
+        self.store = store
+        self.record = store.record
+        self.is_dry = store.scope.is_dry
+        self._listeners = listeners
 
     def make(
         self,
@@ -106,16 +80,16 @@ class Run:
         on_progress: Progress | None = None,
         prefect_task_run_id: str | None = None,
     ) -> Artifact:
-        """Make one stage's artifact and record how that went.
+        """Execute one stage and record the outcome.
 
         Args:
             name: name of the stage in this run.
             make: the stage; called with the store and a progress callback.
-            on_progress: also told of progress.
-            prefect_task_run_id: the Prefect task run that this is.
+            on_progress: additional progress callback.
+            prefect_task_run_id: id of the Prefect task run.
 
         Raises:
-            LongredError: as `make` does; the stage is recorded as failed, or as stopped.
+            LongredError: as raised by `make`; the stage is recorded as failed or stopped.
         """
         stage = StageRecord(
             name,
@@ -124,7 +98,7 @@ class Run:
             prefect_task_run_id=prefect_task_run_id,
         )
         self.record.stages.append(stage)
-        self._announce()
+        self.announce()
 
         def progressed(done: int, total: int, text: str) -> None:
             for listener in self._listeners:
@@ -135,54 +109,28 @@ class Run:
         try:
             with _outcome(stage):
                 artifact = make(self.store, progressed)
-                stage.status = self._status(artifact)
                 stage.digest = artifact.digest
-                stage.path = None if stage.status == "stale" else artifact.path
+                # The status goes last: listeners' threads read the path once it is set.
+                if artifact.digest in self.store.unbuilt:
+                    stage.status = "stale"
+                else:
+                    stage.path = artifact.path
+                    stage.status = "skipped" if artifact.reused else "ran"
         finally:
             stage.seconds = round(time.time() - stage.started, 3)
-            self._announce()
+            self.announce()
         return artifact
 
-    def end(self) -> None:
-        """Close the record."""
-        self.record.finished = time.time()
-        self._announce()
-
-    def _announce(self) -> None:
-        self.save()
+    def announce(self) -> None:
+        """Save the record and notify the listeners."""
+        self.store.save()
         for listener in self._listeners:
             listener.changed(self.record)
-
-    def _status(self, artifact: Artifact) -> str:
-        if artifact.digest in self.store.told:
-            return "stale"
-        return "skipped" if artifact.reused else "ran"
-
-    def _note(self, begun: Begun) -> None:
-        if self.record.stages and self.record.stages[-1].status == "running":
-            stage = self.record.stages[-1]
-            stage.digest, stage.work, stage.reason = begun.digest, str(begun.work), begun.reason
-            self.save()
-        if not self.is_dry and self.store.scope.fate(begun.stage, begun.reason) == "runs":
-            self.before_making(begun.stage)
-
-    @cached_property
-    def _previous(self) -> dict[str, str]:
-        """Digest of each stage, by name, in the newest run of the same recipe that had one."""
-        found: dict[str, str] = {}
-        for record in earlier_runs(self.store, self.record):
-            for name, stage in record.last_attempts().items():
-                if stage.digest is not None and stage.status in ("ran", "skipped"):
-                    found.setdefault(name, stage.digest)
-        return found
-
-    def _previous_digest(self) -> str | None:
-        return self._previous.get(self.record.stages[-1].name) if self.record.stages else None
 
 
 @contextlib.contextmanager
 def _outcome(record: StageRecord | RunRecord) -> Iterator[None]:
-    """Record how a block ended, where it did not end well, and let the error pass."""
+    """Record an error that leaves the block, and re-raise it."""
     try:
         yield
     except LongredError as error:
@@ -193,22 +141,24 @@ def _outcome(record: StageRecord | RunRecord) -> Iterator[None]:
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
         raise
     except BaseException as error:
-        # KeyboardInterrupt and Prefect's own signal for SIGTERM.
-        reason = f"stopped ({type(error).__name__}); run the same command to go on"
+        # KeyboardInterrupt, or Prefect's own exception for SIGTERM.
+        reason = f"stopped ({type(error).__name__}); run the same command to resume"
         record.status, record.error = "stopped", reason
         raise
 
 
 _current: ContextVar[Run] = ContextVar("longred_run")
-_listening: ContextVar[tuple[Listener, ...]] = ContextVar("longred_listeners", default=())
-_scope: ContextVar[Scope] = ContextVar("longred_scope", default=Scope())  # noqa: B039 - frozen
+_options: ContextVar[tuple[Scope, tuple[Listener, ...]]] = ContextVar(
+    "longred_run_options",
+    default=(Scope(), ()),
+)
 
 
 def current_run() -> Run:
-    """Return the run that is open here.
+    """Return the open run.
 
     Raises:
-        LookupError: no run is open; stages are made inside `open_run`.
+        LookupError: no run is open; stages are executed inside `open_run`.
     """
     try:
         return _current.get()
@@ -217,23 +167,19 @@ def current_run() -> Run:
 
 
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Add a listener to every run opened inside the block."""
-    token = _listening.set((*_listening.get(), listener))
+def run_options(*, scope: Scope | None = None, listener: Listener | None = None) -> Iterator[None]:
+    """Set the scope of, and add a listener to, every run opened inside the block.
+
+    Runs are opened inside Prefect flows, whose parameters are a form for users.
+    """
+    outer_scope, listeners = _options.get()
+    if listener is not None:
+        listeners = (*listeners, listener)
+    token = _options.set((scope or outer_scope, listeners))
     try:
         yield
     finally:
-        _listening.reset(token)
-
-
-@contextlib.contextmanager
-def scoped(scope: Scope) -> Iterator[None]:
-    """Let every run opened inside the block make only a part of the pipeline."""
-    token = _scope.set(scope)
-    try:
-        yield
-    finally:
-        _scope.reset(token)
+        _options.reset(token)
 
 
 @contextlib.contextmanager
@@ -247,32 +193,30 @@ def open_run(
     prefect_url: str | None = None,
     mlflow_page: str = "",
 ) -> Iterator[Run]:
-    """Start a run and make it current; its end is recorded honestly, however the block is left.
+    """Start a run and make it current; its outcome is recorded however the block ends.
 
-    Inside `scoped(Scope(is_dry=True))` the run writes nothing and tells nobody but its listeners.
+    A dry run writes nothing and notifies only its listeners.
 
     Args:
-        config: what it is made with.
-        recipe: where that was read from; an earlier run is named in the record as its origin.
-        overrides: the changes to it.
-        start_from: the stage from which on everything is made again, if any.
-        prefect_flow_run_id: the Prefect flow run that this is.
-        prefect_url: the page of it.
-        mlflow_page: address of the MLflow server that shows the store's own database, if one runs.
+        config: settings of the run.
+        recipe: source of the settings; an earlier run is recorded as the origin.
+        overrides: changes to the recipe.
+        start_from: stage from which everything is rebuilt, if any.
+        prefect_flow_run_id: id of the Prefect flow run.
+        prefect_url: page of that flow run.
+        mlflow_page: URL of the MLflow server that shows the store's own database, if one runs.
 
     Raises:
         ConfigError: the stage to start from is unknown.
         StorageError: the store cannot be written.
     """
-    from longred.runs.follower import Follower
-
+    scope, listeners = _options.get()
+    scope = scope.starting(start_from)
     store = Store(config.store.path)
-    root = store.root
     remote = Remote(config.store.remote) if config.store.remote else None
-    scope = _scope.get().starting(start_from)
     origin = load_run(store, recipe) if is_run_name(recipe) else None
     record = RunRecord(
-        id="dry-run" if scope.is_dry else _new_id(root / "runs", config.name),
+        id="dry-run" if scope.is_dry else _new_id(store.runs, config.name),
         recipe=origin.recipe if origin else recipe,
         overrides=merge_overrides(origin.overrides if origin else (), overrides),
         config=config.model_dump(mode="json"),
@@ -284,30 +228,29 @@ def open_run(
         origin=origin.id if origin else None,
         part=scope.part,
     )
-    run = Run(record, root, scope, _listening.get(), remote)
-    run.save()
-    follower = (
-        None if scope.is_dry else Follower(record, run.save, store, config.tracking, mlflow_page)
-    )
+    run_store = RunStore(store.root, scope, record, remote)
+    run_store.save()
+    follower = None if scope.is_dry else Follower(run_store, config.tracking, mlflow_page)
+    run = Run(run_store, (*listeners, follower) if follower else listeners)
     token = _current.set(run)
     try:
         with _outcome(record):
             if follower:
-                run.listen(follower)
                 follower.start()
             yield run
             record.status = "finished"
     finally:
         _current.reset(token)
+        record.finished = time.time()
         try:
-            run.end()
+            run.announce()
         finally:
             if follower:
                 follower.finish()
 
 
 def _new_id(runs: Path, name: str) -> str:
-    """Return the name of a new, empty run folder; names sort by age, so no two share a second."""
+    """Create an empty run folder and return its name; names sort by age, one per second."""
     make_folder(runs)
     while any(runs.glob(f"{(stamp := time.strftime('%Y%m%d-%H%M%S', time.gmtime()))}-*")):
         time.sleep(0.05)

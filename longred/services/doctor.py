@@ -1,39 +1,40 @@
-"""Looks at everything a run and the services need, and says what to do about what is wrong."""
+"""Check everything that runs and services need, and advise on what is wrong."""
 
 import contextlib
 import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longred.runs.record import list_runs, read_run
+from longred.runs.record import read_runs
 from longred.services import servers as services
 from longred.services.prefect_api import ask, deployed
 from longred.services.programs import WORK_POOL
-from longred.store.artifacts import Store
+from longred.store.artifacts import Store, existing_folder
 
 Level = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
 MIN_FREE_BYTES = GIB
 COMFORTABLE_FREE_BYTES = 20 * GIB
 HEAD_DIM = 128
-"""Of the models of the recipes, for which the attention kernels are looked at."""
+"""Head size of the recipes' models, for which the attention kernels are checked."""
 CHECKED_BY_VERSION = ("torch", "transformers", "prefect", "fastapi", "mlflow", "SQLAlchemy")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found.
+    """Result of one check.
 
     Attributes:
-        name: what was looked at.
-        level: `fail` where longred cannot work, `warn` where it works less well than it could.
+        name: what was checked.
+        level: `fail` if longred cannot work, `warn` if it works less well than it could.
         text: what was found.
-        advice: what to do; empty where nothing has to be done.
+        advice: what to do; empty if nothing.
     """
 
     name: str
@@ -43,11 +44,11 @@ class Finding:
 
 
 def examine(store: Store, repository: Path | None) -> Iterator[Finding]:
-    """Yield a finding for everything that is looked at; nothing is changed or started.
+    """Yield one finding per check; nothing is changed or started.
 
     Args:
-        store: the store to look at.
-        repository: folder that holds `flows` and the tested set of versions, if it is known.
+        store: the store to check.
+        repository: folder that holds `flows` and the tested set of versions, if known.
     """
     yield from check_versions(repository)
     yield check_store(store.root)
@@ -60,7 +61,7 @@ def examine(store: Store, repository: Path | None) -> Iterator[Finding]:
 
 
 def check_versions(repository: Path | None) -> Iterator[Finding]:
-    """Compare what is installed with what longred requires, and with the set tested together."""
+    """Compare installed packages with longred's requirements and with the tested set."""
     from packaging.requirements import Requirement
 
     wrong, differing = [], []
@@ -71,7 +72,11 @@ def check_versions(repository: Path | None) -> Iterator[Finding]:
         installed = _installed(required.name)
         if installed is None or not required.specifier.contains(installed, prereleases=True):
             wrong.append(f"{required.name} {installed or 'missing'}, needs {required.specifier}")
-    tested = _tested(repository) if repository else {}
+    tested = {}
+    if repository:
+        lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
+        tested = {name: version for name, _, version in pins}
     for name, version in tested.items():
         installed = _installed(name)
         if installed and installed.partition("+")[0] != version:
@@ -98,33 +103,25 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _tested(repository: Path) -> dict[str, str]:
-    lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
-    return {name: version for name, _, version in pins}
-
-
 def check_store(root: Path) -> Finding:
-    """Look whether the store can be written to; it is not made."""
-    place = _existing(root)
-    if not place.is_dir():
+    """Check that the store can be written to; it is not created."""
+    folder = existing_folder(root)
+    if not folder.is_dir():
         advice = "choose another folder: --store, LONGRED_STORE or store.path"
-        return Finding("store", "fail", f"{place} is a file", advice)
-    probe = place / f".longred-doctor-{os.getpid()}"
+        return Finding("store", "fail", f"{folder} is a file", advice)
     try:
-        probe.write_text("can this be written?", encoding="utf-8")
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"test")
     except OSError as error:
-        advice = "choose a folder of yours: --store, LONGRED_STORE or store.path"
-        return Finding("store", "fail", f"{place}: {error.strerror}", advice)
-    finally:
-        probe.unlink(missing_ok=True)
+        advice = "choose a writable folder: --store, LONGRED_STORE or store.path"
+        return Finding("store", "fail", f"{folder}: {error.strerror}", advice)
     state = "" if root.exists() else " (made by the first run)"
     return Finding("store", "ok", f"{root} can be written{state}")
 
 
 def check_disk(root: Path) -> Finding:
-    """Look how much room is left where the store is."""
-    free = shutil.disk_usage(_existing(root)).free
+    """Check the free disk space of the store."""
+    free = shutil.disk_usage(existing_folder(root)).free
     text = f"{free / GIB:.1f} GiB free for {root}"
     if free < MIN_FREE_BYTES:
         return Finding("disk", "fail", text, "free some space before a run: even the demo needs it")
@@ -134,19 +131,22 @@ def check_disk(root: Path) -> Finding:
     return Finding("disk", "ok", text)
 
 
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
 def check_services(root: Path, repository: Path | None) -> Iterator[Finding]:
-    """Ask each service that was started something real, and look at the ports of the others."""
+    """Query each running server, and check the ports of the others."""
     running = services.load(root)
-    for name, works in _QUESTIONS.items():
+    for name, port in services.DEFAULT_PORTS.items():
         title = services.TITLES[name]
         service = running.get(name)
         if service is None:
-            yield _port(name)
-        elif works(service.url):
+            problem = services.port_problem(port)
+            if problem is None:
+                text = f"not started (`longred up`); port {port} is free"
+                yield Finding(title, "ok", text)
+            else:
+                text = f"not started; port {port} is taken ({problem})"
+                advice = f"`longred up` takes a free port instead, or the one of --{name}-port"
+                yield Finding(title, "warn", text, advice)
+        elif services.answers(service):
             yield Finding(title, "ok", f"answers at {service.url}")
         else:
             log = services.folder(root) / f"{name}.log"
@@ -156,36 +156,14 @@ def check_services(root: Path, repository: Path | None) -> Iterator[Finding]:
         yield from _check_worker(running["prefect"].url + "/api", repository)
 
 
-_QUESTIONS: dict[str, Callable[[str], bool]] = {
-    "prefect": lambda url: ask(f"{url}/api/flows/count", {}) is not None,
-    "mlflow": lambda url: (
-        ask(f"{url}/api/2.0/mlflow/experiments/search", {"max_results": 1}, is_prefect=False)
-        is not None
-    ),
-}
-
-
-def _port(name: str) -> Finding:
-    port, title = services.DEFAULT_PORTS[name], services.TITLES[name]
-    problem = services.port_problem(port)
-    if problem is None:
-        return Finding(title, "ok", f"not started (`longred up`); port {port} is free")
-    return Finding(
-        title,
-        "warn",
-        f"not started; port {port} is taken ({problem})",
-        f"`longred up` takes a free port instead, or the one of --{name}-port",
-    )
-
-
 def _check_worker(api: str, repository: Path | None) -> Iterator[Finding]:
     workers = ask(f"{api}/work_pools/{WORK_POOL}/workers/filter", {})
     if workers is None:
         return
     if any(each.get("status") == "ONLINE" for each in workers):
-        yield Finding("worker", "ok", f"takes flow runs from the pool {WORK_POOL}")
+        yield Finding("worker", "ok", f"polls the work pool {WORK_POOL}")
     else:
-        advice = "`longred up` starts the one of this machine again"
+        advice = "`longred up` restarts this machine's worker"
         yield Finding("worker", "fail", "none is online, so flow runs wait", advice)
     missing = services.deployment_names(repository) - deployed(api) if repository else set()
     if missing:
@@ -196,26 +174,24 @@ def _check_worker(api: str, repository: Path | None) -> Iterator[Finding]:
 
 
 def check_runs(store: Store) -> Finding:
-    """Look for runs that say running and whose process is gone."""
-    records = [read_run(store, run_id) for run_id in list_runs(store)]
+    """Look for running records of dead processes."""
+    records = read_runs(store)
     gone = [run.id for run in records if run.status == "running" and run.is_gone()]
     if gone:
-        text = f"{len(gone)} say running and their process is gone: {', '.join(gone[-3:])}"
+        text = f"{len(gone)} are open but their process is gone: {', '.join(gone[-3:])}"
         return Finding("runs", "warn", text, "`longred reap` closes them everywhere")
     return Finding("runs", "ok", f"{len(records)} recorded, none left open by a dead process")
 
 
 def check_gpu() -> Finding:
-    """Look for a CUDA device and at its free memory."""
+    """Look for CUDA devices and report their free memory."""
     import torch
 
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        text = f"none is seen by torch {torch.__version__}"
-        advice = "the demo needs none; " + (
-            "look at nvidia-smi and the driver" if built else "this build of torch is CPU-only"
-        )
-        return Finding("GPU", "warn", text, advice)
+        is_built = torch.version.cuda is not None
+        cause = "check nvidia-smi and the driver" if is_built else "this torch is CPU-only"
+        text = f"torch {torch.__version__} finds none"
+        return Finding("GPU", "warn", text, f"the demo needs none; {cause}")
     names = []
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
@@ -225,7 +201,7 @@ def check_gpu() -> Finding:
 
 
 def check_attention() -> Finding:
-    """Look which attention kernels can be imported, and whether the GPU's fastest are missing."""
+    """Check which attention packages can be imported, and whether the GPU's fastest is missing."""
     import torch
 
     from longred.attention import flash
@@ -248,7 +224,7 @@ def check_attention() -> Finding:
 
 
 def check_kernels() -> Iterator[Finding]:
-    """Run each kind of attention once on the first GPU and name its kernels and the cuDNN."""
+    """Run each kind of attention once on the first GPU and report its kernels and cuDNN."""
     import torch
     from torch.nn.attention import SDPBackend
 
@@ -257,7 +233,7 @@ def check_kernels() -> Iterator[Finding]:
 
     if not torch.cuda.is_available():
         return
-    # The profiler's library writes to stderr whenever it starts and stops.
+    # Otherwise the profiler's library writes to stderr at each start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     try:
         report = kernel_report("cuda:0", torch.bfloat16, HEAD_DIM)
@@ -270,19 +246,19 @@ def check_kernels() -> Iterator[Finding]:
 
 
 def judge_kernels(report: dict[str, str], *, wants_cudnn: bool) -> Iterator[Finding]:
-    """Say whether the kernels of a `kernel_report` are those that this GPU should run.
+    """Judge whether the kernels of a report are the ones that this GPU should run.
 
     Args:
-        report: of bf16, as `kernel_report` returns it.
-        wants_cudnn: whether cuDNN's is the GPU's fastest kernel for whole rows.
+        report: result of `kernel_report` for bf16.
+        wants_cudnn: whether cuDNN has the GPU's fastest kernel for whole rows.
     """
     kinds = ("rows", "documents", "window")
     text = "; ".join(f"{kind}: {report[kind]}" for kind in kinds)
     if wants_cudnn and not report["rows"].startswith("cuDNN"):
-        advice = "cuDNN's kernel is faster on this GPU: look at the next line"
+        advice = "cuDNN's kernel is faster on this GPU: see the next line"
         yield Finding("attention kernels", "warn", text, advice)
     elif any(report[kind].startswith("math") for kind in kinds):
-        advice = "math holds all logits: install a build of torch with FlashAttention"
+        advice = "math keeps all logits in memory: install a build of torch with FlashAttention"
         yield Finding("attention kernels", "warn", text, advice)
     else:
         yield Finding("attention kernels", "ok", text)
@@ -293,5 +269,5 @@ def judge_kernels(report: dict[str, str], *, wants_cudnn: bool) -> Iterator[Find
     if report["cudnn_origin"] == "torch":
         yield Finding("cuDNN", "ok", text)
     else:
-        advice = "it hides the cuDNN that came with torch: take its folder from LD_LIBRARY_PATH"
+        advice = "it hides torch's own cuDNN: remove its folder from LD_LIBRARY_PATH"
         yield Finding("cuDNN", "warn", text, advice)

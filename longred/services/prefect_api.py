@@ -1,6 +1,6 @@
-"""What longred asks Prefect's server by itself: plain questions over HTTP, without its client.
+"""Plain HTTP queries to Prefect's server (and MLflow's) without their clients.
 
-Importing the client takes seconds, and the library does not depend on it.
+Importing Prefect's client takes seconds, and the library does not depend on it.
 """
 
 import base64
@@ -10,57 +10,50 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 FLOW = "longred"
 PAGE = 200
 ANSWER_SECONDS = 30.0
-"""How long a server may take: on a small machine it shares its processors with a training."""
+"""Generous, because on a small machine the server shares its processors with a training."""
 
 
-def ask(
-    url: str,
-    question: Mapping[str, Any] | Sequence[Any] | None = None,
-    *,
-    is_prefect: bool = True,
-    method: str | None = None,
-) -> Any:
-    """Return a service's JSON answer, or None where it gives none in time.
+def ask(url: str, question: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """Return a service's JSON answer, or None if there is none in time.
 
     The arguments are those of `request_json`.
     """
     try:
-        return request_json(url, question, is_prefect=is_prefect, method=method)
+        return request_json(url, question, **options)
     except (OSError, http.client.HTTPException, json.JSONDecodeError):
         return None
 
 
 def request_json(
     url: str,
-    question: Mapping[str, Any] | Sequence[Any] | None = None,
+    question: Mapping[str, Any] | None = None,
     *,
     is_prefect: bool = True,
     method: str | None = None,
     seconds: float = ANSWER_SECONDS,
 ) -> Any:
-    """Send an HTTP request without a proxy and return the JSON answer; `{}` for an empty one.
+    """Send an HTTP request, bypassing proxies, and return the JSON answer; `{}` if it is empty.
 
-    Prefect answers 503 while its database is busy; the request is sent again, as its own client
+    Prefect answers 503 while its database is busy; the request is then repeated, as its own client
     does.
 
     Args:
-        url: where to ask, on this machine or where the user says.
-        question: sent as JSON by POST; without one it is a GET.
-        is_prefect: whether the name and password sent, where there are any, are Prefect's; else
-            MLflow's.
+        url: the URL.
+        question: sent as JSON by POST; without one the request is a GET.
+        is_prefect: whether to send Prefect's credentials, if there are any; else MLflow's.
         method: another HTTP method.
-        seconds: how long each read may take, and after which 503 is an error.
+        seconds: timeout of each read, and time after which 503 is an error.
 
     Raises:
-        OSError: the service cannot be reached in time; urllib.error.HTTPError, which is one, where
-            it answers with an error.
+        OSError: the service cannot be reached in time; urllib.error.HTTPError, a subclass, if it
+            answers with an error.
         http.client.HTTPException: the answer is not HTTP.
         json.JSONDecodeError: the answer is not JSON.
     """
@@ -85,17 +78,8 @@ def deployed(api: str) -> set[str]:
     return {each["name"] for each in ask(f"{api}/deployments/filter", question) or []}
 
 
-def limit_pool(api: str, pool: str, num_runs: int) -> bool:
-    """Let a work pool give out only so many flow runs at a time; return whether that worked.
-
-    The server counts them by their states in its database, which outlives its own restarts.
-    """
-    question = {"concurrency_limit": num_runs}
-    return ask(f"{api}/work_pools/{pool}", question, method="PATCH") is not None
-
-
 def unfinished_flow_runs(api: str) -> list[dict[str, Any]]:
-    """Return longred's flow runs that the server takes for begun and not ended."""
+    """Return longred's flow runs that have started and not ended, according to the server."""
     question = {
         "flows": {"name": {"any_": [FLOW]}},
         "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
@@ -104,10 +88,10 @@ def unfinished_flow_runs(api: str) -> list[dict[str, Any]]:
     return list(ask(f"{api}/flow_runs/filter", question) or [])
 
 
-def running_tasks(api: str, flow_run_ids: Sequence[str]) -> list[str]:
-    """Return the ids of the task runs of some flow runs that the server takes for running."""
+def running_tasks(api: str, flow_run_id: str) -> list[str]:
+    """Return the ids of a flow run's task runs that are running, according to the server."""
     question = {
-        "flow_runs": {"id": {"any_": list(flow_run_ids)}},
+        "flow_runs": {"id": {"any_": [flow_run_id]}},
         "task_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
         "limit": PAGE,
     }
@@ -115,14 +99,14 @@ def running_tasks(api: str, flow_run_ids: Sequence[str]) -> list[str]:
 
 
 def end_run(api: str, kind: str, run_id: str, state: str, message: str) -> bool:
-    """Give a run its last state, past the rules of orchestration; return whether that worked.
+    """Force a terminal state on a run, bypassing orchestration rules; return whether it succeeded.
 
     Args:
-        api: address of the server's API.
+        api: URL of the server's API.
         kind: `flow_runs` or `task_runs`.
-        run_id: the run.
+        run_id: id of the run.
         state: `CRASHED` or `CANCELLED`.
-        message: why.
+        message: the reason.
     """
     wanted = {"type": state, "name": state.capitalize(), "message": message}
     answer = ask(f"{api}/{kind}/{run_id}/set_state", {"state": wanted, "force": True})
@@ -130,7 +114,7 @@ def end_run(api: str, kind: str, run_id: str, state: str, message: str) -> bool:
 
 
 def _authorization(is_prefect: bool) -> dict[str, str]:
-    """Return the header of a server that wants a name and password, from where its client reads."""
+    """Return the authorization header, from the variables that the server's own client reads."""
     if is_prefect:
         names = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
         secret = next(filter(None, map(os.environ.get, names)), "")

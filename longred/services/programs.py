@@ -1,7 +1,7 @@
-"""What the services are as processes: the command line and the environment of each.
+"""Command lines and environments of the services.
 
-The environment of `longred up` says what is not for everyone: databases other than the store's own
-SQLite files, and who may come in. No secret is put on a command line, where `ps` shows it.
+The environment of `longred up` configures what differs between sites: databases other than the
+store's SQLite files, and logins. Secrets never appear on a command line, where `ps` shows them.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from longred.errors import PreflightError
+from longred.runs.mlflow_home import artifact_folder, local_uri
 from longred.runs.record import STORE_VARIABLE, TRACKING_VARIABLE
 from longred.services.temporary_server import prefect_environment
 
@@ -23,24 +24,18 @@ def command(root: Path, name: str, port: int) -> list[str]:
     """Return the command line of a service.
 
     Raises:
-        PreflightError: MLflow is to ask for passwords and lacks the key of its sessions.
+        PreflightError: MLflow should ask for passwords but lacks its session key.
     """
     python = [sys.executable, "-m"]
+    listen = ["--host", "127.0.0.1", "--port", str(port)]
     if name == "prefect":
-        return [*python, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    if name == "mlflow":
-        return [*python, "mlflow", "server", *_mlflow_options(root, port)]
+        return [*python, "prefect", "server", "start", *listen]
     if name == "reaper":
         return [*python, "longred.cli", "reap", "--every", str(REAP_SECONDS)]
-    pool = ("--pool", WORK_POOL, "--type", "process", "--limit", "1", "--name", name)
-    return [*python, "prefect", "worker", "start", *pool]
-
-
-def _mlflow_options(root: Path, port: int) -> list[str]:
-    from longred.runs.mlflow_home import artifact_folder, local_uri
-
-    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--artifacts-destination", str(artifact_folder(root))]
+    if name != "mlflow":
+        pool = ("--pool", WORK_POOL, "--type", "process", "--limit", "1", "--name", name)
+        return [*python, "prefect", "worker", "start", *pool]
+    options = ["--workers", "1", "--artifacts-destination", str(artifact_folder(root))]
     options += ["--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"]
     if not os.environ.get(MLFLOW_DATABASE_VARIABLE):
         options += ["--backend-store-uri", local_uri(root)]
@@ -51,7 +46,7 @@ def _mlflow_options(root: Path, port: int) -> list[str]:
                 "set it to a long random text, the same one at every start"
             )
         options += ["--app-name", "basic-auth"]
-    return options
+    return [*python, "mlflow", "server", *listen, *options]
 
 
 def environment(
@@ -60,11 +55,11 @@ def environment(
     """Return the environment of a service; a flow run inherits that of its worker.
 
     Args:
-        root: the store's root.
+        root: root folder of the store.
         repository: folder that holds `flows`.
-        prefect: address of Prefect's server.
-        mlflow: address of MLflow's server, where runs are to be shown there.
-        gpus: the GPUs that are seen; empty for all.
+        prefect: URL of Prefect's server.
+        mlflow: URL of the MLflow server to log to, if any.
+        gpus: visible GPUs; empty for all.
     """
     paths = [str(repository), os.environ.get("PYTHONPATH", "")]
     optional = {TRACKING_VARIABLE: mlflow, "CUDA_VISIBLE_DEVICES": gpus}

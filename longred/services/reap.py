@@ -1,7 +1,7 @@
-"""Closes runs whose process is gone, everywhere they are shown: on disk, in MLflow, in Prefect.
+"""Close the runs of dead processes wherever they are shown: on disk, in MLflow, in Prefect.
 
-It also ends a process whose flow run is being cancelled where nobody else does: its worker died, or
-it was started from a terminal. Doing it twice changes nothing more.
+It also ends a process whose flow run is being cancelled if nothing else does: its worker died, or
+it was started from a terminal. Repeating it is harmless.
 """
 
 import contextlib
@@ -10,195 +10,160 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from longred.config import TrackingConfig
 from longred.errors import LongredError
-from longred.runs.record import RunRecord, is_loopback, list_runs, load_run, read_run
+from longred.runs.mirror import Mirror
+from longred.runs.mlflow_home import unreachable
+from longred.runs.record import RunRecord, is_loopback, load_run, read_runs
 from longred.services.prefect_api import end_run, running_tasks, unfinished_flow_runs
 from longred.services.servers import mlflow_page
 from longred.store.artifacts import Store
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 CANCEL_SECONDS = 40.0
-"""How long a cancellation is left to the worker, which asks first and kills after 30 seconds."""
+"""Time left to the worker, which sends SIGTERM first and SIGKILL after 30 seconds."""
 
 KILL_SECONDS = 120.0
 END_SECONDS = 120.0
-"""How long a process that was asked is waited for: its training ends a step and saves."""
+"""Time for a process to end after its signal: its training finishes a step and saves."""
 
 SETTLED_SECONDS = 60.0
 
 
 def close_records(store: Store) -> Iterator[str]:
-    """Record every run as lost that says running and whose process is gone; yield what was done."""
-    for run_id in list_runs(store):
-        if read_run(store, run_id).status != "running":
-            continue
-        record = load_run(store, run_id)
-        if record.status == "lost":
-            yield f"{run_id}: lost, its process {int(record.process[0])} is gone"
+    """Mark running records of dead processes as lost; yield one message per run."""
+    for run in read_runs(store):
+        if run.status == "running" and load_run(store, run.id).status == "lost":
+            yield f"{run.id}: lost, its process {int(run.process[0])} is gone"
 
 
 def close_in_mlflow(store: Store, warn: Callable[[str], None]) -> Iterator[str]:
-    """Show in MLflow what it lacks of ended runs, and end there what still says RUNNING.
+    """Send to MLflow what it lacks of ended runs, and end their MLflow runs that are still RUNNING.
 
     Args:
-        store: the store whose runs are looked at.
-        warn: told of a server that does not answer; the others are gone on with.
+        store: the store of the runs.
+        warn: called with each server that does not answer; the others are still processed.
     """
-    from longred.runs.follower import unreachable
-
-    # A process that has ended its run still shows the end of it, by itself.
+    # A living process sends the end of its run itself.
     ended = {
         run.id: run
-        for run in _records(store)
+        for run in read_runs(store)
         if run.status != "running" and (run.is_gone() or run.host != socket.gethostname())
     }
-    places = {tuple(sorted(run.config["tracking"].items())) for run in ended.values()}
-    for place in sorted(places, key=repr):
+    servers = {tuple(sorted(run.config["tracking"].items())) for run in ended.values()}
+    for server in sorted(servers, key=repr):
+        tracking = TrackingConfig(**dict(server))
         try:
-            yield from _close_at(store, TrackingConfig(**dict(place)), ended)
+            yield from _close_at_server(store, tracking, ended)
         except unreachable() as error:
             reason = str(error).strip().partition("\n")[0]
-            warn(f"MLflow at {dict(place)['uri'] or store.root} does not answer ({reason})")
+            warn(f"MLflow at {tracking.uri or store.root} does not answer ({reason})")
 
 
-def _close_at(store: Store, tracking: TrackingConfig, ended: dict[str, RunRecord]) -> Iterator[str]:
-    """Do so at one server and experiment."""
-    from longred.runs.follower import open_mirror
-    from longred.runs.mlflow_home import connect
-
-    client, experiment = connect(store.root, tracking)
-    mirror = open_mirror(store.root, tracking, mlflow_page(store.root))
+def _close_at_server(
+    store: Store, tracking: TrackingConfig, ended: dict[str, RunRecord]
+) -> Iterator[str]:
+    mirror = Mirror(store.root, tracking, mlflow_page(store.root))
     for run in ended.values():
         if not run.in_mlflow and run.config["tracking"] == tracking.model_dump(mode="json"):
             mirror.show(run)
             run.save(store.runs)
             yield f"{run.id}: {run.status}, shown in MLflow"
-    yield from _end_left_over(client, experiment, ended)
-
-
-def _end_left_over(
-    client: "MlflowClient", experiment: str, ended: dict[str, RunRecord]
-) -> Iterator[str]:
-    """End MLflow runs of ended runs that no record knows: made just before a process died."""
-    found = client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000)
-    for each in found:
-        if each.data.tags.get("longred.run") in ended:
+    # MLflow runs that no record knows: created just before their process died.
+    is_running = "attributes.status = 'RUNNING'"
+    client = mirror.client
+    for each in client.search_runs([mirror.experiment_id], is_running, max_results=1000):
+        run_id = each.data.tags.get("longred.run")
+        if run_id in ended:
             client.set_tag(each.info.run_id, "longred.status", "lost")
             client.set_terminated(each.info.run_id, "KILLED")
-            yield f"{each.data.tags['longred.run']}: MLflow run {each.info.run_id} ended as KILLED"
+            yield f"{run_id}: MLflow run {each.info.run_id} ended as KILLED"
 
 
 def close_in_prefect(store: Store, api: str) -> Iterator[str]:
-    """Mark flow runs as Crashed whose process is gone; those that were being cancelled, Cancelled.
+    """Mark flow runs of dead processes as Crashed, or as Cancelled if they were being cancelled.
 
     A flow run that has opened a run is judged by that run's process, any other by the process that
-    its worker has noted.
+    its worker has registered.
     """
-    newest: dict[str, RunRecord] = {}
-    for run in _records(store):
-        if run.prefect_flow_run_id:
-            newest[run.prefect_flow_run_id] = run
+    runs = read_runs(store)
+    newest = {run.prefect_flow_run_id: run for run in runs if run.prefect_flow_run_id}
     for flow_run in unfinished_flow_runs(api):
         run_id = flow_run["id"]
+        is_cancelling = flow_run["state_type"] == "CANCELLING"
+        in_state_since = datetime.fromisoformat(flow_run["state"]["timestamp"]).timestamp()
         record = newest.get(run_id)
-        if record and not _is_attempt(flow_run, record):
+        if record and not is_cancelling and record.started < in_state_since:
+            # It is the record of an attempt before a retry.
             record = None
         if record and not record.is_gone():
-            yield from _end_cancelled(flow_run, record, api)
+            if is_cancelling and record.host == socket.gethostname():
+                yield from _end_cancelled(run_id, in_state_since, record, api)
             continue
-        if not record and not (_is_settled(flow_run) and process_is_gone(flow_run, api)):
+        # Right after a change of state the server may still name the process of the last attempt.
+        is_settled = time.time() - in_state_since > SETTLED_SECONDS
+        if not record and not (is_settled and process_is_gone(flow_run, api)):
             continue
-        state = "CANCELLED" if flow_run["state_type"] == "CANCELLING" else "CRASHED"
+        state = "CANCELLED" if is_cancelling else "CRASHED"
         message = f"its process is gone (run {record.id})" if record else "its process is gone"
-        for task_run in running_tasks(api, [run_id]):
+        for task_run in running_tasks(api, run_id):
             end_run(api, "task_runs", task_run, state, message)
         if end_run(api, "flow_runs", run_id, state, message):
             yield f"{record.id if record else flow_run['name']}: flow run {run_id} {state.lower()}"
 
 
-def _end_cancelled(flow_run: dict[str, Any], record: RunRecord, api: str) -> Iterator[str]:
-    """End this machine's process of a flow run that is being cancelled for too long.
+def _end_cancelled(run_id: str, since: float, record: RunRecord, api: str) -> Iterator[str]:
+    """End this machine's process of a flow run that has been cancelling for too long.
 
-    It is asked first, which lets a training save; killed, its trainer saves and ends by itself.
+    SIGTERM first, which lets a training save; after SIGKILL its trainer still saves and exits.
     """
-    if flow_run["state_type"] != "CANCELLING" or record.host != socket.gethostname():
-        return
-    waited = time.time() - _since(flow_run)
+    waited = time.time() - since
     if waited < CANCEL_SECONDS:
         return
     number = signal.SIGTERM if waited < KILL_SECONDS else signal.SIGKILL
     with contextlib.suppress(psutil.NoSuchProcess):
-        # The record's identity was compared with the process just before.
+        # The caller has just compared the start time of the process with the record.
         process = psutil.Process(int(record.process[0]))
         process.send_signal(number)
         yield f"{record.id}: is being cancelled, its process gets {number.name}"
         psutil.wait_procs([process], timeout=END_SECONDS)
-    # By itself it says Crashed: Prefect takes a signal that no worker has announced for that.
-    if record.is_gone() and end_run(
-        api, "flow_runs", flow_run["id"], "CANCELLED", "ended by the reaper"
-    ):
-        yield f"{record.id}: flow run {flow_run['id']} cancelled"
+    # Prefect reports a signal that no worker has announced as Crashed.
+    if record.is_gone() and end_run(api, "flow_runs", run_id, "CANCELLED", "ended by the reaper"):
+        yield f"{record.id}: flow run {run_id} cancelled"
 
 
 def reap(
     store: Store, find_api: Callable[[], str | None], warn: Callable[[str], None]
 ) -> list[str]:
-    """Close everything that is to be closed, and return what was done.
-
-    A place that does not answer is said and left for the next time.
+    """Close all dead runs; return one message per action.
 
     Args:
-        store: the store whose runs are looked at.
-        find_api: returns the address of Prefect's API, or None where it is not running.
-        warn: told of what could not be looked at.
+        store: the store of the runs.
+        find_api: returns the URL of Prefect's API, or None if it is not running.
+        warn: called with problems; what cannot be reached is left for the next time.
     """
     done: list[str] = []
     api = find_api()
-    steps: list[Callable[[], Iterator[str]]]
-    steps = [lambda: close_records(store), lambda: close_in_mlflow(store, warn)]
+    steps = [close_records(store), close_in_mlflow(store, warn)]
     if api is None:
         warn("Prefect is not running here; `longred up`, then reap again")
     else:
-        steps.append(lambda: close_in_prefect(store, api))
+        steps.append(close_in_prefect(store, api))
     for step in steps:
         try:
-            done += step()
+            done += step
         except LongredError as error:
             warn(str(error))
     return done
 
 
-def _records(store: Store) -> list[RunRecord]:
-    """Return every run's record, oldest first, each as it is on disk."""
-    return [read_run(store, run_id) for run_id in list_runs(store)]
-
-
-def _is_attempt(flow_run: dict[str, Any], record: RunRecord) -> bool:
-    """Return whether a record is of a flow run's present attempt, and not of one before a retry."""
-    return flow_run["state_type"] == "CANCELLING" or record.started >= _since(flow_run)
-
-
-def _is_settled(flow_run: dict[str, Any]) -> bool:
-    """Return whether what the server says of a process is of the present attempt by now."""
-    return time.time() - _since(flow_run) > SETTLED_SECONDS
-
-
-def _since(flow_run: dict[str, Any]) -> float:
-    """Return when a flow run took on its state, in unix seconds."""
-    return datetime.fromisoformat(flow_run["state"]["timestamp"]).timestamp()
-
-
 def process_is_gone(flow_run: dict[str, Any], api: str) -> bool:
-    """Return whether the process of a flow run ended on this machine; unknown is not gone.
+    """Return whether the process of a flow run ended on this machine; False if unknown.
 
-    A worker notes `host:pid`, or a process id alone, which is this machine's where the server is.
+    A worker registers `host:pid`, or just a process id, which is this machine's if the server is.
     """
     host, _, pid = str(flow_run.get("infrastructure_pid") or "").rpartition(":")
     is_ours = host == socket.gethostname() or (not host and is_loopback(api))

@@ -1,28 +1,28 @@
-"""The services that stay up beside a store: Prefect's server, MLflow's, workers and a reaper.
+"""Long-running services of a store: Prefect's server, MLflow's, workers and a reaper.
 
-Started once, they outlive the terminal; one folder holds their state and logs. Each is known by its
-process id and start time, so that nothing else is ever stopped in its place.
+They outlive the terminal that started them; one folder holds their state and logs. Each is
+identified by process id and start time, so that no other process is ever stopped by mistake.
 """
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
 
 from longred.config import TrackingConfig
 from longred.errors import PreflightError
+from longred.runs.mlflow_home import connect
 from longred.runs.record import is_alive, process_identity
-from longred.services.prefect_api import ask, deployed, limit_pool
+from longred.services.prefect_api import ask, deployed
 from longred.services.programs import MLFLOW_DATABASE_VARIABLE, WORK_POOL, command, environment
 from longred.store.artifacts import locked, make_folder, read_json, storage_errors, write_json
 
@@ -34,8 +34,6 @@ START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 LOG_TAIL_LINES = 12
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Service:
@@ -43,9 +41,9 @@ class Service:
 
     Attributes:
         process: id and start time of its first process, which leads a session of its own.
-        url: where it is seen in a browser; empty where it has no pages.
-        port: where it listens; 0 where it does not.
-        gpus: the GPUs that a worker's flow runs see, as CUDA_VISIBLE_DEVICES; empty for all.
+        url: its web page; empty if it has none.
+        port: the port it listens on; 0 if none.
+        gpus: GPUs visible to a worker's flow runs, as CUDA_VISIBLE_DEVICES; empty for all.
     """
 
     name: str
@@ -56,7 +54,7 @@ class Service:
 
     @property
     def title(self) -> str:
-        """How it is called in a message."""
+        """Its name in messages."""
         return TITLES.get(self.name, self.name)
 
 
@@ -66,7 +64,7 @@ def folder(root: Path) -> Path:
 
 
 def load(root: Path) -> dict[str, Service]:
-    """Return the services that were started for a store and still run."""
+    """Return the services of a store that are still running."""
     path = folder(root) / "services.json"
     if not path.is_file():
         return {}
@@ -75,13 +73,13 @@ def load(root: Path) -> dict[str, Service]:
 
 
 def mlflow_page(root: Path) -> str:
-    """Return the address of the store's own MLflow server; empty if none runs."""
+    """Return the URL of the store's own MLflow server; empty if none runs."""
     service = load(root).get("mlflow")
     return service.url if service else ""
 
 
 def prefect_url(root: Path) -> str | None:
-    """Return the API address of the store's own Prefect server, if it runs and answers."""
+    """Return the API URL of the store's own Prefect server, if it runs and answers."""
     service = load(root).get("prefect")
     if service is None:
         return None
@@ -89,66 +87,79 @@ def prefect_url(root: Path) -> str | None:
     return url if ask(f"{url}/health") is not None else None
 
 
+def answers(service: Service) -> bool:
+    """Return whether a server answers a query that needs its database."""
+    if service.name == "prefect":
+        return ask(f"{service.url}/api/flows/count", {}) is not None
+    url = f"{service.url}/api/2.0/mlflow/experiments/search"
+    return ask(url, {"max_results": 1}, is_prefect=False) is not None
+
+
 def up(
     root: Path,
     repository: Path,
     *,
     ports: Mapping[str, int | None],
-    say: Say,
+    say: Callable[[str], None],
     gpu_sets: Sequence[str] = (),
 ) -> dict[str, Service]:
-    """Start what does not run yet, wait until it works, and apply the deployments.
-
-    Where everything runs and answers, nothing is done.
+    """Start the services that are not running, wait until they work, and apply the deployments.
 
     Args:
-        root: the store's root.
+        root: root folder of the store.
         repository: folder that holds `flows` and `deployments`.
-        ports: port of `prefect` and of `mlflow`; None for the usual one, or a free one where that
-            is taken.
-        say: told what is going on.
-        gpu_sets: the GPUs of each worker, such as `0,1`; by default one worker has all there are.
-            A worker takes one flow run at a time; the others wait in the server's database.
+        ports: ports of `prefect` and `mlflow`; None for the default, or a free one if it is taken.
+        say: called with progress messages.
+        gpu_sets: GPUs of each worker, such as `0,1`; by default one worker has all. A worker
+            executes one flow run at a time; others wait in the server's database.
 
     Raises:
         PreflightError: a port is taken, or a service does not start; the message says what to do.
-        LockedError: another `up` or `down` is at work on this store.
+        LockedError: another `up` or `down` is running on this store.
     """
     with storage_errors(root), locked(folder(root) / "lock", "the set of services"):
         services = load(root)
-        workers = _workers(services, gpu_sets)
-        missing = [name for name in ("prefect", "mlflow") if name not in services]
+
+        def start(name: str, port: int = 0, gpus: str = "") -> None:
+            services[name] = _start(root, repository, name, services, port, gpus)
+
+        workers = _missing_workers(services, gpu_sets)
+        missing = [name for name in DEFAULT_PORTS if name not in services]
         chosen = {name: choose_port(name, ports[name]) for name in missing}
         if "mlflow" in missing:
-            _prepare_mlflow(root)
+            # Create or migrate the database before several processes open it.
+            connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
         for name, port in chosen.items():
             say(f"starting {TITLES[name]} on port {port}")
-            services[name] = _start(root, repository, name, services, port)
-        _wait(root, services["prefect"], "/api/flows/count", {})
-        _wait(root, services["mlflow"], "/api/2.0/mlflow/experiments/search", {"max_results": 1})
+            start(name, port)
+        for name in DEFAULT_PORTS:
+            _wait_until(partial(answers, services[name]), root, services[name])
         for name, gpus in workers.items():
             say(f"starting a worker{f' for the GPUs {gpus}' if gpus else ''}")
-            services[name] = _start(root, repository, name, services, 0, gpus)
+            start(name, gpus=gpus)
         api = f"{services['prefect'].url}/api"
+        pool = f"{api}/work_pools/{WORK_POOL}"
         names = _worker_names(services)
         for name in names:
-            _wait_for_pool(root, services[name], api)
-        # Asked again where the server's database is busy with what the worker has just said.
-        _until(root, services["worker"], lambda: limit_pool(api, WORK_POOL, len(names)))
+            _wait_until(lambda: bool(ask(f"{pool}/workers/filter", {})), root, services[name])
+        # One flow run per worker at a time. The server counts them in its database, so the limit
+        # survives restarts. Repeated while that database is busy registering the worker.
+        limit = {"concurrency_limit": len(names)}
+        _wait_until(lambda: ask(pool, limit, method="PATCH") is not None, root, services["worker"])
         if "reaper" not in services:
             say("starting a reaper")
-            services["reaper"] = _start(root, repository, "reaper", services, 0)
+            start("reaper")
         if not deployment_names(repository) <= deployed(api):
             say("applying the deployments")
             deploy(root, repository, api)
     return services
 
 
-def _workers(services: Mapping[str, Service], gpu_sets: Sequence[str]) -> dict[str, str]:
+def _missing_workers(services: Mapping[str, Service], gpu_sets: Sequence[str]) -> dict[str, str]:
     """Return the workers to start, by name, each with its GPUs.
 
     Raises:
-        PreflightError: a set is empty or shares a GPU with another, or other sets are at work.
+        PreflightError: a set is empty or shares a GPU with another, or running workers have others.
     """
     sets = [",".join(each.replace(" ", "").split(",")) for each in gpu_sets]
     single = [gpu for each in sets for gpu in each.split(",")]
@@ -157,17 +168,13 @@ def _workers(services: Mapping[str, Service], gpu_sets: Sequence[str]) -> dict[s
             f"--gpus {' --gpus '.join(gpu_sets)}: a GPU is named twice or not at all; "
             "give each worker its own, such as --gpus 0,1 --gpus 2,3"
         )
-    wanted = {"worker": "", **{_worker(n): gpus for n, gpus in enumerate(sets)}}
+    wanted = {f"worker-{n}" if n > 1 else "worker": gpus for n, gpus in enumerate(sets or [""], 1)}
     running = {name: services[name].gpus for name in _worker_names(services)}
     if sets and any(wanted.get(name) != gpus for name, gpus in running.items()):
-        raise PreflightError("workers with other GPUs are at work; `longred down` first")
+        raise PreflightError("workers with other GPUs are running; `longred down` first")
     if running and not sets:
         return {}
     return {name: gpus for name, gpus in wanted.items() if name not in running}
-
-
-def _worker(number: int) -> str:
-    return f"worker-{number + 1}" if number else "worker"
 
 
 def _worker_names(services: Mapping[str, Service]) -> list[str]:
@@ -177,15 +184,15 @@ def _worker_names(services: Mapping[str, Service]) -> list[str]:
 def deploy(root: Path, repository: Path, api: str) -> list[str]:
     """Apply the deployments to a Prefect server and return their names.
 
-    Their entrypoints are found from the repository, whatever the current folder is.
+    Entrypoints are resolved from the repository, whatever the current folder is.
 
     Args:
-        root: the store's root, which flow runs without a worker's own settings use.
+        root: root folder of the store, for flow runs whose worker does not set one.
         repository: folder that holds `flows` and `deployments`.
-        api: address of the server's API.
+        api: URL of the server's API.
 
     Raises:
-        PreflightError: the server does not answer or refuses; the message says where its words are.
+        PreflightError: the server does not answer or refuses; the message names the log.
     """
     if ask(f"{api}/flows/count", {}) is None:
         raise PreflightError(f"{api}: no Prefect server answers; start one with `longred up`")
@@ -199,28 +206,27 @@ def deploy(root: Path, repository: Path, api: str) -> list[str]:
         text=True,
         check=False,
     )
-    words = folder(root) / "deploy.log"
-    make_folder(words.parent)
-    words.write_text(result.stdout + result.stderr, encoding="utf-8")
+    log = folder(root) / "deploy.log"
+    make_folder(log.parent)
+    log.write_text(result.stdout + result.stderr, encoding="utf-8")
     names = deployment_names(repository)
-    # A file that Prefect cannot read is a warning to it, and its exit status is 0.
-    missing = names - deployed(api)
-    if result.returncode != 0 or missing:
-        raise PreflightError(f"{DEPLOYMENTS_FILE} could not be applied; see {words}")
+    # Prefect only warns about a file that it cannot read, and exits with 0.
+    if result.returncode != 0 or names - deployed(api):
+        raise PreflightError(f"{DEPLOYMENTS_FILE} could not be applied; see {log}")
     return [f"longred/{name}" for name in sorted(names)]
 
 
 def deployment_names(repository: Path) -> set[str]:
-    """Return the names of the deployments that the repository describes."""
+    """Return the names of the deployments in the repository's file."""
     text = (repository / DEPLOYMENTS_FILE).read_text(encoding="utf-8")
     return {each["name"] for each in yaml.safe_load(text)["deployments"]}
 
 
 def down(root: Path) -> list[str]:
-    """Stop the services of a store, the worker and its flow runs first; return their names.
+    """Stop the services of a store, workers and their flow runs first; return their names.
 
     Raises:
-        LockedError: another `up` or `down` is at work on this store.
+        LockedError: another `up` or `down` is running on this store.
     """
     state = folder(root) / "services.json"
     if not state.is_file():
@@ -236,7 +242,7 @@ def down(root: Path) -> list[str]:
 
 
 def status(root: Path) -> list[str]:
-    """Return a line for each service."""
+    """Return one line per service."""
     services = load(root)
     lines = []
     for name in [*TITLES, *(services.keys() - TITLES.keys())]:
@@ -244,14 +250,14 @@ def status(root: Path) -> list[str]:
         if service is None:
             lines.append(f"{TITLES[name]:<12} stopped")
         else:
-            place = service.url or f"process {int(service.process[0])}"
+            location = service.url or f"process {int(service.process[0])}"
             gpus = f", GPUs {service.gpus}" if service.gpus else ""
-            lines.append(f"{service.title:<12} running    {place}{gpus}")
+            lines.append(f"{service.title:<12} running    {location}{gpus}")
     return lines
 
 
 def describe(services: Mapping[str, Service], repository: Path) -> str:
-    """Return where the services are seen and how to start a flow run."""
+    """Return the URLs of the services and the commands that start a flow run."""
     prefect = services["prefect"]
     lines = [f"Prefect  {prefect.url}", f"MLflow   {services['mlflow'].url}", ""]
     if prefect.port != DEFAULT_PORTS["prefect"] or Path.cwd() != repository:
@@ -265,7 +271,7 @@ def describe(services: Mapping[str, Service], repository: Path) -> str:
 
 
 def port_problem(port: int) -> str | None:
-    """Return why nothing can listen on a port of this machine, or None where something can."""
+    """Return why no server can listen on a port of this machine; None if one can."""
     try:
         with socket.create_server(("127.0.0.1", port)):
             return None
@@ -274,7 +280,7 @@ def port_problem(port: int) -> str | None:
 
 
 def choose_port(name: str, wanted: int | None) -> int:
-    """Return the wanted port, else the usual one, else a free one.
+    """Return the wanted port, or by default the usual one if it is free, else any free one.
 
     Raises:
         PreflightError: the wanted port is taken.
@@ -292,27 +298,19 @@ def choose_port(name: str, wanted: int | None) -> int:
         return int(listening.getsockname()[1])
 
 
-def _prepare_mlflow(root: Path) -> None:
-    """Make or migrate MLflow's database before several processes open it."""
-    from longred.runs.mlflow_home import connect
-
-    connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
-
-
 def _start(
     root: Path,
     repository: Path,
     name: str,
     services: Mapping[str, Service],
     port: int,
-    gpus: str = "",
+    gpus: str,
 ) -> Service:
-    """Start one service in a session of its own and remember it."""
+    """Start one service in its own session and add it to `services.json`."""
     url = f"http://127.0.0.1:{port}" if port else ""
     prefect = url if name == "prefect" else services["prefect"].url
     mlflow = services["mlflow"].url if "mlflow" in services and not port else ""
-    log = folder(root) / f"{name}.log"
-    with log.open("ab") as output:
+    with (folder(root) / f"{name}.log").open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
             command(root, name, port),
             cwd=repository,
@@ -328,19 +326,12 @@ def _start(
     return service
 
 
-def _wait(root: Path, service: Service, path: str, question: Mapping[str, Any]) -> None:
-    """Wait until a service answers a real question, not only that it is there."""
-    url, is_prefect = service.url + path, service.name == "prefect"
-    _until(root, service, lambda: ask(url, question, is_prefect=is_prefect) is not None)
+def _wait_until(works: Callable[[], bool], root: Path, service: Service) -> None:
+    """Wait until a service works.
 
-
-def _wait_for_pool(root: Path, worker: Service, api: str) -> None:
-    """Wait until a worker has made its work pool and told the server that it is there."""
-    url = f"{api}/work_pools/{WORK_POOL}/workers/filter"
-    _until(root, worker, lambda: bool(ask(url, {})))
-
-
-def _until(root: Path, service: Service, works: Callable[[], bool]) -> None:
+    Raises:
+        PreflightError: it ended or takes too long; the message has the end of its log.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not works():
         if not is_alive(service.process) or time.monotonic() > deadline:
@@ -355,19 +346,12 @@ def _until(root: Path, service: Service, works: Callable[[], bool]) -> None:
 
 
 def _stop(service: Service) -> None:
-    """End a service with everything it started; flow runs lead process groups of their own."""
+    """End a service and all its descendants; flow runs lead process groups of their own."""
     with contextlib.suppress(psutil.NoSuchProcess):
         first = psutil.Process(int(service.process[0]))
-        family = [first, *first.children(recursive=True)]
-        for process in family:
-            _signal(process, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-        for process in alive:
-            _signal(process, signal.SIGKILL)
-        psutil.wait_procs(alive, timeout=STOP_SECONDS)
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    """Signal a process, which psutil checks to be the one it was."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
+        processes = [first, *first.children(recursive=True)]
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
+            _, processes = psutil.wait_procs(processes, timeout=STOP_SECONDS)

@@ -1,11 +1,9 @@
-"""A Prefect server for as long as one command runs: quiet, and private to the store.
+"""A Prefect server for the duration of one command, private to the store.
 
-Prefect could start one by itself, but only after its own imports, and it would outlive a killed
-command.
+Prefect can start one itself, but only after its own imports, and it outlives a killed command.
 """
 
 import contextlib
-import http.client
 import os
 import signal
 import socket
@@ -17,17 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longred.errors import PreflightError
+from longred.services.prefect_api import ask
 from longred.store.artifacts import make_folder
 
 START_SECONDS = 300.0
 STOP_SECONDS = 10.0
-_READ_SECONDS = 2.0
 
 
 def prefect_environment(root: Path) -> dict[str, str]:
-    """Return the settings that keep Prefect's files inside the store, the user's own untouched."""
+    """Return the settings that keep Prefect's files inside the store, apart from the user's own."""
     home = root / "prefect"
-    # Who a server lets in is said once; its client reads another variable.
+    # The server's secret is set once; its client reads it from another variable.
     secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     clients = {"PREFECT_API_AUTH_STRING": secret} if secret else {}
     return {
@@ -41,22 +39,25 @@ def prefect_environment(root: Path) -> dict[str, str]:
 
 
 class TemporaryServer:
-    """A Prefect server in a child process, which ends when this process does, however it does.
+    """A Prefect server in a child process that ends whenever this process ends.
 
     Args:
-        root: the store's root; the server's database and log are in its `prefect` folder.
+        root: root folder of the store; its `prefect` folder holds the server's database and log.
+
+    Attributes:
+        url: URL of its API.
     """
 
     def __init__(self, root: Path) -> None:
         self._log = root / "prefect" / "server.log"
         make_folder(self._log.parent)
         with socket.create_server(("127.0.0.1", 0)) as listening, self._log.open("wb") as output:
-            self.port = int(listening.getsockname()[1])
+            self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                 [sys.executable, "-m", __name__, str(listening.fileno())],
-                env=os.environ
-                | prefect_environment(root)
-                | {
+                env={
+                    **os.environ,
+                    **prefect_environment(root),
                     "PREFECT_API_URL": self.url,
                     "PREFECT_UI_ENABLED": "0",
                     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -66,14 +67,9 @@ class TemporaryServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(listening.fileno(),),
-                # Ctrl-C must leave it up until the run's end is recorded.
+                # Ctrl-C must not end it before the end of the run is recorded.
                 start_new_session=True,
             )
-
-    @property
-    def url(self) -> str:
-        """The address of its API."""
-        return f"http://127.0.0.1:{self.port}/api"
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -83,32 +79,23 @@ class TemporaryServer:
         """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_READ_SECONDS)
-            try:
-                connection.request("GET", "/api/health")
-                if connection.getresponse().status == http.client.OK:
-                    return
-            except (OSError, http.client.HTTPException):
-                time.sleep(0.1)
-            finally:
-                connection.close()
+            if ask(f"{self.url}/health") is not None:
+                return
+            time.sleep(0.1)
         raise PreflightError(f"Prefect's temporary server did not start; its log is {self._log}")
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate it; kill it after `STOP_SECONDS`."""
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._process.kill()  # does nothing if it has ended
+        self._process.communicate()  # waits and closes its standard input
 
 
 @contextlib.contextmanager
 def temporary_server(root: Path) -> Iterator[TemporaryServer]:
-    """Start a server now; the caller waits for it when it needs it, and it ends with the block."""
+    """Start a server and stop it with the block; the caller waits until it answers."""
     server = TemporaryServer(root)
     try:
         yield server

@@ -1,9 +1,11 @@
-"""One function a stage: its config section and upstream artifacts in, an artifact out.
+"""One function per stage, from a config section and upstream artifacts to an artifact.
 
-The only room that knows both the configuration and the store; everything it calls works on plain
-values and folders. A Prefect task and a stage run from the command line call the same function.
-Nothing of an input but its digest is read before the store asks for the artifact to be made, so
-that a store can also tell what would be made.
+Only this folder knows both the configuration and the store; what it calls works on plain values
+and folders, and is imported when a stage runs. Prefect tasks and the command line call the same
+functions. Before the store asks to build an artifact, a stage reads only the digests of its inputs,
+so that a dry run can identify what it would build.
+
+`preflight` checks whether a run's trainings can work, `pilot` measures the first steps of one.
 """
 
 from longred.stages.data import prepare_data
@@ -12,10 +14,8 @@ from longred.stages.model import extend_model, find_model
 from longred.stages.profiling import profile_attention, select_layers
 from longred.stages.report import write_report
 from longred.stages.training import kept_students, train_student
-from longred.stages.versions import VERSIONS
 
 __all__ = [
-    "VERSIONS",
     "evaluate_model",
     "extend_model",
     "find_model",

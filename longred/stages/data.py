@@ -19,10 +19,10 @@ def prepare_data(
     on_progress: Progress | None = None,
     map_groups: "MapGroups | None" = None,
 ) -> Artifact:
-    """Fill the long, short and original buckets and hold some documents out.
+    """Fill the long, short and original buckets and hold out some documents.
 
-    The sources' own content is an input: text that changed under the same settings is new data.
-    `map_groups` says who waits for groups of shards, as `executors.run_shards` takes it.
+    The content of the sources is an input: changed text under the same settings is new data.
+    `map_groups` runs groups of shards, as in `executors.run_shards`.
     """
     from longred.data.buckets import prepare
     from longred.data.sources import fingerprints

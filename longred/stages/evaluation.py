@@ -1,4 +1,4 @@
-"""The stages that freeze questions and ask them."""
+"""The stages that freeze questions, evaluate models on them, and compare the models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +18,13 @@ def freeze_samples(
     """Write every question once, so that all models answer the same ones."""
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
-    from longred.evaluation.samples import suite_of
+    from longred.evaluation.samples import freeze, suite_of
     from longred.models.load import resolve_model
-
-    def make(folder: Path, work: Path) -> None:
-        from longred.evaluation.samples import freeze
-
-        freeze(config, base.folder, data.folder, folder, store=store)
 
     suite = suite_of(config)
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
-    # What a suite says counts, and not what its file is called; so do the bytes of its data.
+    # The content of a suite and of its data files counts, not their paths.
     values["suite"] = [task.to_json() for task in suite]
     values["data_sha256"] = {
         path: sha256_file(Path(path).expanduser())
@@ -43,7 +38,13 @@ def freeze_samples(
     if config.perplexity.judge:
         judge = resolve_model(config.perplexity.judge, config.perplexity.judge_revision)
         inputs["perplexity/judge"] = folder_digest(judge)
-    return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
+    return store.build(
+        "evaluation",
+        values,
+        inputs,
+        lambda folder, work: freeze(config, base.folder, data.folder, folder, store=store),
+        VERSIONS["evaluation"],
+    )
 
 
 def evaluate_model(
@@ -58,7 +59,7 @@ def evaluate_model(
     on_progress: Progress | None = None,
     on_unit: "Scored | None" = None,
 ) -> Artifact:
-    """Ask one model every frozen question and measure its similarity to the original."""
+    """Evaluate one model on every frozen question; measure its similarity to the original."""
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""The stages that decide which model is trained: the original, and its extension."""
+"""The stages that determine the trained model: the original, and its extension."""
 
 from pathlib import Path
 
@@ -12,24 +12,22 @@ from longred.store.hashes import FileHashes
 def find_model(
     config: ModelConfig, selection: SelectionConfig | None = None, *, store: Store
 ) -> Artifact:
-    """Return the original model's folder, named by the hash of its files.
-
-    The store remembers the hashes of files that have not changed.
+    """Return the original model's folder as an artifact, identified by the hash of its files.
 
     Args:
-        config: which model.
-        selection: layers that will be asked of it, refused here where it does not have them.
-        store: where hashes are remembered.
+        config: the model.
+        selection: layer selection to validate against the number of layers.
+        store: caches the hashes of unchanged files.
 
     Raises:
         PreflightError: the model is missing, unreadable or cannot be reached.
-        ConfigError: its architecture or file format is not supported, or it lacks a layer.
+        ConfigError: its architecture or file format is not supported, or it lacks a selected layer.
     """
     from longred.models.load import resolve_model
 
     folder = resolve_model(config.path, config.revision)
     if selection is not None:
-        # Any scores will do: what cannot be chosen among equal layers cannot be chosen at all.
+        # The scores do not matter: a selection that fails on equal scores fails on any.
         num_layers = read_json(folder / "config.json")["num_hidden_layers"]
         select_layers([1.0] * num_layers, **selection.model_dump())
     hashes = FileHashes(store.root / "hashes.json", saves=store.writes)
@@ -40,10 +38,10 @@ def find_model(
 def extend_model(
     config: ExtensionConfig, base: Artifact, start: Artifact | None = None, *, store: Store
 ) -> Artifact:
-    """Rescale RoPE: the student's config, with weights by reference.
+    """Write the student's config with rescaled RoPE; its weights are referenced, not copied.
 
-    The weights are the original's, or those of `start`, a student of a smaller window. RoPE is
-    always the original's, rescaled.
+    The weights are those of the original, or of `start`, a student of a smaller window. RoPE is
+    always rescaled from the original's.
     """
     from longred.models.extension import write_extension
 
@@ -59,7 +57,7 @@ def extend_model(
             **config.settings(),
         )
 
-    # On which windows a run goes there cannot change what is made at this one.
+    # The other windows of a run cannot change the result at this one.
     values = {key: value for key, value in config.digest_values().items() if key != "windows"}
     inputs = {"model": base.digest, **({"training": start.digest} if start else {})}
     return store.build("extension", values, inputs, make, VERSIONS["extension"])

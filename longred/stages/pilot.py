@@ -1,11 +1,11 @@
-"""A pilot: the first steps of a training, measured against its plan, and whether to go on.
+"""A pilot: measure the first steps of a training against its plan, and decide whether to continue.
 
-Its steps are those of the run that may follow: they are saved as any training saves them, and
-`longred run` goes on from there. It makes no run record.
+The steps are those of the run that may follow: they are saved like any others, and `longred run`
+resumes from them. A pilot writes no run record.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -23,29 +23,27 @@ from longred.store.artifacts import Store
 from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training.launch import PausedError
 
-Tell = Callable[[str], None]
+MAX_SLOWDOWN = 1.5
+"""Measured over planned step time above which the verdict is no-go."""
 
-SLOWER = 1.5
-"""Times the planned step time above which a pilot says no."""
+MAX_MEMORY_SHARE = 0.95
+"""Share of the device's memory above which the verdict is no-go."""
 
-FULL = 0.95
-"""Share of the device's memory above which a pilot says no."""
-
-WORSE = 1.02
-"""Times the first steps' loss above which the last steps' says no."""
+MAX_LOSS_RATIO = 1.02
+"""Loss of the last over that of the first steps above which the verdict is no-go."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the steps of a pilot were like.
+    """Measurements of the steps of a pilot.
 
     Attributes:
-        first_step, last_step: the steps that are measured.
-        step_seconds: median, without the first that warms up.
-        tokens_per_second, mfu: of that.
+        first_step, last_step: the measured steps.
+        step_seconds: median, without the first step, which warms up.
+        tokens_per_second, mfu: medians of the same steps.
         peak_memory_bytes: of the first process.
         losses: metric → its mean over the first and over the last quarter of the steps.
-        num_spikes: steps that were told of as spikes.
+        num_spikes: steps that were reported as loss spikes.
     """
 
     first_step: int
@@ -60,16 +58,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """What a pilot found.
+    """Result of a pilot.
 
     Attributes:
-        method: that was trained.
-        planned: what its training was planned to take.
-        measured: what its steps took.
-        remaining_seconds: to the end of all trainings, at the measured speed.
-        remaining_gpu_hours: with profiling and evaluation as planned.
-        price: what they cost, where the price of a GPU hour is known.
-        reasons: why not to go on; none for a go.
+        method: the trained method.
+        planned: the plan of its training.
+        measured: the measured steps.
+        remaining_seconds: time to the end of all trainings at the measured speed.
+        remaining_gpu_hours: of trainings, profiling and evaluation.
+        price: of those hours, if the price of a GPU hour is known.
+        reasons: why not to continue; empty for a go.
     """
 
     method: str
@@ -81,10 +79,9 @@ class Pilot:
     reasons: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
-        values = asdict(self)
-        values["planned"] = self.planned.to_json()
-        return {**values, "verdict": "no-go" if self.reasons else "go"}
+        """Return plain JSON types."""
+        verdict = "no-go" if self.reasons else "go"
+        return {**asdict(self), "planned": self.planned.to_json(), "verdict": verdict}
 
 
 def run_pilot(
@@ -92,21 +89,21 @@ def run_pilot(
     num_steps: int,
     *,
     store: Store,
-    tell: Tell = lambda text: None,
-    price_per_gpu_hour: float | None = None,
+    tell: Callable[[str], None],
+    price_per_gpu_hour: float | None,
 ) -> Pilot:
-    """Make what a training needs, take its next steps, and compare them with the plan.
+    """Build the inputs of a training, take its next steps, and compare them with the plan.
 
     Args:
-        config: the recipe; of windows on the way the first is trained.
-        num_steps: to take; at least 2, since the first is not measured.
-        store: where the run would work too.
-        tell: called with words about what is done.
+        config: settings of the run; with intermediate windows the first one is trained.
+        num_steps: number of steps; at least 2, because the first is not measured.
+        store: the store of the run.
+        tell: called with progress messages.
         price_per_gpu_hour: in any currency.
 
     Raises:
-        ConfigError: too few steps, or the training is finished already.
-        LongredError: as the stages do.
+        ConfigError: too few steps, or the training is already finished.
+        LongredError: as raised by the stages.
     """
     if num_steps < 2:
         raise ConfigError("--pilot: takes 2 steps or more, since the first is not measured")
@@ -117,7 +114,11 @@ def run_pilot(
     check_trainings(config)
     shape = shape_of(load_config(base.folder))
     plan = plan_recipe(config, shape, choose_speeds(config, shape))
-    tell(_planned_text(plan.trainings[0]))
+    planned = plan.trainings[0]
+    tell(
+        f"planned: {planned.step_seconds:,.2f} s a step, {planned.tokens_per_second:,.0f} "
+        f"tokens/s, {planned.memory_bytes / 2**30:,.2f} GiB"
+    )
     extended = stages.extend_model(at_window.extension, base, store=store)
     tell("data: preparing")
     data = stages.prepare_data(at_window.data, base, store=store)
@@ -137,18 +138,16 @@ def run_pilot(
             stop_after=num_steps,
         )
     except PausedError as paused:
-        journal = paused.work / JOURNAL_NAME
-    else:
-        raise ConfigError(
-            f"--pilot: {method} is trained to its end already (training.num_steps is "
-            f"{training.num_steps}); there is nothing to decide"
-        )
-    measured = read(journal, num_steps, plan.trainings[0].step_tokens)
-    return judge(plan, measured, store.root, price_per_gpu_hour)
+        measured = read(paused.work / JOURNAL_NAME, num_steps, planned.step_tokens)
+        return judge(plan, measured, store.root, price_per_gpu_hour)
+    raise ConfigError(
+        f"--pilot: {method} is already trained to its end (training.num_steps is "
+        f"{training.num_steps}); there is nothing to decide"
+    )
 
 
 def read(journal: Path, num_steps: int, step_tokens: int) -> Measured:
-    """Return what the last `num_steps` steps of a journal, of so many tokens, were like."""
+    """Read the last `num_steps` steps, of `step_tokens` tokens each, from a journal."""
     by_step: dict[int, dict[str, float]] = {}
     for line in Journal(journal).read():
         by_step.setdefault(line["step"], {})[line["key"]] = line["value"]
@@ -156,7 +155,11 @@ def read(journal: Path, num_steps: int, step_tokens: int) -> Measured:
     warm = [by_step[step] for step in steps[1:]]
     speed = median(metrics["train/tokens_per_second"] for metrics in warm)
     quarter = max(1, len(steps) // 4)
-    keys = [key for key in by_step[steps[0]] if key == "train/loss" or key.endswith("_loss")]
+    losses = {}
+    for key in by_step[steps[0]]:
+        if key == "train/loss" or key.endswith("_loss"):
+            first = mean(by_step[step][key] for step in steps[:quarter])
+            losses[key] = (first, mean(by_step[step][key] for step in steps[-quarter:]))
     return Measured(
         first_step=steps[0],
         last_step=steps[-1],
@@ -164,13 +167,7 @@ def read(journal: Path, num_steps: int, step_tokens: int) -> Measured:
         tokens_per_second=speed,
         mfu=median(metrics["train/mfu"] for metrics in warm),
         peak_memory_bytes=max(metrics["train/peak_memory_bytes"] for metrics in warm),
-        losses={
-            key: (
-                mean(by_step[step][key] for step in steps[:quarter]),
-                mean(by_step[step][key] for step in steps[-quarter:]),
-            )
-            for key in keys
-        },
+        losses=losses,
         num_spikes=sum("train/loss_spike" in by_step[step] for step in steps),
     )
 
@@ -178,20 +175,37 @@ def read(journal: Path, num_steps: int, step_tokens: int) -> Measured:
 def judge(
     plan: RecipePlan, measured: Measured, folder: Path, price_per_gpu_hour: float | None = None
 ) -> Pilot:
-    """Compare measured steps with the plan of a recipe, whose first training they are of.
+    """Compare measured steps with the plan of a recipe's first training.
 
     Args:
-        plan: of the recipe.
-        measured: of its first training.
-        folder: on the disk that checkpoints are written to.
+        plan: the plan of the recipe.
+        measured: steps of its first training.
+        folder: a folder on the disk of the checkpoints.
         price_per_gpu_hour: in any currency.
     """
     planned = plan.trainings[0]
-    times = measured.step_seconds / planned.step_seconds
+    slowdown = measured.step_seconds / planned.step_seconds
     own = (planned.tokens // planned.step_tokens - measured.last_step) * measured.step_seconds
-    seconds = own + sum(other.seconds * times for other in plan.trainings[1:])
+    seconds = own + sum(other.seconds * slowdown for other in plan.trainings[1:])
     others = plan.profiling["seconds"] + plan.evaluation["seconds"]
-    gpu_hours = (seconds * planned.num_processes + others * times) / 3600
+    gpu_hours = (seconds * planned.num_processes + others * slowdown) / 3600
+    memory_share = measured.peak_memory_bytes / planned.limit_bytes
+    first, last = measured.losses["train/loss"]
+    needed = planned.disk["checkpoints"] + planned.disk["result"]
+    free = shutil.disk_usage(folder).free
+    reasons = []
+    if slowdown > MAX_SLOWDOWN:
+        reasons.append(f"a step takes {slowdown:.1f} times as long as planned")
+    if memory_share > MAX_MEMORY_SHARE:
+        reasons.append(f"{memory_share:.0%} of the memory is in use; a longer document may not fit")
+    if last > MAX_LOSS_RATIO * first:
+        reasons.append(f"the loss rose from {first:.4f} to {last:.4f}")
+    if measured.num_spikes:
+        reasons.append(f"the loss spiked in {measured.num_spikes} steps")
+    if free < needed:
+        reasons.append(
+            f"checkpoints and result need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+        )
     return Pilot(
         method=planned.method,
         planned=planned,
@@ -199,33 +213,5 @@ def judge(
         remaining_seconds=seconds,
         remaining_gpu_hours=gpu_hours,
         price=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
-        reasons=tuple(_reasons(planned, measured, shutil.disk_usage(folder).free)),
-    )
-
-
-def _reasons(planned: TrainingPlan, measured: Measured, free_bytes: float) -> Sequence[str]:
-    found = []
-    times = measured.step_seconds / planned.step_seconds
-    if times > SLOWER:
-        found.append(f"a step takes {times:.1f} times as long as planned")
-    share = measured.peak_memory_bytes / planned.limit_bytes
-    if share > FULL:
-        found.append(f"{share:.0%} of the memory is in use; a longer document may not fit")
-    first, last = measured.losses["train/loss"]
-    if last > WORSE * first:
-        found.append(f"the loss rose from {first:.4f} to {last:.4f}")
-    if measured.num_spikes:
-        found.append(f"the loss spiked in {measured.num_spikes} steps")
-    needed = planned.disk["checkpoints"] + planned.disk["result"]
-    if free_bytes < needed:
-        found.append(
-            f"checkpoints and result need {needed / 1e9:.1f} GB, {free_bytes / 1e9:.1f} are free"
-        )
-    return found
-
-
-def _planned_text(planned: TrainingPlan) -> str:
-    return (
-        f"planned: {planned.step_seconds:,.2f} s a step, {planned.tokens_per_second:,.0f} "
-        f"tokens/s, {planned.memory_bytes / 2**30:,.2f} GiB"
+        reasons=tuple(reasons),
     )

@@ -1,49 +1,46 @@
-"""What the trainings of a run need, checked before the first stage that is made for them."""
+"""Checks of a run's trainings, before the first stage that they depend on is built."""
 
-import functools
 import os
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longred.config import RunConfig
 from longred.errors import PreflightError
 from longred.runs.scope import STAGES, Mode
-from longred.store.artifacts import Store
+from longred.store.artifacts import Store, existing_folder
 
 if TYPE_CHECKING:
     from longred.runs.session import Run
 
 
 def refuse_early(run: "Run", config: RunConfig) -> None:
-    """Let a run refuse a training that cannot work before it makes what the training waits for.
+    """Make a run check its trainings before it builds anything that they depend on.
 
-    A run that finds all that finished, or makes a part of the pipeline without a training, is not
-    refused: it may well be on another machine.
+    A run that builds nothing before its trainings, or whose scope has no training, is not checked:
+    it may be on another machine.
     """
+
+    def check(stage: str) -> None:
+        if stage in STAGES[: STAGES.index("training")]:
+            check_trainings(config, with_layers=stage in ("profiling", "selection"))
+
     if run.store.scope.mode("training") in (Mode.MAKE, Mode.REMAKE):
-        run.before_making = functools.partial(_before, config)
-
-
-def _before(config: RunConfig, stage: str) -> None:
-    if stage in STAGES[: STAGES.index("training")]:
-        check_trainings(config, with_layers=stage in ("profiling", "selection"))
+        run.store.before_build = check
 
 
 def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
-    """Refuse trainings that cannot work with their model, or on this machine.
+    """Refuse trainings that cannot work with their model or on this machine.
 
-    Where a command of the user's own starts the trainers, that may be on other machines: what they
-    can do is left to the trainers.
+    If the user's own command starts the trainers, they may run on other machines, and the trainers
+    check those themselves.
 
     Args:
-        config: the run's.
-        with_layers: look at those alone that distil selected layers.
+        config: settings of the run.
+        with_layers: check only trainings that distil selected layers.
 
     Raises:
-        ConfigError: the model has no place for what is asked for.
-        PreflightError: memory, room on the disk, a package or a GPU is missing.
+        ConfigError: the model does not support a setting.
+        PreflightError: memory, disk space, a package or a GPU is missing.
     """
     from longred.cost.fit import refuse_what_cannot_fit
     from longred.cost.memory import disk_bytes
@@ -58,6 +55,7 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
     model = load_config(resolve_model(config.model.path, config.model.revision, weights=False))
     shape = shape_of(model)
     extensions = {w.target_window: w.extension for w in [*config.windows(), config]}
+    root = Store(config.store.path).root
     is_here = not os.environ.get(LAUNCHER)
     for job in jobs(config, shape):
         if with_layers and not job.recipe.uses_layers():
@@ -71,7 +69,16 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
             **extension.settings(),
         )
         check_model(job, extended)
-        _check_room(Store(config.store.path).root, job.method, disk_bytes(shape, job))
+        disk = disk_bytes(shape, job)
+        needed = disk["checkpoints"] + disk["result"]
+        free = shutil.disk_usage(existing_folder(root)).free
+        if needed > free:
+            raise PreflightError(
+                f"store.path: checkpoints and result of {job.method} need {needed / 1e9:.2f} GB "
+                f"and {free / 1e9:.2f} GB are free at {root}; free some space, set store.path "
+                "elsewhere, keep fewer (training.num_checkpoints), or keep moments in 8 bits "
+                "(training.optimizer=adamw8bit)"
+            )
         if is_here:
             device = choose_device(job.device, "training.device")
             check_machine(job, device)
@@ -80,16 +87,3 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
                 check_gpus(num_here)
             lengths = lengths_of(config, job)
             refuse_what_cannot_fit(shape, job, lengths, device, num_here=num_here)
-
-
-def _check_room(root: Path, method: str, disk: Mapping[str, float]) -> None:
-    """Refuse a training whose checkpoints and result the store's disk has no room for."""
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    free, needed = shutil.disk_usage(place).free, disk["checkpoints"] + disk["result"]
-    if needed > free:
-        raise PreflightError(
-            f"store.path: checkpoints and result of {method} need {needed / 1e9:.2f} GB and "
-            f"{free / 1e9:.2f} GB are free at {root}; free some space, set store.path elsewhere, "
-            "keep fewer (training.num_checkpoints), or keep moments in 8 bits "
-            "(training.optimizer=adamw8bit)"
-        )

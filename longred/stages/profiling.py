@@ -1,4 +1,4 @@
-"""The stages that measure what rescaling moved, and choose layers by it."""
+"""The stages that measure the drift caused by rescaling, and select layers by it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from longred.config import ProfilingConfig, SelectionConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import Artifact, Store, write_json
-from longred.store.journal import Journal
+from longred.store.journal import JOURNAL_NAME, Journal
 
 
 def profile_attention(
@@ -18,7 +18,7 @@ def profile_attention(
     store: Store,
     on_progress: Progress | None = None,
 ) -> Artifact:
-    """Measure per layer how far rescaling moved attention and hidden states on held-out text."""
+    """Measure the drift of each layer's attention and hidden states on held-out text."""
 
     def make(folder: Path, work: Path) -> None:
         from longred.data.loader import read_rows
@@ -35,10 +35,9 @@ def profile_attention(
         )
         write_json(folder / "drift.json", drift.to_json())
         write_parquet(drift, folder / "drift.parquet")
-        journal = Journal(folder / "metrics.jsonl")
-        for layer, (kl, similarity) in enumerate(
-            zip(drift.attention_kl, drift.hidden_similarity, strict=True)
-        ):
+        journal = Journal(folder / JOURNAL_NAME)
+        layers = zip(drift.attention_kl, drift.hidden_similarity, strict=True)
+        for layer, (kl, similarity) in enumerate(layers):
             name = f"profiling/layer_{layer:02d}"
             journal.append(
                 {f"{name}/attention_kl": kl, f"{name}/hidden_similarity": similarity}, step=0
@@ -50,39 +49,38 @@ def profile_attention(
 
 
 def select_layers(config: SelectionConfig, profile: Artifact, *, store: Store) -> Artifact:
-    """Choose the layers to distil from the profile, and say why in words."""
+    """Select the layers to distil from the profile, and explain the choice."""
 
     def make(folder: Path, work: Path) -> None:
         from longred.method import selection
         from longred.profiling.drift import Drift
 
         drift = Drift.from_json(profile.read_json("drift.json"))
-        measure = selection.MEASURES[config.strategy]
+        strategy = config.strategy
+        measure = selection.MEASURES[strategy]
         scores = drift.layer_scores(measure.name)
         layers = selection.select_layers(
             scores,
-            strategy=config.strategy,
+            strategy=strategy,
             num_distill_layers=config.num_distill_layers,
             layers=config.layers,
             share=config.share,
         )
-        sentences = selection.explain(scores, layers, strategy=config.strategy)
+        sentences = selection.explain(scores, layers, strategy=strategy)
         reasons = [
             {"distill_layer": layer, "decoder_layer": layer - 1, "text": text}
             for layer, text in zip(layers, sentences, strict=True)
         ]
-        number = selection.explain_number(
-            scores, layers, strategy=config.strategy, share=config.share
-        )
-        chosen = {
-            "strategy": config.strategy,
+        number = selection.explain_number(scores, layers, strategy=strategy, share=config.share)
+        content = {
+            "strategy": strategy,
             "measure": measure.name,
             "layer_scores": scores,
             "distill_layers": layers,
             "number_text": number,
             "reasons": reasons,
         }
-        write_json(folder / "selection.json", chosen)
+        write_json(folder / "selection.json", content)
 
     inputs = {"profiling": profile.digest}
     return store.build("selection", config.digest_values(), inputs, make, VERSIONS["selection"])

@@ -22,21 +22,24 @@ def train_student(
     on_progress: Progress | None = None,
     stop_after: int | None = None,
 ) -> Artifact:
-    """Train one student by one method in a child process; a second call goes on where it stopped.
+    """Train one student by one method in a child process, resuming at its last checkpoint.
 
-    A method that merges takes the student of another, trained here where it does not exist.
+    A method that merges uses the student of another method, which is trained first if missing.
 
     Raises:
-        PausedError: `stop_after` steps are taken, and saved.
-        NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: as the trainer ended.
+        PausedError: `stop_after` steps have been taken and saved.
+        NonFiniteLossError, StorageError, LockedError, MismatchError, Stopped: how the trainer
+            ended.
     """
     recipe = config.recipe(method)
     if recipe.merges:
-        made = (base, extended, data, layers)
         student = train_student(
             config,
             recipe.merges,
-            *made,
+            base,
+            extended,
+            data,
+            layers,
             store=store,
             on_progress=on_progress,
             stop_after=stop_after,
@@ -44,7 +47,7 @@ def train_student(
         return _merge(config, method, base, student, store)
     uses_layers = recipe.uses_layers()
     values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
-    # Which methods a run compares, and what a method never reads, cannot change its student.
+    # A student depends neither on the other methods of the run nor on settings it never reads.
     unused = recipe.unused_settings() | {"baselines"}
     if config.weights == "fixed":
         unused |= {"weights", "weights_every_steps"}
@@ -60,14 +63,14 @@ def train_student(
         from longred.training import launch
 
         store.verify(data)
-        chosen = layers.read_json("selection.json")["distill_layers"] if uses_layers else []
+        selected = layers.read_json("selection.json")["distill_layers"] if uses_layers else []
         job = TrainingJob(
             **{name: value for name, value in settings.items() if name in TrainingJob.fields()},
             teacher_folder=base.path,
             student_folder=extended.path,
             data_folder=data.path,
             data_digest=data.digest,
-            distill_layers=tuple(chosen),
+            distill_layers=tuple(selected),
             rows=config.rows(method),
             **config.runtime_values(),
         )
@@ -79,25 +82,23 @@ def train_student(
 
 
 def kept_students(config: RunConfig, students: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """Return the students on the way that are evaluated too, each as a model of its own.
+    """Return the intermediate students to evaluate, each as a model of its own.
 
     Args:
-        config: the run; `training.keep_steps` are kept and `evaluation.kept` asks for them.
-        students: method → its training. One that is merged of others has none on the way.
+        config: `training.keep_steps` are saved; `evaluation.kept` enables their evaluation.
+        students: method → its training. Merged students have no intermediate ones.
     """
     if not config.evaluation.kept:
         return {}
-    return {
-        kept_name(method, step): _kept(student, step)
-        for method, student in students.items()
-        if not config.training.recipe(method).merges
-        for step in config.training.keep_steps
-    }
-
-
-def _kept(student: Artifact, step: int) -> Artifact:
-    identity = canonical_digest({"training": student.digest, "step": step})[:DIGEST_LENGTH]
-    return Artifact(student.stage, identity, str(student.folder / kept_place(step)), reused=True)
+    kept = {}
+    for method, student in students.items():
+        if config.training.recipe(method).merges:
+            continue
+        for step in config.training.keep_steps:
+            identity = canonical_digest({"training": student.digest, "step": step})[:DIGEST_LENGTH]
+            path = str(student.folder / kept_place(step))
+            kept[kept_name(method, step)] = Artifact(student.stage, identity, path, reused=True)
+    return kept
 
 
 def _merge(

@@ -1,4 +1,4 @@
-"""Which version of its own format each stage writes."""
+"""Format version of each stage's artifacts."""
 
 VERSIONS = {
     "data": 2,
@@ -9,4 +9,4 @@ VERSIONS = {
     "evaluation": 3,
     "report": 4,
 }
-"""Raised when a stage's code makes something else of the same settings and inputs."""
+"""Raised when a stage's code builds something else from the same settings and inputs."""

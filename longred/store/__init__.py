@@ -1,5 +1,6 @@
-"""Where results lie and how they get there: nothing else in the package writes a final path.
+"""The artifact store: content-addressed folders of finished work, committed atomically.
 
-`artifacts` commits folders under a digest, `hashes` remembers the digests of large files, `remote`
-copies artifacts to and from object storage, `journal` appends a stage's metrics line by line.
+`artifacts` is the only module that writes final paths: it computes digests, locks, commits and
+verifies artifact folders. `remote` copies committed artifacts to and from object storage. `hashes`
+caches the SHA-256 of large files. `journal` is the append-only metrics file of a stage.
 """

@@ -1,4 +1,4 @@
-"""The one place that commits: digests, manifests, atomic renames, locks and safe paths."""
+"""Artifacts: digests, manifests, atomic commits, locks and safe paths."""
 
 import contextlib
 import errno
@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longred.errors import LockedError, MismatchError, PreflightError, StorageError
-from longred.store.remote import MANIFEST as MANIFEST
-from longred.store.remote import Remote
 
+if TYPE_CHECKING:
+    from longred.store.remote import Remote
+
+MANIFEST = "MANIFEST.json"
 DIGEST_LENGTH = 16
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -24,13 +26,13 @@ _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Finished work: a folder with a valid manifest, named by what it was made from.
+    """A committed folder with a valid manifest, identified by its settings and inputs.
 
     Attributes:
-        stage: the stage that made it.
-        digest: identity: hash of the stage's settings, its inputs' digests and the format version.
+        stage: stage that built it.
+        digest: hash of the stage's settings, the digests of its inputs and the format version.
         path: absolute path of the folder.
-        reused: whether it had been made before and was only found.
+        reused: True if it already existed.
     """
 
     stage: str
@@ -40,11 +42,11 @@ class Artifact:
 
     @property
     def folder(self) -> Path:
-        """The folder as a path."""
+        """The folder as a `Path`."""
         return Path(self.path)
 
     def read_json(self, name: str) -> Any:
-        """Return the content of one JSON file of the artifact.
+        """Read one JSON file of the artifact.
 
         Raises:
             MismatchError: the file is missing or not JSON.
@@ -53,7 +55,7 @@ class Artifact:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         MismatchError: the file is missing or not JSON.
@@ -67,7 +69,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a crash leaves either the old or the new content.
+    """Write a JSON file atomically: a crash leaves either the old or the new content.
 
     Raises:
         StorageError: the disk is full or read-only.
@@ -84,33 +86,38 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def canonical_digest(value: Any) -> str:
-    """Return the sha256 hex digest of a JSON value in canonical form."""
+    """Return the SHA-256 hex digest of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 hex digest of a file's bytes."""
+    """Return the SHA-256 hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder of the store, with its parents, where it does not exist.
+    """Create a folder of the store and its parents.
 
     Raises:
-        PreflightError: the place cannot be written to.
+        PreflightError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PreflightError(
-            f"{folder}: cannot be made ({error.strerror}); set store.path to a folder of yours"
+            f"{folder}: cannot be created ({error.strerror}); set store.path to a writable folder"
         ) from error
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the path, or its nearest parent that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk, so that a rename in it survives a power cut."""
+    """Flush a folder's entries to disk, so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -118,26 +125,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_content(folder: Path) -> None:
-    """Force everything in a folder to disk, before it gets its final name."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_folder(path)
-    sync_folder(folder)
-
-
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder outside the store: it gets its name when all of it is on disk.
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder; rename it to `folder` once all of its content is on disk.
 
     Args:
-        folder: must not exist, or be empty.
+        folder: final path; must not exist or be empty, unless `replace` is set.
+        replace: delete an existing folder just before the rename.
 
     Raises:
-        PreflightError: the place cannot be written to.
+        PreflightError: the parent folder cannot be created.
         StorageError: the disk is full; nothing is left behind.
     """
     make_folder(folder.parent)
@@ -147,7 +144,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            _sync_content(temporary)
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                else:
+                    sync_folder(path)
+            sync_folder(temporary)
+            if replace and folder.exists():
+                # A rename cannot replace a folder that is not empty.
+                shutil.rmtree(folder)
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -156,36 +162,33 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full or failing disk into a StorageError that names the path.
+    """Turn errors of a full or failing disk into a StorageError that names the path.
 
-    safetensors reports a full disk as its own error type and not as OSError; it is recognised by
-    name so that this module needs nothing but the standard library.
+    safetensors reports a full disk with its own error type instead of OSError. That type is
+    recognised by name, so that this module needs only the standard library.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _STORAGE_ERRNOS:
-            raise
-        raise _storage_error(path, error) from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError" or "os error" not in str(error).lower():
+        if isinstance(error, OSError):
+            is_storage = error.errno in _STORAGE_ERRNOS
+        else:
+            is_safetensors = type(error).__name__ == "SafetensorError"
+            is_storage = is_safetensors and "os error" in str(error).lower()
+        if not is_storage:
             raise
-        raise _storage_error(path, error) from error
-
-
-def _storage_error(path: Path, error: Exception) -> StorageError:
-    return StorageError(
-        f"{path}: writing failed ({error}); finished work is intact, "
-        "free some space and run the same command again"
-    )
+        raise StorageError(
+            f"{path}: writing failed ({error}); finished work is intact, "
+            "free some space and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel frees it when the process ends, however it ends.
+    """Hold an exclusive lock on a file; the kernel releases it when the process ends.
 
     Raises:
-        LockedError: another process holds it.
+        LockedError: another process holds the lock.
     """
     make_folder(path.parent)
     with path.open("a+", encoding="utf-8") as file:
@@ -195,7 +198,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise LockedError(
-                f"{what} is being made by {holder}; wait for it or stop it ({path})"
+                f"{what} is in use by {holder}; wait for it or stop it ({path})"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()}")
@@ -207,8 +210,8 @@ class Store:
     """Artifacts, work in progress and run records under one root folder.
 
     Args:
-        root: folder that holds `artifacts/`, `work/` and `runs/`; made when first written to.
-        remote: where finished artifacts are kept too; what is there is fetched, not made.
+        root: folder that holds `artifacts/`, `work/` and `runs/`; created by the first write.
+        remote: second location of finished artifacts; they are fetched from it instead of rebuilt.
 
     Attributes:
         writes: whether anything may be written under the root.
@@ -216,32 +219,26 @@ class Store:
 
     writes = True
 
-    def __init__(self, root: Path | str, remote: Remote | None = None) -> None:
+    def __init__(self, root: Path | str, remote: "Remote | None" = None) -> None:
         self.root = Path(root).expanduser().resolve()
         self.remote = remote
         self.artifacts = self.root / "artifacts"
         self.runs = self.root / "runs"
 
     def work(self, digest: str) -> Path:
-        """Return the folder that holds the resumable progress of an uncommitted digest."""
+        """Return the folder of the resumable progress of an uncommitted digest."""
         return self.root / "work" / digest
 
     def digest(
         self, stage: str, values: Mapping[str, Any], inputs: Mapping[str, str], version: int = 1
     ) -> str:
-        """Return the identity of what a stage makes from these settings and inputs."""
-        identity = {
-            "stage": stage,
-            "values": dict(values),
-            "inputs": dict(inputs),
-            "version": version,
-        }
-        return canonical_digest(identity)[:DIGEST_LENGTH]
+        """Return the digest of a stage with these settings and inputs."""
+        return canonical_digest(artifact_identity(stage, values, inputs, version))[:DIGEST_LENGTH]
 
     def find(self, stage: str, digest: str) -> Artifact | None:
-        """Return a committed artifact, or None where the folder is missing or not whole.
+        """Return a committed artifact, or None if the folder is missing or incomplete.
 
-        File sizes are compared with the manifest; `verify` also compares their bytes.
+        Only file sizes are compared with the manifest; `verify` also compares the bytes.
         """
         folder = self._folder(stage, digest)
         try:
@@ -259,7 +256,7 @@ class Store:
         """Return whether an artifact can be fetched.
 
         Raises:
-            PreflightError: the remote place cannot be asked.
+            PreflightError: the remote cannot be reached.
         """
         return self.remote is not None and self.remote.has(self._folder(stage, digest).name)
 
@@ -273,8 +270,12 @@ class Store:
             path = artifact.folder / name
             if not path.is_file() or sha256_file(path) != entry["sha256"]:
                 raise MismatchError(
-                    f"{path}: differs from its manifest; delete {artifact.path} to make it again"
+                    f"{path}: differs from its manifest; delete {artifact.path} to rebuild it"
                 )
+
+    def rebuilds(self, stage: str) -> bool:
+        """Return whether `build` ignores existing artifacts of a stage."""
+        return False
 
     def build(
         self,
@@ -283,58 +284,57 @@ class Store:
         inputs: Mapping[str, str],
         make: Callable[[Path, Path], None],
         version: int = 1,
-        *,
-        again: bool = False,
     ) -> Artifact:
-        """Return the artifact of these settings and inputs, making it only where it does not exist.
+        """Return the artifact of these settings and inputs; build it only if it does not exist.
+
+        An artifact that is rebuilt replaces the old one only when it is complete.
 
         Args:
-            stage: the stage's name.
+            stage: name of the stage.
             values: settings that can change the result, as JSON values.
             inputs: name of each input → its digest.
             make: called with a temporary folder to fill and the work folder for resumable progress.
             version: format version of what `make` writes.
-            again: make it even where it exists; the old one stays until the new one is whole.
 
         Raises:
-            LockedError: another process makes the same artifact.
-            StorageError: the disk is full, or it could not be fetched or sent; progress in the work
-                folder stays.
-            MismatchError: what was fetched differs from its manifest.
+            LockedError: another process builds the same artifact.
+            StorageError: the disk is full, or the artifact could not be fetched or sent; the work
+                folder keeps its progress.
+            MismatchError: a fetched artifact differs from its manifest.
         """
         digest = self.digest(stage, values, inputs, version)
-        found = None if again else self.find(stage, digest)
-        if found:
-            self._send(found)
-            return found
-        work = self.work(digest)
-        make_folder(work)
-        make_folder(self.artifacts)
-        with locked(work / "lock", f"{stage}-{digest}"):
-            found = None if again else self.find(stage, digest) or self._fetch(stage, digest)
-            if found is None:
-                folder = self._folder(stage, digest)
-                with self._new_folder(folder) as temporary:
-                    make(temporary, work)
-                    identity = {"values": dict(values), "inputs": dict(inputs), "version": version}
-                    _write_manifest(temporary, {"stage": stage, "digest": digest, **identity})
-            shutil.rmtree(work, ignore_errors=True)
-        made = found or Artifact(stage, digest, str(folder))
-        self._send(made)
-        return made
+        rebuilds = self.rebuilds(stage)
+        artifact = None if rebuilds else self.find(stage, digest)
+        if artifact is None:
+            work = self.work(digest)
+            make_folder(work)
+            with locked(work / "lock", f"{stage}-{digest}"):
+                if not rebuilds:
+                    # Another process may have committed it since.
+                    artifact = self.find(stage, digest) or self._fetch(stage, digest)
+                if artifact is None:
+                    folder = self._folder(stage, digest)
+                    with new_folder(folder, replace=True) as temporary:
+                        make(temporary, work)
+                        identity = artifact_identity(stage, values, inputs, version)
+                        _write_manifest(temporary, {**identity, "digest": digest})
+                    artifact = Artifact(stage, digest, str(folder))
+                shutil.rmtree(work, ignore_errors=True)
+        self._send(artifact)
+        return artifact
 
     def _fetch(self, stage: str, digest: str) -> Artifact | None:
-        """Take an artifact over from the remote place, if it is there."""
+        """Fetch and verify an artifact if the remote has it."""
         if self.remote is None or not self.is_remote(stage, digest):
             return None
         folder = self._folder(stage, digest)
-        with self._new_folder(folder) as temporary:
+        with new_folder(folder, replace=True) as temporary:
             self.remote.fetch(folder.name, temporary)
             self.verify(Artifact(stage, digest, str(temporary)))
         return Artifact(stage, digest, str(folder), reused=True)
 
     def _send(self, artifact: Artifact) -> None:
-        """Send an artifact to the remote place, if there is one and it lacks it."""
+        """Send an artifact to the remote if the remote lacks it."""
         if self.remote is None or not self.writes:
             return
         if not self.is_remote(artifact.stage, artifact.digest):
@@ -345,20 +345,12 @@ class Store:
             raise ValueError(f"{stage}-{digest}: is not the name of an artifact")
         return self.artifacts / f"{stage}-{digest}"
 
-    @contextlib.contextmanager
-    def _new_folder(self, folder: Path) -> Iterator[Path]:
-        """Yield a temporary folder; what was put into it, flushed to disk, gets the final name."""
-        temporary = self.artifacts / f".tmp-{folder.name}"
-        with storage_errors(folder):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            yield temporary
-            _sync_content(temporary)
-            if folder.exists():
-                # os.replace cannot replace a folder that is not empty.
-                shutil.rmtree(folder)
-            temporary.replace(folder)
-            sync_folder(folder.parent)
+
+def artifact_identity(
+    stage: str, values: Mapping[str, Any], inputs: Mapping[str, str], version: int
+) -> dict[str, Any]:
+    """Return what the digest of an artifact is computed from; its manifest repeats it."""
+    return {"stage": stage, "values": dict(values), "inputs": dict(inputs), "version": version}
 
 
 def _write_manifest(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -381,7 +373,7 @@ MODEL_FILES = (
     "chat_template*",
     *TOKENIZER_FILES,
 )
-"""What makes a model the one it is; cards and other tools' files in its folder do not."""
+"""Files that identify a model; model cards and files of other tools do not count."""
 
 
 def folder_digest(
@@ -390,12 +382,12 @@ def folder_digest(
     *,
     sha256: Callable[[Path], str] = sha256_file,
 ) -> str:
-    """Return the identity of a folder outside the store.
+    """Return the digest of a folder outside the store.
 
     Args:
         folder: the folder.
-        patterns: the files in it whose names and bytes count.
-        sha256: returns the digest of a file's bytes.
+        patterns: files whose names and bytes count.
+        sha256: returns the SHA-256 of a file.
     """
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     files = {path.name: sha256(path) for path in found}

@@ -1,49 +1,48 @@
-"""Remembers the sha256 of large files that have not changed since they were last read."""
+"""Cache of the SHA-256 of large files, keyed by size, times and inode."""
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 
 from longred.store.artifacts import sha256_file, write_json
 
-# A file changed within this time may change again without its times telling.
 SETTLED_SECONDS = 2.0
+"""A file modified more recently may change again within the resolution of its timestamps."""
 
 
 class FileHashes:
-    """The sha256 of files, read once as long as size, times and inode stay as they are.
+    """SHA-256 of files; a file is read again only if its size, times or inode changed.
 
     Args:
-        path: where they are kept between processes; losing it costs time only.
-        saves: whether new ones are kept there.
+        path: JSON file that stores the cache; losing it costs time only.
+        saves: whether new hashes are written to it.
     """
 
     def __init__(self, path: Path, *, saves: bool = True) -> None:
         self.path = path
         self.saves = saves
-        self._known: dict[str, list[int | str]] | None = None
 
     def sha256(self, file: Path) -> str:
-        """Return the sha256 hex digest of a file's bytes."""
+        """Return the SHA-256 hex digest of a file."""
         file = file.resolve()
         state = file.stat()
         seen: list[int | str] = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
-        known = self._load()
-        if known.get(str(file), [])[:-1] == seen:
-            return str(known[str(file)][-1])
+        known = self._known.get(str(file), [])
+        if known[:-1] == seen:
+            return str(known[-1])
         digest = sha256_file(file)
         if time.time() - max(state.st_mtime, state.st_ctime) > SETTLED_SECONDS:
-            known[str(file)] = [*seen, digest]
+            self._known[str(file)] = [*seen, digest]
             if self.saves:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self.path, known)
+                write_json(self.path, self._known)
         return digest
 
-    def _load(self) -> dict[str, list[int | str]]:
-        if self._known is None:
-            try:
-                known = json.loads(self.path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                known = {}
-            self._known = known if isinstance(known, dict) else {}
-        return self._known
+    @cached_property
+    def _known(self) -> dict[str, list[int | str]]:
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        return known if isinstance(known, dict) else {}

@@ -1,7 +1,7 @@
-"""The journal of metrics on disk: the truth, which MLflow only shows.
+"""Metrics journal on disk: the source of truth that MLflow mirrors.
 
-The journal needs only the standard library, so that a bare training box can write it; MLflow lives
-in `longred.runs.follower` and reads what is written here.
+It needs only the standard library, so that a training machine without MLflow can write it;
+`longred.runs.follower` sends its content to MLflow.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,21 @@ JOURNAL_NAME = "metrics.jsonl"
 
 
 class Journal:
-    """An append-only file of metrics, one JSON object a line: key, value, step, time.
+    """Append-only file of metrics, one JSON object per line: key, value, step, time.
 
-    A line that a crash cut in half is dropped: by `read`, and from the file by the next `append`.
+    A line that a crash cut in half is ignored by `read` and removed by the next `append`.
 
     Args:
-        path: the file, usually `metrics.jsonl` in a stage's folder; it and its folder are created
-            by the first `append`.
+        path: the file, usually `metrics.jsonl` in a stage's folder; the first `append` creates it
+            and its folder.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = None
+        self._file: FileIO | None = None
 
     def append(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Write the metrics of one step; other processes see whole lines at once.
+        """Write the metrics of one step; other processes see complete lines at once.
 
         Raises:
             ValueError: a value is NaN or infinite; the message names its key.
@@ -47,71 +48,56 @@ class Journal:
                 json.dumps({"key": key, "value": number, "step": int(step), "time": now}) + "\n"
             )
         remaining = memoryview("".join(lines).encode())
-        descriptor = self._open()
+        file = self._open()
         while remaining:
-            remaining = remaining[os.write(descriptor, remaining) :]
+            remaining = remaining[file.write(remaining) :]
 
     def truncate_after(self, step: int) -> None:
-        """Drop every line of a later step, as a resumed training does before it goes on.
+        """Drop the lines of all later steps, as a resumed training does.
 
         Raises:
             OSError: the file cannot be rewritten.
         """
         if not self.path.exists():
             return
-        kept = [line for line in self.read() if line["step"] <= step]
+        lines = [line for line in self.read() if line["step"] <= step]
         self.close()
         temporary = self.path.with_name(self.path.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
 
     def read(self) -> list[dict[str, Any]]:
-        """Return every whole line, in the order of writing; none when there is no file yet."""
+        """Return all complete lines in the order of writing; an empty list without a file."""
         lines, _ = read_lines(self.path, 0)
         return lines
 
     def flush(self) -> None:
-        """Force what was appended onto the disk."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
+        """Flush appended lines to disk."""
+        if self._file is not None:
+            os.fsync(self._file)
 
     def close(self) -> None:
-        """Force what was appended onto the disk and close the file; `append` opens it again."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Flush appended lines to disk and close the file; `append` reopens it."""
+        if self._file is not None:
+            os.fsync(self._file)
+            self._file.close()
+            self._file = None
 
-    def _open(self) -> int:
-        if self._descriptor is None:
+    def _open(self) -> FileIO:
+        if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
-            )
-            os.ftruncate(self._descriptor, _whole_bytes(self._descriptor))
-        return self._descriptor
-
-
-def _whole_bytes(descriptor: int) -> int:
-    """Return the size of a file up to the end of its last whole line."""
-    size = os.fstat(descriptor).st_size
-    end = size
-    while end:
-        start = max(0, end - 4096)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
+            self._file = self.path.open("ab", buffering=0)
+            self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+        return self._file
 
 
 def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Read the whole lines of a journal from a byte offset; return them and the offset after them.
+    """Read the complete lines of a journal after a byte offset; return them and the next offset.
 
-    A journal that became shorter than `offset` (a resumed training cut it) is read from its start.
+    A journal shorter than `offset` (truncated by a resumed training) is read from the start.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Finished artifacts on object storage: sent when they are made, fetched instead of made again."""
+"""Copies of finished artifacts on object storage: sent after a build, fetched instead of built."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, StorageError
-
-MANIFEST = "MANIFEST.json"
+from longred.store.artifacts import MANIFEST
 
 
 class Remote:
-    """A folder of artifacts behind an fsspec address, shared by stores on several machines.
+    """A folder of artifacts behind an fsspec URL, shared by the stores of several machines.
 
-    An artifact is there when its manifest is, which is sent last: whatever was cut off before is
-    not found and is sent again.
+    The manifest is sent last. An artifact without one does not count and is sent again.
 
     Args:
-        url: `s3://bucket/folder` or another address that fsspec knows. Who may use it is said by
-            the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …), never here.
+        url: `s3://bucket/folder` or another URL that fsspec supports. Credentials come from the
+            environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …), never from settings.
 
     Raises:
-        ConfigError: no filesystem for such addresses is known or installed.
+        ConfigError: no filesystem for this URL is known or installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,7 +28,7 @@ class Remote:
 
         self.url = url.rstrip("/")
         try:
-            # Another machine writes there too: what was listed once may have changed.
+            # Other machines write there too, so listings are never cached.
             self._files, self._root = fsspec.core.url_to_fs(
                 self.url, use_listings_cache=False, skip_instance_cache=True
             )
@@ -41,59 +39,59 @@ class Remote:
             ) from error
 
     def has(self, name: str) -> bool:
-        """Return whether an artifact is there.
+        """Return whether the remote has an artifact.
 
         Raises:
-            PreflightError: the place cannot be asked.
+            PreflightError: the remote cannot be reached.
         """
-        with self._named(PreflightError, "cannot be asked"):
-            return bool(self._files.exists(self._place(name, MANIFEST)))
+        with self._errors(PreflightError, "cannot be reached"):
+            return bool(self._files.exists(self._path(name, MANIFEST)))
 
     def send(self, folder: Path, files: Mapping[str, Any]) -> None:
-        """Send an artifact that is not there: its files, then its manifest.
+        """Send the files of a committed artifact, then its manifest.
 
         Args:
-            folder: the committed artifact.
-            files: the manifest's.
+            folder: the artifact.
+            files: the files of its manifest.
 
         Raises:
-            StorageError: it could not be sent; the artifact stays committed here.
+            StorageError: sending failed; the local artifact stays committed.
         """
-        with self._named(StorageError, f"{folder.name} could not be sent"):
+        with self._errors(StorageError, f"{folder.name} could not be sent"):
             for name in (*files, MANIFEST):
-                place = self._place(folder.name, name)
-                self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
-                self._files.put_file(str(folder / name), place)
+                path = self._path(folder.name, name)
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self._files.put_file(str(folder / name), path)
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy an artifact that is there into an empty folder, its manifest included.
+        """Copy an artifact and its manifest into an empty folder.
 
         Raises:
-            StorageError: it could not be fetched.
-            MismatchError: its manifest names a file outside the folder.
+            StorageError: fetching failed.
+            MismatchError: the manifest names a file outside the folder.
         """
-        with self._named(StorageError, f"{name} could not be fetched"):
-            self._files.get_file(self._place(name, MANIFEST), str(folder / MANIFEST))
+        with self._errors(StorageError, f"{name} could not be fetched"):
+            self._files.get_file(self._path(name, MANIFEST), str(folder / MANIFEST))
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             for file in manifest["files"]:
                 path = (folder / file).resolve()
                 if not path.is_relative_to(folder.resolve()):
                     raise MismatchError(f"{self.url}/{name}: its manifest names {file}, outside it")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(self._place(name, file), str(path))
+                self._files.get_file(self._path(name, file), str(path))
 
-    def _place(self, name: str, file: str) -> str:
+    def _path(self, name: str, file: str) -> str:
         return f"{self._root}/{name}/{file}"
 
     @contextmanager
-    def _named(self, kind: type[LongredError], what: str) -> Iterator[None]:
-        """Turn what a filesystem raises, each its own errors, into one that names the setting."""
+    def _errors(self, kind: type[LongredError], problem: str) -> Iterator[None]:
+        """Turn any error of the filesystem library into one that names the setting."""
         try:
             yield
         except LongredError:
             raise
         except Exception as error:
             raise kind(
-                f"store.remote: {what} ({self.url}: {type(error).__name__}: {error}); finished "
-                "work is intact here, run the same command again when it can be reached"
+                f"store.remote: {problem} ({self.url}: {type(error).__name__}: {error}); finished "
+                "local work is intact, run the same command again when the remote can be reached"
             ) from error

@@ -1,4 +1,4 @@
-"""The table of faults names tests that exist, and leaves no row without one."""
+"""Every row of the table of faults names existing tests."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What a stage is made from is read from the files themselves."""
+"""The identity of a stage's inputs is read from the files themselves."""
 
 import json
 import shutil
@@ -7,13 +7,13 @@ from pathlib import Path
 from longred import demo
 from longred.cli.flow_host import dry_run_pipeline
 from longred.runs.scope import Scope
-from longred.runs.session import Watcher, listening, scoped
+from longred.runs.session import Watcher, run_options
 
 
 def plan(store: Path, model: Path) -> dict[str, str]:
-    """Return the digest of every stage, by its name; the report tells where the model is."""
+    """Return the digest of every stage by name, except the report's, which depends on the path."""
     watcher = Watcher()
-    with scoped(Scope(is_dry=True)), listening(watcher):
+    with run_options(scope=Scope(is_dry=True), listener=watcher):
         dry_run_pipeline("demo", [f"store.path={store}", f"model.path={model}"])
     stages = [stage for stage in watcher.stages if stage.name != "report"]
     return {stage.name: str(stage.digest) for stage in stages}

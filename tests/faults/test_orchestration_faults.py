@@ -1,4 +1,4 @@
-"""Flows, workers and servers are killed: no trainer is left alive, no checkpoint lost, no run open.
+"""Kill flows, workers and servers: no trainer stays alive, no checkpoint is lost, no run open.
 
 The tests build on each other in order: the first makes what comes before training, once.
 """
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def close_everything(pipeline: Pipeline) -> list[str]:
-    """Do what the reaper does, now."""
+    """Run the reaper now."""
     warnings: list[str] = []
     done = reap.reap(pipeline.store, lambda: pipeline.api, warnings.append)
     assert warnings == []

@@ -1,4 +1,4 @@
-"""Who may come in, what is never written down, and what is never executed."""
+"""Access control, secrets that are never written, and code that is never executed."""
 
 import ast
 import json
@@ -40,7 +40,7 @@ CLIENT = httpx.Client(timeout=120)
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """A pipeline whose servers ask for passwords, with every secret in the environment."""
+    """A pipeline whose servers require passwords, with every secret in the environment."""
     private = tmp_path_factory.mktemp("private")
     settings = private / "mlflow-auth.ini"
     settings.write_text(
@@ -165,7 +165,7 @@ def test_no_setting_is_meant_for_a_secret() -> None:
 
 
 class Payload:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary

@@ -1,4 +1,4 @@
-"""The forms of the deployments: what they ask for, and what they refuse before a run exists."""
+"""Forms of the deployments: their fields, and what they refuse before a run exists."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from longred.runs.scope import STAGES, WHAT_CHANGED
 
 
 def problems(flow: Any, parameters: dict[str, Any]) -> list[str]:
-    """Return what Prefect's server has against parameters, as it does when a run is asked for."""
+    """Return the errors that Prefect's server would report for the parameters of a new run."""
     schema = flow.parameters.model_dump()
     return [error.message for error in validate(parameters, schema)]
 

@@ -1,4 +1,4 @@
-"""A webhook is told how flow runs end; one that does not answer changes nothing."""
+"""A webhook is notified of the end of flow runs; one that does not answer changes nothing."""
 
 import json
 import logging
@@ -11,13 +11,13 @@ import pytest
 from prefect import flow
 
 from flows import stages
-from flows.notify import HOOKS, WEBHOOK_VARIABLE
+from flows.flow_run import HOOKS, WEBHOOK_VARIABLE
 from flows.pipeline import full_pipeline
 
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An HTTP server that keeps what it is told, and its secret address."""
+    """An HTTP server that keeps what it receives, and its secret URL."""
     told: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):

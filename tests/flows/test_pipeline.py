@@ -13,7 +13,7 @@ from flows.pipeline import full_pipeline
 from longred import stages
 from longred.errors import ConfigError
 from longred.runs.scope import STAGES, Scope
-from longred.runs.session import scoped
+from longred.runs.session import run_options
 from longred.services import servers as services
 from longred.services.programs import WORK_POOL
 
@@ -38,7 +38,7 @@ def test_layers_that_the_model_lacks_are_refused_before_any_work(
     tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     store = f"store.path={tmp_path / 'store'}"
-    with scoped(Scope(is_dry=True)), pytest.raises(ConfigError, match=message):
+    with run_options(scope=Scope(is_dry=True)), pytest.raises(ConfigError, match=message):
         full_pipeline.fn("demo", [store, *overrides])
 
 

@@ -1,4 +1,4 @@
-"""A stage alone: on an earlier run's settings, with nothing before it made again."""
+"""A stage alone: on an earlier run's settings, without rebuilding earlier stages."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""MLflow shows what the record and journals hold, each point once; its absence stops nothing."""
+"""MLflow mirrors record and journals, each point once; a run continues without it."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from longred.runs.mirror import flatten
 from longred.runs.mlflow_home import connect
 from longred.runs.record import load_config, load_run
 from longred.runs.scope import Scope
-from longred.runs.session import open_run, scoped
+from longred.runs.session import open_run, run_options
 from longred.store.artifacts import Artifact, Store, write_json
 from longred.store.journal import Journal
 
@@ -25,20 +25,20 @@ SCORES = {"cpt": {"short": {"cloze": 61.5, "average": 61.5}, "ruler": {"256": {"
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return tmp_path_factory.getbasetemp() / "mlflow.db"
 
 
 @pytest.fixture
 def config(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The demo recipe, followed by an experiment of the test's own."""
+    """The demo recipe, with an experiment of the test's own."""
     monkeypatch.setenv("LONGRED_STORE", str(tmp_path / "store"))
     place = [f"tracking.uri=sqlite:///{database}", f"tracking.experiment={tmp_path.name}"]
     return load_config("demo", place)
 
 
 def train(store: Store, progress: Progress) -> Artifact:
-    """A stage that journals three steps in its work folder and leaves a small and a large file."""
+    """A stage that journals three steps in its work folder and writes a small and a large file."""
 
     def make(folder: Path, work: Path) -> None:
         journal = Journal(work / "metrics.jsonl")
@@ -269,7 +269,7 @@ def test_a_run_of_one_stage_names_its_origin_what_is_stale_and_what_was_scored(
         first.make("data", data)
     page = "http://127.0.0.1:4200/runs/flow-run/flow-2"
     with (
-        scoped(Scope(only="evaluation")),
+        run_options(scope=Scope(only="evaluation")),
         open_run(config, first.record.id, prefect_flow_run_id="flow-2", prefect_url=page) as run,
     ):
         run.make("data", data)

@@ -1,4 +1,4 @@
-"""A run's record tells the truth, however the run ended."""
+"""A run's record is correct however the run ended."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from longred.runs.record import (
     pin_run,
     process_identity,
 )
-from longred.runs.session import current_run, listening, open_run
+from longred.runs.session import current_run, open_run, run_options
 from longred.store.artifacts import Artifact, Store
 
 
@@ -35,7 +35,7 @@ def build(store: Store, text: str = "content", stage: str = "data") -> Artifact:
 
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}"
 
 
@@ -140,7 +140,7 @@ def test_listeners_hear_of_stages_and_progress(config: RunConfig) -> None:
         return build(store)
 
     also: list[int] = []
-    with listening(Ear()), open_run(config, "demo") as run:
+    with run_options(listener=Ear()), open_run(config, "demo") as run:
         run.make("data", work, on_progress=lambda done, total, text: also.append(done))
     assert heard == ["running:running", "data 1/2 half", "running:ran", "finished:ran"]
     assert also == [1]

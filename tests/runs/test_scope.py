@@ -1,4 +1,4 @@
-"""A run makes the part of the pipeline that was asked for, and says why."""
+"""A run builds the requested part of the pipeline and gives reasons."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from longred.config import RunConfig
 from longred.errors import ConfigError
 from longred.runs.record import list_runs, load_config
 from longred.runs.scope import WHAT_CHANGED, Mode, Scope
-from longred.runs.session import Run, Watcher, listening, open_run, scoped
+from longred.runs.session import Run, Watcher, open_run, run_options
 from longred.store.artifacts import Artifact, Store
 
 
@@ -23,7 +23,7 @@ def config(tmp_path: Path, tracking_uri: str) -> RunConfig:
 
 
 class Pipeline:
-    """Three stages in a row; `made` lists those whose work was done."""
+    """Three stages in a row; `made` lists those that were built."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -38,12 +38,11 @@ class Pipeline:
         return run.make(stage, lambda store, progress: store.build(stage, values, inputs, fill))
 
     def run(self, scope: Scope | None = None, *, rate: float = 0.5) -> dict[str, tuple[str, str]]:
-        """Run it; return status and reason of each stage."""
+        """Return status and reason of each stage."""
         self.made.clear()
         watcher = Watcher()
         with (
-            scoped(scope or Scope()),
-            listening(watcher),
+            run_options(scope=scope, listener=watcher),
             open_run(self.config, "demo") as run,
         ):
             data = self.stage(run, "data", {"length": 8})
@@ -106,7 +105,7 @@ def test_from_a_stage_on_everything_is_made_again(config: RunConfig) -> None:
     (folder,) = store.artifacts.glob("training-*")
     statuses = pipeline.run(Scope(start="training"))
     assert statuses["data"] == ("skipped", "")
-    assert statuses["training"] == statuses["evaluation"] == ("ran", "asked for (--from training)")
+    assert statuses["training"] == statuses["evaluation"] == ("ran", "requested (--from training)")
     assert pipeline.made == ["training", "evaluation"]
     assert (folder / "file.txt").read_text() == "1"
     assert pipeline.run(Scope(start="training", is_dry=True))["training"][0] == "stale"
@@ -118,11 +117,11 @@ def test_what_was_begun_or_lost_is_said(config: RunConfig) -> None:
     store = Store(config.store.path)
     (folder,) = store.artifacts.glob("training-*")
     (folder / "file.txt").unlink()
-    assert pipeline.run(Scope(is_dry=True))["training"][1] == "its folder is missing or not whole"
+    assert pipeline.run(Scope(is_dry=True))["training"][1] == "its folder is missing or incomplete"
     work = store.work(folder.name.removeprefix("training-"))
     work.mkdir(parents=True)
     (work / "lock").touch()
-    assert pipeline.run(Scope(is_dry=True))["training"][1] == "was begun and not finished"
+    assert pipeline.run(Scope(is_dry=True))["training"][1] == "started but not finished"
 
 
 def test_a_dry_run_leaves_no_record(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, says what to do, and changes nothing."""
+"""The doctor finds problems, gives advice, and changes nothing."""
 
 import json
 import os

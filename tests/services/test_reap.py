@@ -1,4 +1,4 @@
-"""What a dead process left open is closed on disk, in MLflow and in Prefect, and nothing else."""
+"""Only runs of dead processes are closed: on disk, in MLflow and in Prefect."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from longred.store.artifacts import Store
 
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}"
 
 
@@ -40,7 +40,7 @@ def dead() -> list[float]:
 
 
 def left_open(config: RunConfig, run_id: str, process: list[float], **fields: Any) -> RunRecord:
-    """Record a run as it is while its training runs."""
+    """Record a run whose training is running."""
     record = RunRecord(
         id=run_id,
         recipe="demo",
@@ -79,7 +79,7 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
     alive = left_open(config, "20260101-000001-demo-bbbb", process_identity())
     record = left_open(config, "20260101-000000-demo-aaaa", dead)
     for each in (alive, record):
-        Mirror(client, experiment).show(each)
+        Mirror(store.root, config.tracking).show(each)
         each.save(store.runs)
     # Made just before the process died: no record knows it.
     tags = {"longred.run": record.id}
@@ -99,7 +99,7 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
 
 @pytest.fixture
 def flow_runs(prefect_server: str) -> Iterator[Any]:
-    """Makes flow runs on a real server, in the state that is asked for."""
+    """Factory of flow runs on a real server, and a function that returns their state."""
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling, Running

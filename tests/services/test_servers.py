@@ -1,4 +1,4 @@
-"""Services start together, are known by their process, and end together."""
+"""Services start together, are identified by their process, and stop together."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_a_server_that_cannot_start_is_reported_with_its_log(
 def started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, services.Service]]:
-    """All services of a new store, on free ports, started from a folder that knows nothing."""
+    """All services of a new store, on free ports, started from an unrelated folder."""
     monkeypatch.chdir(tmp_path)
     yield services.up(tmp_path, repository(), ports=free_ports(), say=print)
     services.down(tmp_path)

@@ -1,4 +1,4 @@
-"""A pilot: what it reads of a journal, what it concludes, and that the run goes on from it."""
+"""A pilot: what it reads from a journal, its verdict, and that the run resumes from it."""
 
 import dataclasses
 import json
@@ -21,13 +21,13 @@ from longred.store.journal import Journal
 
 @pytest.fixture(scope="module")
 def plan() -> RecipePlan:
-    """The demo recipe's on an H100."""
+    """The plan of the demo recipe on an H100."""
     config = load_config("demo")
     return plan_recipe(config, shape_of_model(config), known("h100"))
 
 
 def measured(plan: RecipePlan, **values: object) -> Measured:
-    """Steps that are as planned, but for the given values."""
+    """Steps as planned, except for the given values."""
     planned = plan.trainings[0]
     as_planned = Measured(
         first_step=1,

@@ -1,4 +1,4 @@
-"""A training that cannot work is refused before a run makes what the training waits for."""
+"""A training that cannot work is refused before the stages that it depends on are built."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from longred.cost.recipe import jobs, shape_of_model
 from longred.errors import ConfigError, PreflightError
 from longred.runs.record import load_config
 from longred.runs.scope import Scope
-from longred.runs.session import Run, open_run, scoped
+from longred.runs.session import Run, open_run, run_options
 from longred.stages.preflight import check_trainings, refuse_early
 from longred.store.artifacts import Artifact, Store
 from longred.training.launch import LAUNCHER
 
 SMALL = 2**28
-"""Bytes of memory in which no trainer fits."""
+"""Bytes of memory too small for any trainer."""
 SMALL_DATA = ("data.num_tokens=32768", "data.num_held_out_tokens=4096")
 
 
@@ -29,10 +29,10 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begin(folder: Path, *overrides: str, scope: Scope | None = None) -> list[str]:
-    """Make the first stages of a run of the demo; return those that were made."""
+    """Run the first stages of the demo; return those that were built."""
     places = (f"store.path={folder / 'store'}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
     config = load_config("demo", [*places, *overrides])
-    with scoped(scope or Scope()), open_run(config, "demo") as run:
+    with run_options(scope=scope), open_run(config, "demo") as run:
         refuse_early(run, config)
 
         def make(name: str, stage: object, *arguments: object) -> Artifact:

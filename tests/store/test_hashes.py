@@ -1,4 +1,4 @@
-"""A file is hashed again exactly when it may have changed."""
+"""A file is rehashed exactly when it may have changed."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Artifacts on S3-compatible storage, with a real server of that kind."""
+"""Artifacts on S3-compatible storage, with a real server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +8,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from longred.errors import ConfigError, MismatchError, PreflightError, StorageError
-from longred.runs.record import load_config
-from longred.runs.scope import Scope, ScopedStore
+from longred.runs.record import RunRecord, StageRecord, load_config
+from longred.runs.run_store import RunStore
+from longred.runs.scope import Scope
 from longred.store.artifacts import MANIFEST, Store
 from longred.store.remote import Remote
 
@@ -119,12 +120,13 @@ def test_a_dry_run_knows_what_can_be_fetched_and_fetches_nothing(
     url = f"s3://{bucket}/store"
     digest = make(Store(tmp_path / "one", Remote(url)))
     reasons = []
-    scope = Scope(is_dry=True)
-    dry = ScopedStore(
-        tmp_path / "two", scope, lambda b: reasons.append(b.reason), lambda: None, Remote(url)
-    )
+    stage = StageRecord("data", "data")
+    record = RunRecord("dry-run", "demo", [], {}, "d", stages=[stage])
+    dry = RunStore(tmp_path / "two", Scope(is_dry=True), record, Remote(url))
     assert dry.build("data", {"x": 1}, {}, never).digest == digest
+    reasons.append(stage.reason)
     assert dry.build("data", {"x": 2}, {}, never).digest != digest
+    reasons.append(stage.reason)
     assert reasons == [None, "not made before"]
     assert not (tmp_path / "two").exists()
 
@@ -134,7 +136,7 @@ def test_a_place_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "longred")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(PreflightError, match=r"store\.remote: cannot be asked \(s3://nowhere/x"):
+    with pytest.raises(PreflightError, match=r"store\.remote: cannot be reached \(s3://nowhere/x"):
         Store(tmp_path, Remote("s3://nowhere/x")).build("data", {}, {}, never)
 
 

@@ -1,4 +1,4 @@
-"""Groups of shards under Prefect: one task run each, the first error ends the wait."""
+"""Groups of shards in Prefect: one task run each; the first error ends the wait."""
 
 import threading
 

@@ -9,7 +9,6 @@ from prefect import flow
 from prefect.artifacts import Artifact as PrefectArtifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -26,27 +25,26 @@ from longred.runs.record import load_config, load_run
 from longred.runs.session import open_run
 from longred.store.artifacts import Artifact, Store
 from tasks import stage
-from tasks.stage import make, stage_task
+from tasks.stage import stage_task
 
 attempts: list[str] = []
 errors: list[LongredError] = []
 
 
-@stage_task("toy {part}")
-def toy(part: str) -> State[Artifact] | Artifact:
-    """Make a small artifact, after the errors that the test wants."""
+def make_toy(part: str, *, store: Store, on_progress: Progress) -> Artifact:
+    """Build a small artifact, after raising the errors of the test."""
 
-    def build(store: Store, progress: Progress) -> Artifact:
-        def fill(folder: Path, work: Path) -> None:
-            attempts.append(part)
-            if errors:
-                raise errors.pop(0)
-            progress(1, 2, "half done")
-            (folder / "part.txt").write_text(part)
+    def fill(folder: Path, work: Path) -> None:
+        attempts.append(part)
+        if errors:
+            raise errors.pop(0)
+        on_progress(1, 2, "half done")
+        (folder / "part.txt").write_text(part)
 
-        return store.build("data", {"part": part}, {}, fill)
+    return store.build("data", {"part": part}, {}, fill)
 
-    return make(f"data/{part}", build, shows_progress=True)
+
+toy = stage_task(make_toy, "data/{part}")
 
 
 @flow(name="toy-flow")
@@ -59,13 +57,13 @@ def toy_flow(store: str, tracking: str, part: str) -> tuple[str, Artifact]:
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests that need one: making it takes seconds."""
+    """One MLflow database for all tests, because creating it takes seconds."""
     return f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}"
 
 
 @pytest.fixture
 def _start_over() -> None:
-    """Forget what an earlier test did."""
+    """Reset the state of earlier tests."""
     attempts.clear()
     errors.clear()
 
@@ -97,7 +95,7 @@ def test_reused_work_is_shown_as_skipped_and_still_returned(tmp_path: Path, trac
     assert record.prefect_flow_run_id
     states = wait_for_states(record.prefect_flow_run_id)
     assert [(kind, name) for _, kind, name in states] == [("COMPLETED", "Skipped")]
-    assert states[0][0] == "toy a"
+    assert states[0][0] == "data a"
     note = PrefectArtifact.get("longred-stage-data-a")
     assert note
     assert first.digest in str(note.data)
@@ -143,7 +141,7 @@ def test_only_lost_processes_and_preemptions_are_tried_again(
 
 
 def test_a_server_that_is_away_does_not_hold_up_a_stage() -> None:
-    """The address answers nobody, and Prefect's client goes on trying for a minute."""
+    """Nothing answers at the URL, and Prefect's client retries for a minute."""
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.MonkeyPatch.context() as patch,
@@ -152,8 +150,7 @@ def test_a_server_that_is_away_does_not_hold_up_a_stage() -> None:
         progress = stage.StageProgress("training/cpt")
         patch.setattr(progress, "_logged", float("inf"))  # there is no run whose log it could be
         started = time.monotonic()
-        for step in range(1000):
-            progress(step, 1000, "on the way")
-        progress.finish()
-        progress.end()
+        with progress:
+            for step in range(1000):
+                progress(step, 1000, "on the way")
         assert time.monotonic() - started < 30
