@@ -38,6 +38,7 @@ from longred.method.methods import Term
 from longred.models import load as models
 from longred.objectives import cross_entropy
 from longred.training.layers import fused, masters
+from longred.training.load import load_student
 from longred.training.step import (
     MicroBatch,
     Objectives,
@@ -45,7 +46,6 @@ from longred.training.step import (
     micro_batches,
     term_counts,
 )
-from longred.training.student import load_student
 from longred.training.trainer import Trainer
 
 GIB = 2**30

@@ -15,11 +15,11 @@ from tiny_training import MakeJob, assert_same_run, curve
 
 from longred.errors import ConfigError
 from longred.models.load import hidden_states, load_model
+from longred.training.load import load_teacher
 from longred.training.loop import train
 from longred.training.optimizer import named_weights
 from longred.training.persistence import save
 from longred.training.result import write_result
-from longred.training.teacher import load_teacher
 from longred.training.trainer import Trainer
 
 LAYERS = (1, 2, 3)
@@ -45,7 +45,7 @@ def test_without_adapters_the_student_is_the_teacher_bit_for_bit(
         ):
             states.append(hidden_states(model, tokens, layers=LAYERS))
     assert all(torch.equal(states[0][layer], states[1][layer]) for layer in LAYERS)
-    with torch.no_grad(), trainer.objectives._compute_type():
+    with torch.no_grad(), trainer.objectives._autocast():
         student = hidden_states(trainer.student, tokens, layers=LAYERS)
     assert not any(torch.allclose(student[layer], states[1][layer]) for layer in LAYERS)
     with trainer.objectives.teacher() as model:

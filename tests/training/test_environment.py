@@ -9,8 +9,7 @@ import torch
 from tiny_training import MakeJob
 
 from longred.errors import PreflightError
-from longred.training.environment import environment_of, prepare
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS, environment_of, prepare
 from longred.training.trainer import Trainer
 from longred.training.world import joined
 

@@ -18,7 +18,7 @@ from longred.errors import PreflightError
 from longred.store.journal import Journal
 from longred.training import launch
 from longred.training.checkpoint import Checkpoints
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 from longred.training.optimizer import optimizer_tensors
 from longred.training.persistence import checkpoint_of
 from longred.training.trainer import Trainer

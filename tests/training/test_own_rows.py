@@ -16,10 +16,8 @@ from longred.method.job import TrainingJob
 from longred.method.layout import Layout
 from longred.models.extension import write_extension
 from longred.models.load import build_model, hidden_states
-from longred.training.own_rows import OwnRows
+from longred.training.load import WeightFiles, load_student, load_teacher
 from longred.training.sharding import Meshes, entered, local, make_meshes, whole
-from longred.training.student import load_student
-from longred.training.teacher import load_teacher
 from longred.training.world import joined
 
 CPU = torch.device("cpu")
@@ -157,9 +155,9 @@ def changed_weights(make_job: MakeJob, tmp_path: Path) -> tuple[Path, dict[str, 
     return path, load_file(path)
 
 
-def read(folder: Path) -> OwnRows:
+def read(folder: Path) -> WeightFiles:
     model = build_model(folder, dtype=torch.float32, device=CPU)
-    return OwnRows(model, sorted(folder.glob("*.safetensors")))
+    return WeightFiles(model, sorted(folder.glob("*.safetensors")))
 
 
 def test_weights_of_another_model_are_refused(changed_weights):

@@ -20,7 +20,7 @@ from longred.models.load import load_config
 from longred.objectives.table import first_window
 from longred.store.journal import Journal
 from longred.training.loop import train
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 from longred.training.step import documents_of
 
 ROWS = {"long": 2, "short": 4, "original": 4}

@@ -12,9 +12,9 @@ from tiny_training import MakeJob, assert_same_run, run
 
 from longred.errors import LossSpikeError
 from longred.store.journal import Journal
+from longred.training.checks import SpikeGuard
 from longred.training.loop import leave_if_spiking, train
 from longred.training.persistence import load, save
-from longred.training.spikes import SpikeGuard
 from longred.training.trainer import Trainer
 
 
