@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from longred.errors import LongredError
@@ -20,9 +20,6 @@ from longred.store.artifacts import read_json
 from longred.training.stop import StopRequest, only_trainer
 
 log = logging.getLogger("longred.training")
-
-Report = Callable[[Mapping[str, object]], None]
-"""Sends one JSON line to the parent."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,31 +59,27 @@ def main(arguments: list[str] | None = None) -> int:
                 os.write(progress, json.dumps(event).encode() + b"\n")
 
     try:
-        _train(options.job, stop, report, options.parent)
+        job = TrainingJob.from_json(read_json(options.job))
+        work = options.job.resolve().parent
+        # Imported here: the imports take seconds, and signals are already handled.
+        from longred.training.loop import train
+        from longred.training.world import joined
+
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            stop.count_step()
+            report({"step": step, "metrics": dict(metrics)})
+
+        with joined(job.device) as world, contextlib.ExitStack() as stack:
+            with world.together():
+                if world.is_first:
+                    stack.enter_context(only_trainer(work, parent=options.parent))
+            train(job, work, on_step=on_step, stop_requested=stop, world=world)
     except LongredError as error:
         log.error("%s", error)
         # A launcher between this process and the parent does not pass exit codes on.
         report({"error": str(error)[:3000], "exit_code": error.exit_code})
         return error.exit_code
     return 0
-
-
-def _train(path: Path, stop: StopRequest, report: Report, parent: int | None) -> None:
-    job = TrainingJob.from_json(read_json(path))
-    work = path.resolve().parent
-    # Imported here: the imports take seconds, and signals are already handled.
-    from longred.training.loop import train
-    from longred.training.world import joined
-
-    def on_step(step: int, metrics: Mapping[str, float]) -> None:
-        stop.count_step()
-        report({"step": step, "metrics": dict(metrics)})
-
-    with joined(job.device) as world, contextlib.ExitStack() as stack:
-        with world.together():
-            if world.is_first:
-                stack.enter_context(only_trainer(work, parent=parent))
-        train(job, work, on_step=on_step, stop_requested=stop, world=world)
 
 
 def _open(pipes: Path | None, name: str, flags: int) -> int | None:

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class SavedCheckpoint(NamedTuple):
     state: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
 class Checkpoints:
     """The newest checkpoints of one training: `step-000020/` and so on.
 
@@ -72,10 +74,9 @@ class Checkpoints:
         world: the processes that save and load together.
     """
 
-    def __init__(self, folder: Path, *, keep: int, world: World = ALONE) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.world = world
+    folder: Path
+    keep: int
+    world: World = ALONE
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Commit a checkpoint, then remove the oldest; a crash at any point leaves the older ones.
@@ -85,6 +86,7 @@ class Checkpoints:
         """
         final = self.folder / f"{_PREFIX}{checkpoint.step:06d}"
         temporary = self.folder / f"{_TEMPORARY}{final.name}"
+        files: dict[str, Any] = {}
 
         def prepare() -> None:
             with storage_errors(final):
@@ -93,30 +95,24 @@ class Checkpoints:
 
         def commit() -> None:
             with storage_errors(final):
-                self._commit(temporary, final, checkpoint, files)
+                state = temporary / _STATE
+                write_json(state, {"format_version": FORMAT_VERSION, **checkpoint.state})
+                files[_STATE] = _entry(state)
+                write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": files})
+                if final.exists():
+                    # A whole one would have been resumed from, so this one is damaged.
+                    self._quarantine(final, "its step is saved again")
+                temporary.rename(final)
+                sync_folder(self.folder)
+                for old in self._folders()[self.keep :]:
+                    shutil.rmtree(old)
 
         self.world.on_first(prepare)
-        files: dict[str, Any] = {}
         with self.world.together(), storage_errors(final):
             files = _write_files(temporary, checkpoint)
         for others in self.world.gather(files):
             files |= others
         self.world.on_first(commit)
-
-    def _commit(
-        self, temporary: Path, final: Path, checkpoint: Checkpoint, files: dict[str, Any]
-    ) -> None:
-        state = temporary / _STATE
-        write_json(state, {"format_version": FORMAT_VERSION, **checkpoint.state})
-        files = {**files, _STATE: _entry(state)}
-        write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": files})
-        if final.exists():
-            # A whole one would have been resumed from, so this one is damaged.
-            self._quarantine(final, "its step is saved again")
-        temporary.rename(final)
-        sync_folder(self.folder)
-        for old in self._folders()[self.keep :]:
-            shutil.rmtree(old)
 
     def newest(self) -> SavedCheckpoint | None:
         """Return the newest intact checkpoint, or None if none was ever saved.

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from longred.errors import BY_EXIT_CODE, LongredError, LostProcessError, Stopped
 from longred.method.job import TrainingJob
@@ -87,19 +87,15 @@ def run(
     write_json(work / "job.json", job.to_json())
     num_steps = 0
     end: dict[str, Any] = {}
-    with (
-        _child(job, work, stop_after) as (process, liveness, progress),
-        _forwarded_signals(liveness) as received,
-    ):
-        with os.fdopen(progress, encoding="utf-8", closefd=False) as lines:
-            for event in map(json.loads, lines):
-                if "error" in event:
-                    end = event
-                    continue
-                num_steps += 1
-                if on_progress is not None:
-                    on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
-        code = process.wait()
+    with _child(job, work, stop_after) as child, _forwarded_signals(child) as received:
+        for event in map(json.loads, child.progress):
+            if "error" in event:
+                end = event
+                continue
+            num_steps += 1
+            if on_progress is not None:
+                on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
+        code = child.process.wait()
     if received:
         raise Stopped(received[0])
     if code == 0:
@@ -110,49 +106,48 @@ def run(
     raise error
 
 
-@contextlib.contextmanager
-def _child(
-    job: TrainingJob, work: Path, stop_after: int | None
-) -> Iterator[tuple["subprocess.Popen[bytes]", int, int]]:
-    """Start the trainer or its launcher; end it with the block.
+class _Child(NamedTuple):
+    """The process of the trainer or its launcher, and this side's ends of its pipes."""
 
-    Yields:
-        The process, the write end of its liveness pipe and the read end of its progress pipe.
-    """
+    process: "subprocess.Popen[bytes]"
+    liveness: IO[bytes]
+    progress: IO[str]
+
+
+@contextlib.contextmanager
+def _child(job: TrainingJob, work: Path, stop_after: int | None) -> Iterator[_Child]:
+    """Start the trainer; end it with the block."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longred-")))
         for name in ("liveness", "progress"):
             os.mkfifo(folder / name)
         # The kernel closes the first when this process dies; the second ends when the trainer does.
-        liveness = os.open(folder / "liveness", os.O_RDWR)
-        closing = stack.enter_context(contextlib.ExitStack())
-        closing.callback(os.close, liveness)
-        progress = os.open(folder / "progress", os.O_RDONLY | os.O_NONBLOCK)
-        stack.callback(os.close, progress)
-        write_end = os.open(folder / "progress", os.O_WRONLY)
-        os.set_blocking(progress, True)
-        arguments = [str(work / "job.json"), "--pipes", str(folder), "--parent", str(os.getpid())]
-        if stop_after is not None:
-            arguments += ["--stop-after", str(stop_after)]
+        liveness = stack.enter_context((folder / "liveness").open("r+b", buffering=0))
+        descriptor = os.open(folder / "progress", os.O_RDONLY | os.O_NONBLOCK)
+        progress = stack.enter_context(open(descriptor, encoding="utf-8"))
+        write_end = stack.enter_context((folder / "progress").open("wb", buffering=0))
+        os.set_blocking(descriptor, True)
         num_processes = job.layout.num_processes
+        command = [*_launcher(num_processes), "-m", "longred.training", str(work / "job.json")]
+        command += ["--pipes", str(folder), "--parent", str(os.getpid())]
+        if stop_after is not None:
+            command += ["--stop-after", str(stop_after)]
+        with (work / LOG_NAME).open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end.fileno(),),
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                # Ctrl-C reaches the whole group; only the parent decides what it means.
+                start_new_session=True,
+            )
+        write_end.close()
         try:
-            with (work / LOG_NAME).open("ab") as output:
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-                    [*_launcher(num_processes), "-m", "longred.training", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(write_end,),
-                    env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                    # Ctrl-C reaches the whole group; only the parent decides what it means.
-                    start_new_session=True,
-                )
+            yield _Child(process, liveness, progress)
         finally:
-            os.close(write_end)
-        try:
-            yield process, liveness, progress
-        finally:
-            closing.close()
+            liveness.close()
             if process.poll() is None:
                 # A signal to a launcher would kill its processes soon; the closed pipe lets them
                 # finish their step.
@@ -166,20 +161,15 @@ def _launcher(num_processes: int) -> list[str]:
         return [sys.executable]
     if os.environ.get(LAUNCHER):
         return shlex.split(os.environ[LAUNCHER])
-    options = {
-        "num_processes": str(num_processes),
-        "num_machines": "1",
-        "main_process_port": "0",  # a free one
-        # The trainer decides these itself, whatever this machine's accelerate config says.
-        "mixed_precision": "no",
-        "dynamo_backend": "no",
-    }
-    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags]
+    # Port 0 is a free one. The trainer itself decides what follows it, whatever this machine's
+    # accelerate config says.
+    flags = "--num_machines=1 --main_process_port=0 --mixed_precision=no --dynamo_backend=no"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    return [*launcher, f"--num_processes={num_processes}", *flags.split()]
 
 
 @contextlib.contextmanager
-def _forwarded_signals(liveness: int) -> Iterator[list[int]]:
+def _forwarded_signals(child: _Child) -> Iterator[list[int]]:
     """Write SIGTERM and SIGINT into the child's pipe; yield the list of those received.
 
     A host that handles a signal itself (an orchestrator) keeps its handler; if that raises, the
@@ -189,7 +179,7 @@ def _forwarded_signals(liveness: int) -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        os.write(liveness, bytes([number]))
+        child.liveness.write(bytes([number]))
 
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     previous: dict[signal.Signals, Any] = {}

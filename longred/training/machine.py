@@ -53,16 +53,13 @@ def grow_segments() -> None:
 def environment_of(device: torch.device, job: TrainingJob) -> dict[str, Any]:
     """Return what can change the last bits of a result: hardware, torch, kernels, layout."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    settings = ("attention_backend", "mlp_tile_tokens", "fused", "compile", "deterministic")
     return {
         "device": device.type,
         "hardware": name,
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "attention_backend": job.attention_backend,
-        "mlp_tile_tokens": job.mlp_tile_tokens,
-        "fused": job.fused,
-        "compile": job.compile,
-        "deterministic": job.deterministic,
+        **{name: getattr(job, name) for name in settings},
         **dataclasses.asdict(job.layout),
     }
 

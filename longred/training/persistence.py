@@ -1,11 +1,10 @@
 """Save a trainer to a checkpoint and restore it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from longred.errors import MismatchError
 from longred.store.artifacts import storage_errors
@@ -20,7 +19,7 @@ from longred.training.optimizer import (
     optimizer_tensors,
 )
 from longred.training.sharding import local, row_range, rows_of
-from longred.training.tensor_files import Part, SavedTensors
+from longred.training.tensor_files import Part
 from longred.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -128,20 +127,31 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     """
     _check_identity(trainer, checkpoint.state)
     weights = named_weights(trainer.student)
-    saved = checkpoint.tensors["model"]
-    if {n: tuple(w.shape) for n, w in weights.items()} != {n: saved.shape(n) for n in saved}:
+    model, optimizer = checkpoint.tensors["model"], checkpoint.tensors["optimizer"]
+    if {n: tuple(w.shape) for n, w in weights.items()} != {n: model.shape(n) for n in model}:
         raise MismatchError(
             f"{trainer.checkpoints.folder}: the checkpoint's weights are of another model"
         )
     with torch.no_grad():
         for name, weight in weights.items():
-            local(weight).copy_(saved.rows(name, *row_range(weight)))
-    own_state = _OwnState(checkpoint.tensors["optimizer"], weights, _part_of(trainer))
-    load_optimizer_tensors(trainer.optimizer, trainer.student, own_state)
-    random, rank = checkpoint.tensors["random"], trainer.world.rank
-    torch.set_rng_state(random.own("cpu", rank))
+            local(weight).copy_(model.rows(name, *row_range(weight)))
+    num_writers, part = len(optimizer.paths), _part_of(trainer)
+    if num_writers != part.count and any("_codes." in name for name in optimizer):
+        raise MismatchError(
+            f"{optimizer.paths[0].parent}: holds 8-bit moments, whose scales belong to the "
+            f"{num_writers} processes that wrote them; resume with the same number "
+            "(training.parallel)"
+        )
+    optimizer.number = part.number
+    optimizer.ranges = {
+        f"{moment}.{name}": row_range(w) for moment in MOMENTS for name, w in weights.items()
+    }
+    load_optimizer_tensors(trainer.optimizer, trainer.student, optimizer)
+    random = checkpoint.tensors["random"]
+    random.number = trainer.world.rank
+    torch.set_rng_state(random["cpu"])
     if trainer.device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random.own("cuda", rank))
+        torch.cuda.set_rng_state(random["cuda"])
     state = checkpoint.state
     trainer.loader.load_state(state["loader"])
     trainer.step = trainer.saved_step = checkpoint.step
@@ -149,38 +159,6 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     trainer.metrics = state["metrics"]
     trainer.spikes.load_state(state["spikes"])
     trainer.balance.load_state(state["weights"])
-
-
-class _OwnState(Mapping[str, Tensor]):
-    """Saved optimizer state: this process's rows, read one tensor at a time."""
-
-    def __init__(self, saved: SavedTensors, weights: Mapping[str, Tensor], part: Part) -> None:
-        self.saved = saved
-        self.weights = weights
-        self.part = part
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.saved)
-
-    def __contains__(self, name: object) -> bool:
-        # Mapping's own would read the tensor.
-        return name in self.saved
-
-    def __len__(self) -> int:
-        return len(self.saved)
-
-    def __getitem__(self, name: str) -> Tensor:
-        kind, _, weight = name.partition(".")
-        if kind in MOMENTS:
-            return self.saved.rows(name, *row_range(self.weights[weight]))
-        num_parts = len(self.saved.paths)
-        if kind != "step" and num_parts != self.part.count:
-            raise MismatchError(
-                f"{self.saved.paths[0].parent}: holds 8-bit moments, whose scales belong to the "
-                f"{num_parts} processes that wrote them; resume with the same number "
-                "(training.parallel)"
-            )
-        return self.saved.own(name, self.part.number)
 
 
 def _check_identity(trainer: Trainer, state: Mapping[str, Any]) -> None:

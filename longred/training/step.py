@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,6 +167,7 @@ def micro_batches(
             )
 
 
+@dataclass(eq=False)
 class Objectives:
     """Computes the losses of micro-batches with the student and, for distillation, the teacher.
 
@@ -177,20 +179,16 @@ class Objectives:
         sequence: the processes that share long rows; None if no row is shared.
     """
 
-    def __init__(
-        self,
-        job: TrainingJob,
-        student: PreTrainedModel,
-        teacher: Teacher | None,
-        device: torch.device,
-        sequence: DeviceMesh | None = None,
-    ) -> None:
-        self.job = job
-        self.student = student
-        self.teacher = teacher
-        self.device = device
-        self.sequence = sequence
-        self.last_layer = int(student.config.num_hidden_layers)
+    job: TrainingJob
+    student: PreTrainedModel
+    teacher: Teacher | None
+    device: torch.device
+    sequence: DeviceMesh | None = None
+
+    @property
+    def last_layer(self) -> int:
+        """Number of decoder layers: the index of the last hidden state."""
+        return int(self.student.config.num_hidden_layers)
 
     def losses(self, batch: MicroBatch) -> dict[Term, Tensor]:
         """Return the mean loss of each term over a micro-batch's rows: float32 scalars.
@@ -345,9 +343,7 @@ def _run(
     layers: Sequence[int],
     *,
     needs_attention: bool = False,
-    position_ids_BT: Tensor | None = None,
-    document_ids_BT: Tensor | None = None,
-    sequence: DeviceMesh | None = None,
+    **settings: Any,
 ) -> Outputs:
     attention: dict[int, Captured] = {}
 
@@ -355,15 +351,8 @@ def _run(
         # A layer that is recomputed in the backward pass calls again.
         attention.setdefault(captured.layer, captured)
 
-    states = models.hidden_states(
-        model,
-        input_ids_BT,
-        layers=layers,
-        position_ids_BT=position_ids_BT,
-        document_ids_BT=document_ids_BT,
-        capture=keep if needs_attention else None,
-        sequence=sequence,
-    )
+    capture = keep if needs_attention else None
+    states = models.hidden_states(model, input_ids_BT, layers=layers, capture=capture, **settings)
     return Outputs(states, attention)
 
 

@@ -55,12 +55,18 @@ class SavedTensors(Mapping[str, Tensor]):
     Args:
         paths: all files of the group.
 
+    Attributes:
+        number: part whose own tensors are read by name.
+        ranges: first and last row + 1 to read by name; whole tensors by default.
+
     Raises:
         MismatchError: a file cannot be read.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = sorted(paths)
+        self.number = 0
+        self.ranges: Mapping[str, tuple[int, int]] = {}
         # Paths are sorted by part, so the rows of a split tensor are in order.
         self._parts: dict[str, list[tuple[Path, Rows | None]]] = {}
         for path in self.paths:
@@ -83,9 +89,17 @@ class SavedTensors(Mapping[str, Tensor]):
         return len(self._parts)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read a whole tensor; the first part's if every part has its own."""
-        _, rows = self._parts[name][0]
-        return self.own(name, 0) if rows is None else self.rows(name, 0, rows.shape[0])
+        """Read a tensor: the rows in `ranges`, or all, or the own one of part `number`.
+
+        If there are fewer parts than `number`, the last one's own tensor is read.
+        """
+        parts = self._parts[name]
+        path, rows = parts[min(self.number, len(parts) - 1)]
+        if name in self.ranges or rows is not None:
+            return self.rows(name, *self.ranges.get(name, (0, self.shape(name)[0])))
+        with _opened(path) as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the whole tensor."""
@@ -94,13 +108,6 @@ class SavedTensors(Mapping[str, Tensor]):
             return rows.shape
         with _opened(path) as file:
             return tuple(file.get_slice(name).get_shape())
-
-    def own(self, name: str, number: int) -> Tensor:
-        """Read part `number`'s own tensor; the last part's if there are fewer."""
-        parts = self._parts[name]
-        with _opened(parts[min(number, len(parts) - 1)][0]) as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read the rows from `start` to `stop` of a tensor, from all files that hold some."""

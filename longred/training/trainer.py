@@ -135,17 +135,13 @@ class Trainer:
         grad_norm = whole(
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.job.max_grad_norm)
         )
-        own = {
-            term: float(
-                sum(
-                    loss[term] * b.shares[term]
-                    for b, loss in zip(batches, losses, strict=True)
-                    if term in loss
-                )
-            )
-            for term in weights
-        }
-        by_term = self._total(own)
+        pairs = list(zip(batches, losses, strict=True))
+        by_term = self._total(
+            {
+                term: float(sum(loss[term] * b.shares[term] for b, loss in pairs if term in loss))
+                for term in weights
+            }
+        )
         total = sum(weights[term] * loss for term, loss in by_term.items())
         # A finite total means finite losses: infinite and NaN terms cannot cancel.
         if not bool(torch.isfinite(grad_norm + total)):

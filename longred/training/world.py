@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others; a dead one is noticed at once by its connection."""
 
 
+@dataclass(frozen=True, slots=True)
 class World:
     """The processes of a training as seen by one of them; a single process by default.
 
@@ -30,10 +32,9 @@ class World:
         num_here: number of processes on this machine.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, num_here: int = 1) -> None:
-        self.rank = rank
-        self.size = size
-        self.num_here = num_here
+    rank: int = 0
+    size: int = 1
+    num_here: int = 1
 
     @property
     def is_first(self) -> bool:
