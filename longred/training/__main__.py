@@ -89,9 +89,9 @@ def _open(pipes: Path | None, name: str, flags: int) -> int | None:
     try:
         return os.open(pipes / name, flags | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO):
-            return None
-        raise
+        if error.errno not in (errno.ENOENT, errno.ENXIO):
+            raise
+        return None
 
 
 if __name__ == "__main__":

@@ -26,13 +26,7 @@ from longred.training.layers.fp8 import to_fp8
 from longred.training.layers.fused import fuse
 from longred.training.layers.masters import hold_no_copies
 from longred.training.layers.mlp_tiles import tile_mlps
-from longred.training.sharding import (
-    local,
-    row_range,
-    shard_student,
-    shard_teacher,
-    sharded_like,
-)
+from longred.training.sharding import local, row_range, shard_student, shard_teacher, sharded_like
 from longred.training.step import Teacher
 from longred.training.tensor_files import SavedTensors
 
@@ -57,14 +51,9 @@ def load_student(
         MismatchError: the weights do not fit the configuration.
     """
     dtype = getattr(torch, job.dtype)
-    student, files = _open(
-        Path(job.student_folder),
-        original=Path(job.teacher_folder),
-        mesh=mesh,
-        device=device,
-        backend=job.attention_backend,
-        compute_dtype=dtype,
-    )
+    folder, original = Path(job.student_folder), Path(job.teacher_folder)
+    settings: dict[str, Any] = {"backend": job.attention_backend, "compute_dtype": dtype}
+    student, files = _open(folder, mesh, original, device=device, **settings)
     if job.recipe.trains_adapters:
         add_adapters(student, job.lora, dtype=job.dtype)
     if job.fp8:
@@ -111,9 +100,8 @@ def load_teacher(
         PreflightError: a file is missing or damaged.
         MismatchError: the weights do not fit the configuration.
     """
-    model, files = _open(
-        folder, mesh=mesh, device=device, backend=backend, compute_dtype=getattr(torch, dtype)
-    )
+    settings: dict[str, Any] = {"backend": backend, "compute_dtype": getattr(torch, dtype)}
+    model, files = _open(folder, mesh, device=device, **settings)
     model.requires_grad_(False)
     if dtype == "bfloat16":
         round_linear_layers(model)
@@ -222,7 +210,7 @@ class WeightFiles:
 
 
 def _open(
-    folder: Path, *, mesh: DeviceMesh | None, original: Path | None = None, **settings: Any
+    folder: Path, mesh: DeviceMesh | None, original: Path | None = None, **settings: Any
 ) -> tuple[PreTrainedModel, WeightFiles | None]:
     """Load a float32 model; with a mesh, build it on the meta device and return its files too."""
     settings["dtype"] = torch.float32

@@ -164,9 +164,8 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
 def _check_identity(trainer: Trainer, state: Mapping[str, Any]) -> None:
     folder = trainer.checkpoints.folder
     wanted, saved = trainer.job.identity(), state["job"]
-    different = sorted(
-        name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)
-    )
+    names = sorted(wanted.keys() | saved.keys())
+    different = [name for name in names if wanted.get(name) != saved.get(name)]
     if different:
         name = different[0]
         raise MismatchError(
@@ -177,10 +176,9 @@ def _check_identity(trainer: Trainer, state: Mapping[str, Any]) -> None:
     environment = environment_of(trainer.device, trainer.job)
     for name, value in state["environment"].items():
         if environment.get(name) != value:
+            change = f"{name} {environment.get(name)} where the checkpoint had {value}"
             log.warning(
-                "resuming with %s %s where the checkpoint had %s: the last bits of the result "
-                "may differ from an uninterrupted run",
-                name,
-                environment.get(name),
-                value,
+                "resuming with %s: the last bits of the result may differ from an uninterrupted "
+                "run",
+                change,
             )

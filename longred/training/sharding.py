@@ -145,15 +145,10 @@ def local(tensor: Tensor) -> Tensor:
 
 def sharded_like(tensor: Tensor, rows: Tensor) -> Tensor:
     """Return a tensor sharded like another one, with the given rows in this process."""
-    if not isinstance(tensor, DTensor):
-        return rows
+    like: Any = tensor
+    layout: dict[str, Any] = {"shape": tensor.shape, "stride": tensor.stride()}
     sharded: Tensor = DTensor.from_local(
-        rows,
-        tensor.device_mesh,
-        tensor.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
+        rows, like.device_mesh, like.placements, run_check=False, **layout
     )
     return sharded
 

@@ -230,9 +230,8 @@ class Objectives:
         shown_BT, teacher = None, None
         if distil:
             if distil[0].teacher == "first_window":
-                shown_BT = first_window(
-                    batch.input_ids_BT, batch.document_ids_BT, self.job.original_window
-                )
+                window = self.job.original_window
+                shown_BT = first_window(batch.input_ids_BT, batch.document_ids_BT, window)
             needs_attention = any(objective.needs_attention for objective in distil)
             teacher = self._run_teacher(batch, self._layers(distil), needs_attention, shown_BT)
         needs_attention = any(objective.needs_attention for objective in wanted)
@@ -258,21 +257,15 @@ class Objectives:
     def _run_student(
         self, batch: MicroBatch, layers: Sequence[int], needs_attention: bool
     ) -> Outputs:
-        positions_BT, sequence = batch.position_ids_BT, None
+        input_ids_BT, documents_BT = batch.input_ids_BT[:, batch.tokens], batch.document_ids_BT
+        settings: dict[str, Any] = {"position_ids_BT": batch.position_ids_BT}
         with self._autocast(), self._held(batch):
             if _is_shared(batch):
-                positions_T = torch.arange(
-                    batch.tokens.start, batch.tokens.stop, device=self.device
-                )
-                positions_BT, sequence = positions_T[None], self.sequence
+                start, stop = batch.tokens.start, batch.tokens.stop
+                positions_BT = torch.arange(start, stop, device=self.device)[None]
+                settings = {"position_ids_BT": positions_BT, "sequence": self.sequence}
             return _run(
-                self.student,
-                batch.input_ids_BT[:, batch.tokens],
-                layers,
-                needs_attention=needs_attention,
-                position_ids_BT=positions_BT,
-                document_ids_BT=batch.document_ids_BT,
-                sequence=sequence,
+                self.student, layers, needs_attention, input_ids_BT, documents_BT, **settings
             )
 
     def _run_teacher(
@@ -291,28 +284,19 @@ class Objectives:
         if self.teacher is None:
             raise ValueError(f"{self.job.method} distils and was given no teacher")
         with torch.no_grad(), self.teacher() as model, self._autocast():
+            input_ids_BT, documents_BT = batch.input_ids_BT, batch.document_ids_BT
             if shown_BT is None:
-                return _run(
-                    model,
-                    batch.input_ids_BT,
-                    layers,
-                    needs_attention=needs_attention,
-                    document_ids_BT=batch.document_ids_BT,
-                )
+                return _run(model, layers, needs_attention, input_ids_BT, documents_BT)
             own_BT = torch.zeros_like(shown_BT)
             own_BT[:, batch.tokens] = shown_BT[:, batch.tokens]
             if _is_shared(batch):
-                shown_BT = documents_of(own_BT, shown_BT, batch.document_ids_BT)
+                shown_BT = documents_of(own_BT, shown_BT, documents_BT)
             by_layer: dict[int, list[Tensor]] = {layer: [] for layer in layers}
             with as_written():
                 for row, (own_T, shown_T) in enumerate(zip(own_BT, shown_BT, strict=True)):
-                    this = slice(row, row + 1)
-                    states = _run(
-                        model,
-                        batch.input_ids_BT[this, shown_T],
-                        layers,
-                        document_ids_BT=_columns(batch.document_ids_BT, shown_T, this),
-                    ).states
+                    ids_1T = input_ids_BT[row : row + 1, shown_T]
+                    documents_1T = _columns(documents_BT, shown_T, slice(row, row + 1))
+                    states = _run(model, layers, False, ids_1T, documents_1T).states
                     for layer in layers:
                         by_layer[layer].append(states[layer][0][own_T[shown_T]])
         return Outputs({layer: torch.cat(states) for layer, states in by_layer.items()})
@@ -339,20 +323,21 @@ def _is_shared(batch: MicroBatch) -> bool:
 
 def _run(
     model: PreTrainedModel,
-    input_ids_BT: Tensor,
     layers: Sequence[int],
-    *,
-    needs_attention: bool = False,
+    needs_attention: bool,
+    input_ids_BT: Tensor,
+    document_ids_BT: Tensor | None,
     **settings: Any,
 ) -> Outputs:
+    """Run a model; return the hidden states of some layers, and their attention if needed."""
     attention: dict[int, Captured] = {}
 
     def keep(captured: Captured) -> None:
         # A layer that is recomputed in the backward pass calls again.
         attention.setdefault(captured.layer, captured)
 
-    capture = keep if needs_attention else None
-    states = models.hidden_states(model, input_ids_BT, layers=layers, capture=capture, **settings)
+    settings |= {"document_ids_BT": document_ids_BT, "capture": keep if needs_attention else None}
+    states = models.hidden_states(model, input_ids_BT, layers=layers, **settings)
     return Outputs(states, attention)
 
 
