@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
 from longred.errors import MismatchError
@@ -18,8 +18,6 @@ from longred.store.artifacts import new_folder, read_json, storage_errors, write
 from longred.store.journal import JOURNAL_NAME
 from longred.training import adapters
 from longred.training.machine import environment_of
-from longred.training.optimizer import named_weights
-from longred.training.sharding import whole
 from longred.training.trainer import Trainer
 
 
@@ -97,8 +95,8 @@ def write_student(trainer: Trainer, folder: Path) -> None:
     """
     job = trainer.job
     student, original = Path(job.student_folder), Path(job.teacher_folder)
-    model = _whole_student(trainer)
     with trainer.world.together():
+        model = _whole_student(trainer)
         if model is None:
             return
         if job.recipe.trains_adapters:
@@ -108,30 +106,23 @@ def write_student(trainer: Trainer, folder: Path) -> None:
 
 
 def _whole_student(trainer: Trainer) -> PreTrainedModel | None:
-    """Gather all trained weights, one at a time, in the first process; None in the others.
+    """Gather the trained weights in the first process; return None in the others.
 
     With adapters the frozen weights stay on the meta device.
     """
     if trainer.meshes.weights is None:
         return trainer.student
-    job, student = trainer.job, None
-    with trainer.world.together():
-        if trainer.world.is_first:
-            student = models.build_model(
-                Path(job.student_folder),
-                dtype=torch.float32,
-                device=torch.device("cpu"),
-                backend="sdpa",
-            )
-            if job.recipe.trains_adapters:
-                adapters.add_adapters(student, job.lora, dtype=job.dtype)
-    for name, weight in named_weights(trainer.student).items():
-        gathered = whole(weight.detach())
-        if student is not None:
-            module, _, key = name.rpartition(".")
-            setattr(student.get_submodule(module), key, nn.Parameter(gathered.cpu()))
-    if student is not None:
-        student.tie_weights()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights = get_model_state_dict(trainer.student, options=options)
+    if not trainer.world.is_first:
+        return None
+    job = trainer.job
+    settings: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+    student = models.build_model(Path(job.student_folder), backend="sdpa", **settings)
+    if job.recipe.trains_adapters:
+        adapters.add_adapters(student, job.lora, dtype=job.dtype)
+    student.load_state_dict(weights, strict=False, assign=True)
+    student.tie_weights()
     return student
 
 

@@ -6,7 +6,6 @@ by their share of the whole step. Several replicas shard the weights inside each
 gradients over them (HSDP); as many replicas as processes is plain data parallelism.
 """
 
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -85,7 +84,7 @@ def shard_student(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) 
             # Losses are weighted by their share of the whole step: gradients are summed.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    model.enter = types.MethodType(_enter, model)  # type: ignore[assignment]
+    model.enter = lambda body: body()  # type: ignore[assignment]
     register_fsdp_forward_method(model, "enter")
 
 
@@ -110,10 +109,6 @@ def _norms(layer: nn.Module) -> list[nn.Module]:
     """Return the modules of a layer whose own weights are all vectors."""
     own = ((module, list(module.parameters(recurse=False))) for module in layer.modules())
     return [module for module, weights in own if weights and all(w.ndim == 1 for w in weights)]
-
-
-def _enter(model: nn.Module, body: Callable[[], T]) -> T:
-    return body()
 
 
 def entered(model: PreTrainedModel, body: Callable[[], T]) -> T:

@@ -150,12 +150,8 @@ def micro_batches(
             max_tokens = min(max_tokens, job.short_micro_batch_tokens or max_tokens)
         tokens = job.layout.part(bucket, length, rank)
         max_rows = max(1, max_tokens // (tokens.stop - tokens.start))
-        num_parts = -(-num_rows // max_rows)
-        small, num_larger = divmod(num_rows, num_parts)
-        start = 0
-        for number in range(num_parts):
-            part = slice(start, start + small + (number < num_larger))
-            start = part.stop
+        for indices in np.array_split(np.arange(num_rows), -(-num_rows // max_rows)):
+            part = slice(int(indices[0]), int(indices[-1]) + 1)
             yield MicroBatch(
                 bucket=bucket,
                 input_ids_BT=rows.input_ids_BT[part],
@@ -208,18 +204,18 @@ class Objectives:
         """Describe the first hidden states of a micro-batch that are not finite."""
         batch = batch.to(self.device)
         layers = range(1, self.last_layer + 1)
-        states: dict[str, Mapping[int, Tensor]] = {}
 
-        def run() -> None:
-            states["student"] = self._run_student(batch, layers, False).states
+        def run() -> dict[str, Outputs]:
+            outputs = {"student": self._run_student(batch, layers, False)}
             if self.teacher is not None:
-                states["teacher"] = self._run_teacher(batch, layers, False, None).states
+                outputs["teacher"] = self._run_teacher(batch, layers, False, None)
+            return outputs
 
         with torch.no_grad():
-            entered(self.student, run)
+            outputs = entered(self.student, run)
         found = []
-        for name, by_layer in states.items():
-            bad = [layer for layer in layers if not bool(torch.isfinite(by_layer[layer]).all())]
+        for name, output in outputs.items():
+            bad = [i for i in layers if not bool(torch.isfinite(output.states[i]).all())]
             if bad:
                 found.append(f"the {name}'s hidden state {bad[0]} (decoder layer {bad[0] - 1})")
         return "first in " + " and in ".join(found) if found else "every hidden state is finite"

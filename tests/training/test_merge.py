@@ -1,4 +1,4 @@
-"""Merged weights against the average written out, and the stage that shares cpt's student."""
+"""Merged weights against the explicit average, and the stage that reuses cpt's student."""
 
 import json
 import shutil
