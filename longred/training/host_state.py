@@ -7,6 +7,7 @@ the inner optimizer alone. On a CPU `torch.cpu` offers the same stream calls as 
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,8 +117,8 @@ class HostState:
         for weight in part:
             found[weight] = {}
             for kind, value in self.state.get(weight, {}).items():
-                device = self._devices[kind]
-                sent = _each(value, lambda plain, on=device: torch.empty_like(plain, device=on))
+                empty = functools.partial(torch.empty_like, device=self._devices[kind])
+                sent = _each(value, empty)
                 copies += zip(_plain(sent), _plain(value), strict=True)
                 found[weight][kind] = sharded_like(weight, sent) if self._sharded[kind] else sent
         self._inward.wait_stream(self._compute)

@@ -136,7 +136,7 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
         for name, weight in weights.items():
             local(weight).copy_(model.rows(name, *row_range(weight)))
     num_writers, part = len(optimizer.paths), _part_of(trainer)
-    if num_writers != part.count and any("_codes." in name for name in optimizer):
+    if num_writers != part.num_parts and any("_codes." in name for name in optimizer):
         raise MismatchError(
             f"{optimizer.paths[0].parent}: holds 8-bit moments, whose scales belong to the "
             f"{num_writers} processes that wrote them; resume with the same number "

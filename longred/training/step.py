@@ -60,7 +60,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the micro-batch with its tensors on a device."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in values.items()
             if isinstance(value, Tensor)

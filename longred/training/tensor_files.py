@@ -26,25 +26,25 @@ class Part(NamedTuple):
 
     Attributes:
         number: of the part, from 0.
-        count: number of parts.
+        num_parts: how many the group has.
         rows: of each tensor that is split by rows; other tensors exist once in every part.
         is_written: whether this process writes it; only one of the replicas does.
     """
 
     number: int = 0
-    count: int = 1
+    num_parts: int = 1
     rows: Mapping[str, Rows] = {}
     is_written: bool = True
 
     def file_name(self, stem: str) -> str:
         """Return the name of the part's file."""
-        if self.count == 1:
+        if self.num_parts == 1:
             return f"{stem}.safetensors"
-        return f"{stem}-{self.number + 1:05d}-of-{self.count:05d}.safetensors"
+        return f"{stem}-{self.number + 1:05d}-of-{self.num_parts:05d}.safetensors"
 
     def metadata(self) -> dict[str, str] | None:
         """Return the metadata of the part's file; None if its tensors are whole."""
-        if self.count == 1:
+        if self.num_parts == 1:
             return None
         return {"rows": json.dumps({name: [r.start, r.shape] for name, r in self.rows.items()})}
 
