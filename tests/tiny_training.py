@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from longred.method.job import TrainingJob
 from longred.store.journal import Journal
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 
 ORIGINAL, TARGET, SHORT = 64, 128, 32
 MakeJob = Callable[..., TrainingJob]
@@ -249,12 +249,12 @@ def _emulate_fp8(bound: float) -> Any:
     """Let the trainer use 8-bit floats here, if they move hidden states by no more than a bound."""
 
     def arrange(step: int) -> Any:
-        from longred.training import fp8_quality, requirements, student
+        from longred.training import checks, load, machine
 
-        to_fp8 = student.to_fp8
-        requirements.check_fp8 = lambda device: None
-        student.to_fp8 = lambda model, **_: to_fp8(model, emulate=True)
-        fp8_quality.HIDDEN_BOUND = bound
+        to_fp8 = load.to_fp8
+        machine.check_fp8 = lambda device: None
+        load.to_fp8 = lambda model, **_: to_fp8(model, emulate=True)
+        checks.HIDDEN_BOUND = bound
         return _at(-1, None)
 
     return arrange

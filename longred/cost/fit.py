@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import torch
 
 from longred.cost.advice import advice
-from longred.cost.flops import batches
+from longred.cost.calibrate import fastest_product
+from longred.cost.flops import batches, step_flops
 from longred.cost.machine import memory_of
 from longred.cost.memory import memory_parts, reserve_bytes
 from longred.cost.plan import TOLERANCE
 from longred.cost.shape import ModelShape
-from longred.cost.speeds import GIB
+from longred.cost.speeds import GIB, key_of, known
 from longred.errors import PreflightError
 from longred.method.job import TrainingJob
 
@@ -68,3 +69,18 @@ def refuse_what_cannot_fit(
     raise PreflightError(
         f"{settings[0].setting.partition('=')[0] if settings else 'training'}: {text}; {words}"
     )
+
+
+def step_and_peak_flops(
+    shape: ModelShape, job: TrainingJob, lengths: Mapping[str, int], device: torch.device
+) -> tuple[float, float]:
+    """Return the FLOPs of one step over all processes, and the peak FLOP/s of one device.
+
+    Together they give the MFU: attention counts as causal, and nothing recomputed counts. The peak
+    is the dense one of a known GPU, else the fastest measured matrix product.
+    """
+    needed = step_flops(shape, job, lengths)
+    key = key_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if key is None:
+        return needed, fastest_product(device, getattr(torch, job.dtype))
+    return needed, known(key, dtype=job.dtype).peak_flops

@@ -49,8 +49,7 @@ def check_trainings(config: RunConfig, *, with_layers: bool = False) -> None:
     from longred.models.extension import extend_config
     from longred.models.load import choose_device, load_config, resolve_model
     from longred.training.launch import LAUNCHER
-    from longred.training.requirements import check_machine, check_model
-    from longred.training.world import check_gpus
+    from longred.training.machine import check_gpus, check_machine, check_model
 
     model = load_config(resolve_model(config.model.path, config.model.revision, weights=False))
     shape = shape_of(model)

@@ -105,7 +105,7 @@ def _merge(
     config: TrainingConfig, method: str, base: Artifact, student: Artifact, store: Store
 ) -> Artifact:
     def make(folder: Path, work: Path) -> None:
-        from longred.training.merge import merge_student
+        from longred.training.result import merge_student
 
         store.verify(student)
         merge_student(student.folder, base.folder, folder, weight=config.merge_weight)

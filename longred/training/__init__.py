@@ -1,13 +1,17 @@
-"""Trains students in a process of their own, so that a stop, a crash or a kill costs little.
+"""Training: the trainer runs in its own process, so a stop, a crash or a kill costs little.
 
-Read in this order: `job` says what is trained and `requirements` what that needs, `loop` reads
-load, step, save, `trainer` is what there is between two steps, `student` is the model with its
-savers of memory and time, `step` holds the losses of one optimizer step, `optimizer` the update and
-`schedules` its rate, `persistence` what of a trainer is saved, `checkpoint` how that survives a
-crash, `result` what is left at the end; `not_finite`, `spikes` and `stop` why a training ends
-early, `launch` the parent's side.
+`loop` is the training: load, step, save. `trainer` holds the state of one training and takes one
+optimizer step: `load` loads student and teacher, `step` computes the losses of micro-batches,
+`balance` their automatic weights, `optimizer` the update, `host_state` keeps its state in host
+memory. `adapters` trains low-rank adapters instead of the weights; `layers` replaces layers to
+save memory and time.
 
-Of several processes: `layout` says who computes what, `world` how they agree, `sharding` who holds
-which rows of the weights, `own_rows` how each reads its own from a model's files, `tensor_files`
-who writes and reads which rows of a checkpoint.
+`persistence` turns a trainer into a checkpoint and back, `checkpoint` makes checkpoints survive
+crashes, `tensor_files` reads and writes split tensors, `result` writes students as model folders.
+
+Before and around the steps: `machine` configures torch and checks what a job needs, `checks` has
+the numerical checks (fp8, loss spikes, NaN). With several processes `world` lets them agree and
+`sharding` divides the weights.
+
+`launch` starts the process of `__main__` and follows it; `stop` says when that process should end.
 """

@@ -1,7 +1,7 @@
-"""Low-rank adapters (arXiv 2106.09685): trained in place of the weights.
+"""Low-rank adapters (arXiv 2106.09685), trained instead of the weights.
 
-With the adapters off and the original RoPE the student is the teacher, so that no second copy of
-the weights is held.
+With its adapters off and the original RoPE the student is the teacher (`load.teacher_of_adapters`),
+so no second copy of the weights is held. peft is imported only by trainings that use adapters.
 """
 
 import contextlib
@@ -19,18 +19,19 @@ from longred.errors import ConfigError
 from longred.models import load as models
 from longred.models.folder import weight_files
 from longred.store.artifacts import storage_errors
-from longred.training.teacher import Teacher, round_linear_layers
 
 ADAPTERS_NAME = "adapters"
-"""Folder of the adapters alone inside a student's; beside its weights they would be added twice."""
+"""Folder for the adapters inside a student's folder; next to the merged weights, loading would add
+them twice.
+"""
 
 
 def check_weights(student: Path, original: Path) -> None:
-    """Refuse adapters on weights that are not the teacher's.
+    """Refuse adapters on weights that differ from the teacher's.
 
     Args:
-        student: the extended model's folder.
-        original: the original model's.
+        student: folder of the extended model.
+        original: folder of the original model.
 
     Raises:
         ConfigError: the student's weights are not the original's.
@@ -42,16 +43,16 @@ def check_weights(student: Path, original: Path) -> None:
         )
 
 
-def check_places(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
-    """Refuse adapters that the model has no place for.
+def check_targets(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    """Refuse adapters that do not fit the model.
 
     Args:
         settings: `rank` and `targets`.
-        config: the model's.
+        config: of the model.
 
     Raises:
-        ConfigError: a target is no linear layer of the model, or the rank is larger than a target's
-            smaller side.
+        ConfigError: a target is no linear layer of the model, or the rank exceeds the smaller side
+            of a target.
     """
     with torch.device("meta"):
         loader: Any = AutoModelForCausalLM
@@ -75,26 +76,45 @@ def check_places(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
         )
 
 
-def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, dtype: str) -> None:
-    """Freeze a model and give it adapters that change nothing yet.
+def round_linear_layers(model: PreTrainedModel) -> None:
+    """Convert frozen linear layers, except the LM head, to bfloat16.
 
-    Linear layers are frozen in the compute type, which autocast would round them to anyway; the
-    adapters are trained in float32.
+    Autocast would round them on every use. The LM head may be tied to the input embedding, which
+    is no linear layer and stays in float32 under autocast.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            module.to(torch.bfloat16)
+
+
+def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, dtype: str) -> None:
+    """Freeze a model and add adapters that do not change its output yet.
+
+    Frozen linear layers are stored in the compute type, adapters in float32.
 
     Args:
         model: changed in place; its own weights may be on the meta device, adapters never are.
         settings: `rank`, `alpha` and `targets`.
-        dtype: the compute type, `bfloat16` or `float32`.
+        dtype: compute type, `bfloat16` or `float32`.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)
     if dtype == "bfloat16":
         round_linear_layers(model)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     config = LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],
-        target_modules=_paths(model, settings["targets"]),
+        # Full names: peft matches short ones by suffix, in other modules too.
+        target_modules=[
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+            and module is not head
+            and name.rpartition(".")[2] in settings["targets"]
+        ],
         lora_dropout=0.0,
         bias="none",
     )
@@ -107,10 +127,10 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, dtype: 
 
 @contextlib.contextmanager
 def _on_host(model: PreTrainedModel) -> Iterator[None]:
-    """Let linear layers on the meta device look as if they were on the host, and take no memory.
+    """Replace meta weights of linear layers by expanded scalars on the host inside the block.
 
-    peft moves adapters to where their layer is, and on the meta device they would lose the values
-    that they were drawn with.
+    peft moves adapters to the device of their layer; on the meta device they would lose their
+    initial values.
     """
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.is_meta]
     weights = [linear.weight for linear in linears]
@@ -124,45 +144,13 @@ def _on_host(model: PreTrainedModel) -> Iterator[None]:
             linear.weight = weight
 
 
-def without_adapters(model: PreTrainedModel, original: Path) -> Teacher:
-    """Return the teacher inside a student with adapters.
-
-    Args:
-        model: the student.
-        original: the original model's folder, whose RoPE the teacher has.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    base: Any = model.base_model
-    kind = type(base.rotary_emb)
-    rotary = kind(config=models.load_config(original)).to(model.device)
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[PreTrainedModel]:
-        students, was_training = base.rotary_emb, model.training
-        base.rotary_emb = rotary
-        model.train(False)
-        for module in adapted:
-            module.enable_adapters(False)
-        try:
-            yield model
-        finally:
-            base.rotary_emb = students
-            model.train(was_training)
-            for module in adapted:
-                module.enable_adapters(True)
-
-    return opened
-
-
 def merged(model: PreTrainedModel, student: Path, original: Path) -> PreTrainedModel:
-    """Return the student's weights in float32 with the adapters' products added to them.
+    """Return the student in float32 with the adapters' products added to its weights.
 
     Args:
         model: the student with adapters.
-        student: the extended model's folder.
-        original: the original model's.
+        student: folder of the extended model.
+        original: folder of the original model.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -177,7 +165,7 @@ def merged(model: PreTrainedModel, student: Path, original: Path) -> PreTrainedM
 
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, as peft loads them onto the extended model.
+    """Write only the adapters, in the format that peft loads onto the extended model.
 
     Raises:
         StorageError: the disk is full.
@@ -194,14 +182,3 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
             folder / "adapter_model.safetensors",
             metadata={"format": "pt"},
         )
-
-
-def _paths(model: PreTrainedModel, targets: list[str]) -> list[str]:
-    """Return the full names of the decoder's target layers, so that no other layer matches."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        and name.rpartition(".")[2] in targets
-    ]

@@ -1,15 +1,14 @@
-"""Optimizer state in host memory: it crosses to the weights' device in parts, step by step.
+"""Optimizer state in host memory, copied to the weights' device in parts at every step.
 
-Weights and gradients stay where they are: they are used in every micro-batch, the state once a
-step. While one part is updated, the next crosses to the GPU and the last one back, each on a
-stream of its own: the link carries both ways at once. The numbers are those of the optimizer
-alone, to the last bit.
+Weights and gradients stay on the device: every micro-batch uses them, but only the update uses the
+state. While one part is updated, the next is copied to the GPU and the previous one back, each on
+its own stream, so the link is used in both directions. The results are bit-identical to those of
+the inner optimizer alone. On a CPU `torch.cpu` offers the same stream calls as no-ops.
 """
 
 import collections
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,32 +16,37 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from longred.method.layout import PART_BYTES, PARTS_ON_DEVICE
-from longred.training.sharding import divided_like, local
+from longred.training.sharding import local, sharded_like
 
 SLAB_BYTES = 2**30
-"""Pinned memory taken at once: torch rounds each piece up to a power of two, up to twice its size.
-"""
+"""Size of one pinned allocation: torch rounds each up to a power of two, up to twice its size."""
+
+State = dict[str, Tensor]
 
 
 class HostState:
-    """An optimizer whose state is in host memory between steps, pinned where there is a GPU.
+    """An optimizer whose state is in host memory between steps, pinned if there is a GPU.
 
     Args:
-        inner: the optimizer that takes the steps; every weight's update must depend on its own
-            state alone.
+        inner: optimizer that takes the steps; each weight's update must depend on its own state
+            only.
 
     Attributes:
-        state: of every weight, on the host; of one that is divided, this process's rows.
+        state: of each weight, on the host; of a sharded weight, this process's rows.
     """
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.inner = inner
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self._homes: dict[str, torch.device] = {}
-        self._divided: dict[str, bool] = {}
+        self.state: dict[Tensor, State] = {}
+        self._devices: dict[str, torch.device] = {}
+        self._sharded: dict[str, bool] = {}
         self._pinned = _PinnedSlabs()
-        # Made once: each new stream would have memory of its own.
-        self._lanes = _lanes(part_device(inner.param_groups))
+        self._device = device_of(inner.param_groups)
+        self._streams: Any = torch.get_device_module(self._device)
+        # Created once: every new stream would get its own memory pool.
+        self._compute = self._streams.current_stream(self._device)
+        self._inward = self._streams.Stream(self._device)
+        self._outward = self._streams.Stream(self._device)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -50,15 +54,19 @@ class HostState:
         return self.inner.param_groups
 
     def zero_grad(self, *, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         self.inner.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:
-        """Take one step, part by part."""
+        """Take one step, part by part.
+
+        Device memory is allocated on the compute stream. Other streams use it only after the
+        compute stream is done with it, and `record_stream` keeps it until the copy back is done.
+        """
         groups = self.inner.param_groups
-        lanes = self._lanes
         parts = list(self._parts())
-        sent = self._send(parts[0], lanes) if parts else {}
+        returned: collections.deque[Any] = collections.deque()
+        sent = self._send(parts[0]) if parts else {}
         try:
             for number, part in enumerate(parts):
                 chosen = {id(weight) for weight in part}
@@ -66,50 +74,56 @@ class HostState:
                     {**group, "params": [w for w in group["params"] if id(w) in chosen]}
                     for group in groups
                 ]
-                lanes.await_state()
+                self._compute.wait_stream(self._inward)
                 for weight, state in sent.items():
                     self.inner.state[weight].update(state)
                 if number + 1 < len(parts):
-                    sent = self._send(parts[number + 1], lanes)
+                    # The host must not run ahead and fill the device: the part on its way out,
+                    # the one being updated and this one are PARTS_ON_DEVICE.
+                    while len(returned) > PARTS_ON_DEVICE - 2:
+                        returned.popleft().synchronize()
+                    sent = self._send(parts[number + 1])
                 self.inner.step()
-                lanes.await_update()
-                with lanes.out():
+                self._outward.wait_stream(self._compute)
+                with self._streams.stream(self._outward):
                     for weight in part:
-                        state = self.inner.state.pop(weight)
-                        self.put(weight, state)
-                        lanes.keep(state.values())
+                        self.put(weight, self.inner.state.pop(weight))
+                returned.append(self._streams.Event())
+                returned[-1].record(self._outward)
         finally:
             self.inner.param_groups = groups
-        # The copies back are still on their way, and a checkpoint reads them.
-        lanes.finish()
+        # A checkpoint reads what the last copies write.
+        self._streams.synchronize(self._device)
 
-    def put(self, weight: Tensor, state: dict[str, Tensor]) -> None:
+    def put(self, weight: Tensor, state: State) -> None:
         """Copy a weight's state from its device to the host."""
-        kept = self.state.setdefault(weight, {})
+        saved = self.state.setdefault(weight, {})
         for kind, value in state.items():
-            self._homes[kind] = value.device
-            self._divided[kind] = isinstance(value, DTensor)
+            self._devices[kind] = value.device
+            self._sharded[kind] = isinstance(value, DTensor)
             value = local(value)
-            if kind not in kept:
-                kept[kind] = _each(value, self._pinned.like if weight.is_cuda else _host_like)
-            for target, plain in zip(_plain(kept[kind]), _plain(value), strict=True):
+            if kind not in saved:
+                empty = self._pinned.like if weight.is_cuda else torch.empty_like
+                saved[kind] = _each(value, empty)
+            for target, plain in zip(_plain(saved[kind]), _plain(value), strict=True):
                 target.copy_(plain, non_blocking=True)
+                if plain.is_cuda:
+                    plain.record_stream(self._outward)
 
-    def _send(self, part: list[Tensor], lanes: "_Lanes") -> dict[Tensor, dict[str, Tensor]]:
-        """Start a part's state on its way to the weights' device."""
-        found: dict[Tensor, dict[str, Tensor]] = {weight: {} for weight in part}
-        lanes.await_room()
-        places: list[tuple[Tensor, Tensor]] = []
+    def _send(self, part: list[Tensor]) -> dict[Tensor, State]:
+        """Start copying a part's state to the weights' device."""
+        found: dict[Tensor, State] = {}
+        copies: list[tuple[Tensor, Tensor]] = []
         for weight in part:
+            found[weight] = {}
             for kind, value in self.state.get(weight, {}).items():
-                place = functools.partial(_place_for, device=self._homes[kind])
-                sent = _each(value, place)
-                places += zip(_plain(sent), _plain(value), strict=True)
-                if self._divided[kind]:
-                    sent = divided_like(weight, sent)
-                found[weight][kind] = sent
-        with lanes.into():
-            for target, plain in places:
+                empty = functools.partial(torch.empty_like, device=self._devices[kind])
+                sent = _each(value, empty)
+                copies += zip(_plain(sent), _plain(value), strict=True)
+                found[weight][kind] = sharded_like(weight, sent) if self._sharded[kind] else sent
+        self._inward.wait_stream(self._compute)
+        with self._streams.stream(self._inward):
+            for target, plain in copies:
                 target.copy_(plain, non_blocking=True)
         return found
 
@@ -129,108 +143,14 @@ class HostState:
             yield part
 
 
-class _Lanes:
-    """Both ways between host and device and the work there, in one lane: nothing overlaps."""
-
-    def await_room(self) -> None:
-        """Wait until no more parts are on the device than may be, with one more."""
-
-    def into(self) -> contextlib.AbstractContextManager[Any]:
-        """Copy to the device inside."""
-        return contextlib.nullcontext()
-
-    def await_state(self) -> None:
-        """Let the work wait for what was last sent."""
-
-    def await_update(self) -> None:
-        """Let the way out wait for the work so far."""
-
-    def out(self) -> contextlib.AbstractContextManager[Any]:
-        """Copy back to the host inside."""
-        return contextlib.nullcontext()
-
-    def keep(self, state: Iterable[Tensor]) -> None:
-        """Keep the memory of a part's state until it is back on the host."""
-
-    def finish(self) -> None:
-        """Wait for all copies."""
-
-
-class _GpuLanes(_Lanes):
-    """Streams for the two ways, beside the one on which the optimizer works.
-
-    All memory is the working stream's, and what is read on another is not the allocator's again
-    before the reader is done. The host waits for old parts, so that it does not run ahead and fill
-    the device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.work = torch.cuda.current_stream(device)
-        new_stream: Any = torch.cuda.Stream
-        self.inward, self.outward = new_stream(device), new_stream(device)
-        self.returned: collections.deque[torch.cuda.Event] = collections.deque()
-
-    def await_room(self) -> None:
-        """Wait until no more parts are on the device than may be, with one more."""
-        # The part that leaves and the one in work are PARTS_ON_DEVICE with this one.
-        while len(self.returned) > PARTS_ON_DEVICE - 2:
-            self.returned.popleft().synchronize()
-
-    def into(self) -> contextlib.AbstractContextManager[Any]:
-        """Copy to the device inside."""
-        # What had this memory before on the working stream is done with it.
-        self.inward.wait_stream(self.work)
-        return torch.cuda.stream(self.inward)
-
-    def await_state(self) -> None:
-        """Let the work wait for what was last sent."""
-        self.work.wait_stream(self.inward)
-
-    def await_update(self) -> None:
-        """Let the way out wait for the work so far."""
-        self.outward.wait_stream(self.work)
-
-    @contextlib.contextmanager
-    def out(self) -> Iterator[None]:
-        """Copy back to the host inside."""
-        with torch.cuda.stream(self.outward):
-            yield
-        self.returned.append(self.outward.record_event())
-
-    def keep(self, state: Iterable[Tensor]) -> None:
-        """Keep the memory of a part's state until it is back on the host."""
-        for value in state:
-            for plain in _plain(local(value)):
-                if plain.is_cuda:
-                    plain.record_stream(self.outward)
-
-    def finish(self) -> None:
-        """Wait for all copies."""
-        torch.cuda.synchronize(self.device)
-        self.returned.clear()
-
-
-def _lanes(device: torch.device) -> _Lanes:
-    return _GpuLanes(device) if device.type == "cuda" else _Lanes()
-
-
-def part_device(groups: list[dict[str, Any]]) -> torch.device:
-    """Return the device of the weights that an optimizer updates."""
+def device_of(groups: list[dict[str, Any]]) -> torch.device:
+    """Return the device of the weights in an optimizer's groups."""
     device: torch.device = groups[0]["params"][0].device
     return device
 
 
-def _place_for(plain: Tensor, device: torch.device) -> Tensor:
-    return torch.empty_like(plain, device=device)
-
-
-def _host_like(plain: Tensor) -> Tensor:
-    return torch.empty_like(plain, device="cpu")
-
-
 class _PinnedSlabs:
-    """Pinned host memory, given out of slabs whose sizes torch does not round up."""
+    """Pinned host memory, cut out of slabs whose sizes torch does not round up."""
 
     ALIGNMENT = 512
 
@@ -239,27 +159,24 @@ class _PinnedSlabs:
         self.used: list[int] = []
 
     def like(self, plain: Tensor) -> Tensor:
-        """Return pinned memory for a tensor's values, contiguous."""
+        """Return contiguous pinned memory of a tensor's shape and type."""
         size = -(-max(plain.nbytes, 1) // self.ALIGNMENT) * self.ALIGNMENT
-        slab = next((i for i, slab in enumerate(self.slabs) if self._room(i) >= size), None)
-        if slab is None:
-            slab = len(self.slabs)
+        rooms = (len(slab) - used for slab, used in zip(self.slabs, self.used, strict=True))
+        index = next((i for i, room in enumerate(rooms) if room >= size), len(self.slabs))
+        if index == len(self.slabs):
             self.slabs.append(self._new(max(SLAB_BYTES, 1 << (size - 1).bit_length())))
             self.used.append(0)
-        start = self.used[slab]
-        self.used[slab] += size
-        values = self.slabs[slab][start : start + plain.nbytes]
+        start = self.used[index]
+        self.used[index] += size
+        values = self.slabs[index][start : start + plain.nbytes]
         return values.view(plain.dtype).view(plain.shape)
-
-    def _room(self, slab: int) -> int:
-        return len(self.slabs[slab]) - self.used[slab]
 
     def _new(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def _each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """Convert the plain tensors inside a tensor: 8-bit codes are wrapped ones."""
+    """Convert the plain tensors inside a tensor subclass, such as torchao's 8-bit codes."""
     if not hasattr(value, "__tensor_flatten__"):
         return convert(value)
     names, context = value.__tensor_flatten__()
@@ -268,6 +185,7 @@ def _each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _plain(value: Any) -> list[Tensor]:
+    """Return the plain tensors inside a tensor subclass."""
     if not hasattr(value, "__tensor_flatten__"):
         return [value]
     names, _ = value.__tensor_flatten__()

@@ -1,7 +1,13 @@
-"""The parent's side: start the trainer, follow it, pass signals on, and name how it ended.
+"""The parent's side: start the trainer, follow its progress, forward signals, and name its error.
 
-A trainer of several processes is started by a launcher, which hands no pipes down: the pipes have
-names. Its first process speaks for all.
+Several processes are started by accelerate's launcher, which is torch's elastic agent
+(`torch.distributed.run`). What this module adds is what the agent cannot do, and a single process
+needs no agent and no rendezvous. An agent's processes survive the death (kill -9) of the process
+that runs it; a trainer notices it by its pipe, saves and exits. An agent that is stopped kills its
+processes 30 seconds after SIGTERM, but a step alone may take minutes; a byte in the pipe lets the
+step end and be saved. An agent reports an exit code of its own; the first process reports its
+error, exit code and progress through named pipes, because launchers pass no descriptors on.
+`elastic_launch` in the parent would also import torch there and use its main thread.
 """
 
 import contextlib
@@ -17,7 +23,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from longred.errors import BY_EXIT_CODE, LongredError, LostProcessError, Stopped
 from longred.method.job import TrainingJob
@@ -29,22 +35,22 @@ log = logging.getLogger(__name__)
 
 LOG_NAME = "trainer.log"
 LAUNCHER = "LONGRED_LAUNCHER"
-"""Variable of a command that starts all processes of a trainer, in place of accelerate's.
+"""Environment variable with a command that starts all processes of a trainer instead of accelerate.
 
-`-m longred.training` and its arguments are put behind it, as torchrun wants them. A variable and no
-setting, so that no recipe can name a command.
+`-m longred.training` and its arguments are appended, as torchrun expects. It is not a setting, so
+that no recipe can name a command.
 """
 
 
 class PausedError(LongredError):
-    """The trainer took the steps that it was asked for, and saved; the same training can go on.
+    """The trainer took the requested number of steps and saved; the training can be resumed.
 
     Args:
         work: the training's work folder.
     """
 
     def __init__(self, work: Path) -> None:
-        super().__init__(f"{work}: paused as it was asked to; run the recipe to go on")
+        super().__init__(f"{work}: paused as requested; run the recipe to resume")
         self.work = work
 
 
@@ -55,23 +61,23 @@ def run(
     on_progress: Progress | None = None,
     stop_after: int | None = None,
 ) -> Path:
-    """Train in child processes; a second call goes on where the first one stopped.
+    """Train in child processes; a second call resumes where the first one stopped.
 
-    The child writes everything it says to `work/trainer.log`. It saves and ends by itself when this
-    process dies, in whatever way.
+    The child writes its output to `work/trainer.log`. It saves and exits when this process dies,
+    in whatever way.
 
     Args:
         job: what to train.
-        work: folder of the training's progress; made if needed.
-        on_progress: called with (step, num_steps, text) as steps finish.
-        stop_after: steps after which to save and pause; None for the whole training.
+        work: folder of the training's progress; created if missing.
+        on_progress: called with (step, num_steps, text) after each step.
+        stop_after: number of steps after which to save and pause; None for the whole training.
 
     Returns:
-        `work/result`, as `longred.training.loop.train` wrote it.
+        `work/result`, written by `longred.training.loop.train`.
 
     Raises:
         NonFiniteLossError, StorageError, LockedError, MismatchError, PreflightError, ConfigError:
-            as the child said; the first also for spikes of the loss.
+            as raised by the child; the first one also for loss spikes.
         Stopped: a signal ended it; progress is saved.
         PausedError: it has taken `stop_after` steps, and not all.
         LostProcessError: it was killed or crashed; the message has the end of its log.
@@ -79,74 +85,72 @@ def run(
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     write_json(work / "job.json", job.to_json())
-    steps = 0
-
-    def count(step: int, num_steps: int, text: str) -> None:
-        nonlocal steps
-        steps += 1
-        if on_progress is not None:
-            on_progress(step, num_steps, text)
-
-    with _child(job, work, stop_after) as child, _signals_to(child) as received:
-        end = _follow(child.progress, job, count)
+    num_steps = 0
+    end: dict[str, Any] = {}
+    with _child(job, work, stop_after) as child, _forwarded_signals(child) as received:
+        for event in map(json.loads, child.progress):
+            if "error" in event:
+                end = event
+                continue
+            num_steps += 1
+            if on_progress is not None:
+                on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
         code = child.process.wait()
     if received:
         raise Stopped(received[0])
-    if stop_after is not None and steps >= stop_after and code:
-        error = _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
-        raise PausedError(work) if isinstance(error, Stopped) else error
-    if code != 0:
-        raise _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
-    return work / "result"
+    if code == 0:
+        return work / "result"
+    error = _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
+    if stop_after is not None and num_steps >= stop_after and isinstance(error, Stopped):
+        raise PausedError(work)
+    raise error
 
 
 class _Child(NamedTuple):
-    """A trainer: its process, or that of its launcher, and this side's ends of its pipes."""
+    """The process of the trainer or its launcher, and this side's ends of its pipes."""
 
     process: "subprocess.Popen[bytes]"
-    liveness: int
-    progress: int
+    liveness: IO[bytes]
+    progress: IO[str]
 
 
 @contextlib.contextmanager
-def _child(job: TrainingJob, work: Path, stop_after: int | None = None) -> Iterator[_Child]:
-    """Start the trainer, and never leave it running."""
+def _child(job: TrainingJob, work: Path, stop_after: int | None) -> Iterator[_Child]:
+    """Start the trainer; end it with the block."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="longred-")))
         for name in ("liveness", "progress"):
             os.mkfifo(folder / name)
         # The kernel closes the first when this process dies; the second ends when the trainer does.
-        liveness = os.open(folder / "liveness", os.O_RDWR)
-        closing = stack.enter_context(contextlib.ExitStack())
-        closing.callback(os.close, liveness)
-        progress = os.open(folder / "progress", os.O_RDONLY | os.O_NONBLOCK)
-        stack.callback(os.close, progress)
-        write_end = os.open(folder / "progress", os.O_WRONLY)
-        os.set_blocking(progress, True)
-        arguments = [str(work / "job.json"), "--pipes", str(folder), "--parent", str(os.getpid())]
-        if stop_after is not None:
-            arguments += ["--stop-after", str(stop_after)]
+        liveness = stack.enter_context((folder / "liveness").open("r+b", buffering=0))
+        descriptor = os.open(folder / "progress", os.O_RDONLY | os.O_NONBLOCK)
+        progress = stack.enter_context(open(descriptor, encoding="utf-8"))
+        write_end = stack.enter_context((folder / "progress").open("wb", buffering=0))
+        os.set_blocking(descriptor, True)
         num_processes = job.layout.num_processes
-        try:
-            with (work / LOG_NAME).open("ab") as output:
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-                    [*_launcher(num_processes), "-m", "longred.training", *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(write_end,),
-                    env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                    # Ctrl-C reaches the whole group; the parent alone decides what it means.
-                    start_new_session=True,
-                )
-        finally:
-            os.close(write_end)
+        command = [*_launcher(num_processes), "-m", "longred.training", str(work / "job.json")]
+        command += ["--pipes", str(folder), "--parent", str(os.getpid())]
+        if stop_after is not None:
+            command += ["--stop-after", str(stop_after)]
+        with (work / LOG_NAME).open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end.fileno(),),
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                # Ctrl-C reaches the whole group; only the parent decides what it means.
+                start_new_session=True,
+            )
+        write_end.close()
         try:
             yield _Child(process, liveness, progress)
         finally:
-            closing.close()
+            liveness.close()
             if process.poll() is None:
-                # A launcher would give its processes seconds; the closed pipe gives them a step.
+                # A signal to a launcher would kill its processes soon; the closed pipe lets them
+                # finish their step.
                 if num_processes == 1:
                     process.terminate()
                 process.wait()
@@ -157,30 +161,25 @@ def _launcher(num_processes: int) -> list[str]:
         return [sys.executable]
     if os.environ.get(LAUNCHER):
         return shlex.split(os.environ[LAUNCHER])
-    options = {
-        "num_processes": str(num_processes),
-        "num_machines": "1",
-        "main_process_port": "0",  # a free one
-        # What the trainer decides itself, whatever this machine's settings of accelerate say.
-        "mixed_precision": "no",
-        "dynamo_backend": "no",
-    }
-    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags]
+    # Port 0 is a free one. The trainer itself decides what follows it, whatever this machine's
+    # accelerate config says.
+    flags = "--num_machines=1 --main_process_port=0 --mixed_precision=no --dynamo_backend=no"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    return [*launcher, f"--num_processes={num_processes}", *flags.split()]
 
 
 @contextlib.contextmanager
-def _signals_to(child: _Child) -> Iterator[list[int]]:
-    """Tell the child of SIGTERM and SIGINT while it runs; yield the list of those received.
+def _forwarded_signals(child: _Child) -> Iterator[list[int]]:
+    """Write SIGTERM and SIGINT into the child's pipe; yield the list of those received.
 
-    A host that handles a signal itself (an orchestrator) keeps its handler: when that raises, the
-    child is ended on the way out.
+    A host that handles a signal itself (an orchestrator) keeps its handler; if that raises, the
+    child is ended by `_child`.
     """
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        os.write(child.liveness, bytes([number]))
+        child.liveness.write(bytes([number]))
 
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     previous: dict[signal.Signals, Any] = {}
@@ -195,20 +194,8 @@ def _signals_to(child: _Child) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(progress: int, job: TrainingJob, on_progress: Progress | None) -> dict[str, Any]:
-    """Pass the child's progress on until it ends; return how it says that it ended, if it did."""
-    end: dict[str, Any] = {}
-    with os.fdopen(progress, encoding="utf-8", closefd=False) as lines:
-        for line in lines:
-            event = json.loads(line)
-            if "error" in event:
-                end = event
-            if on_progress is not None and "step" in event:
-                on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
-    return end
-
-
 def _text(method: str, metrics: dict[str, float]) -> str:
+    """Return one line about a step."""
     parts = ", ".join(
         f"{key.removeprefix('train/').removesuffix('_loss')} {value:.4f}"
         for key, value in metrics.items()
@@ -225,13 +212,13 @@ def _text(method: str, metrics: dict[str, float]) -> str:
 
 
 def _error(code: int, message: str, log_path: Path) -> LongredError:
-    signal_number = code - 128
-    if signal_number in SIGNALS:
-        return Stopped(signal_number)
+    """Return the error of a trainer that exited with a code other than 0."""
+    if code - 128 in SIGNALS:
+        return Stopped(code - 128)
     if code in BY_EXIT_CODE and message:
         return BY_EXIT_CODE[code](message)
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    hint = " (often the system, for want of memory)" if code == -signal.SIGKILL else ""
+    hint = " (often by the system, out of memory)" if code == -signal.SIGKILL else ""
     tail = "\n".join(log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
     return LostProcessError(
         f"the trainer {how}{hint}; saved steps are kept, run the same command to go on. "

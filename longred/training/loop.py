@@ -10,33 +10,31 @@ from longred.training.result import keep_student, write_result
 from longred.training.trainer import Trainer
 from longred.training.world import ALONE, World
 
-OnStep = Callable[[int, Mapping[str, float]], None]
-StopRequested = Callable[[], int | None]
-
 
 def train(
     job: TrainingJob,
     work: Path,
     *,
-    on_step: OnStep = lambda step, metrics: None,
-    stop_requested: StopRequested = lambda: None,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    stop_requested: Callable[[], int | None] = lambda: None,
     world: World = ALONE,
 ) -> Path:
-    """Train the student of a job, going on from the newest checkpoint in the work folder.
+    """Train the student of a job, resuming from the newest checkpoint in the work folder.
 
     Args:
         job: what to train.
         work: folder for checkpoints, the journal and the result; one trainer at a time.
         on_step: called after every optimizer step with its number, from 1, and its metrics.
-        stop_requested: asked before and after every step; a signal number ends the training.
+        stop_requested: called before every step and after the last one; a signal number ends the
+            training.
         world: the processes that train together; each of them calls this function.
 
     Returns:
         `work/result`: a Hugging Face folder with `training.json` and `metrics.jsonl`.
 
     Raises:
-        NonFiniteLossError: a loss or gradient is NaN or infinite; no weight has been changed by it.
-        LossSpikeError: the loss spiked in several steps in a row; the last of them is not saved.
+        NonFiniteLossError: a loss or gradient is NaN or infinite; no weight was changed by it.
+        LossSpikeError: the loss spiked in several consecutive steps; the last is not saved.
         Stopped: `stop_requested` returned a signal; progress is saved.
         MismatchError: the checkpoints are damaged or belong to another job or other data.
         PreflightError: the disk has no room for a checkpoint.
@@ -58,10 +56,10 @@ def train(
 
 
 def leave_if(signal_number: int | None, trainer: Trainer) -> None:
-    """Save and end where a signal asked for it, in this process or another.
+    """Save and raise if this process or another one received a signal.
 
     Raises:
-        Stopped: it did.
+        Stopped: one did.
     """
     signal_number = max(trainer.world.gather(signal_number or 0))
     if signal_number:
@@ -70,7 +68,7 @@ def leave_if(signal_number: int | None, trainer: Trainer) -> None:
 
 
 def leave_if_spiking(trainer: Trainer) -> None:
-    """End a training whose loss spikes again and again; nothing is saved of these steps.
+    """Raise, without saving, if the loss spiked in too many consecutive steps.
 
     Raises:
         LossSpikeError: it did.

@@ -1,18 +1,16 @@
-"""What a trainer's checkpoint is made of, when it is saved, and how a trainer goes on from it."""
+"""Save a trainer to a checkpoint and restore it."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from longred.errors import MismatchError
 from longred.store.artifacts import storage_errors
 from longred.training.checkpoint import Checkpoint, SavedCheckpoint
-from longred.training.environment import environment_of
-from longred.training.fp8_quality import check_fp8_quality
+from longred.training.checks import check_fp8_quality
+from longred.training.machine import environment_of
 from longred.training.optimizer import (
     MOMENTS,
     checkpoint_bytes,
@@ -20,25 +18,25 @@ from longred.training.optimizer import (
     named_weights,
     optimizer_tensors,
 )
-from longred.training.sharding import local, rows_of
-from longred.training.tensor_files import Part, SavedTensors
+from longred.training.sharding import local, row_range, rows_of
+from longred.training.tensor_files import Part
 from longred.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 _OTHER_BYTES = 2**20
-"""Of what lies beside the tensors of a checkpoint or a model."""
+"""Upper bound of everything except tensors in a checkpoint or a model folder."""
 
 
 def save(trainer: Trainer) -> None:
-    """Commit a checkpoint of the step that is done, unless there is one.
+    """Commit a checkpoint of the finished step, unless it exists.
 
     Raises:
         StorageError: the disk is full; older checkpoints are intact.
     """
     if trainer.step == trainer.saved_step:
         return
-    # The journal first: a checkpoint must never know steps that the journal lost.
+    # The journal first: a checkpoint must never contain steps that the journal lost.
     with trainer.world.together(), storage_errors(trainer.journal.path):
         trainer.journal.flush()
     trainer.checkpoints.save(checkpoint_of(trainer))
@@ -47,19 +45,16 @@ def save(trainer: Trainer) -> None:
 
 
 def load(trainer: Trainer) -> None:
-    """Go on from the newest whole checkpoint, or start at step 0 where none was ever saved.
+    """Resume from the newest intact checkpoint, or start at step 0 if none was ever saved.
 
     Raises:
         MismatchError: every checkpoint is damaged, or it belongs to another job or other data.
-        PreflightError: the disk has no room for the next checkpoint, or 8-bit floats are not
-            exact enough.
+        PreflightError: the disk has no room for the next checkpoint, or fp8 is not accurate enough.
     """
     checkpoint = trainer.checkpoints.newest()
     if checkpoint is not None:
         restore(trainer, checkpoint)
-    with trainer.world.together():
-        if trainer.world.is_first:
-            _prepare_work(trainer)
+    trainer.world.on_first(lambda: _prepare_work(trainer))
     if trainer.job.fp8:
         batches = trainer.next_batches()
         with trainer.world.together():
@@ -70,12 +65,12 @@ def _prepare_work(trainer: Trainer) -> None:
     job = trainer.job
     trainer.journal.truncate_after(trainer.step)
     if trainer.step < job.num_steps:
-        # The result and every student that is kept are whole models in float32.
+        # The result and every kept student are whole models in float32.
         num_models = 1 + sum(step > trainer.step for step in job.keep_steps)
-        one = 4 * sum(weight.numel() for weight in trainer.student.parameters())
+        model_bytes = 4 * sum(weight.numel() for weight in trainer.student.parameters())
         trainer.checkpoints.require_space(
             checkpoint_bytes(trainer.optimizer, trainer.student) + _OTHER_BYTES,
-            result_bytes=num_models * (one + _OTHER_BYTES),
+            result_bytes=num_models * (model_bytes + _OTHER_BYTES),
         )
     repeated = {bucket: epochs for bucket, epochs in trainer.epochs.items() if epochs > 1}
     if repeated:
@@ -84,22 +79,22 @@ def _prepare_work(trainer: Trainer) -> None:
 
 
 def checkpoint_of(trainer: Trainer) -> Checkpoint:
-    """Return everything that a trainer needs to go on from the step that it has finished."""
+    """Return everything that a trainer needs to resume after its last finished step."""
     weights = named_weights(trainer.student)
     tensors = {
         "model": {name: local(w.detach()) for name, w in weights.items()},
         "optimizer": optimizer_tensors(trainer.optimizer, trainer.student),
-        "random": _random_state(trainer.device),
+        "random": {"cpu": torch.get_rng_state()},
     }
-    world = trainer.world
-    divided = _divided(trainer)
+    if trainer.device.type == "cuda":
+        tensors["random"]["cuda"] = torch.cuda.get_rng_state()
     rows = {name: rows_of(w) for name, w in weights.items()}
+    moment_rows = {f"{moment}.{name}": r for moment in MOMENTS for name, r in rows.items()}
+    part = _part_of(trainer)
     parts = {
-        "model": replace(divided, rows=rows),
-        "optimizer": replace(
-            divided, rows={f"{moment}.{name}": r for moment in MOMENTS for name, r in rows.items()}
-        ),
-        "random": Part(world.rank, world.size),
+        "model": part._replace(rows=rows),
+        "optimizer": part._replace(rows=moment_rows),
+        "random": Part(trainer.world.rank, trainer.world.size),
     }
     state = {
         "step": trainer.step,
@@ -114,8 +109,8 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
     return Checkpoint(trainer.step, tensors, state, parts)
 
 
-def _divided(trainer: Trainer) -> Part:
-    """Return which of the parts that the weights are divided into this process holds."""
+def _part_of(trainer: Trainer) -> Part:
+    """Return which shard of the weights this process holds."""
     mesh = trainer.meshes.weights
     if mesh is None:
         return Part()
@@ -125,27 +120,38 @@ def _divided(trainer: Trainer) -> Part:
 
 
 def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
-    """Bring a trainer to where `checkpoint_of` was called.
+    """Restore the state that `checkpoint_of` captured.
 
     Raises:
         MismatchError: the checkpoint belongs to another job, other data or another model.
     """
     _check_identity(trainer, checkpoint.state)
     weights = named_weights(trainer.student)
-    saved = {stem: _OwnPart(group, trainer) for stem, group in checkpoint.tensors.items()}
-    shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    if shapes != {name: saved["model"].group.shape(name) for name in saved["model"]}:
+    model, optimizer = checkpoint.tensors["model"], checkpoint.tensors["optimizer"]
+    if {n: tuple(w.shape) for n, w in weights.items()} != {n: model.shape(n) for n in model}:
         raise MismatchError(
             f"{trainer.checkpoints.folder}: the checkpoint's weights are of another model"
         )
     with torch.no_grad():
         for name, weight in weights.items():
-            local(weight).copy_(saved["model"][name])
-    load_optimizer_tensors(trainer.optimizer, trainer.student, saved["optimizer"])
-    random, rank = checkpoint.tensors["random"], trainer.world.rank
-    torch.set_rng_state(random.own("cpu", rank))
+            local(weight).copy_(model.rows(name, *row_range(weight)))
+    num_writers, part = len(optimizer.paths), _part_of(trainer)
+    if num_writers != part.num_parts and any("_codes." in name for name in optimizer):
+        raise MismatchError(
+            f"{optimizer.paths[0].parent}: holds 8-bit moments, whose scales belong to the "
+            f"{num_writers} processes that wrote them; resume with the same number "
+            "(training.parallel)"
+        )
+    optimizer.number = part.number
+    optimizer.ranges = {
+        f"{moment}.{name}": row_range(w) for moment in MOMENTS for name, w in weights.items()
+    }
+    load_optimizer_tensors(trainer.optimizer, trainer.student, optimizer)
+    random = checkpoint.tensors["random"]
+    random.number = trainer.world.rank
+    torch.set_rng_state(random["cpu"])
     if trainer.device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random.own("cuda", rank))
+        torch.cuda.set_rng_state(random["cuda"])
     state = checkpoint.state
     trainer.loader.load_state(state["loader"])
     trainer.step = trainer.saved_step = checkpoint.step
@@ -155,62 +161,24 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     trainer.balance.load_state(state["weights"])
 
 
-class _OwnPart(Mapping[str, Tensor]):
-    """A saved group of tensors as this process holds it: its rows, whoever wrote them."""
-
-    def __init__(self, group: SavedTensors, trainer: Trainer) -> None:
-        self.group = group
-        self.part = _divided(trainer)
-        self.weights = named_weights(trainer.student)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.group)
-
-    def __len__(self) -> int:
-        return len(self.group)
-
-    def __getitem__(self, name: str) -> Tensor:
-        kind, _, of = name.partition(".")
-        if name in self.weights or kind in MOMENTS:
-            weight = self.weights[name if name in self.weights else of]
-            start = rows_of(weight).start
-            return self.group.rows(name, start, start + len(local(weight)))
-        if kind != "step" and len(self.group.paths) != self.part.count:
-            raise MismatchError(
-                f"{self.group.paths[0].parent}: holds 8-bit moments, whose scales belong to the "
-                f"{len(self.group.paths)} processes that wrote them; go on with as many "
-                "(training.parallel)"
-            )
-        return self.group.own(name, self.part.number)
-
-
 def _check_identity(trainer: Trainer, state: Mapping[str, Any]) -> None:
     folder = trainer.checkpoints.folder
     wanted, saved = trainer.job.identity(), state["job"]
-    different = sorted(
-        name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)
-    )
+    names = sorted(wanted.keys() | saved.keys())
+    different = [name for name in names if wanted.get(name) != saved.get(name)]
     if different:
         name = different[0]
         raise MismatchError(
-            f"{folder}: was made with another {', '.join(different)} "
+            f"{folder}: was written with another {', '.join(different)} "
             f"({name}: {saved.get(name)!r}, now {wanted.get(name)!r}); train in another work "
             f"folder, or delete {folder} to start from step 0"
         )
     environment = environment_of(trainer.device, trainer.job)
     for name, value in state["environment"].items():
         if environment.get(name) != value:
+            change = f"{name} {environment.get(name)} where the checkpoint had {value}"
             log.warning(
-                "resuming with %s %s where the checkpoint had %s: the last bits of the result "
-                "may differ from an uninterrupted run",
-                name,
-                environment.get(name),
-                value,
+                "resuming with %s: the last bits of the result may differ from an uninterrupted "
+                "run",
+                change,
             )
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state

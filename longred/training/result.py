@@ -1,56 +1,55 @@
-"""What a finished training leaves: a Hugging Face folder with its summary and journal."""
+"""Write students as Hugging Face folders: the result, those kept on the way, and merged ones."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
-from longred.method.job import TrainingJob
+from longred.errors import MismatchError
 from longred.method.kept import kept_place
 from longred.models import load as models
-from longred.store.artifacts import storage_errors, sync_folder, write_json
+from longred.store.artifacts import new_folder, read_json, storage_errors, write_json
 from longred.store.journal import JOURNAL_NAME
 from longred.training import adapters
-from longred.training.environment import environment_of
-from longred.training.optimizer import named_weights
-from longred.training.sharding import whole
+from longred.training.machine import environment_of
 from longred.training.trainer import Trainer
 
 
 def write_result(trainer: Trainer) -> Path:
-    """Write the trained student to `result` in the work folder and return that folder.
+    """Write the trained student, its summary and journal to `result` in the work folder.
 
     Called by all processes.
+
+    Returns:
+        The result folder.
 
     Raises:
         StorageError: the disk is full; the last checkpoint is intact.
     """
-    result, temporary = trainer.work / "result", trainer.work / ".tmp-result"
-    with trainer.world.together(), storage_errors(result):
+    result = trainer.work / "result"
+    with _student_folder(trainer, result) as temporary:
         if trainer.world.is_first:
             trainer.journal.close()
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-    write_student(trainer, temporary)
-    with trainer.world.together(), storage_errors(result):
-        if trainer.world.is_first:
             shutil.copyfile(trainer.journal.path, temporary / JOURNAL_NAME)
-            _add_kept(trainer, temporary)
+            for step in trainer.job.keep_steps:
+                kept = kept_place(step)
+                shutil.copytree(trainer.work / kept, temporary / kept, copy_function=_link)
             write_json(temporary / "training.json", _summary(trainer))
             shutil.rmtree(result, ignore_errors=True)
-            temporary.rename(result)
     return result
 
 
 def keep_student(trainer: Trainer) -> None:
-    """Write the student of the step that was just done, where it is one to keep.
+    """Write the student of the last step if it is one of the job's `keep_steps`.
 
-    The folder gets its name when all of it is on disk, before the next checkpoint is saved: what
-    a checkpoint is ahead of is always there. Called by all processes.
+    It is on disk before the next checkpoint is saved, so a checkpoint never misses an earlier
+    student. Called by all processes.
 
     Raises:
         StorageError: the disk is full; the last checkpoint is intact.
@@ -58,32 +57,28 @@ def keep_student(trainer: Trainer) -> None:
     if trainer.step not in trainer.job.keep_steps:
         return
     folder = trainer.work / kept_place(trainer.step)
+    # After a crash the same step produces the same student.
+    if not trainer.world.on_first(folder.is_dir):
+        with _student_folder(trainer, folder):
+            pass
+
+
+@contextlib.contextmanager
+def _student_folder(trainer: Trainer, folder: Path) -> Iterator[Path]:
+    """Write the student to a temporary folder; flush and rename it when the block ends."""
     temporary = folder.with_name(f".tmp-{folder.name}")
-    # A step that is taken again after a crash makes the very same student.
-    if trainer.world.gather(folder.is_dir())[0]:
-        return
-    with trainer.world.together(), storage_errors(folder):
-        if trainer.world.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-    write_student(trainer, temporary)
-    with trainer.world.together(), storage_errors(folder):
-        if trainer.world.is_first:
-            for path in filter(Path.is_file, temporary.rglob("*")):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-
-
-def _add_kept(trainer: Trainer, result: Path) -> None:
-    """Put the kept students into a result, sharing the files' bytes where the disk can."""
-    for step in trainer.job.keep_steps:
-        place = kept_place(step)
-        shutil.copytree(trainer.work / place, result / place, copy_function=_link)
+    with contextlib.ExitStack() as stack:
+        with trainer.world.together(), storage_errors(folder):
+            if trainer.world.is_first:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(new_folder(folder))
+        write_student(trainer, temporary)
+        with trainer.world.together(), stack:
+            yield temporary
 
 
 def _link(source: str, target: str) -> None:
+    """Share the file's bytes if the file system can, else copy them."""
     try:
         os.link(source, target)
     except OSError:
@@ -91,55 +86,43 @@ def _link(source: str, target: str) -> None:
 
 
 def write_student(trainer: Trainer, folder: Path) -> None:
-    """Write the student as it is now as a plain model folder, adapters merged into its weights.
+    """Write the current student as a plain model folder, adapters merged into its weights.
 
     Called by all processes; the first one writes.
 
     Raises:
         StorageError: the disk is full.
     """
-    whole_student = _whole_student(trainer)
-    with trainer.world.together():
-        if whole_student is not None:
-            _write(trainer.job, whole_student, folder)
-
-
-def _write(job: TrainingJob, model: PreTrainedModel, folder: Path) -> None:
+    job = trainer.job
     student, original = Path(job.student_folder), Path(job.teacher_folder)
-    if job.recipe.trains_adapters:
-        with_adapters, model = model, adapters.merged(model, student, original)
-        adapters.save_adapters(with_adapters, folder / adapters.ADAPTERS_NAME)
-    models.save_model(model, student, folder)
+    with trainer.world.together():
+        model = _whole_student(trainer)
+        if model is None:
+            return
+        if job.recipe.trains_adapters:
+            adapters.save_adapters(model, folder / adapters.ADAPTERS_NAME)
+            model = adapters.merged(model, student, original)
+        models.save_model(model, student, folder)
 
 
 def _whole_student(trainer: Trainer) -> PreTrainedModel | None:
-    """Return the student with all that was trained in the first process, None in the others.
+    """Gather the trained weights in the first process; return None in the others.
 
-    One weight at a time is gathered; under adapters the others stay on the meta device.
+    With adapters the frozen weights stay on the meta device.
     """
     if trainer.meshes.weights is None:
         return trainer.student
-    student = None
-    with trainer.world.together():
-        if trainer.world.is_first:
-            student = _empty_student(trainer.job)
-    for name, weight in named_weights(trainer.student).items():
-        gathered = whole(weight.detach())
-        if student is not None:
-            module, _, key = name.rpartition(".")
-            setattr(student.get_submodule(module), key, nn.Parameter(gathered.cpu()))
-    if student is not None:
-        student.tie_weights()
-    return student
-
-
-def _empty_student(job: TrainingJob) -> PreTrainedModel:
-    """Return the student with its weights on the meta device, and with its adapters."""
-    student = models.build_model(
-        Path(job.student_folder), dtype=torch.float32, device=torch.device("cpu"), backend="sdpa"
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights = get_model_state_dict(trainer.student, options=options)
+    if not trainer.world.is_first:
+        return None
+    job = trainer.job
+    settings: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+    student = models.build_model(Path(job.student_folder), backend="sdpa", **settings)
     if job.recipe.trains_adapters:
         adapters.add_adapters(student, job.lora, dtype=job.dtype)
+    student.load_state_dict(weights, strict=False, assign=True)
+    student.tie_weights()
     return student
 
 
@@ -160,3 +143,36 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
         "environment": environment_of(trainer.device, trainer.job),
         "job": trainer.job.to_json(),
     }
+
+
+def merge_student(student: Path, original: Path, folder: Path, *, weight: float) -> None:
+    """Average a trained student with the original: `weight` · student + (1 - `weight`) · original.
+
+    The merged model has the student's RoPE and the journal of its training.
+
+    Args:
+        student: folder of a trained student.
+        original: folder of the original model.
+        folder: an existing or new folder.
+        weight: share of the student, 0 to 1.
+
+    Raises:
+        MismatchError: the models differ in architecture or size.
+        StorageError: the disk is full.
+    """
+    model = models.load_model(student, dtype=torch.float32)
+    others = dict(models.load_model(original, dtype=torch.float32).named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            other = others.get(name)
+            if other is None or other.shape != parameter.shape:
+                raise MismatchError(
+                    f"{student}: cannot be merged with {original}: {name} is not the same weight"
+                )
+            parameter.copy_(torch.lerp(other, parameter, weight))
+    models.save_model(model, student, folder)
+    with storage_errors(folder):
+        shutil.copyfile(student / JOURNAL_NAME, folder / JOURNAL_NAME)
+    summary = read_json(student / "training.json")
+    merged = {"method": "merge", "merged_method": summary["method"], "merge_weight": weight}
+    write_json(folder / "training.json", {**summary, **merged})

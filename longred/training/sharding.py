@@ -1,12 +1,11 @@
-"""Weights divided over processes by torch's FSDP2, and their whole form where it is needed.
+"""Weights sharded over processes with torch's FSDP2, and gathered where they are needed.
 
-A model is divided layer by layer; outside a layer's own forward and backward pass a process holds
-its rows of every weight alone. Gradients are sums over all processes, as losses are. With several
-replicas the weights are divided inside each, and gradients are summed over them (HSDP); with as
-many replicas as processes this is plain data parallelism.
+Models are sharded layer by layer: outside a layer's own forward and backward pass a process holds
+only its rows of each weight. Gradients are summed over all processes, because losses are weighted
+by their share of the whole step. Several replicas shard the weights inside each replica and sum
+gradients over them (HSDP); as many replicas as processes is plain data parallelism.
 """
 
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,11 +27,11 @@ T = TypeVar("T")
 
 
 class Meshes(NamedTuple):
-    """How processes are grouped.
+    """The groups of processes.
 
     Attributes:
-        weights: by replica and shard; None where a process is alone.
-        sequence: the neighbours that share a long row's tokens; None where they do not.
+        weights: by replica and shard; None for a single process.
+        sequence: neighbours that share a long row's tokens; None without sequence parallelism.
     """
 
     weights: DeviceMesh | None = None
@@ -57,18 +56,18 @@ def make_meshes(layout: Layout, device: torch.device) -> Meshes:
 
 
 def shard_student(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Divide a model that is trained; from here on it runs inside `entered` only.
+    """Shard the trained model; afterwards it must run inside `entered`.
 
-    Its root holds the final norm and the output embedding, with the input's where they are tied.
-    Weights of a decoder layer's products are gathered in the compute type, which they would be
-    rounded to anyway: half the bytes on the way and in memory. A micro-batch's gradient of them
-    is rounded to that type once, then summed over processes and micro-batches in float32.
-    Norms compute in float32 and are gathered as they are, by themselves.
+    The root holds the final norm and the LM head, and the input embedding if the two are tied.
+    Weights of decoder layers are gathered in the compute type, to which autocast would round them
+    anyway: half the traffic and memory. Their gradient is rounded to that type once per
+    micro-batch, then summed over processes and micro-batches in float32. Norms compute in float32
+    and are gathered separately, unrounded.
 
     Args:
-        model: divided in place.
+        model: sharded in place.
         mesh: the processes.
-        dtype: the compute type.
+        dtype: compute type.
     """
     base: Any = model.base_model
     if dtype != torch.float32:
@@ -82,15 +81,15 @@ def shard_student(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) 
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Losses are weighed by their share of the whole step: gradients are summed.
+            # Losses are weighted by their share of the whole step: gradients are summed.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    model.enter = types.MethodType(_enter, model)  # type: ignore[assignment]
+    model.enter = lambda body: body()  # type: ignore[assignment]
     register_fsdp_forward_method(model, "enter")
 
 
 def shard_teacher(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Divide a model that is only asked for hidden states."""
+    """Shard a model that only computes hidden states."""
     base: Any = model.base_model
     _shard_layers(base, mesh)
     fully_shard(base, mesh=mesh)
@@ -107,19 +106,16 @@ def _shard_layers(base: Any, mesh: DeviceMesh, dtype: torch.dtype = torch.float3
 
 
 def _norms(layer: nn.Module) -> list[nn.Module]:
-    """Return the modules of a layer that have vectors alone."""
+    """Return the modules of a layer whose own weights are all vectors."""
     own = ((module, list(module.parameters(recurse=False))) for module in layer.modules())
     return [module for module, weights in own if weights and all(w.ndim == 1 for w in weights)]
 
 
-def _enter(model: nn.Module, body: Callable[[], T]) -> T:
-    return body()
-
-
 def entered(model: PreTrainedModel, body: Callable[[], T]) -> T:
-    """Run a body that uses the model, its weights gathered where they are divided.
+    """Call a function that runs the model; with sharded weights, through FSDP's hooks.
 
-    FSDP wants one door to a model. Ours is not its forward, which would compute the logits.
+    FSDP must see one entry point of the root module. It cannot be the model's forward, which would
+    compute logits.
     """
     enter: Callable[[Callable[[], T]], T] = getattr(model, "enter", None) or (lambda run: run())
     return enter(body)
@@ -129,7 +125,7 @@ class Rows(NamedTuple):
     """The rows of a whole tensor that a process holds.
 
     Attributes:
-        start: the first of them.
+        start: index of the first row.
         shape: of the whole tensor.
     """
 
@@ -142,30 +138,32 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def divided_like(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Return a tensor divided as another one is, of which this process holds the given rows."""
+def sharded_like(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return a tensor sharded like another one, with the given rows in this process."""
     like: Any = tensor
-    divided: Tensor = DTensor.from_local(
-        rows,
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
+    layout: dict[str, Any] = {"shape": tensor.shape, "stride": tensor.stride()}
+    sharded: Tensor = DTensor.from_local(
+        rows, like.device_mesh, like.placements, run_check=False, **layout
     )
-    return divided
+    return sharded
 
 
 def rows_of(tensor: Tensor) -> Rows:
-    """Return which rows of a tensor this process holds: all, where it is not divided."""
+    """Return which rows of a tensor this process holds: all if it is not sharded."""
     start = 0
     if isinstance(tensor, DTensor):
         mesh = tensor.device_mesh
         dimension = mesh.ndim - 1
-        # As `torch.chunk` divides: equal parts, the last ones smaller or empty.
+        # Like `torch.chunk`: equal parts, the last ones smaller or empty.
         size = -(-tensor.shape[0] // mesh.size(dimension))
         start = min(size * mesh.get_local_rank(dimension), tensor.shape[0])
     return Rows(start, tuple(tensor.shape))
+
+
+def row_range(tensor: Tensor) -> tuple[int, int]:
+    """Return the first row that this process holds and the row after its last one."""
+    start = rows_of(tensor).start
+    return start, start + len(local(tensor))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""The losses of one optimizer step: micro-batches, the terms of each bucket, words about a NaN.
+"""The losses of one optimizer step: micro-batches, and the terms of each bucket.
 
-Shapes: B rows, T tokens of a row, t those that this process computes, M tokens that the teacher is
-shown, D hidden size.
+Shapes: B rows, T tokens per row, D hidden size.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,25 +28,24 @@ from longred.objectives.table import OBJECTIVES, Outputs, Passes, first_window
 from longred.training.layers.activations import holding_activations
 from longred.training.layers.compiling import as_written
 from longred.training.sharding import entered
-from longred.training.teacher import Teacher
 
-Counts = Mapping[Term, Tensor]
-"""How many equal parts each row adds to the mean of a term, float64 [B]."""
+Teacher = Callable[[], AbstractContextManager[PreTrainedModel]]
+"""Opens the original model for a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The rows of one forward and backward.
+    """The rows of one forward and backward pass.
 
     Attributes:
-        bucket: the bucket that the rows are from.
+        bucket: bucket of the rows.
         input_ids_BT: token ids.
-        document_ids_BT: document of every token, or None where rows are whole.
-        position_ids_BT: the student's positions, or None for 0…T-1.
-        tokens: those of each row that this process computes; all, but for long rows that several
+        document_ids_BT: document of every token; None if each row is one document.
+        position_ids_BT: the student's positions; None for 0…T-1.
+        tokens: the columns that this process computes: all, except for long rows that several
             processes share.
         block_ids: the rows' blocks in the bucket's file, for messages.
-        shares: part of each term's mean that these rows are; a term's shares of a step sum to 1.
+        shares: these rows' share of each term's mean; over a step a term's shares sum to 1.
     """
 
     bucket: str
@@ -59,17 +58,17 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the micro-batch with its tensors on a device."""
-        documents, skipped = self.document_ids_BT, self.position_ids_BT
-        return dataclasses.replace(
-            self,
-            input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
-            document_ids_BT=None if documents is None else documents.to(device, non_blocking=True),
-            position_ids_BT=None if skipped is None else skipped.to(device, non_blocking=True),
-        )
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **moved)
 
 
 def fixed_weights(job: TrainingJob) -> dict[Term, float]:
-    """Return the weight of each term in the step's total, as the settings say it."""
+    """Return the weight of each term in the total loss, from the settings."""
     return objectives.loss_weights(
         job.terms,
         job.weighting,
@@ -81,8 +80,8 @@ def fixed_weights(job: TrainingJob) -> dict[Term, float]:
 def skipped_positions(job: TrainingJob, row_numbers: Sequence[int]) -> Tensor | None:
     """Return the student's positions on rows of the original bucket [B, T], or None.
 
-    A row's positions depend on (seed, row number) alone, so that a resumed training draws them
-    without saved state, however the rows are divided over steps and processes.
+    A row's positions depend only on (seed, row number): a resumed training draws the same ones
+    without saved state, however rows are divided over steps and processes.
     """
     if job.recipe.positions is None:
         return None
@@ -104,7 +103,13 @@ def skipped_positions(job: TrainingJob, row_numbers: Sequence[int]) -> Tensor | 
 def term_counts(
     job: TrainingJob, rows_by_bucket: Mapping[str, Rows], *, rank: int = 0
 ) -> dict[Term, Tensor]:
-    """Return how many equal parts each row, as far as `rank` computes it, adds to every term."""
+    """Count what each row contributes to the mean of each term, float64 [B].
+
+    Args:
+        job: the training.
+        rows_by_bucket: the rows of a step.
+        rank: of the process, whose tokens alone are counted.
+    """
     counts = {}
     for term in job.terms:
         rows = rows_by_bucket[term.bucket]
@@ -119,18 +124,18 @@ def term_counts(
 def micro_batches(
     job: TrainingJob,
     rows_by_bucket: Mapping[str, Rows],
-    counts: Counts,
+    counts: Mapping[Term, Tensor],
     totals: Mapping[Term, float],
     *,
     rank: int = 0,
 ) -> Iterator[MicroBatch]:
-    """Cut a step's rows into micro-batches of at most the job's tokens, as equal as can be.
+    """Split a step's rows into near-equal micro-batches of at most the job's tokens.
 
     Args:
         job: the training.
         rows_by_bucket: rows of every bucket of the method.
-        counts: of these rows.
-        totals: sums of the counts over all rows of the step, whoever reads them.
+        counts: `term_counts` of these rows.
+        totals: sums of the counts over all rows of the step in all processes.
         rank: of this process.
     """
     for bucket in job.recipe.buckets():
@@ -139,11 +144,13 @@ def micro_batches(
         documents = rows.document_ids_BT if job.mask_documents else None
         skipped = skipped_positions(job, rows.row_numbers) if bucket == "original" else None
         terms = [term for term in job.terms if term.bucket == bucket]
-        most = job.micro_batch_tokens
+        max_tokens = job.micro_batch_tokens
         if bucket != "long":
-            most = min(most, job.short_micro_batch_tokens or most)
+            max_tokens = min(max_tokens, job.short_micro_batch_tokens or max_tokens)
         tokens = job.layout.part(bucket, length, rank)
-        for part in _parts(num_rows, max(1, most // (tokens.stop - tokens.start))):
+        max_rows = max(1, max_tokens // (tokens.stop - tokens.start))
+        for indices in np.array_split(np.arange(num_rows), -(-num_rows // max_rows)):
+            part = slice(int(indices[0]), int(indices[-1]) + 1)
             yield MicroBatch(
                 bucket=bucket,
                 input_ids_BT=rows.input_ids_BT[part],
@@ -155,62 +162,59 @@ def micro_batches(
             )
 
 
+@dataclass(eq=False)
 class Objectives:
-    """Runs the student, and the teacher where a term distils, on one micro-batch after another.
+    """Computes the losses of micro-batches with the student and, for distillation, the teacher.
 
     Args:
         job: the training.
         student: the extended model; trained.
-        teacher: the original model; None where no term asks for it.
-        device: where both models are.
-        sequence: the processes that share long rows; None where each row is one process's.
+        teacher: the original model; None if no term distils.
+        device: of both models.
+        sequence: the processes that share long rows; None if no row is shared.
     """
 
-    def __init__(
-        self,
-        job: TrainingJob,
-        student: PreTrainedModel,
-        teacher: Teacher | None,
-        device: torch.device,
-        sequence: DeviceMesh | None = None,
-    ) -> None:
-        self.job = job
-        self.student = student
-        self.teacher = teacher
-        self.device = device
-        self.sequence = sequence
-        self.last_layer = int(student.config.num_hidden_layers)
+    job: TrainingJob
+    student: PreTrainedModel
+    teacher: Teacher | None
+    device: torch.device
+    sequence: DeviceMesh | None = None
+
+    @property
+    def last_layer(self) -> int:
+        """Number of decoder layers: the index of the last hidden state."""
+        return int(self.student.config.num_hidden_layers)
 
     def losses(self, batch: MicroBatch) -> dict[Term, Tensor]:
-        """Return the mean loss of a micro-batch's rows for every term of its bucket.
+        """Return the mean loss of each term over a micro-batch's rows: float32 scalars.
 
-        The models are run once for all of them. Scalars in fp32, with gradient.
+        Each model runs once for all terms.
         """
         batch = batch.to(self.device)
 
         def run() -> dict[Term, Tensor]:
             passes = self._passes(batch)
-            with self._compute_type():
+            with self._autocast():
                 return {term: OBJECTIVES[term.objective].loss(passes) for term in batch.shares}
 
         return entered(self.student, run)
 
     def where_not_finite(self, batch: MicroBatch) -> str:
-        """Return which hidden states of a micro-batch are not finite first, in words."""
+        """Describe the first hidden states of a micro-batch that are not finite."""
         batch = batch.to(self.device)
         layers = range(1, self.last_layer + 1)
-        found = []
-        states: dict[str, Mapping[int, Tensor]] = {}
 
-        def run() -> None:
-            states["student"] = self._run_student(batch, layers, False).states
+        def run() -> dict[str, Outputs]:
+            outputs = {"student": self._run_student(batch, layers, False)}
             if self.teacher is not None:
-                states["teacher"] = self._run_teacher(batch, layers, False, None).states
+                outputs["teacher"] = self._run_teacher(batch, layers, False, None)
+            return outputs
 
         with torch.no_grad():
-            entered(self.student, run)
-        for name, by_layer in states.items():
-            bad = [layer for layer in layers if not bool(torch.isfinite(by_layer[layer]).all())]
+            outputs = entered(self.student, run)
+        found = []
+        for name, output in outputs.items():
+            bad = [i for i in layers if not bool(torch.isfinite(output.states[i]).all())]
             if bad:
                 found.append(f"the {name}'s hidden state {bad[0]} (decoder layer {bad[0] - 1})")
         return "first in " + " and in ".join(found) if found else "every hidden state is finite"
@@ -219,15 +223,14 @@ class Objectives:
         wanted = [OBJECTIVES[term.objective] for term in batch.shares]
         distil = [objective for objective in wanted if objective.teacher]
         shown_BT, teacher = None, None
-        with_next = slice(batch.tokens.start, batch.tokens.stop + 1)
         if distil:
             if distil[0].teacher == "first_window":
-                shown_BT = first_window(
-                    batch.input_ids_BT, batch.document_ids_BT, self.job.original_window
-                )
+                window = self.job.original_window
+                shown_BT = first_window(batch.input_ids_BT, batch.document_ids_BT, window)
             needs_attention = any(objective.needs_attention for objective in distil)
             teacher = self._run_teacher(batch, self._layers(distil), needs_attention, shown_BT)
         needs_attention = any(objective.needs_attention for objective in wanted)
+        with_next = slice(batch.tokens.start, batch.tokens.stop + 1)
         return Passes(
             student=self._run_student(batch, self._layers(wanted), needs_attention),
             teacher=teacher,
@@ -241,6 +244,7 @@ class Objectives:
         )
 
     def _layers(self, wanted: Sequence[objectives.Objective]) -> list[int]:
+        """Return the layers whose hidden states some objectives need."""
         kinds = {objective.states for objective in wanted}
         layers = set(self.job.distill_layers) if "distilled" in kinds else set()
         return sorted(layers | ({self.last_layer} if "last" in kinds else set()))
@@ -248,29 +252,16 @@ class Objectives:
     def _run_student(
         self, batch: MicroBatch, layers: Sequence[int], needs_attention: bool
     ) -> Outputs:
-        with self._compute_type(), self._held(batch):
-            if self._is_shared(batch):
-                places_T = torch.arange(batch.tokens.start, batch.tokens.stop, device=self.device)
-                return _run(
-                    self.student,
-                    batch.input_ids_BT[:, batch.tokens],
-                    layers,
-                    needs_attention,
-                    places_T[None],
-                    batch.document_ids_BT,
-                    self.sequence,
-                )
+        input_ids_BT, documents_BT = batch.input_ids_BT[:, batch.tokens], batch.document_ids_BT
+        settings: dict[str, Any] = {"position_ids_BT": batch.position_ids_BT}
+        with self._autocast(), self._held(batch):
+            if _is_shared(batch):
+                start, stop = batch.tokens.start, batch.tokens.stop
+                positions_BT = torch.arange(start, stop, device=self.device)[None]
+                settings = {"position_ids_BT": positions_BT, "sequence": self.sequence}
             return _run(
-                self.student,
-                batch.input_ids_BT,
-                layers,
-                needs_attention,
-                batch.position_ids_BT,
-                batch.document_ids_BT,
+                self.student, layers, needs_attention, input_ids_BT, documents_BT, **settings
             )
-
-    def _is_shared(self, batch: MicroBatch) -> bool:
-        return bool(batch.tokens.stop - batch.tokens.start < batch.input_ids_BT.shape[1])
 
     def _run_teacher(
         self,
@@ -279,53 +270,40 @@ class Objectives:
         needs_attention: bool,
         shown_BT: Tensor | None,
     ) -> Outputs:
-        """Run the teacher as the student is run: an unchanged student makes the very same states.
+        """Run the teacher with the same code as the student, so equal weights give equal bits.
 
-        Of long rows it is shown `shown_BT` only, row by row, since they differ in number. Where
-        processes share a row, each shows the documents that its own tokens are of, and keeps what
-        the teacher made of those tokens.
+        With `shown_BT`, bool [B, T], it sees only these tokens, one row at a time because rows
+        differ in number. A process that shares a row runs the documents that its own tokens belong
+        to and keeps the states of those tokens.
         """
         if self.teacher is None:
             raise ValueError(f"{self.job.method} distils and was given no teacher")
-        with torch.no_grad(), self.teacher() as model, self._compute_type():
+        with torch.no_grad(), self.teacher() as model, self._autocast():
+            input_ids_BT, documents_BT = batch.input_ids_BT, batch.document_ids_BT
             if shown_BT is None:
-                return _run(
-                    model, batch.input_ids_BT, layers, needs_attention, None, batch.document_ids_BT
-                )
+                return _run(model, layers, needs_attention, input_ids_BT, documents_BT)
             own_BT = torch.zeros_like(shown_BT)
             own_BT[:, batch.tokens] = shown_BT[:, batch.tokens]
-            if self._is_shared(batch):
-                shown_BT = documents_of(own_BT, shown_BT, batch.document_ids_BT)
+            if _is_shared(batch):
+                shown_BT = documents_of(own_BT, shown_BT, documents_BT)
+            by_layer: dict[int, list[Tensor]] = {layer: [] for layer in layers}
             with as_written():
-                rows = [
-                    _run(
-                        model,
-                        batch.input_ids_BT[row : row + 1, shown_T],
-                        layers,
-                        False,
-                        None,
-                        None
-                        if batch.document_ids_BT is None
-                        else batch.document_ids_BT[row : row + 1, shown_T],
-                    ).states
-                    for row, shown_T in enumerate(shown_BT)
-                ]
-        kept = [own_T[shown_T] for own_T, shown_T in zip(own_BT, shown_BT, strict=True)]
-        return Outputs(
-            {
-                layer: torch.cat([r[layer][0][k] for r, k in zip(rows, kept, strict=True)])
-                for layer in layers
-            }
-        )
+                for row, (own_T, shown_T) in enumerate(zip(own_BT, shown_BT, strict=True)):
+                    ids_1T = input_ids_BT[row : row + 1, shown_T]
+                    documents_1T = _columns(documents_BT, shown_T, slice(row, row + 1))
+                    states = _run(model, layers, False, ids_1T, documents_1T).states
+                    for layer in layers:
+                        by_layer[layer].append(states[layer][0][own_T[shown_T]])
+        return Outputs({layer: torch.cat(states) for layer, states in by_layer.items()})
 
     def _held(self, batch: MicroBatch) -> AbstractContextManager[None]:
-        """Hold the activations of small micro-batches, whatever is done with those of others."""
+        """Keep the activations of small micro-batches, even if others are checkpointed."""
         num_tokens = len(batch.input_ids_BT) * (batch.tokens.stop - batch.tokens.start)
         if num_tokens <= self.job.uncheckpointed_tokens:
             return holding_activations(self.student)
         return contextlib.nullcontext()
 
-    def _compute_type(self) -> torch.autocast:
+    def _autocast(self) -> torch.autocast:
         enabled = self.job.dtype == "bfloat16"
         # A cache would hold a copy of every weight; within one pass none is used twice.
         return torch.autocast(
@@ -333,37 +311,35 @@ class Objectives:
         )
 
 
+def _is_shared(batch: MicroBatch) -> bool:
+    """Return whether several processes compute the tokens of each row."""
+    return bool(batch.tokens.stop - batch.tokens.start < batch.input_ids_BT.shape[1])
+
+
 def _run(
     model: PreTrainedModel,
-    input_ids_BT: Tensor,
     layers: Sequence[int],
     needs_attention: bool,
-    position_ids_BT: Tensor | None,
+    input_ids_BT: Tensor,
     document_ids_BT: Tensor | None,
-    sequence: DeviceMesh | None = None,
+    **settings: Any,
 ) -> Outputs:
+    """Run a model; return the hidden states of some layers, and their attention if needed."""
     attention: dict[int, Captured] = {}
 
     def keep(captured: Captured) -> None:
         # A layer that is recomputed in the backward pass calls again.
         attention.setdefault(captured.layer, captured)
 
-    states = models.hidden_states(
-        model,
-        input_ids_BT,
-        layers=layers,
-        position_ids_BT=position_ids_BT,
-        document_ids_BT=document_ids_BT,
-        capture=keep if needs_attention else None,
-        sequence=sequence,
-    )
+    settings |= {"document_ids_BT": document_ids_BT, "capture": keep if needs_attention else None}
+    states = models.hidden_states(model, input_ids_BT, layers=layers, **settings)
     return Outputs(states, attention)
 
 
 def documents_of(own_BT: Tensor, shown_BT: Tensor, document_ids_BT: Tensor | None) -> Tensor:
-    """Return which of the shown tokens are of a document of own ones, bool [B, T].
+    """Return which of the shown tokens belong to a document with own tokens, bool [B, T].
 
-    In a row without own tokens the first token is returned: every process has to run the model.
+    In a row without own tokens the first token is returned: every process must run the model.
     """
     run_BT = torch.zeros_like(shown_BT, dtype=torch.long)
     if document_ids_BT is not None:
@@ -374,15 +350,7 @@ def documents_of(own_BT: Tensor, shown_BT: Tensor, document_ids_BT: Tensor | Non
     return result_BT
 
 
-def _columns(x_BT: Tensor | None, columns: slice) -> Tensor | None:
-    return None if x_BT is None else x_BT[:, columns]
-
-
-def _parts(num_rows: int, most: int) -> Iterator[slice]:
-    num_parts = -(-num_rows // most)
-    small, larger = divmod(num_rows, num_parts)
-    start = 0
-    for number in range(num_parts):
-        size = small + (number < larger)
-        yield slice(start, start + size)
-        start += size
+def _columns(
+    x_BT: Tensor | None, columns: slice | Tensor, rows: slice = slice(None)
+) -> Tensor | None:
+    return None if x_BT is None else x_BT[rows, columns]

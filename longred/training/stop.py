@@ -1,4 +1,4 @@
-"""Why a training ends early, by a signal or its parent's death, and who may train in a folder."""
+"""Stop requests by a signal, a dead parent or a step limit; and the lock of the work folder."""
 
 import contextlib
 import logging
@@ -19,71 +19,60 @@ _ORPHAN_WAIT_SECONDS = 600.0
 
 
 class StopRequest:
-    """Remembers the first signal; asked by the loop at step boundaries, so a save is never cut.
+    """Remembers the first signal; the loop reads it between steps, so a save is never interrupted.
 
     Args:
-        liveness_fd: read end of a pipe whose write end only the parent holds; its end of file means
-            that the parent died, however it died, and a byte is a signal that the parent was sent.
-            None where nobody waits for this process.
+        liveness_fd: read end of a pipe whose write end only the parent holds: end of file means
+            that the parent died, in whatever way, and a byte is a signal that the parent received.
+            None without a parent.
+        max_steps: steps of this process after which to stop as if by SIGTERM; None for no limit.
     """
 
-    def __init__(self, liveness_fd: int | None = None) -> None:
+    def __init__(self, liveness_fd: int | None = None, *, max_steps: int | None = None) -> None:
         self.liveness_fd = liveness_fd
         if liveness_fd is not None:
             os.set_blocking(liveness_fd, False)
+        self.steps_left = max_steps
         self.signal_number: int | None = None
 
     def install(self) -> None:
-        """Take over SIGTERM and SIGINT of this process."""
+        """Handle SIGTERM and SIGINT in this process."""
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            if self.signal_number is None:
+                self.signal_number = number
+
         for number in SIGNALS:
-            signal.signal(number, self._receive)
+            signal.signal(number, receive)
+
+    def count_step(self) -> None:
+        """Count a finished step."""
+        if self.steps_left is not None:
+            self.steps_left -= 1
 
     def __call__(self) -> int | None:
-        """Return the signal that asked for the end (SIGTERM for a dead parent), or None."""
+        """Return the signal that requests a stop (SIGTERM for a dead parent), or None."""
         if self.signal_number is None and self.liveness_fd is not None:
             with contextlib.suppress(BlockingIOError):
-                told = os.read(self.liveness_fd, 1)
-                if not told:
-                    log.warning("the parent process is gone; saving and ending")
-                self.signal_number = told[0] if told else int(signal.SIGTERM)
+                received = os.read(self.liveness_fd, 1)
+                if not received:
+                    log.warning("the parent process is gone; saving and exiting")
+                self.signal_number = received[0] if received else int(signal.SIGTERM)
+        if self.signal_number is None and self.steps_left is not None and self.steps_left <= 0:
+            return int(signal.SIGTERM)
         return self.signal_number
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is None:
-            self.signal_number = number
-
-
-class StepLimit:
-    """Asks for the end after so many steps of this process, as SIGTERM would.
-
-    Args:
-        stop: who else may ask for it.
-        num_steps: how many.
-    """
-
-    def __init__(self, stop: StopRequest, num_steps: int) -> None:
-        self.stop = stop
-        self.left = num_steps
-
-    def count(self) -> None:
-        """Count one step."""
-        self.left -= 1
-
-    def __call__(self) -> int | None:
-        """Return the signal that asked for the end, or SIGTERM where all steps are taken."""
-        return self.stop() or (int(signal.SIGTERM) if self.left <= 0 else None)
 
 
 @contextlib.contextmanager
 def only_trainer(work: Path, *, parent: int | None) -> Iterator[None]:
-    """Hold the work folder's trainer lock.
+    """Hold the trainer lock of the work folder.
 
-    A trainer whose parent died ends by itself after its step and is waited for, so that the same
-    command can be run again at once.
+    A trainer whose parent died exits after its current step; wait for it, so that the same command
+    can be repeated at once.
 
     Args:
         work: the training's work folder.
-        parent: the process that watches this one, or None.
+        parent: process id of this trainer's parent, or None.
 
     Raises:
         LockedError: another trainer works here.
@@ -98,25 +87,20 @@ def only_trainer(work: Path, *, parent: int | None) -> Iterator[None]:
             except LockedError:
                 if not _is_orphan(note) or time.monotonic() > deadline:
                     raise
-                log.info("waiting for an earlier trainer, whose parent is gone, to save and end")
+                log.info("waiting for an earlier trainer without a parent to save and exit")
                 time.sleep(0.5)
         write_json(note, {"process": os.getpid(), "parent": parent})
         yield
 
 
 def _is_orphan(note: Path) -> bool:
+    """Return whether the parent of the trainer that wrote a note is dead."""
     try:
         parent = read_json(note).get("parent")
-    except MismatchError:
-        return False
-    return isinstance(parent, int) and not _is_alive(parent)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
+        if isinstance(parent, int):
+            os.kill(parent, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except (MismatchError, PermissionError):
+        return False
+    return False

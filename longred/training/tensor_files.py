@@ -1,16 +1,15 @@
-"""Named tensors on disk, whole in one file or divided by rows over the files of several processes.
+"""Named tensors in safetensors files, whole in one file or split by rows over several.
 
-Each file says of its tensors which rows of the whole they are, so that any number of processes can
-read what any other number wrote.
+The metadata of a split file gives the rows that it holds, so any number of processes can read what
+any other number wrote.
 """
 
 import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,41 +21,43 @@ from longred.training.sharding import Rows
 _PART = re.compile(r"-\d{5}-of-\d{5}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Which part of a group of tensors one process holds; all of it by default.
+class Part(NamedTuple):
+    """The part of a group of tensors that one process holds; the whole group by default.
 
     Attributes:
         number: of the part, from 0.
-        count: how many parts there are.
-        rows: of each tensor that is divided by rows; the others of a part are its own.
-        is_written: whether this process writes it; of equal parts one is written.
+        num_parts: how many the group has.
+        rows: of each tensor that is split by rows; other tensors exist once in every part.
+        is_written: whether this process writes it; only one of the replicas does.
     """
 
     number: int = 0
-    count: int = 1
-    rows: Mapping[str, Rows] = field(default_factory=dict)
+    num_parts: int = 1
+    rows: Mapping[str, Rows] = {}
     is_written: bool = True
 
     def file_name(self, stem: str) -> str:
         """Return the name of the part's file."""
-        if self.count == 1:
+        if self.num_parts == 1:
             return f"{stem}.safetensors"
-        return f"{stem}-{self.number + 1:05d}-of-{self.count:05d}.safetensors"
+        return f"{stem}-{self.number + 1:05d}-of-{self.num_parts:05d}.safetensors"
 
-
-def metadata_of(part: Part) -> dict[str, str] | None:
-    """Return what a part's file says of its tensors; None where they are whole."""
-    if part.count == 1:
-        return None
-    return {"rows": json.dumps({name: [r.start, r.shape] for name, r in part.rows.items()})}
+    def metadata(self) -> dict[str, str] | None:
+        """Return the metadata of the part's file; None if its tensors are whole."""
+        if self.num_parts == 1:
+            return None
+        return {"rows": json.dumps({name: [r.start, r.shape] for name, r in self.rows.items()})}
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """A group of tensors as its files hold it, read when asked for, whole by its name.
+    """A group of tensors in its files, read on access.
 
     Args:
         paths: all files of the group.
+
+    Attributes:
+        number: part whose own tensors are read by name.
+        ranges: first and last row + 1 to read by name; whole tensors by default.
 
     Raises:
         MismatchError: a file cannot be read.
@@ -64,79 +65,71 @@ class SavedTensors(Mapping[str, Tensor]):
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = sorted(paths)
-        self._rows: dict[str, list[tuple[Path, Rows]]] = {}
-        self._own: dict[str, list[Path]] = {}
+        self.number = 0
+        self.ranges: Mapping[str, tuple[int, int]] = {}
+        # Paths are sorted by part, so the rows of a split tensor are in order.
+        self._parts: dict[str, list[tuple[Path, Rows | None]]] = {}
         for path in self.paths:
             with _opened(path) as file:
-                metadata = file.metadata() or {}
-                rows = json.loads(metadata.get("rows", "{}"))
+                split = json.loads((file.metadata() or {}).get("rows", "{}"))
                 for name in file.keys():  # noqa: SIM118 - no mapping
-                    if name in rows:
-                        place = Rows(rows[name][0], tuple(rows[name][1]))
-                        self._rows.setdefault(name, []).append((path, place))
-                    else:
-                        self._own.setdefault(name, []).append(path)
+                    rows = Rows(split[name][0], tuple(split[name][1])) if name in split else None
+                    self._parts.setdefault(name, []).append((path, rows))
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names."""
-        return iter((*self._rows, *self._own))
+        """Iterate over the names."""
+        return iter(self._parts)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether there is a tensor of a name; nothing is read."""
-        return name in self._rows or name in self._own
+        """Return whether a tensor exists, without reading it."""
+        return name in self._parts
 
     def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._rows) + len(self._own)
+        """Return the number of tensors."""
+        return len(self._parts)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a whole tensor; of those that each part has of its own, the first's."""
-        if name in self._rows:
-            return self.rows(name, 0, self.shape(name)[0])
-        return self.own(name, 0)
+        """Read a tensor: the rows in `ranges`, or all, or the own one of part `number`.
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the whole tensor."""
-        if name in self._rows:
-            return self._rows[name][0][1].shape
-        with _opened(self._own[name][0]) as file:
-            return tuple(file.get_slice(name).get_shape())
-
-    def own(self, name: str, number: int) -> Tensor:
-        """Return what part `number` has by a name; the last part's, where there are fewer."""
-        paths = self._own[name]
-        with _opened(paths[min(number, len(paths) - 1)]) as file:
+        If there are fewer parts than `number`, the last one's own tensor is read.
+        """
+        parts = self._parts[name]
+        path, rows = parts[min(self.number, len(parts) - 1)]
+        if name in self.ranges or rows is not None:
+            return self.rows(name, *self.ranges.get(name, (0, self.shape(name)[0])))
+        with _opened(path) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return some rows of a tensor, whoever wrote them."""
-        if name in self._own:
-            with _opened(self._own[name][0]) as file:
-                own: Tensor = file.get_slice(name)[start:stop]
-            return own
-        pieces = []
-        for path, place in self._rows[name]:
-            with _opened(path) as file:
-                piece = file.get_slice(name)
-                low = max(start - place.start, 0)
-                high = min(stop - place.start, piece.get_shape()[0])
-                if low < high:
-                    pieces.append((place.start + low, piece[low:high]))
-        pieces.sort(key=lambda piece: piece[0])
-        if not pieces:
-            return self._empty(name)
-        return torch.cat([tensor for _, tensor in pieces])
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the whole tensor."""
+        path, rows = self._parts[name][0]
+        if rows is not None:
+            return rows.shape
+        with _opened(path) as file:
+            return tuple(file.get_slice(name).get_shape())
 
-    def _empty(self, name: str) -> Tensor:
-        with _opened(self._rows[name][0][0]) as file:
-            tensor: Tensor = file.get_slice(name)[0:0]
-        return tensor
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read the rows from `start` to `stop` of a tensor, from all files that hold some."""
+        pieces: list[Tensor] = []
+        for path, rows in self._parts[name]:
+            first = 0 if rows is None else rows.start
+            with _opened(path) as file:
+                saved = file.get_slice(name)
+                low = max(start - first, 0)
+                high = min(stop - first, saved.get_shape()[0])
+                if low < high:
+                    pieces.append(saved[low:high])
+                elif not pieces:
+                    pieces.append(saved[0:0])
+            if rows is None:
+                break
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file of tensors; its damage is told as a mismatch."""
+    """Open a safetensors file; raise MismatchError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -145,7 +138,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def groups_of(folder: Path) -> dict[str, SavedTensors]:
-    """Return the groups of tensors in a folder, by the stems of their files' names.
+    """Return the groups of tensors in a folder by file stem.
 
     Raises:
         MismatchError: a file cannot be read.

@@ -1,8 +1,8 @@
-"""One training as it stands: its models, optimizer and data, how far they are, the next step."""
+"""The state of one training and its optimizer step."""
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,37 +21,34 @@ from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training import adapters
 from longred.training.balance import Balance, measure
 from longred.training.checkpoint import Checkpoints
-from longred.training.environment import prepare
-from longred.training.meter import Meter
-from longred.training.not_finite import explain
+from longred.training.checks import SpikeGuard, explain_non_finite
+from longred.training.load import load_student, load_teacher, teacher_of_adapters
+from longred.training.machine import Meter, check_machine, check_model, prepare
 from longred.training.optimizer import build_optimizer, update
-from longred.training.requirements import check_machine, check_model
 from longred.training.sharding import make_meshes, whole
-from longred.training.spikes import SpikeGuard
 from longred.training.step import (
     MicroBatch,
     Objectives,
+    Teacher,
     fixed_weights,
     micro_batches,
     term_counts,
 )
-from longred.training.student import load_student
-from longred.training.teacher import Teacher, load_teacher
 from longred.training.world import ALONE, World
 
 
 class Trainer:
-    """One training: models, optimizer, loader, and how far they are.
+    """One training: models, optimizer, loader and progress.
 
     Attributes:
-        job: with the number of processes that there are.
-        meshes: how they are grouped.
-        step: optimizer steps that are done.
-        seconds: time spent in them, over all processes that took part.
+        job: the job, with the actual number of processes.
+        meshes: the groups of processes.
+        step: number of finished optimizer steps.
+        seconds: time spent in them.
     """
 
     def __init__(self, job: TrainingJob, work: Path, world: World = ALONE) -> None:
-        # Whatever the job says, there are as many processes as the launcher started.
+        # The launcher decides the number of processes, whatever the job says.
         parallel = {**job.parallel, "num_processes": world.size}
         self.job = job = dataclasses.replace(job, parallel=parallel)
         self.work = work
@@ -62,9 +59,20 @@ class Trainer:
         self.saved_step = 0
         prepare(job)
         self.device = models.choose_device(job.device, "training.device")
+        student, original = Path(job.student_folder), Path(job.teacher_folder)
         with world.together():
-            self._check()
-            self.loader = self._open_data()
+            check_model(job, models.load_config(student))
+            check_machine(job, self.device)
+            if job.recipe.trains_adapters:
+                adapters.check_weights(student, original)
+            self.loader = StepLoader(
+                Path(job.data_folder),
+                rows=job.rows,
+                seed=job.seed,
+                rank=world.rank,
+                world_size=world.size,
+                sequence_parallel=job.layout.sequence_parallel,
+            )
             self.meter = self._make_meter()
         self.meshes = make_meshes(job.layout, self.device)
         with world.together():
@@ -84,48 +92,26 @@ class Trainer:
         self.journal = Journal(work / JOURNAL_NAME)
         self.checkpoints = Checkpoints(work / "checkpoints", keep=job.num_checkpoints, world=world)
 
-    def _check(self) -> None:
-        """Refuse what cannot work with this model on this machine, before weights are loaded.
-
-        Raises:
-            ConfigError, PreflightError: as `check_model`, `check_machine` and `check_weights`.
-        """
-        student = Path(self.job.student_folder)
-        check_model(self.job, models.load_config(student))
-        check_machine(self.job, self.device)
-        if self.job.recipe.trains_adapters:
-            adapters.check_weights(student, Path(self.job.teacher_folder))
-
     def _make_meter(self) -> Meter:
-        """Plan the training's memory and FLOPs from its model's shape.
+        """Check that the training fits this machine's memory; return its meter.
 
         Raises:
-            PreflightError: this machine's memory cannot hold it.
+            PreflightError: it does not fit.
         """
         shape = shape_of(models.load_config(Path(self.job.student_folder)))
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
         refuse_what_cannot_fit(shape, self.job, lengths, self.device, num_here=self.world.num_here)
         return Meter(shape, self.job, lengths, self.device)
 
-    def _open_data(self) -> StepLoader:
-        job = self.job
-        return StepLoader(
-            Path(job.data_folder),
-            rows=job.rows,
-            seed=job.seed,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            sequence_parallel=job.layout.sequence_parallel,
-        )
-
     def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher | None:
         if not self.job.uses_teacher():
             return None
+        original = Path(self.job.teacher_folder)
         if self.job.recipe.trains_adapters:
-            return adapters.without_adapters(self.student, Path(self.job.teacher_folder))
+            return teacher_of_adapters(self.student, original)
         # Never a submodule of the student: it must not reach the optimizer or a checkpoint.
         return load_teacher(
-            Path(self.job.teacher_folder),
+            original,
             dtype=self.job.dtype,
             device=self.device,
             backend=self.job.attention_backend,
@@ -134,7 +120,7 @@ class Trainer:
         )
 
     def train_step(self) -> Mapping[str, float]:
-        """Take one optimizer step and return its metrics, written to the journal.
+        """Take one optimizer step, append its metrics to the journal and return them.
 
         Raises:
             NonFiniteLossError: before any weight is changed.
@@ -142,26 +128,26 @@ class Trainer:
         started = time.perf_counter()
         step = self.step + 1
         batches = self._batches()
-        weights = self._step_weights(batches)
+        if self.balance.is_due(step):
+            measure(self.balance, batches, self._backward, self.student.parameters())
+        weights = self.balance.weights()
         losses = [self._backward(batch, weights) for batch in batches]
         grad_norm = whole(
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.job.max_grad_norm)
         )
-        own = {
-            term: float(
-                sum(
-                    loss[term] * b.shares[term]
-                    for b, loss in zip(batches, losses, strict=True)
-                    if term in loss
-                )
-            )
-            for term in weights
-        }
-        by_term = self._total(own)
+        pairs = list(zip(batches, losses, strict=True))
+        by_term = self._total(
+            {
+                term: float(sum(loss[term] * b.shares[term] for b, loss in pairs if term in loss))
+                for term in weights
+            }
+        )
         total = sum(weights[term] * loss for term, loss in by_term.items())
-        # A finite total means finite losses: an infinite or NaN term cannot be cancelled.
+        # A finite total means finite losses: infinite and NaN terms cannot cancel.
         if not bool(torch.isfinite(grad_norm + total)):
-            raise NonFiniteLossError(explain(step, self.objectives, self.world, batches, losses))
+            raise NonFiniteLossError(
+                explain_non_finite(step, self.objectives, self.world, batches, losses)
+            )
         rate = update(self.optimizer, step, self.job)
         self.step = step
         seconds = time.perf_counter() - started
@@ -195,19 +181,14 @@ class Trainer:
         return list(micro_batches(self.job, rows, counts, totals, rank=rank))
 
     def next_batches(self) -> list[MicroBatch]:
-        """Return the micro-batches of the next step, which will read them again."""
+        """Return the micro-batches of the next step without advancing the loader."""
         state = self.loader.state()
         batches = self._batches()
         self.loader.load_state(state)
         return batches
 
-    def _step_weights(self, batches: Sequence[MicroBatch]) -> Mapping[Term, float]:
-        """Return what each term of the next step is multiplied by."""
-        if self.balance.is_due(self.step + 1):
-            measure(self.balance, batches, self._backward, self.student.parameters())
-        return self.balance.weights()
-
     def _backward(self, batch: MicroBatch, weights: Mapping[Term, float]) -> dict[Term, Tensor]:
+        """Run a micro-batch forward and backward; return its losses."""
         losses = self.objectives.losses(batch)
         weighted = [loss * (weights[term] * batch.shares[term]) for term, loss in losses.items()]
         torch.autograd.backward(torch.stack(weighted).sum())

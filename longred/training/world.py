@@ -1,4 +1,4 @@
-"""The processes of one training: who they are, and how they agree.
+"""The processes of one training and how they agree.
 
 Every method must be called by all processes, in the same order.
 """
@@ -7,41 +7,42 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from longred.errors import BY_EXIT_CODE, LongredError, PreflightError, Stopped
+from longred.errors import BY_EXIT_CODE, LongredError, Stopped
 from longred.models.load import choose_device
-from longred.training.environment import grow_segments
+from longred.training.machine import check_gpus, grow_segments
 
 _TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a process waits for the others; one that died is noticed at once, by its connection."""
+"""How long a process waits for the others; a dead one is noticed at once by its connection."""
 
 
+@dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a training, as one of them sees it; alone where nothing is given.
+    """The processes of a training as seen by one of them; a single process by default.
 
     Args:
-        rank: this process, from 0.
+        rank: of this process, from 0.
         size: number of processes.
-        num_here: those of them on this machine.
+        num_here: number of processes on this machine.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, num_here: int = 1) -> None:
-        self.rank = rank
-        self.size = size
-        self.num_here = num_here
+    rank: int = 0
+    size: int = 1
+    num_here: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all have in common."""
+        """Whether this process writes shared files."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the JSON values of all processes, in the order of their ranks."""
+        """Return the values of all processes by rank; sent as JSON, never as pickle."""
         if self.size == 1:
             return [value]
         content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -58,19 +59,31 @@ class World:
         ]
 
     def any(self, value: bool) -> bool:
-        """Return whether it is true in any process."""
+        """Return whether the value is true in any process."""
         return any(self.gather(value))
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over all processes, the same to the last bit in each of them."""
+        """Return the sums over all processes, bit-identical in each of them."""
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+    def on_first(self, function: Callable[[], Any]) -> Any:
+        """Call a function in the first process; return its JSON value in all.
+
+        Raises:
+            LongredError: the function raised it; raised in all processes.
+        """
+        value = None
+        with self.together():
+            if self.is_first:
+                value = function()
+        return self.gather(value)[0]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Do what is inside in all processes or in none: an error in one is raised in all.
+        """Run a block in all processes; an error in one is raised in all.
 
         Raises:
-            LongredError: the error of the first process that has one.
+            LongredError: the process's own error, or that of the first process that has one.
         """
         error: LongredError | None = None
         try:
@@ -78,10 +91,12 @@ class World:
         except LongredError as raised:
             error = raised
         if self.size > 1:
-            told = self.gather(None if error is None else [error.exit_code, str(error)])
-            first = next((found for found in told if found is not None), None)
+            errors = self.gather(None if error is None else [error.exit_code, str(error)])
+            first = next((found for found in errors if found is not None), None)
             if first is not None and error is None:
-                error = _error(*first)
+                code, message = first
+                kind = BY_EXIT_CODE.get(code, LongredError)
+                error = Stopped(code - 128) if code > 128 else kind(message)
         if error is not None:
             raise error
 
@@ -90,31 +105,14 @@ ALONE = World()
 """A training in one process."""
 
 
-def _error(code: int, message: str) -> LongredError:
-    return Stopped(code - 128) if code > 128 else BY_EXIT_CODE.get(code, LongredError)(message)
-
-
-def check_gpus(num_here: int) -> None:
-    """Refuse more processes than this machine has GPUs.
-
-    Raises:
-        PreflightError: there are.
-    """
-    if num_here > torch.cuda.device_count():
-        raise PreflightError(
-            f"training.parallel.num_processes: {num_here} processes on a machine with "
-            f"{torch.cuda.device_count()} GPUs; start one for each GPU"
-        )
-
-
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Meet the other processes that a launcher started, as torchrun's variables name them.
+    """Connect to the other processes of a launcher, using torchrun's environment variables.
 
     Without those variables this process is alone.
 
     Args:
-        device: `cpu`, `cuda` or `auto`; each process takes the GPU of its local rank.
+        device: `cpu`, `cuda` or `auto`; each process uses the GPU of its local rank.
 
     Raises:
         PreflightError: there are more processes than GPUs on this machine.
@@ -129,8 +127,8 @@ def joined(device: str) -> Iterator[World]:
     if on_gpu:
         check_gpus(num_here)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Gloo carries the few numbers that the processes agree on, whatever carries the weights.
+    # Gloo carries the small JSON values, NCCL the weights.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     yield World(dist.get_rank(), size, num_here)
-    # Not after an error: others may be waiting in another operation, and so would this process.
+    # Skipped after an error: others may be waiting in another collective, and this would hang.
     dist.destroy_process_group()

@@ -30,9 +30,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from longred.method.job import TrainingJob
 from longred.method.layout import Layout
 from longred.models import load as models
+from longred.training.adapters import round_linear_layers
+from longred.training.load import load_student, load_teacher
 from longred.training.sharding import make_meshes, shard_student, shard_teacher
-from longred.training.student import load_student
-from longred.training.teacher import load_teacher, round_linear_layers
 from longred.training.world import joined
 
 RESULT = Path(__file__).parent / "results" / "loading.json"

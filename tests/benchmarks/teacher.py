@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longred.models.load import hidden_states, load_model
 from longred.objectives.hidden import cosine_distance
-from longred.training.teacher import load_teacher
+from longred.training.load import load_teacher
 
 RESULT = Path(__file__).parent / "results" / "teacher.md"
 CONFIG = LlamaConfig(

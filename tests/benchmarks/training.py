@@ -47,11 +47,11 @@ from longred.cost.speeds import Speeds
 from longred.method.job import TrainingJob
 from longred.models import load as models
 from longred.store.artifacts import write_json
+from longred.training.adapters import round_linear_layers
 from longred.training.layers.activations import checkpoint_activations
 from longred.training.loop import Trainer
-from longred.training.meter import Meter
-from longred.training.step import MicroBatch
-from longred.training.teacher import Teacher, round_linear_layers
+from longred.training.machine import Meter
+from longred.training.step import MicroBatch, Teacher
 
 RESULTS = Path(__file__).parent / "results"
 OUT_OF_MEMORY = 9

@@ -1,4 +1,4 @@
-"""One optimizer step written out: row by row in float64, with dense masks and whole logits."""
+"""Reference optimizer step: row by row in float64, with dense masks and full logits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ def dense_model(config_folder: Path, weights_folder: Path):
 
 
 def dense_forward(model, tokens: Tensor, documents: Tensor | None, positions: Tensor | None):
-    """Run one row with its mask written out, so that no library guesses one from the positions."""
+    """Run one row with an explicit mask, so that no library derives one from the positions."""
     length = len(tokens)
     mask = torch.full((length, length), torch.finfo(torch.float64).min, dtype=torch.float64)
     for query in range(length):
@@ -59,7 +59,7 @@ def distances(student, teacher, layer: int) -> Tensor:
 
 
 def relations(model, tokens: Tensor) -> list[list[Tensor]]:
-    """Queries and keys after RoPE, and values, of every decoder layer: [heads, T, d]."""
+    """Return queries and keys after RoPE, and values, of each layer: [heads, T, d]."""
     captured: list[dict[str, Tensor]] = [{} for _ in model.model.layers]
     hooks = []
     for found, layer in zip(captured, model.model.layers, strict=True):
@@ -95,7 +95,7 @@ def relation_terms(student, teacher, tokens: Tensor) -> Tensor:
 
 
 def first_windows(student, teacher, tokens, documents, window: int) -> list[Tensor]:
-    """The last layer's distances inside the first window of every document of a long row."""
+    """Return the last layer's distances in the first window of each document of a long row."""
     last = student.config.num_hidden_layers
     whole = dense_forward(student, tokens, documents, None).hidden_states[last][0]
     terms, start = [], 0
@@ -113,7 +113,7 @@ def first_windows(student, teacher, tokens, documents, window: int) -> list[Tens
 
 
 def objective_loss(job: TrainingJob, objective: str, rows: list, student, teacher) -> Tensor:
-    """The mean of one objective over (tokens, documents, positions) rows."""
+    """Return the mean of one objective over (tokens, documents, positions) rows."""
     terms: list[Tensor] = []
     for tokens, documents, positions in rows:
         if objective == "long_distill":

@@ -1,14 +1,14 @@
-"""The trainer's own micro-batches on tensors without data: what they hold, compute and move.
+"""Measure memory, FLOPs and traffic of the trainer's micro-batches on tensors without data.
 
-The models are built, prepared and run by the trainer's code under torch's FakeTensorMode; only the
-weights' values are missing. They stand on a fake CPU: torch without CUDA ends the process in the
-backward pass of fake CUDA tensors. Attention is the fused CPU operator, which is given and saves
-what the flash and cuDNN kernels are and do: query, key, value, output and log-sum-exp. The
-functions of `layers.fused` count as one operator each, as they are compiled on a GPU: nothing
-between their inputs and outputs is held; and products go straight into float32 where they do there.
+The trainer's code builds, prepares and runs the models under torch's FakeTensorMode; only the
+weights' values are missing. The device is a fake CPU: torch without CUDA crashes in the backward
+pass of fake CUDA tensors. Attention is the fused CPU operator, which takes and saves the same
+tensors as the flash and cuDNN kernels: query, key, value, output and log-sum-exp. Each function of
+`layers.fused` counts as one operator, as if compiled on a GPU: no intermediate is held. Products
+that write float32 directly on a GPU do so here.
 
 As a script: `python tests/training/fake_step.py [RECIPE] [--layers N] [key=value …]` prints a table
-by bucket, with the plan beside it.
+by bucket next to the plan.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from longred.method.methods import Term
 from longred.models import load as models
 from longred.objectives import cross_entropy
 from longred.training.layers import compiling, masters
+from longred.training.load import load_student
 from longred.training.step import (
     MicroBatch,
     Objectives,
@@ -45,7 +46,6 @@ from longred.training.step import (
     micro_batches,
     term_counts,
 )
-from longred.training.student import load_student
 from longred.training.trainer import Trainer
 
 GIB = 2**30
@@ -59,7 +59,7 @@ _PRODUCTS = {
     "aten::addmm_": (1, 2),
     "aten::baddbmm": (1, 2),
 }
-"""Operators that multiply matrices, and which of their arguments those are."""
+"""Matrix products, and the positions of the matrices in their arguments."""
 
 _GATHERS = ("aten::embedding", "aten::index", "aten::gather", "aten::nll_loss_forward")
 """Operators that read a few values of a large tensor."""
@@ -69,15 +69,15 @@ _FILLS = ("aten::zero_", "aten::fill_")
 
 @dataclass(frozen=True, slots=True)
 class FakeStep:
-    """What one micro-batch did.
+    """Measurements of one micro-batch.
 
     Attributes:
         bucket: its bucket.
         tokens: of it.
-        losses_bytes, backward_bytes: most memory alive at once until the losses are there, and in
-            the backward pass, beside the weights and their gradients.
+        losses_bytes, backward_bytes: peak memory until the losses are computed, and in the
+            backward pass, without the weights and their gradients.
         weight_bytes, teacher_bytes: of both models' weights.
-        products: how many products of matrices were taken, the head's and RoPE's angles included.
+        products: number of matrix products, including the LM head's and RoPE's angles.
         product_flops: of all of them.
         attention_forward, attention_backward: causal FLOPs of the attention operators as executed:
             two products forward, five backward.
@@ -100,7 +100,7 @@ class FakeStep:
 
     @property
     def peak_bytes(self) -> int:
-        """Most memory alive at once, beside the weights and their gradients."""
+        """Peak memory without the weights and their gradients."""
         return max(self.losses_bytes, self.backward_bytes)
 
 
@@ -108,7 +108,7 @@ class Recorder(TorchDispatchMode):
     """Follows storages and counts operators.
 
     Attributes:
-        now, peak: bytes alive of what was made since the start, and most of them.
+        now, peak: bytes allocated since the start and still alive, and their maximum.
         products, product_flops, attention_forward, attention_backward: as in `FakeStep`.
         moved: bytes read and written by other operators, by name.
     """
@@ -207,14 +207,14 @@ def _moved(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> fl
 
 
 def _bytes(tensor: Tensor) -> float:
-    # An expanded tensor is read from fewer values than it shows.
+    # An expanded tensor reads fewer values than its shape has.
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def measure_micro_batch(config: PreTrainedConfig, job: TrainingJob, bucket: str) -> FakeStep:
     """Run the forward and backward pass of a bucket's first micro-batch on fake tensors.
 
-    As in every micro-batch of a step but its first, gradients are there already and are added to.
+    Gradients already exist and are added to, as in all micro-batches of a step but the first.
 
     Args:
         config: the model's, teacher and student alike.
@@ -278,7 +278,7 @@ def measure_micro_batch(config: PreTrainedConfig, job: TrainingJob, bucket: str)
 
 
 def row_lengths(job: TrainingJob) -> dict[str, int]:
-    """Return the tokens of a row of each bucket."""
+    """Return the tokens per row of each bucket."""
     original = job.original_window
     return {"long": job.target_window, "short": min(1024, original), "original": original}
 
@@ -287,7 +287,7 @@ def _first_micro_batch(job: TrainingJob, bucket: str) -> MicroBatch:
     lengths = row_lengths(job)
     rows = {}
     for name in job.recipe.buckets():
-        # Rows of other buckets are cut and left.
+        # Skip the rows of other buckets.
         number = job.rows[name] if name == bucket else 1
         shape = (number, lengths[name])
         rows[name] = Rows(
@@ -304,7 +304,7 @@ def _first_micro_batch(job: TrainingJob, bucket: str) -> MicroBatch:
 
 @contextlib.contextmanager
 def _without_values() -> Iterator[None]:
-    """Let models be built on the meta device where they are loaded: there are no files to read."""
+    """Build models on the meta device instead of loading them: there are no files to read."""
 
     def load(folder: Path, *, original: Path | None = None, **settings: Any) -> PreTrainedModel:
         return models.build_model(folder, **settings)
@@ -330,7 +330,7 @@ def _wide_product(left_MK: Tensor, right_KN: Tensor, dtype: torch.dtype) -> Tens
 
 
 def _give_storage(model: PreTrainedModel, fake: FakeTensorMode) -> dict[int, Tensor]:
-    """Move a model's weights from the meta device to a fake one, and return them once each."""
+    """Move a model's weights from the meta device to a fake one; return each once."""
     made: dict[int, Tensor] = {}
     with fake:
         for module in model.modules():
@@ -345,7 +345,7 @@ def _give_storage(model: PreTrainedModel, fake: FakeTensorMode) -> dict[int, Ten
 
 
 def main() -> None:
-    """Print what the micro-batches of a recipe do, by bucket, and what the plan says."""
+    """Print the measurements of a recipe's micro-batches by bucket, next to the plan."""
     from longred.cost.flops import batches, needed_flops, recomputed_flops
     from longred.cost.memory import batch_parts
     from longred.cost.passes import elementwise_bytes
@@ -377,7 +377,7 @@ def main() -> None:
         if options.json:
             print(json.dumps(dataclasses.asdict(step)))
             continue
-        # Of one micro-batch: the plan counts a step's.
+        # Per micro-batch: the plan counts a whole step.
         part = batch.tokens / batch.step_tokens
         flops = (needed_flops(shape, job, batch) + recomputed_flops(shape, job, batch)) * part
         planned = FakeStep(

@@ -15,11 +15,11 @@ from tiny_training import MakeJob, assert_same_run, curve
 
 from longred.errors import ConfigError
 from longred.models.load import hidden_states, load_model
+from longred.training.load import load_teacher
 from longred.training.loop import train
 from longred.training.optimizer import named_weights
 from longred.training.persistence import save
 from longred.training.result import write_result
-from longred.training.teacher import load_teacher
 from longred.training.trainer import Trainer
 
 LAYERS = (1, 2, 3)
@@ -45,7 +45,7 @@ def test_without_adapters_the_student_is_the_teacher_bit_for_bit(
         ):
             states.append(hidden_states(model, tokens, layers=LAYERS))
     assert all(torch.equal(states[0][layer], states[1][layer]) for layer in LAYERS)
-    with torch.no_grad(), trainer.objectives._compute_type():
+    with torch.no_grad(), trainer.objectives._autocast():
         student = hidden_states(trainer.student, tokens, layers=LAYERS)
     assert not any(torch.allclose(student[layer], states[1][layer]) for layer in LAYERS)
     with trainer.objectives.teacher() as model:
@@ -53,7 +53,7 @@ def test_without_adapters_the_student_is_the_teacher_bit_for_bit(
 
 
 def test_gradients_against_float64(make_job: MakeJob, tmp_path: Path, monkeypatch):
-    """At the start B is 0: A has no gradient, and B's is scale * dW A^T."""
+    """B starts at 0, so A has no gradient, and B's is scale * dW A^T."""
     job = make_job(method="lora", max_grad_norm=1e9)
     losses, weight_grads = reference_step(job)
     metrics, found = first_step(job, tmp_path, monkeypatch)
@@ -107,7 +107,7 @@ def test_the_result_is_a_whole_model_and_its_adapters(make_job: MakeJob, tmp_pat
 
 
 def test_adapters_in_little_memory(make_job: MakeJob, tmp_path: Path):
-    """Tiles, checkpointing and 8-bit moments at once: the same steps, and the same after a stop."""
+    """Combine tiles, checkpointing and 8-bit moments; compare the steps, also after a stop."""
     lora = {"rank": 64, "alpha": 64.0, "objectives": "longred-c"}
     lora["targets"] = ["q_proj", "gate_proj", "up_proj", "down_proj"]
     savers = {"mlp_tile_tokens": 16, "activation_checkpointing": "selective"}

@@ -1,4 +1,4 @@
-"""Every architecture through the whole path: extend, profile, train, save, load, generate."""
+"""Extend, profile, train, save, load and generate with every architecture."""
 
 import json
 import shutil
@@ -141,7 +141,7 @@ def test_the_whole_path(
 
 
 def assert_it_reads_back(result: Path, student: Path) -> None:
-    """The trained model is another one, and means the same to transformers as to the trainer."""
+    """The trained weights differ, and transformers computes with them what the trainer does."""
     prompt = torch.randint(2, 500, (1, TARGET - 8))
     before, ours = load_model(student), load_model(resolve_model(str(result)))
     theirs = AutoModelForCausalLM.from_pretrained(result)

@@ -1,4 +1,4 @@
-"""Weights that follow the gradients: the ratio against float64, its smoothing, and resuming."""
+"""Automatic loss weights: the ratio against float64, smoothing, and resuming."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def journal(folder: Path, key: str) -> dict[int, float]:
 
 
 def reference_norms(job) -> dict[str, float]:
-    """Return the norm of each term's own gradient, as differences of whole float64 steps."""
+    """Return the gradient norm of each term, from differences of whole float64 steps."""
 
     def gradient(short: float, original: float):
         values = {"short_distill_weight": short, "short_to_long_weight": original}
@@ -59,7 +59,7 @@ def test_the_first_weights_are_ratios_of_float64_gradient_norms(
         assert metrics[f"train/{name}_weight"] == pytest.approx(expected, rel=1e-4)
         total += expected * metrics[f"train/{name}_loss"]
     assert metrics["train/loss"] == pytest.approx(total, rel=1e-4)
-    # The gradients of the measurement are not left in those of the step.
+    # The measurement leaves no gradients behind.
     weights = {
         "short_distill_weight": metrics["train/short_distill_weight"],
         "short_to_long_weight": metrics["train/short_to_long_weight"],

@@ -1,4 +1,4 @@
-"""A training that was disturbed and started again ends with the bits of one that was not."""
+"""An interrupted and resumed training gives the same bits as an uninterrupted one."""
 
 import json
 import os
@@ -193,7 +193,7 @@ def test_other_block_counts_are_refused(make_job: MakeJob, tmp_path: Path):
 def test_room_is_asked_for_what_is_written(
     optimizer: str, make_job: MakeJob, tmp_path: Path, monkeypatch
 ):
-    """Enough room is what checkpoints of this optimizer and the results take, and little more."""
+    """The required space is that of the checkpoints and results, with a small margin."""
     values = {"num_steps": 2, "save_every_steps": 1, "num_checkpoints": 1, "keep_steps": [1]}
     job = make_job(optimizer=optimizer, **values)
     result = train(job, tmp_path / "first")

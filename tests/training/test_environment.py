@@ -1,4 +1,4 @@
-"""What a trainer sets up in its process before anything is put on a GPU."""
+"""How a trainer configures its process before the first use of a GPU."""
 
 import os
 from collections.abc import Iterator
@@ -9,8 +9,7 @@ import torch
 from tiny_training import MakeJob
 
 from longred.errors import PreflightError
-from longred.training.environment import environment_of, prepare
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS, environment_of, prepare
 from longred.training.trainer import Trainer
 from longred.training.world import joined
 
@@ -20,7 +19,7 @@ VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in VARIABLES:
-        # Set first, so that whatever the test leaves is taken away again.
+        # Set first, so that monkeypatch also removes what the test sets.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     fills = torch.utils.deterministic.fill_uninitialized_memory
@@ -64,7 +63,7 @@ def test_a_deterministic_training_takes_the_same_steps(make_job: MakeJob, tmp_pa
         found[deterministic] = dict(trainer.train_step())
         for name in MACHINE_METRICS:
             found[deterministic].pop(name, None)
-        told = environment_of(torch.device("cpu"), job)
-        assert told["deterministic"] is deterministic
+        environment = environment_of(torch.device("cpu"), job)
+        assert environment["deterministic"] is deterministic
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert found[True] == found[False]

@@ -1,6 +1,6 @@
-"""The real training step on fake tensors: memory, FLOPs and products, against the plan.
+"""Memory, FLOPs and products of the real training step on fake tensors, against the plan.
 
-Per-layer figures are linear in the number of layers: two depths give them exactly.
+Per-layer figures are linear in the number of layers, so two depths give them exactly.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def check(plan: Planned, bucket: str, step: FakeStep, *, memory: float = 0.08) -
     assert step.peak_bytes == pytest.approx(plan.peak_bytes(bucket), rel=memory)
     assert step.product_flops == pytest.approx(flops.linear + flops.head, rel=0.01)
     assert step.attention_forward == pytest.approx(flops.attention_forward, rel=0.001)
-    # The plan counts two forward passes where the kernel takes two and a half.
+    # The plan counts two forward passes for the backward kernel's two and a half.
     assert step.attention_backward == pytest.approx(1.25 * flops.attention_backward, rel=0.001)
 
 
@@ -84,7 +84,7 @@ def test_the_whole_model_needs_what_is_planned(bucket: str) -> None:
         ("long", (), 27),
         ("long", ("training.activation_checkpointing=full",), 27),
         ("long", ("training.fused=false",), 27),
-        # 7 forward and 14 backward, and 7 of the teacher.
+        # 7 forward, 14 backward, and 7 of the teacher.
         ("short", (), 21 + 7),
         ("original", ("training.fused=false",), 21 + 7),
         ("original", ("training.uncheckpointed_tokens=0",), 27 + 7),
@@ -96,7 +96,7 @@ def test_no_product_is_taken_more_often_than_designed(
     plans = [planned("llama3-8b-32k", *overrides, layers=layers) for layers in (1, 3)]
     less, more = (plan.measure(bucket) for plan in plans)
     assert more.products - less.products == 2 * products
-    # Of other operators a layer moves what is planned.
+    # The traffic of a layer's other operators is as planned.
     moved = more.moved_bytes - less.moved_bytes
     said = plans[1].moved_bytes(bucket) - plans[0].moved_bytes(bucket)
     distilled = len(plans[1].job.distill_layers) != len(plans[0].job.distill_layers)

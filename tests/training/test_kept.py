@@ -1,4 +1,4 @@
-"""Students on the way: which are kept, what they are, and that nothing loses them."""
+"""Students kept during a training: which, in what form, and after interruptions."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ def test_a_kept_student_is_the_one_of_a_training_that_ends_there(
     shorter = train(make_job(num_steps=3), tmp_path)
     assert weights_digest(kept / "kept/step-000003") == weights_digest(shorter)
     assert weights_digest(kept / "kept/step-000007") != weights_digest(shorter)
-    # Keeping disturbs nothing.
+    # Keeping students does not change the training.
     assert_same_run(kept, uninterrupted)
 
 

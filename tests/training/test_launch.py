@@ -1,4 +1,4 @@
-"""The trainer as a child: its progress, its end in every form, and the death of its parent."""
+"""The trainer as a child process: progress, every kind of exit, and the death of its parent."""
 
 import contextlib
 import fcntl
@@ -47,7 +47,7 @@ def test_killed_parent_then_the_same_command_again(
     make_job: MakeJob, uninterrupted: Path, tmp_path: Path
 ):
     job = make_job(save_every_steps=1000)
-    # Long enough that the training cannot end before its parent is killed.
+    # Enough steps that the training cannot end before its parent is killed.
     parent = start_parent(make_job(num_steps=5000, save_every_steps=5000), tmp_path / "a")
     assert parent.stdout.readline() == "1\n"
     parent.kill()
@@ -96,7 +96,7 @@ def test_second_trainer_ends_at_once(make_job: MakeJob, tmp_path: Path):
         started = time.monotonic()
         with pytest.raises(LockedError, match=f"process {os.getpid()}"):
             launch.run(make_job(), tmp_path)
-        # The end of another training is waited for ten minutes; this one is its own parent's.
+        # A trainer waits ten minutes for an orphan; this holder's parent is alive.
         assert time.monotonic() - started < 300.0
 
 
@@ -146,7 +146,7 @@ def test_stop_request_reads_a_signal_from_the_pipe():
 
 
 def trainers(context: psutil.Process) -> dict[str, psutil.Process]:
-    """The processes that train below one, by their ranks."""
+    """Return the training processes below a process by rank."""
     found = {}
     for process in context.children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -156,7 +156,7 @@ def trainers(context: psutil.Process) -> dict[str, psutil.Process]:
 
 
 def saved_steps(work: Path) -> list[int]:
-    """The steps of the checkpoints in a work folder."""
+    """Return the steps of the checkpoints in a work folder."""
     return [int(p.name.removeprefix("step-")) for p in (work / "checkpoints").glob("step-*")]
 
 
@@ -174,13 +174,13 @@ def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     started = time.monotonic()
     with pytest.raises(LostProcessError, match="run the same command to go on"):
         launch.run(job, tmp_path, on_progress=kill_the_second)
-    # Processes that wait for a lost one give up after half an hour.
+    # Well below the half hour after which processes give up waiting for a lost one.
     assert time.monotonic() - started < 600.0
     assert steps[:7] == list(range(1, 8))
     assert not trainers(psutil.Process())
     last = max(saved_steps(tmp_path))
     assert last >= 5
-    assert last % 5 == 0, "only whole checkpoints, of every fifth step"
+    assert last % 5 == 0, "only regular checkpoints, at every fifth step"
 
     timer = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     again = []
@@ -193,7 +193,7 @@ def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     with pytest.raises(Stopped) as stopped:
         launch.run(job, tmp_path, on_progress=stop_soon)
     assert stopped.value.exit_code == 143
-    assert again[0] == last + 1, "the second run must go on after the saved step"
+    assert again[0] == last + 1, "the second run must resume after the saved step"
     assert not trainers(psutil.Process())
     assert max(saved_steps(tmp_path)) >= last + 3
 

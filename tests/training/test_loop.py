@@ -1,4 +1,4 @@
-"""One whole optimizer step against a dense float64 reference, and how the loop ends."""
+"""One optimizer step against a dense float64 reference, and how the loop ends."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ KEYS = ("train/long_loss", "train/short_distill_loss", "train/short_to_long_loss
 
 
 def first_step(job: TrainingJob, work: Path, monkeypatch) -> tuple[dict, dict[str, Tensor]]:
-    """Take one step and return its metrics and the gradients that the optimizer was given."""
+    """Take one step; return its metrics and the gradients passed to the optimizer."""
     trainer = Trainer(job, work)
     grads: dict[str, Tensor] = {}
     update = optimizer.update
@@ -202,7 +202,7 @@ def test_stop_before_the_first_step_saves_nothing(make_job: MakeJob, tmp_path: P
 
 @pytest.fixture
 def broken_teacher(make_job: MakeJob, tmp_path: Path) -> Path:
-    """The teacher with one NaN in its second decoder layer."""
+    """Return a teacher with one NaN in its second decoder layer."""
     folder = tmp_path / "broken-teacher"
     shutil.copytree(make_job().teacher_folder, folder)
     weights = load_file(folder / "model.safetensors")
@@ -250,7 +250,7 @@ def test_gradient_that_is_not_finite_names_the_last_layer_that_it_reached(
             return grad / 0
 
     def overflowing(batch):
-        # Finite on the way there; on the way back from the output of a layer it is not.
+        # The forward pass is finite; the gradient of one layer's output is not.
         if batch.bucket != "original":
             return losses(batch)
         hook = layer.register_forward_hook(lambda module, args, output: Broken.apply(output))

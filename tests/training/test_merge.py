@@ -1,4 +1,4 @@
-"""Merged weights against the average written out, and the stage that shares cpt's student."""
+"""Merged weights against the explicit average, and the stage that reuses cpt's student."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tiny_training import MakeJob
 from longred.errors import MismatchError
 from longred.models.load import load_config, load_model
 from longred.training.loop import train
-from longred.training.merge import merge_student
+from longred.training.result import merge_student
 
 
 @pytest.fixture(scope="module")

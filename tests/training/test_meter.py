@@ -1,4 +1,4 @@
-"""What a trainer says of its machine, and what was planned of it, against what it really holds."""
+"""Machine metrics of a trainer, and its planned memory and disk against the actual use."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from longred.errors import PreflightError
 from longred.store.journal import Journal
 from longred.training import launch
 from longred.training.checkpoint import Checkpoints
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 from longred.training.optimizer import optimizer_tensors
 from longred.training.persistence import checkpoint_of
 from longred.training.trainer import Trainer
@@ -77,7 +77,7 @@ def test_a_training_that_cannot_fit_is_refused_before_it_loads_anything(
         Trainer(job, tmp_path / name)
 
     start(needed, "fits")
-    start(0.9 * needed, "fits-perhaps")  # the plan may be wrong by so much
+    start(0.9 * needed, "fits-perhaps")  # within the tolerance of the plan
     with pytest.raises(PreflightError, match=r"training.*longred-c needs about .* GiB") as error:
         start(0.8 * needed, "refused")
     assert error.value.exit_code == 3
@@ -87,7 +87,7 @@ def test_a_training_that_cannot_fit_is_refused_before_it_loads_anything(
 def test_the_refusal_names_settings_that_would_do(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine with room for the checkpointed training alone, that is what is named."""
+    """With memory for the checkpointed training only, the error names that setting."""
     job = make_job(num_steps=2, micro_batch_tokens=256)
     trainer = Trainer(job, tmp_path)
     lengths = {bucket: file.block_length for bucket, file in trainer.loader.files.items()}
@@ -104,7 +104,7 @@ def test_the_refusal_names_settings_that_would_do(
 def test_the_trainers_process_ends_with_the_code_of_the_table(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
-    """A micro-batch of whole weeks of text: refused by the real trainer on the real machine."""
+    """A huge micro-batch is refused by the real trainer on the real machine."""
     rows = {"long": 2**24}
     job = make_job(method="cpt", rows=rows, micro_batch_tokens=2**31, num_steps=1)
     with pytest.raises(PreflightError, match="micro_batch_tokens=128"):
@@ -129,7 +129,7 @@ def test_weights_and_optimizer_are_what_a_trainer_holds(
     with trainer.objectives.teacher() as teacher:
         assert parts["teacher"] == sum(w.nbytes for w in teacher.parameters())
     state = optimizer_tensors(trainer.optimizer, trainer.student)
-    # torchao keeps the moments of weights below 4,096 values whole: of real models, the norms.
+    # torchao stores moments of fewer than 4,096 values in float32: the norms of real models.
     large = {n: w.numel() for n, w in trainer.student.named_parameters() if w.numel() >= 4096}
     moments = sum(x.nbytes for key, x in state.items() if key.partition(".")[2] in large)
     planned = parts["optimizer"] * sum(large.values()) / shape.num_parameters

@@ -1,4 +1,4 @@
-"""The optimizers and their state, against the update rule written out in float64."""
+"""The optimizers and their state against an explicit float64 update."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ from longred.training.optimizer import (
 )
 
 LARGE = 64
-"""Side of a weight that is kept in 8 bits."""
+"""Side of a weight whose moments are stored in 8 bits."""
 
 
 def small_model(size: int = 4) -> nn.Module:
@@ -66,7 +66,7 @@ def test_updates_against_float64(make_job: MakeJob):
 
 
 def test_eight_bit_updates_against_float64(make_job: MakeJob):
-    """The same rule on moments that were rounded to the nearest of 255 values, block by block."""
+    """Apply the same rule to moments rounded blockwise to the nearest of 255 values."""
     job = make_job(optimizer="adamw8bit", learning_rate=1e-2, warmup_steps=0, weight_decay=0.3)
     model = small_model(LARGE)
     optimizer = build_optimizer(model, job)
@@ -91,7 +91,7 @@ def test_eight_bit_updates_against_float64(make_job: MakeJob):
             if name == "2.weight":
                 kept = {kind: rounded(value, maps[kind]) for kind, value in kept.items()}
         error = (weight.detach().double() - expected).norm() / expected.norm()
-        # A value halfway between two codes may be rounded either way in float32.
+        # In float32 a value halfway between two codes may round either way.
         assert error < 1e-5, name
 
 
@@ -135,9 +135,9 @@ def test_state_in_host_memory_changes_no_bit(kind, device, make_job: MakeJob, mo
         take_steps(model, optimizer, chosen, range(1, 5))
         weights.append(named_weights(model))
         states.append(optimizer_tensors(optimizer, model))
-    assert not optimizer.inner.state, "nothing stays on the weights' device"
+    assert not optimizer.inner.state, "no state stays on the weights' device"
     assert {value.device.type for value in states[1].values()} == {"cpu"}
-    assert len(list(optimizer._parts())) == 0, "the gradients are forgotten"
+    assert len(list(optimizer._parts())) == 0, "the gradients are reset"
     for here, there in (weights, states):
         assert here.keys() == there.keys()
         assert all(torch.equal(here[name].cpu(), there[name].cpu()) for name in here)
@@ -152,7 +152,7 @@ def test_restored_state_goes_on_bit_identically(kind, offload, make_job: MakeJob
     before = build_optimizer(parts, job)
     take_steps(parts, before, job, range(1, 4))
     save_file(optimizer_tensors(before, parts), tmp_path / "state.safetensors")
-    # Where the state is kept is free to change at a resume.
+    # The state may move between host and device at a resume.
     after = build_optimizer(parts, dataclasses.replace(job, optimizer_offload=not offload))
     load_optimizer_tensors(after, parts, load_file(tmp_path / "state.safetensors"))
     take_steps(parts, after, job, range(4, 7))
@@ -191,7 +191,7 @@ def test_state_of_another_model_is_refused(make_job: MakeJob):
 
 
 def test_pinned_memory_is_given_out_of_few_slabs(monkeypatch: pytest.MonkeyPatch):
-    """On a GPU machine they are pinned; what is given out is the same."""
+    """Pinning needs a GPU; the layout of the slabs does not."""
     slabs = host_state._PinnedSlabs()
     monkeypatch.setattr(slabs, "_new", lambda size: torch.zeros(size, dtype=torch.uint8))
     monkeypatch.setattr(host_state, "SLAB_BYTES", 4096)
@@ -203,6 +203,6 @@ def test_pinned_memory_is_given_out_of_few_slabs(monkeypatch: pytest.MonkeyPatch
         assert place.is_contiguous()
         place.fill_(number + 1)
     assert all(bool((place == number + 1).all()) for number, place in enumerate(given))
-    # 1,536 + 1,024 + 512 and 512 bytes of the first; 8,000 are a slab of their own.
+    # 1,536 + 1,024 + 512 + 512 bytes fit the first slab; 8,000 need their own.
     assert [len(slab) for slab in slabs.slabs] == [4096, 8192]
     assert slabs.used == [3584, 8192]

@@ -1,4 +1,4 @@
-"""Divided models are filled from their files, row by row, with what whole models hold."""
+"""Sharded models read the same weights from their files as whole models."""
 
 import shutil
 from pathlib import Path
@@ -16,17 +16,15 @@ from longred.method.job import TrainingJob
 from longred.method.layout import Layout
 from longred.models.extension import write_extension
 from longred.models.load import build_model, hidden_states
-from longred.training.own_rows import OwnRows
+from longred.training.load import WeightFiles, load_student, load_teacher
 from longred.training.sharding import Meshes, entered, local, make_meshes, whole
-from longred.training.student import load_student
-from longred.training.teacher import load_teacher
 from longred.training.world import joined
 
 CPU = torch.device("cpu")
 
 
 def make_models(case: str, tokenizer: Path, folder: Path) -> dict[str, str]:
-    """Write an original and an extended model; the weights of one are in two bfloat16 files."""
+    """Write an original and an extended model; one case has two bfloat16 files."""
     make_config, method, settings = CASES[case]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(make_config())
@@ -42,7 +40,7 @@ def make_models(case: str, tokenizer: Path, folder: Path) -> dict[str, str]:
 
 
 def compare_all(jobs: list[dict[str, Any]], replicas: int) -> None:
-    """Load every job's models in both ways, in one of several processes, and compare them."""
+    """Compare whole and sharded models of every job, in one of several processes."""
     with joined("cpu") as world:
         layout = Layout(num_processes=world.size, replicas=replicas)
         meshes = make_meshes(layout, CPU)
@@ -63,7 +61,7 @@ def compare(job: TrainingJob, meshes: Meshes, num_parts: int) -> None:
         with opened() as teacher:
             teachers.append(teacher)
     own, all_ = (sum(local(w).nbytes for w in student.parameters()) for student in students[::-1])
-    # Where rows are not divided evenly, some have one row more.
+    # Uneven splits give some processes one more row.
     assert own <= all_ / num_parts + 4 * 128 * len(list(students[0].parameters()))
     for expected, found in (students, teachers):
         compare_models(expected, found)
@@ -104,7 +102,7 @@ def test_every_architecture_is_what_a_whole_model_is(
     processes,
     tmp_path: Path,
 ):
-    """Three processes divide no weight evenly; adapters are drawn as in one process."""
+    """Three processes split no weight evenly; adapters start as in one process."""
     jobs = []
     for case in cases:
         folders = make_models(case, tiny_model_folder, tmp_path / case)
@@ -116,7 +114,7 @@ def test_every_architecture_is_what_a_whole_model_is(
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had resident."""
+    """Return the peak resident memory of this process."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -127,7 +125,7 @@ def load_with_little_memory(job: dict[str, Any], weight_bytes: int) -> None:
         before = peak_bytes()
         load_student(TrainingJob.from_json(job), CPU, mesh)
         used = peak_bytes() - before
-        # Its half, and the pages of the file that hold it in 16 bits; a whole model would be more.
+        # Half of the weights, and that half's file pages in 16 bits; a whole model needs more.
         assert used < 0.9 * weight_bytes, f"{used / 2**20:.0f} of {weight_bytes / 2**20:.0f} MiB"
 
 
@@ -157,9 +155,9 @@ def changed_weights(make_job: MakeJob, tmp_path: Path) -> tuple[Path, dict[str, 
     return path, load_file(path)
 
 
-def read(folder: Path) -> OwnRows:
+def read(folder: Path) -> WeightFiles:
     model = build_model(folder, dtype=torch.float32, device=CPU)
-    return OwnRows(model, sorted(folder.glob("*.safetensors")))
+    return WeightFiles(model, sorted(folder.glob("*.safetensors")))
 
 
 def test_weights_of_another_model_are_refused(changed_weights):
@@ -169,7 +167,7 @@ def test_weights_of_another_model_are_refused(changed_weights):
     for change, problem in (
         ({name: weights[name][:-1].clone()}, rf"first {name} has shape"),
         ({"model.layers.9.mlp.up_proj.weight": weights[name].clone()}, "layers.9.* is unknown"),
-        # Written by early versions of transformers beside the weights.
+        # Saved with the weights by early versions of transformers.
         ({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, None),
     ):
         save_file({**weights, **change}, path)

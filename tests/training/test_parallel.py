@@ -1,4 +1,4 @@
-"""Several processes take the steps that one takes alone, however weights and rows are divided."""
+"""Several processes take the same steps as one, for every split of weights and rows."""
 
 import dataclasses
 import shutil
@@ -20,7 +20,7 @@ from longred.models.load import load_config
 from longred.objectives.table import first_window
 from longred.store.journal import Journal
 from longred.training.loop import train
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 from longred.training.step import documents_of
 
 ROWS = {"long": 2, "short": 4, "original": 4}
@@ -56,7 +56,7 @@ def assert_close_weights(result: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         assert torch.allclose(ours[name], weight, rtol=1e-5, atol=1e-5), name
-        # Biases that start at zero are not yet larger than the rounding of their gradients.
+        # Biases start at zero and are not yet larger than the rounding of their gradients.
         assert (ours[name] - weight).norm() <= 1e-5 * max(weight.norm(), 1e-2), name
 
 
@@ -76,8 +76,7 @@ def assert_close_weights(result: Path, reference: Path) -> None:
             2,
         ),
         ({"method": "lora", **SAVERS}, {}, 2),
-        # Of one row each and whole, so that bfloat16 rounds the same products; later steps drift
-        # apart.
+        # Whole single rows, so that bfloat16 rounds the same products; later steps diverge.
         (
             {
                 "dtype": "bfloat16",
@@ -131,13 +130,13 @@ def test_tied_embeddings_and_sliding_windows(
 
 @pytest.fixture(scope="module")
 def two_job(make_job: MakeJob) -> TrainingJob:
-    """Eight steps that two processes can divide, saved after the third and the sixth."""
+    """Return a job of eight steps for two processes, saved after the third and the sixth."""
     return make_job(rows=ROWS, num_steps=8, save_every_steps=3)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(two_job: TrainingJob, processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The result of two processes that nothing disturbed."""
+    """Return the result of two uninterrupted processes."""
     work = tmp_path_factory.mktemp("undisturbed")
     assert run_together(processes, two_job, work) == [0, 0]
     return work / "result"
@@ -152,7 +151,7 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(
 ):
     codes = run_together(processes, two_job, tmp_path / "two", faults=[None, "kill@5"])
     assert codes[1] == -9
-    assert codes[0] == 1, "the other must end by itself, and not as if it were done"
+    assert codes[0] == 1, "the other must exit by itself, with an error"
     assert saved(tmp_path / "two") == ["step-000003"]
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     assert run_together(processes, two_job, tmp_path / "two") == [0, 0]
@@ -271,7 +270,7 @@ def test_each_process_shows_the_teacher_the_documents_of_its_tokens(document_ids
 
 @pytest.fixture
 def fp8_job(make_job: MakeJob) -> TrainingJob:
-    """Two steps in 8-bit floats, a row at a time, so that every row has scales of its own."""
+    """Return a job of two fp8 steps, one row at a time, so that each row has its own scales."""
     values = {"dtype": "bfloat16", "micro_batch_tokens": 1, "num_steps": 2}
     return make_job(fp8=True, rows=ROWS, **values)
 

@@ -1,4 +1,4 @@
-"""Loss spikes: which losses are some, what is told, and when a training ends for them."""
+"""Loss spikes: detection, warnings, and when they end a training."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from tiny_training import MakeJob, assert_same_run, run
 
 from longred.errors import LossSpikeError
 from longred.store.journal import Journal
+from longred.training.checks import SpikeGuard
 from longred.training.loop import leave_if_spiking, train
 from longred.training.persistence import load, save
-from longred.training.spikes import SpikeGuard
 from longred.training.trainer import Trainer
 
 
@@ -121,7 +121,7 @@ def test_three_in_a_row_end_the_training_which_resumes_exactly(long_job, process
         "step-000010",
         "step-000020",
     ]
-    # With the fault gone nothing is left of it.
+    # Without the fault, the resumed training is unaffected by it.
     assert_same_run(train(long_job, work), whole)
 
 

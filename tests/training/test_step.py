@@ -1,4 +1,4 @@
-"""How a step's rows are cut into micro-batches, weighed and given positions."""
+"""How a step's rows are split into micro-batches, weighted and given positions."""
 
 import itertools
 from pathlib import Path

@@ -15,7 +15,7 @@ from longred.training.layers.activations import (
     checkpoint_activations,
     holding_activations,
 )
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 from longred.training.trainer import Trainer
 
 NUM_LAYERS = 3

@@ -17,7 +17,7 @@ from longred.models.load import hidden_states
 from longred.training.layers.activations import checkpoint_activations
 from longred.training.layers.compiling import check_compiler, compile_layers, compiled
 from longred.training.layers.mlp_tiles import tile_mlps
-from longred.training.meter import MACHINE_METRICS
+from longred.training.machine import MACHINE_METRICS
 from longred.training.trainer import Trainer
 
 CONFIG = LlamaConfig(
