@@ -95,7 +95,7 @@ def evaluate(
 ) -> None:
     """Ask models the same frozen questions; what was answered before is not asked again."""
     from longred import stages
-    from longred.evaluation.alone import text_config
+    from longred.evaluation.standalone import text_config
 
     values: dict[str, Any] = {
         "ruler": _ruler(ruler, ruler_tasks, num_samples),
@@ -182,7 +182,7 @@ def _config(
     """
     from pydantic import ValidationError
 
-    from longred.evaluation.alone import check_lengths, evaluation_config
+    from longred.evaluation.standalone import check_lengths, evaluation_config
 
     folders = {name: model.folder for name, model in found.items()}
     try:

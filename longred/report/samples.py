@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from longred.errors import MismatchError
-from longred.evaluation.units import read_lines
+from longred.evaluation.tasks import read_lines
 from longred.report.intervals import Floats
 
 

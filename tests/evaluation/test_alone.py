@@ -87,7 +87,7 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
     assert isinstance(result.exception, NonFiniteLossError)
     message = str(result.exception)
     assert message.startswith("broken: short-brackets: the model's likelihoods are not finite")
-    assert message.endswith("what is finished is kept")
+    assert message.endswith("finished results are saved")
 
 
 @pytest.mark.parametrize(

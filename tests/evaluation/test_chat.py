@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longred.errors import ConfigError
-from longred.evaluation.chat import is_chat
+from longred.evaluation.model import is_chat
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}END{% endfor %}"

@@ -10,8 +10,8 @@ import torch
 
 from longred.config import EvaluationConfig
 from longred.evaluation.evaluate import evaluate
-from longred.evaluation.subject import Request
-from longred.evaluation.units import Unit, read_lines, read_units
+from longred.evaluation.model import EvaluatedModel
+from longred.evaluation.tasks import Task, read_lines, read_tasks
 from longred.models.load import load_model
 from longred.store.artifacts import Store
 
@@ -42,7 +42,7 @@ def answers(
     store, found = Store(tmp_path_factory.mktemp("store")), {}
     for setting in ("auto", "false"):
         place, work = tmp_path_factory.mktemp("scores"), tmp_path_factory.mktemp("work")
-        request = Request(
+        evaluated = EvaluatedModel(
             config=config.model_copy(update={"chat_template": setting, "dtype": "float32"}),
             name="chat",
             model=folder,
@@ -52,7 +52,7 @@ def answers(
             samples=samples_folder,
             data=data_folder,
         )
-        evaluate(request, place, work, store=store)
+        evaluate(evaluated, place, work, store=store)
         found[setting] = {
             path.stem: read_lines(path) for path in (place / "samples").glob("*.jsonl")
         }
@@ -82,11 +82,11 @@ def test_questions_go_through_the_template(
     answers: dict[str, Any], folder: Path, samples_folder: Path, tokenizer: Any
 ) -> None:
     model = load_model(folder, attention="sdpa")
-    asked: list[Unit] = [u for u in read_units(samples_folder) if u.metric != "choice"]
-    assert {unit.kind for unit in asked} == {"short", "ruler"}
-    for unit in asked:
-        for sample, answer in zip(unit.read_samples(), answers["auto"][unit.table], strict=True):
-            assert answer["got"] == greedy(model, tokenizer, spelt_out(sample), sample), unit.key
+    generated: list[Task] = [t for t in read_tasks(samples_folder) if t.metric != "choice"]
+    assert {task.kind for task in generated} == {"short", "ruler"}
+    for task in generated:
+        for sample, answer in zip(task.read_samples(), answers["auto"][task.table], strict=True):
+            assert answer["got"] == greedy(model, tokenizer, spelt_out(sample), sample), task.key
 
 
 def test_choices_and_base_models_do_not(answers: dict[str, Any]) -> None:
@@ -94,9 +94,9 @@ def test_choices_and_base_models_do_not(answers: dict[str, Any]) -> None:
     assert set(chat) == set(base)
     for name in ("short-cloze", "short-continuation", "short-brackets"):
         assert chat[name] == base[name]
-    generated = [name for name in chat if name.startswith(("ruler", "short-key_recall"))]
+    names = [name for name in chat if name.startswith(("ruler", "short-key_recall"))]
     assert any(
         one["got"] != two["got"]
-        for name in generated
+        for name in names
         for one, two in zip(chat[name], base[name], strict=True)
     )

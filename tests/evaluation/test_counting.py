@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longred.evaluation.counting import Listing, _Pieces, splits_at_fronts, token_counter
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import (
+    Listing,
+    _Pieces,
+    count_tokens,
+    splits_at_fronts,
+    token_counter,
+)
 from longred.evaluation.ruler.texts import library_text
 
 WORDS = (

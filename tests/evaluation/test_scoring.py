@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from longred.evaluation.scoring import combined, summary
+from longred.evaluation.results import combined, summary
 
 
 def test_summary_has_binomial_error() -> None:

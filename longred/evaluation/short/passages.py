@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.evaluation.prompts import count_tokens, encode
+from longred.evaluation.counting import count_tokens, encode
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from longred.config.evaluation import RULER_TASKS
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation import ruler
-from longred.evaluation.counting import token_counter
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import count_tokens, token_counter
 from longred.evaluation.ruler.haystacks import NOISE
 from longred.evaluation.ruler.niah import NEEDLE
 from longred.evaluation.ruler.questions import own_hotpot, own_squad
