@@ -17,18 +17,11 @@ from longred.store.journal import JOURNAL_NAME, Journal
 OnTask = Callable[[Task, Mapping[str, Any]], None]
 """Called with each finished task and its aggregated scores."""
 
-_MEASURED = {
-    "similarity": {
-        "similarity/last": "last",
-        "similarity/mean": "mean",
-        "similarity/attention_kl": "attention_kl",
-    },
-    "held_out": {
-        "held_out/nats_per_token": "nats_per_token",
-        "held_out/bits_per_byte": "bits_per_byte",
-    },
+_LOGGED = {
+    "similarity": ("last", "mean", "attention_kl"),
+    "held_out": ("nats_per_token", "bits_per_byte"),
 }
-"""Key of a measurement -> metric -> the value of its result that it logs."""
+"""Measurement -> the values of its result that are logged as metrics."""
 
 
 def evaluate(
@@ -105,8 +98,8 @@ def _points(run: TaskRun, result: Row) -> Iterator[tuple[dict[str, float], int]]
     if run.task:
         if run.task.part is None:
             yield {f"{run.task.kind}/{run.task.name}": result["score"]}, run.task.length or 0
-    elif run.key in _MEASURED:
-        yield {metric: result[name] for metric, name in _MEASURED[run.key].items()}, 0
+    elif run.key in _LOGGED:
+        yield {f"{run.key}/{name}": result[name] for name in _LOGGED[run.key]}, 0
     else:
         length = int(run.key.rpartition("-")[2])
         for each in result["bins"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from longred.errors import ConfigError, MismatchError, PreflightError
@@ -19,15 +20,8 @@ from longred.evaluation.suites import SuiteTask, nearest
 from longred.evaluation.tasks import Row, iterate_lines
 from longred.store.artifacts import sha256_file
 
-FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".gz": "json",
-    ".zst": "json",
-}
+FORMATS = dict.fromkeys((".jsonl", ".json", ".gz", ".zst"), "json")
+FORMATS |= {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 """File extension -> data set builder of the `datasets` package."""
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 _NAME = re.compile(
@@ -46,6 +40,12 @@ def task_files() -> dict[str, Path]:
                 for task in _NAME.findall(path.read_text(encoding="utf-8")):
                     files.setdefault(task, path)
     return files
+
+
+@functools.cache
+def task_manager(folder: Path) -> TaskManager:
+    """Return lm-eval's manager of the tasks in one folder."""
+    return TaskManager(include_defaults=False, include_path=[folder])
 
 
 def task_file(name: str) -> Path:
@@ -81,23 +81,13 @@ def find_leaves(name: str) -> dict[str, Row]:
         if isinstance(member, Mapping):
             changes = {key: value for key, value in member.items() if key not in ("task", "group")}
             member = member.get("task") or member.get("group")
-        names = [str(member)] if member in task_files() else _tagged(str(member), path.parent)
+        names = [str(member)]
+        if member not in task_files() and (tag := task_manager(path.parent).task_index.get(member)):
+            names = sorted(tag.tags)
         for each in names:
             for leaf, entry in find_leaves(each).items():
                 leaves[leaf] = {**entry, "member": {**entry["member"], **changes}}
     return leaves
-
-
-def _tagged(tag: str, folder: Path) -> list[str]:
-    """Return the tasks with a tag among the files next to the group that names it."""
-    names = []
-    for path in sorted(folder.rglob("*.yaml")):
-        values = load_yaml(path, resolve_func=False)
-        tags = values.get("tag") or []
-        if tag in ([tags] if isinstance(tags, str) else tags) and "task" in values:
-            names.append(str(values["task"]))
-    # `find_leaves` refuses an unknown name.
-    return names or [tag]
 
 
 def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> dict[str, Row]:

@@ -9,7 +9,6 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,14 +18,13 @@ import torch
 from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from lm_eval.evaluator import evaluate
-from lm_eval.tasks import TaskManager
 
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError, PreflightError
 from longred.evaluation.counting import encode
 from longred.evaluation.lm import TransformersLM, new_tokens, request_tokens
-from longred.evaluation.lm_eval_catalog import task_file
+from longred.evaluation.lm_eval_catalog import task_file, task_manager
 from longred.evaluation.own_tasks import MAX_PROMPT_CHARACTERS
-from longred.evaluation.results import Result, likeliest, summary
+from longred.evaluation.results import Result, likeliest, num_truncated, summary, totals
 from longred.evaluation.suites import nearest
 from longred.evaluation.tasks import Row, Task
 from longred.models.hub import HUB
@@ -65,7 +63,7 @@ def build(settings: Mapping[str, Any]) -> Any:
         with _seeded_generators():
             # lm-eval lets only the member of a group change the values of a task's YAML file.
             group = {"group": "longred", "task": [changes]}
-            task = _manager(task_file(leaf).parent).load([group])["tasks"][leaf]
+            task = task_manager(task_file(leaf).parent).load([group])["tasks"][leaf]
     except _PROMPT_ERRORS as error:
         raise _prompt_error(settings, error) from error
     except _LOADING_ERRORS as error:
@@ -73,11 +71,6 @@ def build(settings: Mapping[str, Any]) -> Any:
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
     return task
-
-
-@functools.cache
-def _manager(folder: Path) -> TaskManager:
-    return TaskManager(include_defaults=False, include_path=[folder])
 
 
 def _loading_error(settings: Mapping[str, Any], error: Exception) -> Exception:
@@ -222,15 +215,9 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
     value = logged["results"][leaf].get(metric)
     if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise NonFiniteLossError(f"{leaf}: {metric} is {value}, which is not a score")
-    return Result(
-        {
-            "score": settings["scale"] * float(value),
-            "stderr": None,
-            "num_samples": len(answers),
-            "chance": settings["chance"],
-            "truncated": sum(bool(answer.get("truncated")) for answer in answers),
-        }
-    )
+    score = settings["scale"] * float(value)
+    truncated = num_truncated(answers)
+    return Result(totals(score, None, len(answers), settings["chance"], truncated))
 
 
 def _answer(

@@ -11,7 +11,7 @@ import torch
 from longred.attention import ATTENTION_NAME
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError
-from longred.models.load import choose_device, load_config, load_model, load_tokenizer
+from longred.models.load import choose_device, load_model, load_tokenizer
 
 _TURNS = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
 
@@ -41,15 +41,8 @@ class EvaluatedModel:
     data: Path
 
     def load(self, folder: Path, attention: str = ATTENTION_NAME) -> Any:
-        """Load this model or the original on the device of the evaluation."""
-        return load_model(
-            folder,
-            dtype=getattr(torch, self.config.dtype),
-            device=choose_device(self.config.device),
-            attention=attention,
-            original=self.original,
-            backend=self.config.attention_backend,
-        )
+        """Load this model or the original."""
+        return load_for(self.config, folder, attention=attention, original=self.original)
 
     def release(self) -> None:
         """Drop the loaded model to free its memory."""
@@ -83,14 +76,7 @@ class EvaluatedModel:
             return self.transformers_lm
         from longred.evaluation.vllm import VllmEngine, VllmLM
 
-        engine = VllmEngine(
-            self.model,
-            max_tokens=self.max_tokens,
-            window=int(load_config(self.model).max_position_embeddings),
-            dtype=self.config.dtype,
-            memory_fraction=self.config.vllm_memory_fraction,
-        )
-        return VllmLM(self.transformers_lm, engine)
+        return VllmLM(self.transformers_lm, VllmEngine(self))
 
     @cached_property
     def transformers_lm(self) -> Any:
@@ -104,6 +90,17 @@ class EvaluatedModel:
             batch_size=self.config.batch_size,
             is_chat=self.is_chat,
         )
+
+
+def load_for(config: EvaluationConfig, folder: Path, **settings: Any) -> Any:
+    """Load a model with the dtype, device and attention backend of an evaluation."""
+    return load_model(
+        folder,
+        dtype=getattr(torch, config.dtype),
+        device=choose_device(config.device),
+        backend=config.attention_backend,
+        **settings,
+    )
 
 
 def is_chat(setting: str, folder: Path) -> bool:

@@ -6,7 +6,7 @@ by nothing else: adding a length, a task or another model repeats nothing.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ class TaskRun:
         key: unique name within the evaluation.
         model: the model under evaluation.
         task: the task; None for a measurement.
-        values: settings that can change the result.
-        inputs: name of each input -> its digest.
+        values: settings that can change the result, beside the dtype.
+        inputs: name of each input -> its digest, beside the checkpoint.
         num_tokens: approximate number of tokens to process.
         compute: computes the result.
     """
@@ -48,7 +48,7 @@ class TaskRun:
 
     def is_finished(self, store: Store) -> bool:
         """Return whether the store has the result."""
-        digest = store.digest("evaluation", self._identity(), self.inputs, RESULT_VERSION)
+        digest = store.digest("evaluation", *self._identity(), RESULT_VERSION)
         return store.find("evaluation", digest) is not None
 
     def finish(self, store: Store) -> Path:
@@ -72,11 +72,12 @@ class TaskRun:
 
         # A store that records the stages of a run would record this result as a stage.
         plain = Store(store.root)
-        artifact = plain.build("evaluation", self._identity(), self.inputs, make, RESULT_VERSION)
-        return artifact.folder
+        return plain.build("evaluation", *self._identity(), make, RESULT_VERSION).folder
 
-    def _identity(self) -> Row:
-        return {"part": "unit", **self.values}
+    def _identity(self) -> tuple[Row, dict[str, str]]:
+        """Return the settings and inputs that identify the artifact."""
+        values = {"part": "unit", "dtype": self.model.config.dtype, **self.values}
+        return values, {"checkpoint": self.model.checkpoint, **self.inputs}
 
 
 def plan(model: EvaluatedModel) -> list[TaskRun]:
@@ -111,24 +112,14 @@ def parity_run(model: EvaluatedModel) -> TaskRun | None:
 
         return Result(check_parity(model.transformers_lm, model.lm, task))
 
-    config = model.config
-    return TaskRun(
-        key="parity",
-        model=model,
-        values={"measure": "parity", "dtype": config.dtype, "backend": config.backend},
-        inputs={"checkpoint": model.checkpoint, "samples": task.sha256},
-        num_tokens=task.max_tokens * task.num_samples,
-        compute=compute,
-    )
+    values = {"measure": "parity", "backend": model.config.backend}
+    run = _task_run(model, task)
+    return replace(run, key="parity", task=None, values=values, compute=compute)
 
 
 def _task_run(model: EvaluatedModel, task: Task) -> TaskRun:
     is_generated = task.metric != "choice"
-    values = {
-        **task.identity(),
-        "dtype": model.config.dtype,
-        "chat_template": model.is_chat and is_generated,
-    }
+    values = {**task.identity(), "chat_template": model.is_chat and is_generated}
     if model.config.backend != "hf" and is_generated:
         values["backend"] = model.config.backend
     return TaskRun(
@@ -136,7 +127,7 @@ def _task_run(model: EvaluatedModel, task: Task) -> TaskRun:
         model=model,
         task=task,
         values=values,
-        inputs={"checkpoint": model.checkpoint, "samples": task.sha256},
+        inputs={"samples": task.sha256},
         num_tokens=task.max_tokens * task.num_samples,
         compute=lambda model: _run_task(model, task),
     )
@@ -159,8 +150,8 @@ def _long_text_run(model: EvaluatedModel, length: str, entry: Mapping[str, Any])
     return TaskRun(
         key=f"perplexity-{length}",
         model=model,
-        values={"measure": "perplexity", "dtype": model.config.dtype, "num_bins": num_bins},
-        inputs={"checkpoint": model.checkpoint, "samples": entry["sha256"]},
+        values={"measure": "perplexity", "num_bins": num_bins},
+        inputs={"samples": entry["sha256"]},
         num_tokens=int(length) * int(entry["num_samples"]),
         compute=lambda model: Result(measure(model.loaded, read_lines(path), num_bins=num_bins)),
     )
@@ -168,28 +159,23 @@ def _long_text_run(model: EvaluatedModel, length: str, entry: Mapping[str, Any])
 
 def _original_window_runs(model: EvaluatedModel) -> list[TaskRun]:
     """Return the measurements on held-out text within the original window."""
-    config, checkpoint = model.config, model.checkpoint
-    index = read_data_index(model.data)["held_out"]["short"]
-    common = {"dtype": config.dtype, "num_tokens": config.similarity_tokens}
+    window, num_tokens = model.config.original_window, model.config.similarity_tokens
+    rows = model.data / read_data_index(model.data)["held_out"]["short"]["file"]
     return [
         TaskRun(
             key="held_out",
             model=model,
-            values={"measure": "held_out", "window": config.original_window, **common},
-            inputs={"checkpoint": checkpoint, "documents": sha256_file(model.data / DOCUMENTS)},
-            num_tokens=config.similarity_tokens,
+            values={"measure": "held_out", "window": window, "num_tokens": num_tokens},
+            inputs={"documents": sha256_file(model.data / DOCUMENTS)},
+            num_tokens=num_tokens,
             compute=_held_out,
         ),
         TaskRun(
             key="similarity",
             model=model,
-            values={"measure": "drift", **common},
-            inputs={
-                "checkpoint": checkpoint,
-                "original": model.original_digest,
-                "rows": sha256_file(model.data / index["file"]),
-            },
-            num_tokens=2 * config.similarity_tokens,
+            values={"measure": "drift", "num_tokens": num_tokens},
+            inputs={"original": model.original_digest, "rows": sha256_file(rows)},
+            num_tokens=2 * num_tokens,
             compute=_drift,
         ),
     ]

@@ -68,13 +68,7 @@ def summary(answers: Sequence[Mapping[str, Any]], chance: float) -> Row:
     count = len(scores)
     mean = sum(scores) / count
     variance = sum((score - mean) ** 2 for score in scores) / count
-    result: Row = {
-        "score": mean,
-        "stderr": math.sqrt(variance / count),
-        "num_samples": count,
-        "chance": chance,
-        "truncated": sum(bool(answer.get("truncated")) for answer in answers),
-    }
+    result = totals(mean, math.sqrt(variance / count), count, chance, num_truncated(answers))
     generated = [answer for answer in answers if "ended" in answer]
     if generated:
         share = 100.0 / len(generated)
@@ -96,10 +90,24 @@ def combined(parts: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, 
     if answers:
         return summary(answers, float(parts[0]["chance"]))
     count = sum(int(part["num_samples"]) for part in parts)
+    mean = sum(part["score"] * part["num_samples"] for part in parts) / count
+    truncated = sum(int(part["truncated"]) for part in parts)
+    return totals(mean, None, count, parts[0]["chance"], truncated)
+
+
+def totals(
+    score: float, stderr: float | None, num_samples: int, chance: float, truncated: int
+) -> Row:
+    """Return the values that every aggregate has."""
     return {
-        "score": sum(part["score"] * part["num_samples"] for part in parts) / count,
-        "stderr": None,
-        "num_samples": count,
-        "chance": parts[0]["chance"],
-        "truncated": sum(int(part["truncated"]) for part in parts),
+        "score": score,
+        "stderr": stderr,
+        "num_samples": num_samples,
+        "chance": chance,
+        "truncated": truncated,
     }
+
+
+def num_truncated(answers: Sequence[Mapping[str, Any]]) -> int:
+    """Count the answers whose prompt was truncated."""
+    return sum(bool(answer.get("truncated")) for answer in answers)

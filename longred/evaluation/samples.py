@@ -8,19 +8,18 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longred.config import EvaluationConfig
 from longred.data.loader import read_index as read_data_index
 from longred.errors import MismatchError, PreflightError
 from longred.evaluation import ruler, short
 from longred.evaluation.counting import count_tokens
+from longred.evaluation.model import load_for
 from longred.evaluation.perplexity import freeze_rows
 from longred.evaluation.ruler.freeze import Materials, freeze_task, identity, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, load_suite
 from longred.evaluation.tasks import FORMAT_VERSION, Row, read_lines, write_lines
-from longred.models.load import choose_device, load_model, load_tokenizer, resolve_model
+from longred.models.load import load_tokenizer, resolve_model
 from longred.store.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -237,14 +236,13 @@ class _Freezer:
     def ruler_entry(self, task: str, length: int) -> Row:
         """Freeze a RULER task at one length."""
         config, seed, materials = self.config.ruler, self.config.seed, self.materials
-
-        def generate() -> Frozen:
-            return freeze_task(
+        return self.freeze(
+            f"ruler/{task}-{length}.jsonl",
+            identity(config, task, length, seed=seed, materials=materials),
+            lambda: freeze_task(
                 config, task, length, tokenizer=self.tokenizer, seed=seed, materials=materials
-            )
-
-        values = identity(config, task, length, seed=seed, materials=materials)
-        return self.freeze(f"ruler/{task}-{length}.jsonl", values, generate)
+            ),
+        )
 
     def long_text_entry(self, length: int) -> Row:
         """Freeze rows of held-out text, with their key tokens if there is a judge."""
@@ -262,7 +260,7 @@ class _Freezer:
                 self.tokenizer,
                 length=length,
                 num_tokens=config.num_tokens,
-                judge=None if judge is None else partial(self._load_judge, judge),
+                judge=None if judge is None else partial(load_for, self.config, judge),
                 short_context=short_context,
             )
             return rows, {"length": length, "has_keys": judge is not None}
@@ -282,14 +280,6 @@ class _Freezer:
                 f"{self.tokenizer_folder}; choose a judge that reads the same tokens"
             )
         return folder
-
-    def _load_judge(self, folder: Path) -> Any:
-        return load_model(
-            folder,
-            dtype=getattr(torch, self.config.dtype),
-            device=choose_device(self.config.device),
-            backend=self.config.attention_backend,
-        )
 
 
 def _num_tokens(sample: Row, tokenizer: Any) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,6 @@ from longred.store.artifacts import read_json, sha256_file, storage_errors
 FORMAT_VERSION = 2
 
 Row = dict[str, Any]
-
-_INDEXED_FIELDS = (
-    "source",
-    "capacity",
-    "metric",
-    "chance",
-    "num_samples",
-    "max_tokens",
-    "sha256",
-    "settings",
-    "fill",
-)
-"""Fields of `Task` that `index.json` stores under the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +102,8 @@ def read_tasks(samples_folder: Path) -> list[Task]:
 
 
 def _task(folder: Path, entry: Row, kind: str, name: str, **names: Any) -> Task:
-    values = {key: entry[key] for key in _INDEXED_FIELDS if key in entry}
+    # The index stores most fields under their own names.
+    values = {each.name: entry[each.name] for each in fields(Task) if each.name in entry}
     return Task(kind=kind, name=name, path=folder / entry["file"], **names, **values)
 
 

@@ -5,7 +5,6 @@ bounded.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation.lm import TransformersLM, padded
+from longred.evaluation.model import EvaluatedModel
 from longred.evaluation.own_tasks import run_own_task
 from longred.evaluation.tasks import Row, Task
+from longred.models.load import load_config
 
 PARITY_SAMPLES = 50
 MIN_SAME_SHARE = 0.9
@@ -27,19 +28,13 @@ class VllmEngine:
     """A model folder in vLLM, on one GPU.
 
     Args:
-        folder: Hugging Face folder.
-        max_tokens: the longest prompt with its answer; may exceed the model's own window.
-        window: the model's own window.
-        dtype: `float32` or `bfloat16`.
-        memory_fraction: share of the GPU's memory that vLLM allocates at start.
+        model: the model under evaluation.
 
     Raises:
         PreflightError: vLLM is not installed.
     """
 
-    def __init__(
-        self, folder: Path, *, max_tokens: int, window: int, dtype: str, memory_fraction: float
-    ) -> None:
+    def __init__(self, model: EvaluatedModel) -> None:
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
@@ -47,12 +42,14 @@ class VllmEngine:
                 f"evaluation.backend: vllm cannot be imported ({error}); "
                 "`pip install longred[vllm]` on a machine with a GPU, or set evaluation.backend=hf"
             ) from error
+        window = int(load_config(model.model).max_position_embeddings)
+        max_tokens = model.max_tokens
         self._sampling = SamplingParams
         self._model: Any = LLM(
-            model=str(folder),
-            dtype=dtype,
+            model=str(model.model),
+            dtype=model.config.dtype,
             max_model_len=max_tokens,
-            gpu_memory_utilization=memory_fraction,
+            gpu_memory_utilization=model.config.vllm_memory_fraction,
             trust_remote_code=False,
             seed=0,
             # vLLM refuses lengths beyond the model's window, which are evaluated on purpose.

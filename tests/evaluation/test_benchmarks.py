@@ -1,4 +1,4 @@
-"""lm-eval's answers against direct computations, and what it must not do to a prompt."""
+"""Local tasks against direct computation, and guarantees about their prompts."""
 
 import copy
 from dataclasses import replace
@@ -128,7 +128,7 @@ def test_scores_of_single_samples() -> None:
 def test_likelihoods_hold_no_logits_of_whole_prompts(
     model: Any, tokenizer: Any, tasks: dict[str, Task]
 ) -> None:
-    """Of a prompt's tokens only the continuation's are scored; the others have no logits."""
+    """Only the tokens of the continuation have logits."""
     task = tasks["short-continuation"]
     lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=4)
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""Who is asked in a chat: models that were taught to end their turns, and no others."""
+"""Which models use their chat template: those trained to end their turns with EOS."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A whole evaluation through a chat template, against greedy search from prompts spelt out."""
+"""An evaluation through a chat template against greedy search from prompts written out."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def answers(
     data_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Setting → task → answers, all in one store."""
+    """Return setting -> task -> answers; all settings share a store."""
     store, found = Store(tmp_path_factory.mktemp("store")), {}
     for setting in ("auto", "false"):
         place, work = tmp_path_factory.mktemp("scores"), tmp_path_factory.mktemp("work")
@@ -60,7 +60,7 @@ def answers(
 
 
 def greedy(model: Any, tokenizer: Any, prompt: str, sample: dict[str, Any]) -> str:
-    """The answer to a prompt whose control tokens are control tokens, up to a line's end."""
+    """Return the first line of the answer; control tokens of the prompt are encoded as such."""
     encoded = tokenizer(prompt, add_special_tokens=False, split_special_tokens=False)
     tokens = list(encoded["input_ids"])
     start = len(tokens)
@@ -74,7 +74,7 @@ def greedy(model: Any, tokenizer: Any, prompt: str, sample: dict[str, Any]) -> s
 
 
 def spelt_out(sample: dict[str, Any]) -> str:
-    """One turn, and the answer begun where the task says how."""
+    """Return one user turn and the prefix of the answer."""
     return f"<|bos|><user>{sample['input']}<|eos|><assistant>{sample.get('prefix', '')}"
 
 

@@ -1,4 +1,4 @@
-"""Counting piece by piece against encoding whole texts, under the pre-tokenizers in use."""
+"""Counting by pieces against encoding whole texts, for each supported pre-tokenizer."""
 
 from typing import Any
 
@@ -123,7 +123,7 @@ def test_a_wrong_count_of_pieces_is_not_believed(
     for _ in range(2):
         assert count(texts) == wanted
     monkeypatch.setattr(_Pieces, "__call__", lambda self, texts: [99 for _ in texts])
-    assert count(texts) != wanted  # the third call is believed, the fourth is not
+    assert count(texts) != wanted  # the third call is not checked, the fourth is
     for _ in range(4):
         assert count(texts) == wanted
 

@@ -1,4 +1,4 @@
-"""One model through everything: results, interruption, and what can differ between batch sizes."""
+"""Evaluation of one model: results, interruption, processes, batch sizes."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def read(folder: Path) -> Any:
 
 
 def results(store: Path) -> dict[str, int]:
-    """Return the results in a store, and when each was committed."""
+    """Return the results in a store with the time of their commit."""
     found = {}
     for path in (store / "artifacts").glob("evaluation-*/MANIFEST.json"):
         values = json.loads(path.read_text())["values"]
@@ -139,7 +139,7 @@ def test_other_lengths_and_models_redo_nothing(
     data_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """Neither a length more nor another checkpoint in the same store touches what is there."""
+    """Adding a length or another checkpoint to a store changes no existing result."""
     before = results(finished_store)
     ruler = config.ruler.model_copy(update={"lengths": [384, 448, 512]})
     more = config.model_copy(update={"ruler": ruler})

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval on local files: the same prompts and scores as its own command gives."""
+"""Tasks of lm-eval on local files: same prompts and scores as its own command."""
 
 import json
 import logging
@@ -208,7 +208,7 @@ def test_unreachable_hub_is_asked_once(
         pytest.raises(PreflightError, match="2 of 2 short tasks cannot be evaluated") as caught,
     ):
         freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
-    # The hub's client waits between its tries: 23 seconds for a single task.
+    # The hub's client waits between retries: 23 seconds for a single task.
     assert waits == []
     assert "data_files: {test: /path/to/file.jsonl}" in str(caught.value)
     assert sum("cannot be reached" in record.message for record in caplog.records) == 1

@@ -1,4 +1,4 @@
-"""Long-context benchmarks by name, on small files in the form of their own data."""
+"""Long-context suites of lm-eval, on small files in the format of their data sets."""
 
 import json
 from importlib.util import find_spec
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("task", CASES)
 def test_a_local_file_takes_the_place_of_the_hub(task: str, tokenizer: Any, tmp_path: Path) -> None:
-    """LongBench's metrics need packages of their own, which the error names."""
+    """The metrics of LongBench need extra packages, which the error names."""
     suite, split, row, wanted = CASES[task]
     metrics = {entry.metric for entry in load_suite(suite)}
     path = tmp_path / "data.jsonl"

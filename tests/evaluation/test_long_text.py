@@ -30,7 +30,7 @@ LENGTH, SHORT = 60, 16
 
 @pytest.fixture(scope="module")
 def judge(tiny_model_folder: Path) -> Any:
-    """A model whose head is so strong that some tokens are predicted well."""
+    """A model with a scaled head, so that it predicts some tokens well."""
     model = load_model(tiny_model_folder, attention="sdpa")
     with torch.no_grad():
         model.get_output_embeddings().weight *= 60
@@ -44,7 +44,7 @@ def rows(documents: list[tuple[str, str]], tokenizer: Any) -> torch.Tensor:
 
 
 def nats(model: Any, context: torch.Tensor, token: int) -> float:
-    """The slow way: one prediction, float64."""
+    """Return the loss of one prediction in float64."""
     with torch.no_grad():
         hidden = model.model(context[None]).last_hidden_state[0, -1].double()
     logits = model.get_output_embeddings().weight.double() @ hidden

@@ -1,4 +1,4 @@
-"""Frozen samples: same bytes each time, and one file does not depend on the others."""
+"""Frozen samples: same bytes every time, and files independent of each other."""
 
 import json
 from pathlib import Path

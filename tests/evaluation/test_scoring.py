@@ -1,4 +1,4 @@
-"""Scores of tasks from answers written by hand."""
+"""Aggregation of hand-written answers."""
 
 import numpy as np
 import pytest

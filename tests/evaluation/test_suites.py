@@ -1,4 +1,4 @@
-"""Suites are data: every task named in one exists, with its metric, its filter and a chance."""
+"""Suites: every task of a packaged suite exists, with its metric and filter."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from longred.evaluation import short
 from longred.evaluation.lm_eval_catalog import find_leaves, task_file
 from longred.evaluation.suites import RESERVED, load_suite, suite_names
 
-# Class-based or by code: their metrics are not in their YAML.
+# Their metrics are in code, not in YAML.
 OWN_METRICS = {"squadv2", "humaneval", "mbpp"}
 
 

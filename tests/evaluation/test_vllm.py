@@ -1,4 +1,4 @@
-"""Another engine's answers in place of transformers', and the check that comes before.
+"""Answers of another engine instead of transformers, and the parity check before.
 
 vLLM itself needs a GPU: here an engine generates token by token, without batches and padding.
 """
@@ -24,7 +24,7 @@ class OneByOne:
     """Greedy decoding of one prompt after another.
 
     Args:
-        shift: added to every token: an engine that is wrong.
+        shift: added to every token, for an engine that is wrong.
     """
 
     def __init__(self, model: Any, tokenizer: Any, shift: int = 0) -> None:
