@@ -239,7 +239,7 @@ def _answer(
 def _is_truncated(lm: TransformersLM, arguments: Sequence[Any]) -> bool:
     # The last token of a continuation is predicted, not read.
     num_unread = 0 if isinstance(arguments[-1], Mapping) else 1
-    return request_tokens(arguments, lm.tok_encode) - num_unread > lm.max_length
+    return bool(request_tokens(arguments, lm.tok_encode) - num_unread > lm.max_length)
 
 
 def _texts(built: Any, row: Mapping[str, Any]) -> Row:

@@ -118,7 +118,7 @@ def is_chat(setting: str, folder: Path) -> bool:
     """
     if setting == "false":
         return False
-    tokenizer = load_tokenizer(folder)
+    tokenizer: Any = load_tokenizer(folder)
     if not tokenizer.chat_template:
         if setting == "true":
             raise ConfigError(
