@@ -95,7 +95,7 @@ def evaluate(
     """Score models on the same frozen samples; earlier results are reused."""
     from longred import stages
     from longred.config import ModelConfig
-    from longred.evaluation.alone import text_config
+    from longred.evaluation.standalone import text_config
 
     values: dict[str, Any] = {
         "ruler": _ruler(ruler, ruler_tasks, num_samples),
@@ -176,7 +176,7 @@ def _config(
     """
     from pydantic import ValidationError
 
-    from longred.evaluation.alone import check_lengths, evaluation_config
+    from longred.evaluation.standalone import check_lengths, evaluation_config
 
     folders = {name: model.folder for name, model in found.items()}
     try:

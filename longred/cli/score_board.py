@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from longred.evaluation.units import Unit
+    from longred.evaluation.tasks import Task
 
 
 class ScoreBoard:
@@ -43,10 +43,10 @@ class ScoreBoard:
         if self._live is not None:
             self._live.stop()
 
-    def add(self, model: str, unit: "Unit", result: Mapping[str, Any]) -> None:
-        """Add the score of one unit."""
-        name = unit.part or unit.task
-        name = name if unit.length is None else f"{name} at {unit.length:,}"
+    def add(self, model: str, task: "Task", result: Mapping[str, Any]) -> None:
+        """Add the score of one task."""
+        name = task.part or task.name
+        name = name if task.length is None else f"{name} at {task.length:,}"
         text = f"{result['score']:.1f}"
         if result.get("stderr") is not None:
             text += f" ± {result['stderr']:.1f}"

@@ -1,5 +1,46 @@
-"""Ask every model the same frozen questions: RULER, short tasks, similarity to the original.
+"""Evaluation: score every model on the same frozen samples.
 
-`suites` names the short tasks, `samples` freezes all questions once per tokenizer, `benchmarks`
-asks them through lm-eval, `perplexity` measures held-out text, `evaluate` does all for one model.
+Four nouns:
+
+- **Sample**: one frozen prompt with its reference, one JSON line. Samples are generated once per
+  tokenizer, so that all models of a run answer the same ones.
+- **Task**: a named set of samples with a metric: a short task, a member of an lm-eval group, or a
+  RULER task at one length (`tasks.Task`). Held-out loss, long-text perplexity and similarity to
+  the original are measurements: tasks whose samples are rows of held-out text.
+- **Model under evaluation**: what generates answers and scores choices (`model.EvaluatedModel`).
+- **Result**: one score per sample, aggregated per task (`results.Result`).
+
+Two stages (`longred.stages.evaluation`) and the command `longred evaluate` call this package:
+
+1. `samples.freeze` writes the samples and their `index.json`. It gets the short tasks of a suite
+   from `suites`, and their samples from `short` (generated from held-out text) or from
+   `lm_eval_catalog` and `lm_eval_tasks` (tasks of lm-eval); RULER samples from `ruler`; rows of
+   long text from `perplexity`.
+2. `evaluate.evaluate` evaluates one model. `plan.plan` reads the tasks from the index and returns
+   one `TaskRun` per task. Each result is an artifact of its own in the store, so nothing is
+   computed twice. `TaskRun.finish` calls `own_tasks.run_own_task` for samples of longred,
+   `lm_eval_tasks.run_lm_eval_task` for tasks of lm-eval, or `perplexity` for held-out text.
+   `evaluate` then aggregates the results into `scores.json`.
+
+File by file:
+
+- `suites/`: YAML files that list the short tasks by capacity, and their reader.
+- `samples`: generates and freezes samples, reusing files from the store.
+- `ruler/`, `short/`: generators of long-context and short samples.
+- `counting`: tokenisation of prompts and exact token counts, shared by all other files.
+- `tasks`: `Task`, its reader, and the JSON Lines files of samples and answers.
+- `model`: `EvaluatedModel`, which loads the model on first use; when to use its chat template.
+- `lm`: `TransformersLM`, the loaded model as an LM of lm-eval: never truncates a prompt silently,
+  never holds logits of whole prompts. `vllm`: `VllmLM`, which generates with vLLM instead, after a
+  check that both give the same answers.
+- `own_tasks`: runs a task of longred. `lm_eval_catalog`: finds tasks of lm-eval and replaces their
+  data with local files. `lm_eval_tasks`: builds, freezes and runs them.
+- `perplexity`: loss on held-out text, within the original window and at long lengths.
+- `results`: scores of samples and their aggregation.
+- `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in
+  several processes, one per device.
+- `standalone`: configuration of an evaluation outside of a pipeline.
+
+lm-eval, datasets and vLLM are imported only when a task needs them: `lm`, `own_tasks`,
+`lm_eval_catalog`, `lm_eval_tasks` and `vllm` are therefore imported inside functions.
 """

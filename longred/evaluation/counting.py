@@ -1,4 +1,9 @@
-"""How many tokens prompts take, exactly: what many of them share is encoded once."""
+"""Tokenisation of prompts, and exact token counts of many prompts with shared text.
+
+Every module encodes prompts with `encode`, so that sizes measured while samples are frozen hold
+while they are evaluated. `token_counter` returns the same counts for many prompts at once and
+encodes text that they share only once; RULER's generators fit prompts to a length with it.
+"""
 
 import json
 import operator
@@ -9,17 +14,32 @@ from itertools import pairwise
 from typing import Any
 
 from longred.errors import PreflightError
-from longred.evaluation.prompts import count_tokens
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokenise a prompt; prepend BOS if the tokenizer has one.
+
+    Some tokenizers add BOS themselves and some do not; training rows always begin with it.
+    """
+    # verbose=False: no warning about prompts beyond the window, which callers check themselves.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return list(ids) if bos is None else [int(bos), *ids]
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Count the tokens of a prompt, BOS included."""
+    return len(encode(tokenizer, text))
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A prompt with a long list in it, which is joined only where its text is needed.
+    """A prompt that contains a long list of words, joined only when its text is needed.
 
     Attributes:
-        before: text in front of the list.
-        words: two or more, without white space; in the text there is one space between them.
-        after: text behind the list.
+        before: text before the list.
+        words: at least two, without white space; the text joins them with one space.
+        after: text after the list.
     """
 
     before: str
@@ -27,33 +47,34 @@ class Listing:
     after: str
 
     def __str__(self) -> str:
-        """Return the text."""
+        """Return the whole text."""
         return f"{self.before}{' '.join(self.words)}{self.after}"
 
     def frame(self) -> str:
-        """Return the text without the words between the first and the last."""
+        """Return the text with only the first and the last word of the list."""
         return f"{self.before}{self.words[0]} {self.words[-1]}{self.after}"
 
 
 Prompt = str | Listing
 Counter = Callable[[Sequence[Prompt]], list[int]]
-"""Returns the number of tokens of each of many prompts, BOS included."""
+"""Returns the number of tokens of each prompt, BOS included."""
 
 _PROBE = "One of the special magic numbers for misty-anvil is: 1234567.\nVAR ABCDE = 12345 \n"
 
 
 def _part(other: str, end: str) -> re.Pattern[str]:
-    """Return what is between fronts within a word: `other` is no letter or digit."""
+    """Return the pattern of a word's parts; `other` matches anything but a letter or digit."""
     run = "(?:[A-Za-z]+|[0-9]+)"
     return re.compile(rf" ?{other}*{run}(?:(?![-.]){other}+(?:{run}|{end}))*| ?{other}+{end}")
 
 
-# Where a text always splits, whatever stands around, and what is between two fronts.
+# A front is a position where every supported pre-tokenizer splits, whatever the text around it.
+# A part is the text between two fronts within a word.
 _LINE_FRONT = re.compile(r"\n(?<=\S\n)(?=\S)")
 _WORD_FRONT = re.compile(r" (?<=\S )(?=\S)")
 _PART = _part("[^A-Za-z0-9]", r"\Z")
 _PLAIN_PART = _part("[^A-Za-z0-9 ]", r"(?= |\Z)")
-# Behind a letter or digit, a line end is a token of its own.
+# After a letter or digit, a line end is a separate token.
 _BEFORE_LINE_END = re.compile(r" ?[!-~]*[A-Za-z0-9]")
 
 _PATTERNS = {
@@ -61,28 +82,29 @@ _PATTERNS = {
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for digits in (r"\p{N}{1,3}", r"\p{N}")
 }
-# Pieces that are remembered; the characters of a line, and the parts that are encoded at a time.
+# Cached pieces per kind; characters of a cached line; parts per encoded text.
 _MAX_PIECES, _MAX_LINE, _MAX_PARTS = 2**18, 512, 512
 
 
 def token_counter(tokenizer: Any) -> Counter:
-    """Return what counts the tokens of many prompts as `count_tokens` counts those of one.
+    """Return a function that counts the tokens of many prompts exactly as `count_tokens` does.
 
-    A fast tokenizer encodes them together on all cores, without what transformers builds around
-    each. Where it surely splits between lines, words and their parts, each of these is encoded
-    once; now and then a prompt is encoded as a whole too, and if that gives another number, all are
-    from then on. A tokenizer that counts otherwise in a batch, or has no such call, is
-    asked for one prompt at a time.
+    - A fast tokenizer encodes all prompts in one call, on all cores.
+    - If its pre-tokenizer is known to split at fronts (see `splits_at_fronts`), each line, word
+      and part is encoded once and cached. Some prompts are also encoded whole; after the first
+      difference all of them are.
+    - A tokenizer without batch encoding, or with other counts in a batch, encodes one prompt at a
+      time.
 
     Raises:
-        PreflightError: the tokenizer makes no tokens of text.
+        PreflightError: the tokenizer returns no tokens for text.
     """
     expected = count_tokens(tokenizer, _PROBE)
     num_bos = int(tokenizer.bos_token_id is not None)
     if expected == num_bos:
         raise PreflightError(
-            f"{getattr(tokenizer, 'name_or_path', '') or 'tokenizer'}: makes no tokens of text, so "
-            "no length can be measured; give a model folder with a complete tokenizer.json"
+            f"{getattr(tokenizer, 'name_or_path', '') or 'tokenizer'}: returns no tokens for text, "
+            "so no length can be measured; give a model folder with a complete tokenizer.json"
         )
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
 
@@ -92,16 +114,18 @@ def token_counter(tokenizer: Any) -> Counter:
 
     if not hasattr(backend, "encode_batch_fast") or together([_PROBE]) != [expected]:
         return lambda prompts: [count_tokens(tokenizer, str(prompt)) for prompt in prompts]
-    return _Checked(_Pieces(backend), together, num_bos) if splits_at_fronts(backend) else together
+    if not splits_at_fronts(backend):
+        return together
+    return _checked(_Pieces(backend), together, num_bos)
 
 
 def splits_at_fronts(backend: Any) -> bool:
-    """Return whether no token of a tokenizer reaches over the front of a line, word or part.
+    """Return whether no token of a tokenizer crosses the front of a line, word or part.
 
-    The patterns of GPT-2, Llama-3 and Qwen2 always split behind a single line end, and in front of
-    a single space, between two characters that are no white space; between an ASCII letter and a
-    digit; and at a hyphen or dot behind either, whatever stands around. True for these alone,
-    and only if no added token and no normalizer joins what they split.
+    The patterns of GPT-2, Llama-3 and Qwen2 always split after a single line end and before a
+    single space, if both neighbours are not white space; between an ASCII letter and a digit; and
+    at a hyphen or dot after either. True for these patterns only, and only if no added token and no
+    normalizer joins text across a front.
 
     Args:
         backend: a tokenizer of the tokenizers package.
@@ -128,7 +152,7 @@ def _is_known_split(step: Mapping[str, Any]) -> bool:
 
 
 def _may_join(token: Mapping[str, Any]) -> bool:
-    """Return whether an added token may reach over a front, or depends on what is around it."""
+    """Return whether an added token may cross a front, or depends on the text around it."""
     text = token["content"]
     if token["lstrip"] or token["rstrip"] or token["single_word"]:
         return True
@@ -136,40 +160,39 @@ def _may_join(token: Mapping[str, Any]) -> bool:
     return bool(fronts) or len(_PART.findall(text)) > 1
 
 
-class _Checked:
-    """Counts by pieces, until a prompt encoded as a whole gives another number.
+def _checked(pieces: Counter, whole: Counter, num_bos: int) -> Counter:
+    """Return a counter by pieces that falls back to `whole` after the first difference.
 
-    The longest of the first, second, fourth and so on of the calls is encoded as a whole.
+    Checks the longest prompt of the first, second, fourth, eighth … call.
     """
+    agree, num_calls = True, 0
 
-    def __init__(self, pieces: Counter, whole: Counter, num_bos: int) -> None:
-        self._pieces, self._whole, self._num_bos = pieces, whole, num_bos
-        self._agree, self._num_calls = True, 0
-
-    def __call__(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of tokens of each prompt."""
-        if not prompts or not self._agree:
-            return self._whole(prompts)
-        sizes = [size + self._num_bos for size in self._pieces(prompts)]
-        self._num_calls += 1
-        if self._num_calls.bit_count() == 1:
+    def count(prompts: Sequence[Prompt]) -> list[int]:
+        nonlocal agree, num_calls
+        if not prompts or not agree:
+            return whole(prompts)
+        sizes = [size + num_bos for size in pieces(prompts)]
+        num_calls += 1
+        if num_calls.bit_count() == 1:
             longest = sizes.index(max(sizes))
-            self._agree = self._whole([prompts[longest]]) == [sizes[longest]]
-        return sizes if self._agree else self._whole(prompts)
+            agree = whole([prompts[longest]]) == [sizes[longest]]
+        return sizes if agree else whole(prompts)
+
+    return count
 
 
 class _Sizes(dict[str, int]):
-    """Piece → its tokens; what is not known counts as none and is noted in `asked`."""
+    """Piece -> its number of tokens; an unknown piece counts 0 and is added to `missing`."""
 
-    asked: list[str]
+    missing: list[str]
 
     def __missing__(self, piece: str) -> int:
-        self.asked.append(piece)
+        self.missing.append(piece)
         return 0
 
 
 class _Pieces:
-    """Counts tokens by line, word and part: each is encoded once and remembered.
+    """Counts tokens by line, word and part; each is encoded once and cached.
 
     Args:
         backend: a tokenizer that splits at fronts.
@@ -178,7 +201,7 @@ class _Pieces:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._line_end = backend.encode("\n", add_special_tokens=False).ids[0]
-        # Lines are known without their ends, words without the spaces in front of them.
+        # Keys: lines without their line end, words without the space before them.
         self._known = {kind: _Sizes() for kind in ("lines", "words", "parts")}
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -188,7 +211,7 @@ class _Pieces:
                 known.clear()
         texts = (prompt if isinstance(prompt, str) else prompt.frame() for prompt in prompts)
         found = [_LINE_FRONT.split(text) for text in texts]
-        # The last line has no end, and is another in every prompt.
+        # The last line has no line end and differs in every prompt: it is not cached.
         lasts = self._by_lines([lines.pop() for lines in found])
         sums = self._sums("lines", found, lambda fresh: self._by_lines([f"{x}\n" for x in fresh]))
         lists = (() if isinstance(prompt, str) else prompt.words[1:-1] for prompt in prompts)
@@ -196,7 +219,7 @@ class _Pieces:
         return [*map(sum, zip(sums, lasts, inner, strict=True))]
 
     def _by_lines(self, lines: Sequence[str]) -> list[int]:
-        """Return the tokens of lines: plain and short ones by their parts, others by their words.
+        """Count short plain lines by parts, others by words.
 
         The beginning that all plain lines share is counted once.
         """
@@ -216,7 +239,7 @@ class _Pieces:
         def rests() -> Iterator[list[str]]:
             for line in lines:
                 words = line.split(" ") if _is_plain(line) else _WORD_FRONT.split(line)
-                # In front of the first there is no space.
+                # No space precedes the first word.
                 heads.append(words.pop(0))
                 yield words
 
@@ -231,25 +254,25 @@ class _Pieces:
         self,
         kind: str,
         groups: Iterable[Iterable[str]],
-        learn: Callable[[Sequence[str]], list[int]],
+        count: Callable[[Sequence[str]], list[int]],
     ) -> list[int]:
-        """Return the tokens of each group of pieces, learning those that are not known.
+        """Return the number of tokens of each group of pieces; count and cache unknown pieces.
 
-        Groups are taken one by one: many small lists at a time would keep the collector busy.
+        Groups are consumed one by one: many small lists alive at once slow the garbage collector.
         """
         known = self._known[kind]
-        asked: list[str] = []
-        known.asked = asked
+        missing: list[str] = []
+        known.missing = missing
         size, sums, ends = known.__getitem__, [], []
         for group in groups:
             sums.append(sum(map(size, group)))
-            ends.append(len(asked))
-        if asked:
-            fresh = [*dict.fromkeys(asked)]
-            known.update(zip(fresh, learn(fresh), strict=True))
+            ends.append(len(missing))
+        if missing:
+            fresh = [*dict.fromkeys(missing)]
+            known.update(zip(fresh, count(fresh), strict=True))
             for number, (start, end) in enumerate(pairwise([0, *ends])):
                 if start < end:
-                    sums[number] += sum(map(size, asked[start:end]))
+                    sums[number] += sum(map(size, missing[start:end]))
             if kind == "lines":
                 for line in fresh:
                     if len(line) > _MAX_LINE:
@@ -257,7 +280,7 @@ class _Pieces:
         return sums
 
     def _by_encoding(self, parts: Sequence[str]) -> list[int]:
-        """Return the tokens of parts; many that a line end surely tells apart are one text."""
+        """Count parts; encode many as one text, joined by line ends, where these stay separate."""
         sizes: dict[str, int] = {}
         plain = [part for part in parts if _BEFORE_LINE_END.fullmatch(part)]
         for first in range(0, len(plain), _MAX_PARTS):
@@ -266,10 +289,10 @@ class _Pieces:
                 ["\n".join(chunk)], add_special_tokens=False
             )
             tokens = encoding.ids
-            ends = [place for place, token in enumerate(tokens) if token == self._line_end]
+            ends = [index for index, token in enumerate(tokens) if token == self._line_end]
             if len(ends) == len(chunk) - 1:
-                places = pairwise([-1, *ends, len(tokens)])
-                sizes.update(zip(chunk, (end - start - 1 for start, end in places), strict=True))
+                spans = pairwise([-1, *ends, len(tokens)])
+                sizes.update(zip(chunk, (end - start - 1 for start, end in spans), strict=True))
         others = [part for part in parts if part not in sizes]
         encoded = self._backend.encode_batch_fast(others, add_special_tokens=False)
         sizes.update(zip(others, map(len, encoded), strict=True))
@@ -277,16 +300,16 @@ class _Pieces:
 
 
 def _shared(lines: Sequence[str]) -> int:
-    """Return where the last word begins that all lines have in common from their start on."""
+    """Return the index of the last space within the beginning that all lines share."""
     if not lines:
         return 0
     pairs = enumerate(zip(min(lines), max(lines), strict=False))
-    end = next((place for place, (one, other) in pairs if one != other), 0)
+    end = next((index for index, (one, other) in pairs if one != other), 0)
     return max(0, lines[0].rfind(" ", 0, end))
 
 
 def _is_plain(line: str) -> bool:
-    """Return whether every space of a line is the front of a word."""
+    """Return whether every space of a line is a word front."""
     bare = line.removesuffix("\n")
-    # All white space but the space is unprintable.
+    # isprintable() is false for all white space but the space.
     return bare.isprintable() and "  " not in bare and bare[:1] != " " != bare[-1:]

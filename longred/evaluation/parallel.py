@@ -1,7 +1,7 @@
-"""Data parallel over devices: one process each, with its own copy of the model and its own units.
+"""Data parallel over devices: each process loads the model and finishes its share of the runs.
 
-Processes share nothing but the store. What one of them has finished stays finished, whatever
-happens to it or to the others.
+Processes share nothing but the store: finished results survive whatever happens to a process. A
+process is `python -m longred.evaluation.parallel JOB_FILE`.
 """
 
 import json
@@ -12,14 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from longred.config import EvaluationConfig
 from longred.errors import BY_EXIT_CODE, LongredError, PreflightError
-from longred.evaluation.steps import UNIT_VERSION, Step, finish, plan
-from longred.evaluation.subject import Request, Subject
+from longred.evaluation.model import EvaluatedModel
+from longred.evaluation.plan import TaskRun, plan
 from longred.progress import Progress
 from longred.store.artifacts import Store
 
@@ -28,87 +27,73 @@ LOG_CHARACTERS = 2000
 
 
 def finish_in_parallel(
-    request: Request,
-    steps: Sequence[Step],
+    model: EvaluatedModel,
+    runs: Sequence[TaskRun],
     work: Path,
     *,
     store: Store,
     on_progress: Progress | None = None,
 ) -> None:
-    """Finish every step that the store does not have, in several processes.
+    """Finish every run that the store lacks, in several processes.
 
     Args:
-        request: the evaluation; `num_processes` says how many.
-        steps: its steps.
-        work: folder for the processes' logs.
-        store: where finished units are kept.
-        on_progress: called with units done, units in all, and what is waited for.
+        model: the model; its configuration has `num_processes`.
+        runs: the runs of the evaluation.
+        work: folder for job files and logs of the processes.
+        store: store of finished results.
+        on_progress: called with runs done, runs in all, and a line about the processes.
 
     Raises:
         PreflightError: there are fewer devices than processes.
-        LongredError: what a process ended with; the others finish first.
+        LongredError: the error of a process that failed; the others finish first.
     """
-    missing = [step for step in steps if not is_finished(store, step)]
+    missing = [run for run in runs if not run.is_finished(store)]
     if len(missing) < 2:
         return
-    shares = divide(missing, request.config.num_processes)
-    _check_devices(request.config, len(shares))
-    children = []
+    shares = divide(missing, model.config.num_processes)
+    num_gpus = torch.cuda.device_count()
+    if model.config.device != "cpu" and 0 < num_gpus < len(shares):
+        raise PreflightError(
+            f"evaluation.num_processes: {len(shares)} processes need a GPU each and there are "
+            f"{num_gpus}; set it to {num_gpus}"
+        )
+    values = {key: str(value) for key, value in asdict(model).items() if key != "config"}
+    processes = []
     for rank, share in enumerate(shares):
-        job = work / f"process-{rank}.json"
-        job.write_text(json.dumps(_job(request, store, [step.key for step in share])))
-        children.append((_start(job, rank, request.config, len(shares)), job))
+        job = {
+            "config": model.config.model_dump(mode="json"),
+            "request": values,
+            "store": str(store.root),
+            "keys": [run.key for run in share],
+        }
+        path = work / f"process-{rank}.json"
+        path.write_text(json.dumps(job))
+        processes.append((_start(path, rank, model.config, len(shares)), path))
     try:
-        while any(child.poll() is None for child, _ in children):
+        while any(process.poll() is None for process, _ in processes):
             time.sleep(POLL_SECONDS)
             if on_progress:
-                done = len(steps) - sum(not is_finished(store, step) for step in missing)
-                on_progress(done, len(steps), f"{request.name}: {len(shares)} processes")
+                done = len(runs) - sum(not run.is_finished(store) for run in missing)
+                on_progress(done, len(runs), f"{model.name}: {len(shares)} processes")
     finally:
-        for child, _ in children:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-    for child, job in children:
-        if child.returncode:
-            raise _error(child.returncode, job)
+        for process, _ in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    for process, path in processes:
+        if process.returncode:
+            raise _error(process.returncode, path)
 
 
-def is_finished(store: Store, step: Step) -> bool:
-    """Return whether a store has a step's result."""
-    values = {"part": "unit", **step.values}
-    digest = store.digest("evaluation", values, step.inputs, UNIT_VERSION)
-    return store.find("evaluation", digest) is not None
-
-
-def divide(steps: Sequence[Step], num_processes: int) -> list[list[Step]]:
-    """Return shares of about as many tokens each, the longest steps first."""
-    shares: list[list[Step]] = [[] for _ in range(min(num_processes, len(steps)))]
+def divide(runs: Sequence[TaskRun], num_processes: int) -> list[list[TaskRun]]:
+    """Divide runs into shares of about equal tokens, assigning the longest runs first."""
+    shares: list[list[TaskRun]] = [[] for _ in range(min(num_processes, len(runs)))]
     sizes = [0] * len(shares)
-    for step in sorted(steps, key=lambda step: -step.num_tokens):
+    for run in sorted(runs, key=lambda run: -run.num_tokens):
         smallest = sizes.index(min(sizes))
-        shares[smallest].append(step)
-        sizes[smallest] += step.num_tokens
+        shares[smallest].append(run)
+        sizes[smallest] += run.num_tokens
     return shares
-
-
-def _check_devices(config: EvaluationConfig, num_processes: int) -> None:
-    count = torch.cuda.device_count()
-    if config.device != "cpu" and 0 < count < num_processes:
-        raise PreflightError(
-            f"evaluation.num_processes: {num_processes} processes need a GPU each and there are "
-            f"{count}; set it to {count}"
-        )
-
-
-def _job(request: Request, store: Store, keys: list[str]) -> dict[str, Any]:
-    values = {key: v for key, v in asdict(request).items() if key != "config"}
-    return {
-        "config": request.config.model_dump(mode="json"),
-        "request": {key: str(value) for key, value in values.items()},
-        "store": str(store.root),
-        "keys": keys,
-    }
 
 
 def _start(
@@ -121,30 +106,36 @@ def _start(
     else:
         threads = max(1, torch.get_num_threads() // num_processes)
         environment["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", "longred.evaluation", str(job)]
+    command = [sys.executable, "-m", "longred.evaluation.parallel", str(job)]
     with job.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603
 
 
 def _error(code: int, job: Path) -> LongredError:
     log = job.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
-    said = log.strip()[-LOG_CHARACTERS:].rpartition("longred: ")[2]
-    kind = BY_EXIT_CODE.get(code, PreflightError)
-    return kind(f"{job.stem} of the evaluation ended with {code}; finished units are kept. {said}")
+    message = log.strip()[-LOG_CHARACTERS:].rpartition("longred: ")[2]
+    error_type = BY_EXIT_CODE.get(code, PreflightError)
+    return error_type(
+        f"{job.stem} of the evaluation ended with {code}; finished results are saved. {message}"
+    )
 
 
 def run_job(path: Path) -> None:
-    """Finish the steps of a job file: what one of the processes does.
-
-    Args:
-        path: the file.
-    """
+    """Finish the runs of a job file."""
     job = json.loads(path.read_text(encoding="utf-8"))
     values = dict(job["request"])
     for key in ("model", "original", "samples", "data"):
         values[key] = Path(values[key])
-    request = Request(config=EvaluationConfig.model_validate(job["config"]), **values)
-    subject, store = Subject(request), Store(job["store"])
-    steps = {step.key: step for step in plan(request)}
+    model = EvaluatedModel(config=EvaluationConfig.model_validate(job["config"]), **values)
+    store = Store(job["store"])
+    runs = {run.key: run for run in plan(model)}
     for key in job["keys"]:
-        finish(store, steps[key], subject)
+        runs[key].finish(store)
+
+
+if __name__ == "__main__":
+    try:
+        run_job(Path(sys.argv[1]))
+    except LongredError as error:
+        sys.stderr.write(f"longred: {error}\n")
+        sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""Freezes every question once, so that all models of a run answer exactly the same ones."""
+"""Freezes samples: generates every prompt once, so that all models are evaluated on the same."""
 
 import logging
 import shutil
@@ -8,33 +8,32 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longred.config import EvaluationConfig
 from longred.data.layout import read_index as read_data_index
 from longred.errors import MismatchError, PreflightError
 from longred.evaluation import ruler, short
-from longred.evaluation.long_text import freeze_rows
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import count_tokens
+from longred.evaluation.model import load_for
+from longred.evaluation.perplexity import freeze_rows
 from longred.evaluation.ruler.freeze import freeze_task, identity
 from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, load_suite
-from longred.evaluation.units import FORMAT_VERSION, read_lines, write_lines
-from longred.models.load import choose_device, load_model, load_tokenizer, resolve_model
+from longred.evaluation.tasks import FORMAT_VERSION, Row, read_lines, write_lines
+from longred.models.load import load_tokenizer, resolve_model
 from longred.store.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 
 DOCUMENTS = "held_out/documents.jsonl"
-QUESTIONS_VERSION = 1
+SAMPLES_VERSION = 1
 
-Entry = dict[str, Any]
-Row = dict[str, Any]
+Frozen = tuple[list[Row], Row]
+"""The samples of a file, and their entry in the index."""
 
 
 def suite_of(config: EvaluationConfig) -> list[SuiteTask]:
-    """Return the short tasks that are asked.
+    """Return the short tasks of a configuration.
 
     Raises:
         ConfigError: suite, capacity or task are unknown.
@@ -51,23 +50,22 @@ def freeze(
     *,
     store: Store,
 ) -> None:
-    """Write the samples of every task, and of every length where it has several.
+    """Write the samples of every task, at every length of a RULER task.
 
     The bytes of a file depend on the tokenizer, the task, its length, the seed and the held-out
-    documents only; asking for another task or length changes no other file, and makes none again
-    that the store has.
+    documents only. Adding a task or length changes no other file; files in the store are reused.
 
     Args:
-        config: what is asked.
+        config: configuration of the evaluation.
         tokenizer_folder: a model folder.
         data_folder: folder of a data artifact made with the same tokenizer.
         folder: existing folder that receives `ruler/`, `short/`, `perplexity/` and `index.json`.
-        store: where the files made so far are kept.
+        store: store of the files frozen so far.
 
     Raises:
         ConfigError: a task, suite or length cannot be used, or there is too little held-out text.
         MismatchError: the data were made with another tokenizer, or a data file is malformed.
-        PreflightError: data of the harness cannot be had; names every such task.
+        PreflightError: data of lm-eval are not available; names every such task.
     """
     for task in config.ruler.tasks:
         ruler.check_task(task)
@@ -77,46 +75,43 @@ def freeze(
         raise MismatchError(
             f"{data_folder}: was made with another tokenizer than that of {tokenizer_folder}"
         )
-    maker = _Maker(config, tokenizer_folder, data_folder, folder, Store(store.root))
-    index: dict[str, Any] = {
+    freezer = _Freezer(config, tokenizer_folder, data_folder, folder, Store(store.root))
+    lengths = sorted(set(config.ruler.lengths))
+    index: Row = {
         "format_version": FORMAT_VERSION,
         "tokenizer_sha256": sha256,
         "seed": config.seed,
         "original_window": config.original_window,
-        "num_documents": len(maker.documents),
+        "num_documents": len(freezer.documents),
         "suite": config.short.suite,
-        "short": maker.short_entries(suite),
+        "short": freezer.short_entries(suite),
         "ruler": {
-            task: {str(n): maker.ruler_entry(task, n) for n in sorted(set(config.ruler.lengths))}
+            task: {str(length): freezer.ruler_entry(task, length) for length in lengths}
             for task in config.ruler.tasks
         },
         "perplexity": {
-            str(n): maker.long_text_entry(n) for n in sorted(set(config.perplexity.lengths))
+            str(length): freezer.long_text_entry(length)
+            for length in sorted(set(config.perplexity.lengths))
         },
     }
     write_json(folder / "index.json", index)
-    _note_repeated(index["ruler"])
-
-
-def _note_repeated(entries: Mapping[str, Mapping[str, Entry]]) -> None:
-    """Say where a prompt holds the same text several times, since there is not enough of it."""
-    found = [
+    repeated = [
         f"{task} at {length} tokens ({entry['haystack_uses']} times)"
-        for task, lengths in entries.items()
-        for length, entry in lengths.items()
+        for task, entries in index["ruler"].items()
+        for length, entry in entries.items()
         if entry.get("haystack_uses", 1) > 1
     ]
-    if found:
+    if repeated:
         logger.warning(
-            "there is too little text to fill prompts with, so it is repeated in %s; give more by "
+            "there is too little text to fill prompts with, so it is repeated in %s; add text with "
             "evaluation.ruler.haystack, squad or hotpot",
-            ", ".join(found),
+            ", ".join(repeated),
         )
 
 
 @dataclass
-class _Maker:
-    """Makes files of questions, or finds them in the store."""
+class _Freezer:
+    """Generates files of samples, or copies them from the store."""
 
     config: EvaluationConfig
     tokenizer_folder: Path
@@ -133,61 +128,69 @@ class _Maker:
         return read_documents(self.data_folder)
 
     @cached_property
+    def texts(self) -> list[str]:
+        return [text for _, text in self.documents]
+
+    @cached_property
     def passages(self) -> Passages:
         return Passages(self.documents, self.tokenizer, window=self.config.original_window)
 
-    def keep(
+    @cached_property
+    def materials(self) -> Materials:
+        return read_materials(self.config.ruler, self.texts)
+
+    def freeze(
         self,
         name: str,
         values: Row,
-        make: Callable[[], tuple[list[Row], Entry]],
+        generate: Callable[[], Frozen],
         inputs: Mapping[str, str] | None = None,
-    ) -> Entry:
-        """Return the entry of a file of questions, making it where the store does not have it.
+    ) -> Row:
+        """Write a file of samples, reusing that of the store; return its entry in the index.
 
         Args:
-            name: the file's name among the samples.
-            values: everything that the questions depend on, but for the tokenizer and `inputs`.
-            make: returns the questions and what the index says of them.
-            inputs: further inputs and their identity.
+            name: the file's name in the folder of samples.
+            values: everything that the samples depend on, except the tokenizer and `inputs`.
+            generate: returns the samples and their entry.
+            inputs: name of each further input -> its digest.
         """
 
         def write(folder: Path, work: Path) -> None:
-            rows, entry = make()
+            rows, entry = generate()
             write_lines(folder / "samples.jsonl", rows)
             write_json(folder / "entry.json", {**entry, "num_samples": len(rows)})
 
-        known = {"tokenizer": tokenizer_sha256(self.tokenizer_folder), **(inputs or {})}
         named = {"part": "questions", **values}
-        made = self.store.build("evaluation", named, known, write, QUESTIONS_VERSION).folder
+        digests = {"tokenizer": tokenizer_sha256(self.tokenizer_folder), **(inputs or {})}
+        artifact = self.store.build("evaluation", named, digests, write, SAMPLES_VERSION).folder
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made / "samples.jsonl", path)
-        entry: Entry = read_json(made / "entry.json")
+        shutil.copyfile(artifact / "samples.jsonl", path)
+        entry: Row = read_json(artifact / "entry.json")
         return {**entry, "file": name, "sha256": sha256_file(path)}
 
-    def short_entries(self, suite: Sequence[SuiteTask]) -> dict[str, Entry]:
-        """Return the entries of the short tasks; those that cannot be had say why."""
-        entries: dict[str, Entry] = {}
+    def short_entries(self, suite: Sequence[SuiteTask]) -> dict[str, Row]:
+        """Freeze the short tasks; the entry of a task whose data are unavailable says why."""
+        entries: dict[str, Row] = {}
         missing: list[str] = []
         for task in suite:
             common = {"capacity": task.capacity, "metric": task.metric, "chance": task.chance}
             try:
-                made = self._local(task) if task.source == "local" else self._harness(task)
+                entry = self._local(task) if task.source == "local" else self._lm_eval(task)
             except PreflightError as error:
                 missing.append(str(error))
-                made = {"unavailable": str(error)}
+                entry = {"unavailable": str(error)}
                 logger.warning("%s", error)
-            entries[task.name] = {**common, **made}
+            entries[task.name] = {**common, **entry}
         if missing and self.config.short.on_missing == "error":
             raise PreflightError(
-                f"{len(missing)} of {len(suite)} short tasks cannot be asked:\n"
+                f"{len(missing)} of {len(suite)} short tasks cannot be evaluated:\n"
                 + "\n".join(missing)
                 + "\nor leave them out as n/a with evaluation.short.on_missing: skip"
             )
         return entries
 
-    def _local(self, task: SuiteTask) -> Entry:
+    def _local(self, task: SuiteTask) -> Row:
         count, seed = self.config.short.num_samples, self.config.seed
         values = {
             "task": task.task,
@@ -197,87 +200,77 @@ class _Maker:
             "generator": short.GENERATOR_VERSION,
         }
 
-        def make() -> tuple[list[Row], Entry]:
+        def generate() -> Frozen:
             rows = short.make(task.task, self.passages, count, seed)
-            return rows, {"max_tokens": self._longest(rows)}
+            return rows, {"max_tokens": max(_num_tokens(row, self.tokenizer) for row in rows)}
 
-        texts = {"documents": sha256_file(self.data_folder / DOCUMENTS)}
-        return self.keep(f"short/{task.name}.jsonl", values, make, texts)
+        inputs = {"documents": sha256_file(self.data_folder / DOCUMENTS)}
+        return self.freeze(f"short/{task.name}.jsonl", values, generate, inputs)
 
-    def _harness(self, task: SuiteTask) -> Entry:
-        from longred.evaluation import harness
+    def _lm_eval(self, task: SuiteTask) -> Row:
+        from longred.evaluation.lm_eval_catalog import leaf_settings
+        from longred.evaluation.lm_eval_tasks import freeze_leaf
 
-        chosen = self.config.short
-        leaves = harness.leaf_settings(
-            task, limit=chosen.limit, allow_code=chosen.allow_code_execution
-        )
-        cap = max(self.config.original_window, self.config.target_window)
-        parts: dict[str, Entry] = {}
+        config = self.config.short
+        leaves = leaf_settings(task, limit=config.limit, allow_code=config.allow_code_execution)
+        window = max(self.config.original_window, self.config.target_window)
+        parts: dict[str, Row] = {}
         for leaf, settings in leaves.items():
             values = {k: v for k, v in settings.items() if k != "data_files"}
 
-            def make(settings: Row = settings) -> tuple[list[Row], Entry]:
-                return harness.freeze_leaf(settings, self.tokenizer)
+            def generate(settings: Row = settings) -> Frozen:
+                return freeze_leaf(settings, self.tokenizer)
 
             name = f"short/{task.name}/{leaf}.jsonl"
-            entry = self.keep(name, {"source": "lm-eval", **values}, make)
-            if entry["budget_tokens"] >= cap:
+            entry = self.freeze(name, {"source": "lm-eval", **values}, generate)
+            if entry["budget_tokens"] >= window:
                 raise PreflightError(
                     f"{leaf}: answers take {entry['budget_tokens']} tokens, which leaves no room "
-                    f"for a question in {cap}, the largest window"
+                    f"for a prompt in {window}, the largest window"
                 )
-            # What does not fit the windows is cut on the left, and counted.
-            parts[leaf] = {**entry, "max_tokens": min(entry["max_tokens"], cap)}
-            parts[leaf]["settings"] = {**settings, "max_tokens": parts[leaf]["max_tokens"]}
+            # Longer prompts are truncated on the left, and counted.
+            max_tokens = min(entry["max_tokens"], window)
+            settings = {**settings, "max_tokens": max_tokens}
+            parts[leaf] = {**entry, "max_tokens": max_tokens, "settings": settings}
         return {"source": "lm-eval", "task": task.task, "parts": parts}
 
-    @cached_property
-    def materials(self) -> Materials:
-        return read_materials(self.config.ruler, [text for _, text in self.documents])
+    def ruler_entry(self, task: str, length: int) -> Row:
+        """Freeze a RULER task at one length."""
+        config, seed, materials = self.config.ruler, self.config.seed, self.materials
+        return self.freeze(
+            f"ruler/{task}-{length}.jsonl",
+            identity(config, task, length, seed=seed, materials=materials),
+            lambda: freeze_task(
+                config, task, length, tokenizer=self.tokenizer, seed=seed, materials=materials
+            ),
+        )
 
-    def ruler_entry(self, task: str, length: int) -> Entry:
-        config, seed = self.config.ruler, self.config.seed
-        values = identity(config, task, length, seed=seed, materials=self.materials)
-
-        def make() -> tuple[list[Row], Entry]:
-            return freeze_task(
-                config,
-                task,
-                length,
-                tokenizer=self.tokenizer,
-                seed=seed,
-                materials=self.materials,
-            )
-
-        return self.keep(f"ruler/{task}-{length}.jsonl", values, make)
-
-    def long_text_entry(self, length: int) -> Entry:
-        config = self.config.perplexity
+    def long_text_entry(self, length: int) -> Row:
+        """Freeze rows of held-out text, with their key tokens if there is a judge."""
+        config, judge = self.config.perplexity, self.judge
+        short_context = config.short_context or self.config.original_window
         values: Row = {"part_of": "perplexity", "length": length, "num_tokens": config.num_tokens}
         inputs = {"documents": sha256_file(self.data_folder / DOCUMENTS)}
-        judge = self.judge
-        context = config.short_context or self.config.original_window
         if judge is not None:
-            values |= {"short_context": context, "dtype": self.config.dtype}
+            values |= {"short_context": short_context, "dtype": self.config.dtype}
             inputs["judge"] = folder_digest(judge)
 
-        def make() -> tuple[list[Row], Entry]:
-            texts = [text for _, text in self.documents]
+        def generate() -> Frozen:
             rows = freeze_rows(
-                texts,
+                self.texts,
                 self.tokenizer,
                 length=length,
                 num_tokens=config.num_tokens,
-                judge=None if judge is None else partial(self._load_judge, judge),
-                short_context=context,
+                judge=None if judge is None else partial(load_for, self.config, judge),
+                short_context=short_context,
             )
             return rows, {"length": length, "has_keys": judge is not None}
 
-        return self.keep(f"perplexity/{length}.jsonl", values, make, inputs)
+        return self.freeze(f"perplexity/{length}.jsonl", values, generate, inputs)
 
     @cached_property
     def judge(self) -> Path | None:
-        """Folder of the model that tells key tokens, if there is one."""
+        """Folder of the model that finds key tokens, if one is configured."""
         config = self.config.perplexity
         if config.judge is None:
             return None
@@ -289,19 +282,9 @@ class _Maker:
             )
         return folder
 
-    def _load_judge(self, folder: Path) -> Any:
-        return load_model(
-            folder,
-            dtype=getattr(torch, self.config.dtype),
-            device=choose_device(self.config.device),
-            backend=self.config.attention_backend,
-        )
 
-    def _longest(self, rows: Sequence[Row]) -> int:
-        return max(_num_tokens(row, self.tokenizer) for row in rows)
-
-
-def _num_tokens(sample: Mapping[str, Any], tokenizer: Any) -> int:
+def _num_tokens(sample: Row, tokenizer: Any) -> int:
+    """Count the tokens of a sample's prompt with its longest answer."""
     if "choices" in sample:
         texts = [sample["input"] + choice for choice in sample["choices"]]
         return max(count_tokens(tokenizer, text) for text in texts)
@@ -310,10 +293,10 @@ def _num_tokens(sample: Mapping[str, Any], tokenizer: Any) -> int:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Return the identity of a model folder's tokenizer.
+    """Return the hash of a model folder's tokenizer.
 
     Raises:
-        MismatchError: the folder has none.
+        MismatchError: the folder has no tokenizer.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -322,7 +305,7 @@ def tokenizer_sha256(folder: Path) -> str:
 
 
 def read_documents(data_folder: Path) -> list[tuple[str, str]]:
-    """Return path and text of the held-out documents of a data folder.
+    """Return (path, text) of the held-out documents of a data folder.
 
     Raises:
         MismatchError: the file is missing or damaged.

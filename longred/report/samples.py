@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.errors import MismatchError
-from longred.evaluation.units import read_lines
+from longred.evaluation.tasks import read_lines
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]

@@ -9,7 +9,7 @@ from longred.stages.versions import VERSIONS
 from longred.store.artifacts import Artifact, Store, folder_digest, sha256_file
 
 if TYPE_CHECKING:
-    from longred.evaluation.evaluate import Scored
+    from longred.evaluation.evaluate import OnTask
 
 
 def freeze_samples(
@@ -25,7 +25,7 @@ def freeze_samples(
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
     # The content of a suite and of its data files counts, not their paths.
-    values["suite"] = [task.to_json() for task in suite]
+    values["suite"] = [task.model_dump(mode="json") for task in suite]
     values["data_sha256"] = {
         path: sha256_file(Path(path).expanduser())
         for task in suite
@@ -57,15 +57,15 @@ def evaluate_model(
     *,
     store: Store,
     on_progress: Progress | None = None,
-    on_unit: "Scored | None" = None,
+    on_unit: "OnTask | None" = None,
 ) -> Artifact:
     """Evaluate one model on every frozen question; measure its similarity to the original."""
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.evaluate import evaluate
-        from longred.evaluation.subject import Request
+        from longred.evaluation.model import EvaluatedModel
 
-        request = Request(
+        evaluated = EvaluatedModel(
             config=config,
             name=name,
             model=model.folder,
@@ -75,7 +75,7 @@ def evaluate_model(
             samples=samples.folder,
             data=data.folder,
         )
-        evaluate(request, folder, work, store=store, on_progress=on_progress, on_unit=on_unit)
+        evaluate(evaluated, folder, work, store=store, on_progress=on_progress, on_task=on_unit)
 
     values = {**config.digest_values(), "part": "scores", "name": name}
     del values["references"], values["kept"]

@@ -38,7 +38,7 @@ def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
     """Return the demo model's folder and that of its frozen questions."""
     from longred import stages
     from longred.config import ModelConfig
-    from longred.evaluation.alone import evaluation_config, text_config
+    from longred.evaluation.standalone import evaluation_config, text_config
     from longred.store.artifacts import Store
 
     store = Store(Path(tempfile.mkdtemp()))
@@ -56,19 +56,19 @@ def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
     return base.folder, stages.freeze_samples(config, base, data, store=store).folder
 
 
-def their_task(unit: Any, samples: list[dict[str, Any]]) -> Any:
+def their_task(task: Any, samples: list[dict[str, Any]]) -> Any:
     """Return the same questions as a task of lm-eval, scored by its own metrics."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
     config: dict[str, Any] = {
-        "task": unit.task,
+        "task": task.name,
         "custom_dataset": lambda: {"test": datasets.Dataset.from_list(samples)},
         "test_split": "test",
         "num_fewshot": 0,
         "doc_to_text": "input",
     }
-    if unit.metric == "choice":
+    if task.metric == "choice":
         return ConfigurableTask(
             config=config
             | {
@@ -103,31 +103,31 @@ def demo_suite(num_samples: int) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from longred.evaluation.benchmarks import ask
-    from longred.evaluation.examinee import examinee
-    from longred.evaluation.units import read_units
+    from longred.evaluation.lm import TransformersLM
+    from longred.evaluation.own_tasks import run_own_task
+    from longred.evaluation.tasks import read_tasks
     from longred.models.load import load_model, load_tokenizer
 
     folder, questions = freeze_demo_suite(num_samples)
     model, tokenizer = load_model(folder, attention="sdpa"), load_tokenizer(folder)
     window = model.config.max_position_embeddings
-    units = read_units(questions)
-    samples = {unit.task: unit.read_samples() for unit in units}
+    tasks = read_tasks(questions)
+    samples = {task.name: task.read_samples() for task in tasks}
     manager = TaskManager(include_defaults=False)
 
     def ours() -> dict[str, float]:
-        lm = examinee(model, tokenizer, max_tokens=window, batch_size=BATCH_SIZE)
-        found = {unit.task: [row["score"] for row in ask(lm, unit)] for unit in units}
+        lm = TransformersLM(model, tokenizer, max_tokens=window, batch_size=BATCH_SIZE)
+        found = {t.name: [row["score"] for row in run_own_task(lm, t)] for t in tasks}
         return {task: sum(scores) / len(scores) for task, scores in found.items()}
 
     def theirs() -> dict[str, float]:
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, add_bos_token=True)
-        tasks = [their_task(unit, samples[unit.task]) for unit in units]
+        their_tasks = [their_task(task, samples[task.name]) for task in tasks]
         found = simple_evaluate(
-            model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=True
+            model=lm, tasks=their_tasks, task_manager=manager, bootstrap_iters=0, log_samples=True
         )["results"]
         keys = {True: "acc,none", False: "exact_match,number"}
-        return {u.task: 100.0 * found[u.task][keys[u.metric == "choice"]] for u in units}
+        return {t.name: 100.0 * found[t.name][keys[t.metric == "choice"]] for t in tasks}
 
     sides: dict[str, Callable[[], dict[str, float]]] = {"longred": ours, "lm-eval": theirs}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -155,12 +155,12 @@ def scan(side: str) -> dict[str, float]:
     import lm_eval.tasks
 
     if side == "longred":
-        from longred.evaluation.harness_index import NAMES, find_leaves
+        from longred.evaluation.lm_eval_catalog import find_leaves, task_file
 
         start = time.process_time()
         found = find_leaves("gsm8k")
         assert list(found) == ["gsm8k"], found
-        assert NAMES.path("gsm8k").is_file()
+        assert task_file("gsm8k").is_file()
     else:
         start = time.process_time()
         assert "gsm8k" in lm_eval.tasks.TaskManager().all_tasks
@@ -198,9 +198,9 @@ def memory() -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from longred.evaluation import ruler
-    from longred.evaluation.benchmarks import ask
-    from longred.evaluation.examinee import examinee
-    from longred.evaluation.units import Unit, write_lines
+    from longred.evaluation.lm import TransformersLM
+    from longred.evaluation.own_tasks import run_own_task
+    from longred.evaluation.tasks import Task, write_lines
     from longred.models.load import load_model, load_tokenizer
     from longred.store.artifacts import sha256_file
 
@@ -228,10 +228,9 @@ def memory() -> dict[str, Any]:
         samples[0]["max_new_tokens"] = 8
         path = folder / "samples.jsonl"
         write_lines(path, samples)
-        unit = Unit(
+        task = Task(
             kind="ruler",
-            task="niah_single_1",
-            capacity=None,
+            name="niah_single_1",
             length=LENGTH,
             metric="recall",
             chance=0.0,
@@ -241,11 +240,11 @@ def memory() -> dict[str, Any]:
             sha256=sha256_file(path),
         )
         model = load_model(folder, attention="sdpa")
-        lm = examinee(model, tokenizer, max_tokens=LENGTH, batch_size=1)
+        lm = TransformersLM(model, tokenizer, max_tokens=LENGTH, batch_size=1)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         with Largest(weights) as seen:
-            (answer,) = ask(lm, unit)
+            (answer,) = run_own_task(lm, task)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "prompt_tokens": samples[0]["num_tokens"],

@@ -140,7 +140,7 @@ def one(side: str, task: str, folder: Path, count: int) -> dict[str, float]:
 
     from transformers import AutoTokenizer
 
-    from longred.evaluation.prompts import count_tokens
+    from longred.evaluation.counting import count_tokens
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     used = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from longred.config import EvaluationConfig
-from longred.evaluation.subject import Request
+from longred.evaluation.model import EvaluatedModel
 from longred.store.artifacts import Store, sha256_file
 
 WINDOW = 224
@@ -102,8 +102,8 @@ def samples_folder(
 
 
 @pytest.fixture(scope="session")
-def request_of(tiny_model_folder: Path, samples_folder: Path, data_folder: Path) -> Any:
-    def make(config: EvaluationConfig, **changes: Any) -> Request:
+def evaluated_model(tiny_model_folder: Path, samples_folder: Path, data_folder: Path) -> Any:
+    def make(config: EvaluationConfig, **changes: Any) -> EvaluatedModel:
         values = {
             "config": config,
             "name": "original",
@@ -114,6 +114,6 @@ def request_of(tiny_model_folder: Path, samples_folder: Path, data_folder: Path)
             "samples": samples_folder,
             "data": data_folder,
         }
-        return Request(**{**values, **changes})
+        return EvaluatedModel(**{**values, **changes})
 
     return make

@@ -1,4 +1,4 @@
-"""The verb on its own: one command evaluates a checkpoint, a second asks nothing again."""
+"""`longred evaluate`: one command evaluates a checkpoint, a second one reuses every result."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def changed_model(folder: Path, change: Callable[[Path], None]) -> Path:
-    """A copy of the demo model that something was done to."""
+    """Return a changed copy of the demo model."""
     shutil.copytree(model_path(), folder)
     change(folder)
     return folder
@@ -87,7 +87,7 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
     assert isinstance(result.exception, NonFiniteLossError)
     message = str(result.exception)
     assert message.startswith("broken: short-brackets: the model's likelihoods are not finite")
-    assert message.endswith("what is finished is kept")
+    assert message.endswith("finished results are saved")
 
 
 @pytest.mark.parametrize(

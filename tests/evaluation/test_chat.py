@@ -1,4 +1,4 @@
-"""Who is asked in a chat: models that were taught to end their turns, and no others."""
+"""Which models use their chat template: those trained to end their turns with EOS."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longred.errors import ConfigError
-from longred.evaluation.chat import is_chat
+from longred.evaluation.model import is_chat
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}END{% endfor %}"

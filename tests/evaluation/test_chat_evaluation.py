@@ -1,4 +1,4 @@
-"""A whole evaluation through a chat template, against greedy search from prompts spelt out."""
+"""An evaluation through a chat template against greedy search from prompts written out."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ import torch
 
 from longred.config import EvaluationConfig
 from longred.evaluation.evaluate import evaluate
-from longred.evaluation.subject import Request
-from longred.evaluation.units import Unit, read_lines, read_units
+from longred.evaluation.model import EvaluatedModel
+from longred.evaluation.tasks import Task, read_lines, read_tasks
 from longred.models.load import load_model
 from longred.store.artifacts import Store
 
@@ -38,11 +38,11 @@ def answers(
     data_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Setting → task → answers, all in one store."""
+    """Return setting -> task -> answers; all settings share a store."""
     store, found = Store(tmp_path_factory.mktemp("store")), {}
     for setting in ("auto", "false"):
         place, work = tmp_path_factory.mktemp("scores"), tmp_path_factory.mktemp("work")
-        request = Request(
+        evaluated = EvaluatedModel(
             config=config.model_copy(update={"chat_template": setting, "dtype": "float32"}),
             name="chat",
             model=folder,
@@ -52,7 +52,7 @@ def answers(
             samples=samples_folder,
             data=data_folder,
         )
-        evaluate(request, place, work, store=store)
+        evaluate(evaluated, place, work, store=store)
         found[setting] = {
             path.stem: read_lines(path) for path in (place / "samples").glob("*.jsonl")
         }
@@ -60,7 +60,7 @@ def answers(
 
 
 def greedy(model: Any, tokenizer: Any, prompt: str, sample: dict[str, Any]) -> str:
-    """The answer to a prompt whose control tokens are control tokens, up to a line's end."""
+    """Return the first line of the answer; control tokens of the prompt are encoded as such."""
     encoded = tokenizer(prompt, add_special_tokens=False, split_special_tokens=False)
     tokens = list(encoded["input_ids"])
     start = len(tokens)
@@ -74,7 +74,7 @@ def greedy(model: Any, tokenizer: Any, prompt: str, sample: dict[str, Any]) -> s
 
 
 def spelt_out(sample: dict[str, Any]) -> str:
-    """One turn, and the answer begun where the task says how."""
+    """Return one user turn and the prefix of the answer."""
     return f"<|bos|><user>{sample['input']}<|eos|><assistant>{sample.get('prefix', '')}"
 
 
@@ -82,11 +82,11 @@ def test_questions_go_through_the_template(
     answers: dict[str, Any], folder: Path, samples_folder: Path, tokenizer: Any
 ) -> None:
     model = load_model(folder, attention="sdpa")
-    asked: list[Unit] = [u for u in read_units(samples_folder) if u.metric != "choice"]
-    assert {unit.kind for unit in asked} == {"short", "ruler"}
-    for unit in asked:
-        for sample, answer in zip(unit.read_samples(), answers["auto"][unit.table], strict=True):
-            assert answer["got"] == greedy(model, tokenizer, spelt_out(sample), sample), unit.key
+    generated: list[Task] = [t for t in read_tasks(samples_folder) if t.metric != "choice"]
+    assert {task.kind for task in generated} == {"short", "ruler"}
+    for task in generated:
+        for sample, answer in zip(task.read_samples(), answers["auto"][task.table], strict=True):
+            assert answer["got"] == greedy(model, tokenizer, spelt_out(sample), sample), task.key
 
 
 def test_choices_and_base_models_do_not(answers: dict[str, Any]) -> None:
@@ -94,9 +94,9 @@ def test_choices_and_base_models_do_not(answers: dict[str, Any]) -> None:
     assert set(chat) == set(base)
     for name in ("short-cloze", "short-continuation", "short-brackets"):
         assert chat[name] == base[name]
-    generated = [name for name in chat if name.startswith(("ruler", "short-key_recall"))]
+    names = [name for name in chat if name.startswith(("ruler", "short-key_recall"))]
     assert any(
         one["got"] != two["got"]
-        for name in generated
+        for name in names
         for one, two in zip(chat[name], base[name], strict=True)
     )

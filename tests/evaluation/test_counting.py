@@ -1,4 +1,4 @@
-"""Counting piece by piece against encoding whole texts, under the pre-tokenizers in use."""
+"""Counting by pieces against encoding whole texts, for each supported pre-tokenizer."""
 
 from typing import Any
 
@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longred.evaluation.counting import Listing, _Pieces, splits_at_fronts, token_counter
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import (
+    Listing,
+    _Pieces,
+    count_tokens,
+    splits_at_fronts,
+    token_counter,
+)
 from longred.evaluation.ruler.materials import library_text
 
 WORDS = (
@@ -118,7 +123,7 @@ def test_a_wrong_count_of_pieces_is_not_believed(
     for _ in range(2):
         assert count(texts) == wanted
     monkeypatch.setattr(_Pieces, "__call__", lambda self, texts: [99 for _ in texts])
-    assert count(texts) != wanted  # the third call is believed, the fourth is not
+    assert count(texts) != wanted  # the third call is not checked, the fourth is
     for _ in range(4):
         assert count(texts) == wanted
 

@@ -1,4 +1,4 @@
-"""One model through everything: results, interruption, and what can differ between batch sizes."""
+"""Evaluation of one model: results, interruption, processes, batch sizes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import torch
 
 from longred.config import EvaluationConfig
 from longred.errors import MismatchError
-from longred.evaluation import steps as room
+from longred.evaluation import plan
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.samples import freeze
 from longred.store.artifacts import Store
@@ -26,13 +26,15 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def run(config: EvaluationConfig, request_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(
+    config: EvaluationConfig, evaluated_model: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     def call(
         store: Path | None = None, used: EvaluationConfig = config, on: Any = None, **changes: Any
     ) -> Path:
         folder, work = tmp_path_factory.mktemp("scores"), tmp_path_factory.mktemp("work")
         place = Store(store or tmp_path_factory.mktemp("store"))
-        evaluate(request_of(used, **changes), folder, work, store=place, on_progress=on)
+        evaluate(evaluated_model(used, **changes), folder, work, store=place, on_progress=on)
         return folder
 
     return call
@@ -52,8 +54,8 @@ def read(folder: Path) -> Any:
     return json.loads((folder / "scores.json").read_text())
 
 
-def units(store: Path) -> dict[str, int]:
-    """Return the units that a store keeps, and when each was committed."""
+def results(store: Path) -> dict[str, int]:
+    """Return the results in a store with the time of their commit."""
     found = {}
     for path in (store / "artifacts").glob("evaluation-*/MANIFEST.json"):
         values = json.loads(path.read_text())["values"]
@@ -108,20 +110,20 @@ def test_batch_size_changes_nothing(finished: Path, run: Run, config: Evaluation
 def test_killed_run_repeats_one_unit(
     run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = room._drift
+    last = plan._drift
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "_drift", die)
+    monkeypatch.setattr(plan, "_drift", die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    before = units(tmp_path)
+    before = results(tmp_path)
     assert len(before) == 9
-    monkeypatch.setattr(room, "_drift", last)
+    monkeypatch.setattr(plan, "_drift", last)
     seen: list[tuple[int, int, str]] = []
     folder = run(tmp_path, on=lambda *step: seen.append(step))
-    after = units(tmp_path)
+    after = results(tmp_path)
     assert {name: after[name] for name in before} == before
     assert [name.partition("-")[0] for name in set(after) - set(before)] == ["drift"]
     assert read(folder) == read(finished)
@@ -137,20 +139,20 @@ def test_other_lengths_and_models_redo_nothing(
     data_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """Neither a length more nor another checkpoint in the same store touches what is there."""
-    before = units(finished_store)
+    """Adding a length or another checkpoint to a store changes no existing result."""
+    before = results(finished_store)
     ruler = config.ruler.model_copy(update={"lengths": [384, 448, 512]})
     more = config.model_copy(update={"ruler": ruler})
     freeze(more, tiny_model_folder, data_folder, tmp_path, store=Store(finished_store))
     folder = run(finished_store, used=more, samples=tmp_path)
-    after = units(finished_store)
+    after = results(finished_store)
     assert {name: after[name] for name in before} == before
     new = {name.rpartition("-evaluation")[0] for name in set(after) - set(before)}
     assert new == {"niah_single_1-448", "niah_single_2-448"}
     assert read(folder)["ruler"]["384"] == read(finished)["ruler"]["384"]
 
     run(finished_store, name="other", checkpoint="beef")
-    other = units(finished_store)
+    other = results(finished_store)
     assert len(other) == len(after) + 10
     assert {name: other[name] for name in after} == after
 
@@ -161,7 +163,7 @@ def test_several_processes_give_the_same(
 ) -> None:
     folder = run(tmp_path, used=config.model_copy(update={"num_processes": 2}))
     assert read(folder) == read(finished)
-    assert len(units(tmp_path)) == 10
+    assert len(results(tmp_path)) == 10
 
 
 @pytest.mark.slow
@@ -173,7 +175,7 @@ def test_a_process_that_fails_keeps_what_the_others_finished(
     (samples / "short" / "cloze.jsonl").write_text("{}\n")
     with pytest.raises(MismatchError, match=r"process-\d of the evaluation .*cloze.* was changed"):
         run(tmp_path, used=config.model_copy(update={"num_processes": 2}), samples=samples)
-    assert len(units(tmp_path)) >= 4
+    assert len(results(tmp_path)) >= 4
 
 
 PROGRAM = """
@@ -182,12 +184,12 @@ from pathlib import Path
 from longred.store.artifacts import Store
 from longred.config import EvaluationConfig
 from longred.evaluation.evaluate import evaluate
-from longred.evaluation.subject import Request
+from longred.evaluation.model import EvaluatedModel
 
 values = json.loads(sys.argv[1])
 paths = {key: Path(value) for key, value in values["paths"].items()}
 config = EvaluationConfig.model_validate(values["config"])
-request = Request(config=config, name="original", checkpoint="c", original_digest="c", **paths)
+model = EvaluatedModel(config=config, name="original", checkpoint="c", original_digest="c", **paths)
 folder, work = Path(sys.argv[2]) / "folder", Path(sys.argv[2]) / "work"
 folder.mkdir(); work.mkdir(exist_ok=True)
 
@@ -195,7 +197,7 @@ def stop(done, total, text):
     if done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
-evaluate(request, folder, work, store=Store(sys.argv[2]), on_progress=stop)
+evaluate(model, folder, work, store=Store(sys.argv[2]), on_progress=stop)
 """
 
 
@@ -222,10 +224,10 @@ def test_kill_minus_nine_loses_nothing_that_was_finished(
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    before = units(tmp_path)
+    before = results(tmp_path)
     assert len(before) == 5
     folder = run(tmp_path, checkpoint="c", original_digest="c")
-    after = units(tmp_path)
+    after = results(tmp_path)
     assert {name: after[name] for name in before} == before
     assert len(after) == 10
     assert read(folder)["short"] == read(finished)["short"]

@@ -1,4 +1,4 @@
-"""Long-context benchmarks by name, on small files in the form of their own data."""
+"""Long-context suites of lm-eval, on small files in the format of their data sets."""
 
 import json
 from importlib.util import find_spec
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from longred.errors import PreflightError
-from longred.evaluation import harness
+from longred.evaluation.lm_eval_catalog import leaf_settings
+from longred.evaluation.lm_eval_tasks import freeze_leaf
 from longred.evaluation.suites import SuiteTask, load_suite
 
 FACTS = "Mary went to the garden. " * 40
@@ -53,7 +54,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("task", CASES)
 def test_a_local_file_takes_the_place_of_the_hub(task: str, tokenizer: Any, tmp_path: Path) -> None:
-    """LongBench's metrics need packages of their own, which the error names."""
+    """The metrics of LongBench need extra packages, which the error names."""
     suite, split, row, wanted = CASES[task]
     metrics = {entry.metric for entry in load_suite(suite)}
     path = tmp_path / "data.jsonl"
@@ -68,12 +69,12 @@ def test_a_local_file_takes_the_place_of_the_hub(task: str, tokenizer: Any, tmp_
             "data_files": {split: str(path)},
         }
     )
-    (settings,) = harness.leaf_settings(entry, limit=None, allow_code=False).values()
+    (settings,) = leaf_settings(entry, limit=None, allow_code=False).values()
     if suite == "longbench" and not all(map(find_spec, ("jieba", "fuzzywuzzy", "rouge"))):
         with pytest.raises(PreflightError, match=r"jieba fuzzywuzzy rouge.*lm_eval\[longbench\]"):
-            harness.freeze_leaf(settings, tokenizer)
+            freeze_leaf(settings, tokenizer)
         return
-    rows, found = harness.freeze_leaf(settings, tokenizer)
+    rows, found = freeze_leaf(settings, tokenizer)
     assert len(rows) == 2
     assert wanted in json.dumps(rows[0], ensure_ascii=False).replace("\\n", "\n")
     assert FACTS.strip() in json.dumps(rows[0])

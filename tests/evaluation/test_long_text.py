@@ -10,7 +10,7 @@ import torch
 
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError
-from longred.evaluation.long_text import (
+from longred.evaluation.perplexity import (
     MIN_GAIN_NATS,
     MIN_LOG_PROBABILITY,
     by_position,
@@ -21,7 +21,7 @@ from longred.evaluation.long_text import (
     token_losses,
 )
 from longred.evaluation.samples import freeze
-from longred.evaluation.units import read_lines
+from longred.evaluation.tasks import read_lines
 from longred.models.load import load_model
 from longred.store.artifacts import Store, read_json
 
@@ -30,7 +30,7 @@ LENGTH, SHORT = 60, 16
 
 @pytest.fixture(scope="module")
 def judge(tiny_model_folder: Path) -> Any:
-    """A model whose head is so strong that some tokens are predicted well."""
+    """A model with a scaled head, so that it predicts some tokens well."""
     model = load_model(tiny_model_folder, attention="sdpa")
     with torch.no_grad():
         model.get_output_embeddings().weight *= 60
@@ -44,7 +44,7 @@ def rows(documents: list[tuple[str, str]], tokenizer: Any) -> torch.Tensor:
 
 
 def nats(model: Any, context: torch.Tensor, token: int) -> float:
-    """The slow way: one prediction, float64."""
+    """Return the loss of one prediction in float64."""
     with torch.no_grad():
         hidden = model.model(context[None]).last_hidden_state[0, -1].double()
     logits = model.get_output_embeddings().weight.double() @ hidden
@@ -117,12 +117,12 @@ def test_frozen_rows_are_measured(
 def test_no_logits_of_a_whole_row_are_held(
     judge: Any, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longred.evaluation import long_text
+    from longred.evaluation import perplexity
 
     sizes: list[int] = []
     head = judge.get_output_embeddings()
     handle = head.register_forward_hook(lambda m, i, out: sizes.append(out.shape[0]))
-    monkeypatch.setattr(long_text, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(perplexity, "CHUNK_TOKENS", 7)
     try:
         token_losses(judge, rows[:1])
     finally:

@@ -1,4 +1,4 @@
-"""Frozen samples: same bytes each time, and one file does not depend on the others."""
+"""Frozen samples: same bytes every time, and files independent of each other."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError
 from longred.evaluation.samples import freeze
-from longred.evaluation.units import read_lines, read_units
+from longred.evaluation.tasks import read_lines, read_tasks
 from longred.store.artifacts import Store
 
 
@@ -58,7 +58,7 @@ def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
     assert entry["max_tokens"] <= 384
     assert index["short"]["brackets"]["chance"] == pytest.approx(100 / 3, abs=0.01)
     assert index["short"]["brackets"]["capacity"] == "coding"
-    capacities = {unit.task: unit.capacity for unit in read_units(samples_folder)}
+    capacities = {task.name: task.capacity for task in read_tasks(samples_folder)}
     assert capacities == {
         "continuation": "general",
         "brackets": "coding",
@@ -67,7 +67,7 @@ def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
         "niah_single_1": None,
         "niah_single_2": None,
     }
-    keys = [unit.key for unit in read_units(samples_folder)]
+    keys = [task.key for task in read_tasks(samples_folder)]
     assert keys[-1] == "ruler-niah_single_2-512"
     assert len(keys) == 8
 
@@ -78,9 +78,9 @@ def test_changed_samples_are_refused(samples_folder: Path, tmp_path: Path) -> No
         (tmp_path / name).write_bytes(content)
     path = tmp_path / "short" / "cloze.jsonl"
     path.write_text(path.read_text() + "{}\n")
-    unit = next(unit for unit in read_units(tmp_path) if unit.task == "cloze")
+    task = next(task for task in read_tasks(tmp_path) if task.name == "cloze")
     with pytest.raises(MismatchError, match="was changed"):
-        unit.read_samples()
+        task.read_samples()
 
 
 def test_bad_requests_are_refused(

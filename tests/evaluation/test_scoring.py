@@ -1,9 +1,9 @@
-"""Scores of tasks from answers written by hand."""
+"""Aggregation of hand-written answers."""
 
 import numpy as np
 import pytest
 
-from longred.evaluation.scoring import combined, summary
+from longred.evaluation.results import combined, summary
 
 
 def test_summary_has_binomial_error() -> None:

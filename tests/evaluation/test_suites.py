@@ -1,4 +1,4 @@
-"""Suites are data: every task named in one exists, with its metric, its filter and a chance."""
+"""Suites: every task of a packaged suite exists, with its metric and filter."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 from longred.errors import ConfigError
 from longred.evaluation import short
-from longred.evaluation.harness_index import NAMES, find_leaves
+from longred.evaluation.lm_eval_catalog import find_leaves, task_file
 from longred.evaluation.suites import RESERVED, load_suite, suite_names
 
-# Class-based or by code: their metrics are not in their YAML.
+# Their metrics are in code, not in YAML.
 OWN_METRICS = {"squadv2", "humaneval", "mbpp"}
 
 
@@ -39,7 +39,7 @@ def test_the_paper_has_seventeen_data_sets_in_five_capacities() -> None:
 def test_groups_stand_for_their_tasks() -> None:
     sizes = {name: len(find_leaves(name)) for name in ("mmlu", "bbh", "minerva_math", "gsm8k")}
     assert sizes == {"mmlu": 57, "bbh": 27, "minerva_math": 7, "gsm8k": 1}
-    assert NAMES.folder("social_iqa").name == "siqa"
+    assert task_file("social_iqa").parent.name == "siqa"
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import count_tokens
 from longred.evaluation.ruler.fitting import COMPACT_BUDGET
 from longred.evaluation.short.passages import Passages
 

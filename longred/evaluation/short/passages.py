@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.evaluation.prompts import encode
+from longred.evaluation.counting import encode
 
 
 @dataclass(frozen=True)

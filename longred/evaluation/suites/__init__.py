@@ -1,4 +1,4 @@
-"""Which short tasks belong together, as data: one YAML file a suite, capacity by capacity."""
+"""Suites: which short tasks to evaluate, one YAML file per suite, grouped by capacity."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,28 +12,28 @@ from longred.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 RESERVED = ("short", "ruler", "overall", "average")
-"""Names that stand beside tasks and capacities in metric keys and score tables."""
+"""Names that metric keys and score tables use beside those of tasks and capacities."""
 
 
 class SuiteTask(BaseModel):
-    """A short task and how its score is read.
+    """A short task of a suite, and how its score is read.
 
     Attributes:
         name: its name in tables and metric keys.
-        capacity: what it stands for: the short average is the mean over capacities of the mean
-            over the tasks of each.
-        source: `local` for a generator of `longred.evaluation.short.TASKS`, `lm-eval` for a task
-            or a group of the harness, whose score is the mean over all of its samples.
-        task: the task's name at its source; `name` if not given.
-        metric: `choice` or `exact_match` for local tasks; a metric of the harness, without filter.
-        filter: which of the harness's filters, where a task has several.
-        num_fewshot: examples before a question; None leaves it to the harness.
-        limit: samples at most (of each task of a group); None asks all.
-        chance: percent that guessing scores.
-        scale: what makes the harness's value a percentage.
-        data_files: split → file that replaces the task's own data (JSON lines, JSON, Parquet or
-            CSV); `{subset}` in a path stands for the name of the task's subset.
-        overrides: further fields of the harness's task, as its own YAML has them.
+        capacity: its group: the short average is the mean over capacities of the mean over the
+            tasks of each.
+        source: `local` for a generator of `longred.evaluation.short.TASKS`, `lm-eval` for a task or
+            group of lm-eval, whose score is the mean over all of its samples.
+        task: the task's name at its source; default `name`.
+        metric: `choice` or `exact_match` for local tasks; a metric of lm-eval, without filter.
+        filter: the filter of lm-eval, if the task has several.
+        num_fewshot: examples before each prompt; None for lm-eval's own number.
+        limit: maximum number of samples, of each task of a group; None for all.
+        chance: score of guessing, in percent.
+        scale: factor that converts lm-eval's value to percent.
+        data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
+            CSV); `{subset}` in a path is replaced by the name of the task's subset.
+        overrides: further values of the task's YAML file in lm-eval.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,10 +51,6 @@ class SuiteTask(BaseModel):
     data_files: dict[str, str] = {}
     overrides: dict[str, Any] = {}
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return self.model_dump(mode="json")
-
 
 def load_suite(
     name_or_path: str, *, capacities: Sequence[str] = (), tasks: Sequence[str] = ()
@@ -62,18 +58,26 @@ def load_suite(
     """Return the tasks of a suite, in the order of its file.
 
     Args:
-        name_or_path: a packaged suite's name, or the path of a YAML file of the same form.
-        capacities: keep these only; all if empty.
-        tasks: keep these only; all if empty.
+        name_or_path: name of a packaged suite, or path of a YAML file of the same form.
+        capacities: select these; all if empty.
+        tasks: select these; all if empty.
 
     Raises:
-        ConfigError: there is no such suite, capacity or task, or the file is not a suite; the
-            message offers the nearest names.
+        ConfigError: suite, capacity or task are unknown (suggests the nearest names), or the file
+            is not a suite.
     """
     path = suite_path(name_or_path)
     suite = _read(path)
-    _check_known("capacities", capacities, {task.capacity for task in suite}, path)
-    _check_known("tasks", tasks, {task.name for task in suite}, path)
+    known_capacities, known_tasks = {task.capacity for task in suite}, {task.name for task in suite}
+    for key, wanted, known in (
+        ("capacities", capacities, known_capacities),
+        ("tasks", tasks, known_tasks),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise ConfigError(
+                    f"evaluation.short.{key}: {name} is not in {path.name}; {nearest(name, known)}"
+                )
     return [
         task
         for task in suite
@@ -90,7 +94,7 @@ def suite_path(name_or_path: str) -> Path:
     """Return the file of a suite.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the suite is unknown.
     """
     if name_or_path in suite_names():
         return FOLDER / f"{name_or_path}.yaml"
@@ -104,20 +108,12 @@ def suite_path(name_or_path: str) -> Path:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return advice for a name that is not known."""
+    """Return a suggestion for an unknown name."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(names)}" if len(names) <= 40 else "no known name is near"
-
-
-def _check_known(key: str, wanted: Sequence[str], known: set[str], path: Path) -> None:
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(
-                f"evaluation.short.{key}: {name} is not in {path.name}; {nearest(name, known)}"
-            )
 
 
 def _read(path: Path) -> list[SuiteTask]:
@@ -130,18 +126,17 @@ def _read(path: Path) -> list[SuiteTask]:
         raise ConfigError(
             f"{path}: a suite holds `capacities:`, and `source:` for all of its tasks"
         )
-    suite = []
+    suite: dict[str, SuiteTask] = {}
     for capacity, tasks in capacities.items():
         if not isinstance(tasks, Mapping) or not tasks:
             raise ConfigError(f"{path}: capacities.{capacity}: holds no task: settings")
         for name, settings in tasks.items():
             key = f"{path}: capacities.{capacity}.{name}"
-            suite.append(_task(key, values.get("source"), str(capacity), str(name), settings))
-    names = [task.name for task in suite]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: {name} is there twice; give one of them another name")
-    return suite
+            task = _task(key, values.get("source"), str(capacity), str(name), settings)
+            if task.name in suite:
+                raise ConfigError(f"{path}: {task.name} is there twice; rename one of them")
+            suite[task.name] = task
+    return list(suite.values())
 
 
 def _task(
@@ -157,7 +152,7 @@ def _task(
         return SuiteTask.model_validate({**common, **(settings or {})})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join([key, *(str(part) for part in first["loc"])])
-        raise ConfigError(f"{place}: {first['msg']} (got {first['input']!r})") from None
+        field = ".".join([key, *(str(part) for part in first["loc"])])
+        raise ConfigError(f"{field}: {first['msg']} (got {first['input']!r})") from None
     except TypeError as error:
         raise ConfigError(f"{key}: is not a mapping of settings ({error})") from None

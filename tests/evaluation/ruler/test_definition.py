@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from longred.errors import ConfigError
-from longred.evaluation import benchmarks, ruler
+from longred.evaluation import results, ruler
 from longred.evaluation.ruler.tasks import any_match, recall
 
 # prediction, references, recall, any match
@@ -40,8 +40,8 @@ def test_scores_of_one_answer(
     assert recall(prediction, references) == pytest.approx(all_of)
     assert any_match(prediction, references) == any_of
     sample = {"outputs": list(references)}
-    assert benchmarks.score("recall", sample, [prediction]) == pytest.approx(all_of)
-    assert benchmarks.score("any_match", sample, [prediction]) == any_of
+    assert results.score("recall", sample, [prediction]) == pytest.approx(all_of)
+    assert results.score("any_match", sample, [prediction]) == any_of
 
 
 @pytest.mark.parametrize("task", list(ruler.TASKS))

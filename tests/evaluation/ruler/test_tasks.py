@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from longred.config.evaluation import RULER_TASKS
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation import ruler
-from longred.evaluation.counting import token_counter
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import count_tokens, token_counter
 from longred.evaluation.ruler.haystacks import NOISE
 from longred.evaluation.ruler.materials import library_text, own_questions
 from longred.evaluation.ruler.retrieval import NEEDLE

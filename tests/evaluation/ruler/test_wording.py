@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longred.evaluation import ruler
-from longred.evaluation.prompts import count_tokens
+from longred.evaluation.counting import count_tokens
 from longred.evaluation.ruler.haystacks import NOISE
 from longred.evaluation.ruler.materials import library_text, own_questions
 

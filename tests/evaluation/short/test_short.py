@@ -7,7 +7,7 @@ import pytest
 
 from longred.errors import ConfigError
 from longred.evaluation import short
-from longred.evaluation.prompts import count_tokens, encode
+from longred.evaluation.counting import count_tokens, encode
 from longred.evaluation.short.choices import _bracket_pairs
 from longred.evaluation.short.passages import Passages
 

@@ -12,19 +12,18 @@ from torch import nn
 
 from longred.errors import ConfigError, PreflightError
 from longred.models.load import hidden_states, load_model
-from longred.training import fp8_quality, requirements, student
+from longred.training import checks, load, machine, persistence
 from longred.training.layers import fp8
 from longred.training.layers.activations import CHECKPOINTING
-from longred.training.persistence import load
 from longred.training.trainer import Trainer
 
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the trainer use 8-bit floats here."""
-    to_fp8 = student.to_fp8
-    monkeypatch.setattr(requirements, "check_fp8", lambda device: None)
-    monkeypatch.setattr(student, "to_fp8", lambda model, **_: to_fp8(model, emulate=True))
+    to_fp8 = load.to_fp8
+    monkeypatch.setattr(machine, "check_fp8", lambda device: None)
+    monkeypatch.setattr(load, "to_fp8", lambda model, **_: to_fp8(model, emulate=True))
 
 
 def e4m3(value: torch.Tensor) -> torch.Tensor:
@@ -101,10 +100,10 @@ def test_the_check_measures_the_first_rows_and_takes_no_step(
     emulated, make_job: MakeJob, tmp_path: Path, caplog, monkeypatch
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(fp8_quality, "HIDDEN_BOUND", 10.0)
+    monkeypatch.setattr(checks, "HIDDEN_BOUND", 10.0)
     job = make_job(fp8=True, dtype="bfloat16")
     trainer = Trainer(job, tmp_path)
-    load(trainer)
+    persistence.load(trainer)
     said = [m for m in caplog.messages if m.startswith("fp8: hidden states of the")]
     assert len(said) == 3
     batch = next(b for b in trainer.next_batches() if b.bucket == "long")
@@ -136,11 +135,11 @@ def test_the_check_measures_the_first_rows_and_takes_no_step(
 def test_what_moves_too_far_is_refused_before_the_first_step(
     name, message, emulated, make_job: MakeJob, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(fp8_quality, "HIDDEN_BOUND", 10.0)
-    monkeypatch.setattr(fp8_quality, name, 1e-9 if name == "HIDDEN_BOUND" else -1e9)
+    monkeypatch.setattr(checks, "HIDDEN_BOUND", 10.0)
+    monkeypatch.setattr(checks, name, 1e-9 if name == "HIDDEN_BOUND" else -1e9)
     trainer = Trainer(make_job(fp8=True, dtype="bfloat16"), tmp_path)
     with pytest.raises(PreflightError, match=message):
-        load(trainer)
+        persistence.load(trainer)
     assert trainer.step == 0
 
 

@@ -1,4 +1,4 @@
-"""lm-eval's answers against direct computations, and what it must not do to a prompt."""
+"""Local tasks against direct computation, and guarantees about their prompts."""
 
 import copy
 from dataclasses import replace
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from longred.errors import MismatchError, NonFiniteLossError
-from longred.evaluation.benchmarks import ask, first_number, score
-from longred.evaluation.examinee import examinee
-from longred.evaluation.prompts import encode
-from longred.evaluation.units import Unit, read_units, write_lines
+from longred.evaluation.counting import encode
+from longred.evaluation.lm import TransformersLM
+from longred.evaluation.own_tasks import run_own_task
+from longred.evaluation.results import first_number, score
+from longred.evaluation.tasks import Task, read_tasks, write_lines
 from longred.models.load import load_model
 from longred.store.artifacts import sha256_file
 
@@ -23,18 +24,18 @@ def model(tiny_model_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def units(samples_folder: Path) -> dict[str, Unit]:
-    return {unit.key: unit for unit in read_units(samples_folder)}
+def tasks(samples_folder: Path) -> dict[str, Task]:
+    return {task.key: task for task in read_tasks(samples_folder)}
 
 
-@pytest.mark.parametrize("task", ["cloze", "continuation", "brackets"])
+@pytest.mark.parametrize("name", ["cloze", "continuation", "brackets"])
 def test_choices_equal_direct_likelihoods(
-    model: Any, tiny_model_folder: Path, tokenizer: Any, units: dict[str, Unit], task: str
+    model: Any, tiny_model_folder: Path, tokenizer: Any, tasks: dict[str, Task], name: str
 ) -> None:
-    unit = units[f"short-{task}"]
-    answers = ask(examinee(model, tokenizer, max_tokens=512, batch_size=3), unit)
+    task = tasks[f"short-{name}"]
+    answers = run_own_task(TransformersLM(model, tokenizer, max_tokens=512, batch_size=3), task)
     precise = load_model(tiny_model_folder, dtype=torch.float64, attention="sdpa")
-    for sample, answer in zip(unit.read_samples(), answers, strict=True):
+    for sample, answer in zip(task.read_samples(), answers, strict=True):
         wanted = []
         size = len(encode(tokenizer, sample["input"]))
         for choice in sample["choices"]:
@@ -49,11 +50,11 @@ def test_choices_equal_direct_likelihoods(
 
 
 def test_generation_equals_greedy_search_without_padding(
-    model: Any, tokenizer: Any, units: dict[str, Unit]
+    model: Any, tokenizer: Any, tasks: dict[str, Task]
 ) -> None:
-    unit = units["short-key_recall"]
-    answers = ask(examinee(model, tokenizer, max_tokens=512, batch_size=4), unit)
-    samples = unit.read_samples()
+    task = tasks["short-key_recall"]
+    answers = run_own_task(TransformersLM(model, tokenizer, max_tokens=512, batch_size=4), task)
+    samples = task.read_samples()
     assert len({len(encode(tokenizer, sample["input"])) for sample in samples}) > 1
     for sample, answer in zip(samples, answers, strict=True):
         tokens = encode(tokenizer, sample["input"])
@@ -69,7 +70,7 @@ def test_generation_equals_greedy_search_without_padding(
 
 
 def test_prompts_begin_with_one_bos(model: Any, tokenizer: Any) -> None:
-    lm = examinee(model, tokenizer, max_tokens=512, batch_size=2)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
     bos = tokenizer.bos_token_id
     tokens, mask = lm.tok_batch_encode(["a b c d e f", "a"])
     assert [row.tolist().count(bos) for row in tokens] == [1, 1]
@@ -80,29 +81,37 @@ def test_prompts_begin_with_one_bos(model: Any, tokenizer: Any) -> None:
 
 
 def test_long_prompts_are_asked_whole_or_refused(
-    model: Any, tokenizer: Any, units: dict[str, Unit]
+    model: Any, tokenizer: Any, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unit = units["ruler-niah_single_1-512"]
-    assert model.config.max_position_embeddings < unit.max_tokens
-    lm = examinee(model, tokenizer, max_tokens=64, batch_size=2)
-    ask(lm, unit)
-    assert not any(ending.is_truncated for ending in lm.endings.values())
+    task = tasks["ruler-niah_single_1-512"]
+    assert model.config.max_position_embeddings < task.max_tokens
+    lm = TransformersLM(model, tokenizer, max_tokens=64, batch_size=2)
+    encode_batch, widths = lm.tok_batch_encode, {}
+
+    def record(strings: list[str], **settings: Any) -> Any:
+        tokens_BT, mask_BT = encode_batch(strings, **settings)
+        widths.update(zip(strings, mask_BT.sum(1).tolist(), strict=True))
+        return tokens_BT, mask_BT
+
+    monkeypatch.setattr(lm, "tok_batch_encode", record)
+    run_own_task(lm, task)
+    assert widths == {prompt: len(encode(tokenizer, prompt)) for prompt in lm.endings}
     with pytest.raises(MismatchError, match=r"sample .* tokens"):
-        ask(lm, replace(unit, max_tokens=unit.max_tokens - 1))
+        run_own_task(lm, replace(task, max_tokens=task.max_tokens - 1))
 
 
 def test_model_that_knows_scores_everything(
-    model: Any, tokenizer: Any, units: dict[str, Unit], tmp_path: Path
+    model: Any, tokenizer: Any, tasks: dict[str, Task], tmp_path: Path
 ) -> None:
-    """A unit whose references are what the model says scores 100."""
-    unit = units["short-key_recall"]
-    lm = examinee(model, tokenizer, max_tokens=512, batch_size=2)
-    said = [answer["got"] for answer in ask(lm, unit)]
+    """A task whose references are the model's own answers scores 100."""
+    task = tasks["short-key_recall"]
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    said = [answer["got"] for answer in run_own_task(lm, task)]
     path = tmp_path / "samples.jsonl"
-    samples = unit.read_samples()
+    samples = task.read_samples()
     write_lines(path, [{**s, "outputs": [t]} for s, t in zip(samples, said, strict=True)])
-    known = replace(unit, path=path, sha256=sha256_file(path), metric="recall")
-    assert [answer["score"] for answer in ask(lm, known)] == [100.0] * len(samples)
+    known = replace(task, path=path, sha256=sha256_file(path), metric="recall")
+    assert [answer["score"] for answer in run_own_task(lm, known)] == [100.0] * len(samples)
 
 
 def test_scores_of_single_samples() -> None:
@@ -117,17 +126,17 @@ def test_scores_of_single_samples() -> None:
 
 
 def test_likelihoods_hold_no_logits_of_whole_prompts(
-    model: Any, tokenizer: Any, units: dict[str, Unit]
+    model: Any, tokenizer: Any, tasks: dict[str, Task]
 ) -> None:
-    """Of a prompt's tokens only the continuation's are scored; the others have no logits."""
-    unit = units["short-continuation"]
-    lm = examinee(model, tokenizer, max_tokens=512, batch_size=4)
+    """Only the tokens of the continuation have logits."""
+    task = tasks["short-continuation"]
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=4)
     sizes: list[int] = []
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    ask(lm, unit)
+    run_own_task(lm, task)
     hook.remove()
-    samples = unit.read_samples()
+    samples = task.read_samples()
     scored = [
         len(encode(tokenizer, s["input"] + c)) - len(encode(tokenizer, s["input"]))
         for s in samples
@@ -136,24 +145,24 @@ def test_likelihoods_hold_no_logits_of_whole_prompts(
     assert sum(sizes) == sum(scored)
 
 
-def test_nan_is_one_error(tiny_model_folder: Path, tokenizer: Any, units: dict[str, Unit]) -> None:
+def test_nan_is_one_error(tiny_model_folder: Path, tokenizer: Any, tasks: dict[str, Task]) -> None:
     broken = load_model(tiny_model_folder, attention="sdpa")
     with torch.no_grad():
         broken.lm_head.weight[:, 0] = float("nan")
-    lm = examinee(broken, tokenizer, max_tokens=512, batch_size=2)
+    lm = TransformersLM(broken, tokenizer, max_tokens=512, batch_size=2)
     for key in ("short-cloze", "short-key_recall"):
         with pytest.raises(NonFiniteLossError, match=r"not finite; .* evaluation\.dtype"):
-            ask(lm, units[key])
+            run_own_task(lm, tasks[key])
 
 
 def test_tokenizer_without_bos_or_eos_is_asked(
-    model: Any, tokenizer: Any, units: dict[str, Unit]
+    model: Any, tokenizer: Any, tasks: dict[str, Task]
 ) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.bos_token = bare.eos_token = bare.pad_token = None
     assert (bare.bos_token_id, bare.eos_token_id, bare.pad_token_id) == (None, None, None)
-    lm = examinee(model, bare, max_tokens=512, batch_size=2)
+    lm = TransformersLM(model, bare, max_tokens=512, batch_size=2)
     for key in ("short-cloze", "short-key_recall"):
-        assert len(ask(lm, units[key])) == 4
+        assert len(run_own_task(lm, tasks[key])) == 4
     tokens, mask = lm.tok_batch_encode(["a b c d e f", "a"])
     assert tokens[1][mask[1] == 1].tolist() == encode(bare, "a")

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval on local files: the same prompts and scores as its own command gives."""
+"""Tasks of lm-eval on local files: same prompts and scores as its own command."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ import torch
 
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError, PreflightError
-from longred.evaluation import harness
-from longred.evaluation.examinee import examinee
+from longred.evaluation import lm_eval_catalog, lm_eval_tasks
+from longred.evaluation.lm import TransformersLM
 from longred.evaluation.samples import freeze
 from longred.evaluation.suites import SuiteTask
-from longred.evaluation.units import read_index, read_units
+from longred.evaluation.tasks import read_index, read_tasks
 from longred.models.hub import HUB
 from longred.models.load import load_model
 from longred.store.artifacts import Store
@@ -59,7 +59,7 @@ def gsm8k(files: dict[str, str], **changes: Any) -> SuiteTask:
 
 
 def settings(entry: SuiteTask, limit: int | None = None) -> dict[str, Any]:
-    (found,) = harness.leaf_settings(entry, limit=limit, allow_code=False).values()
+    (found,) = lm_eval_catalog.leaf_settings(entry, limit=limit, allow_code=False).values()
     return found
 
 
@@ -85,20 +85,20 @@ def test_scores_are_those_of_the_harness(
     folder.mkdir()
     used = config.model_copy(update={"short": short})
     freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
-    unit = next(unit for unit in read_units(folder) if unit.task == "gsm8k")
-    assert (unit.num_samples, unit.capacity, unit.part) == (NUM_QUESTIONS, "math", None)
+    task = next(task for task in read_tasks(folder) if task.name == "gsm8k")
+    assert (task.num_samples, task.capacity, task.part) == (NUM_QUESTIONS, "math", None)
 
     torch.manual_seed(3)
     random.seed(3)
     state, wanted = torch.get_rng_state(), random.Random(3).random()
     model = load_model(tiny_model_folder, attention="sdpa")
-    lm = examinee(model, tokenizer, max_tokens=512, batch_size=2)
-    result, answers = harness.ask_harness(lm, unit)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    result, answers = lm_eval_tasks.run_lm_eval_task(lm, task)
     assert torch.equal(torch.get_rng_state(), state)
     assert random.random() == wanted
 
-    task = {
-        "include": str(harness.NAMES.path("gsm8k")),
+    their_task = {
+        "include": str(lm_eval_catalog.task_file("gsm8k")),
         "task": "gsm8k_local",
         "dataset_path": "json",
         "dataset_name": None,
@@ -106,13 +106,13 @@ def test_scores_are_those_of_the_harness(
         "num_fewshot": 2,
     }
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "local.yaml").write_text(json.dumps(task))
+    (tmp_path / "tasks" / "local.yaml").write_text(json.dumps(their_task))
     manager = TaskManager(include_defaults=False, include_path=str(tmp_path / "tasks"))
-    lm.limit(unit.max_tokens)
+    lm.reset(task.max_tokens)
     theirs = simple_evaluate(lm, tasks=["gsm8k_local"], task_manager=manager, bootstrap_iters=0)
     rows = [r for r in theirs["samples"]["gsm8k_local"] if r["filter"] == "flexible-extract"]
     prompts = [row["arguments"][0][0] for row in rows]
-    assert [sample["input"] for sample in unit.read_samples()] == prompts
+    assert [sample["input"] for sample in task.read_samples()] == prompts
     assert [answer["got"] for answer in answers] == [row["resps"][0][0][:2000] for row in rows]
     assert [answer["score"] for answer in answers] == [100.0 * r["exact_match"] for r in rows]
     value = theirs["results"]["gsm8k_local"]["exact_match,flexible-extract"]
@@ -136,12 +136,12 @@ def test_changed_data_are_refused(
     folder.mkdir()
     used = config.model_copy(update={"short": short})
     freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
-    unit = next(unit for unit in read_units(folder) if unit.task == "gsm8k")
+    task = next(task for task in read_tasks(folder) if task.name == "gsm8k")
     write_questions(Path(files["test"]), NUM_QUESTIONS, first=50)
     model = load_model(tiny_model_folder, attention="sdpa")
-    lm = examinee(model, tokenizer, max_tokens=512, batch_size=2)
-    with pytest.raises(MismatchError, match="now give other questions"):
-        harness.ask_harness(lm, unit)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    with pytest.raises(MismatchError, match="no longer give the samples"):
+        lm_eval_tasks.run_lm_eval_task(lm, task)
 
 
 def test_bad_files_and_settings_are_one_message(files: dict[str, str], tokenizer: Any) -> None:
@@ -150,18 +150,20 @@ def test_bad_files_and_settings_are_one_message(files: dict[str, str], tokenizer
     with pytest.raises(MismatchError, match=r"no\.jsonl: is missing"):
         settings(gsm8k({**files, "test": "/nowhere/no.jsonl"}))
     with pytest.raises(ConfigError, match="gsm8k: has the filters strict-match, flexible-extract"):
-        harness.freeze_leaf(settings(gsm8k(files, filter=None)), tokenizer)
+        lm_eval_tasks.freeze_leaf(settings(gsm8k(files, filter=None)), tokenizer)
     with pytest.raises(ConfigError, match="has no filter strict; did you mean strict-match"):
-        harness.freeze_leaf(settings(gsm8k(files, filter="strict")), tokenizer)
+        lm_eval_tasks.freeze_leaf(settings(gsm8k(files, filter="strict")), tokenizer)
     with pytest.raises(ConfigError, match="has no metric exact_mach; did you mean exact_match"):
-        harness.freeze_leaf(settings(gsm8k(files, metric="exact_mach")), tokenizer)
+        lm_eval_tasks.freeze_leaf(settings(gsm8k(files, metric="exact_mach")), tokenizer)
     path = Path(files["test"])
     path.write_text(path.read_text() + '{"question": "cut\n')
     with pytest.raises(MismatchError, match=rf"test\.jsonl:{NUM_QUESTIONS + 1}: is not valid JSON"):
         settings(gsm8k(files))
     path.write_text('{"query": "What?", "answer": "#### 1"}\n')
-    with pytest.raises(MismatchError, match=r"cannot make its prompts.*question.*test\.jsonl"):
-        harness.freeze_leaf(settings(gsm8k({"test": files["test"]}, num_fewshot=0)), tokenizer)
+    with pytest.raises(MismatchError, match=r"cannot build prompts.*question.*test\.jsonl"):
+        lm_eval_tasks.freeze_leaf(
+            settings(gsm8k({"test": files["test"]}, num_fewshot=0)), tokenizer
+        )
 
 
 def test_code_is_run_only_where_it_is_allowed() -> None:
@@ -172,7 +174,7 @@ def test_code_is_run_only_where_it_is_allowed() -> None:
 
 def test_limit_is_the_smaller_one(files: dict[str, str], tokenizer: Any) -> None:
     assert settings(gsm8k(files, limit=3), limit=5)["limit"] == 3
-    rows, _ = harness.freeze_leaf(settings(gsm8k(files), limit=2), tokenizer)
+    rows, _ = lm_eval_tasks.freeze_leaf(settings(gsm8k(files), limit=2), tokenizer)
     assert [row["id"] for row in rows] == ["gsm8k-0", "gsm8k-1"]
 
 
@@ -203,10 +205,10 @@ def test_unreachable_hub_is_asked_once(
     folder.mkdir()
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(PreflightError, match="2 of 2 short tasks cannot be asked") as caught,
+        pytest.raises(PreflightError, match="2 of 2 short tasks cannot be evaluated") as caught,
     ):
         freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
-    # The hub's client waits between its tries: 23 seconds for a single task.
+    # The hub's client waits between retries: 23 seconds for a single task.
     assert waits == []
     assert "data_files: {test: /path/to/file.jsonl}" in str(caught.value)
     assert sum("cannot be reached" in record.message for record in caplog.records) == 1
@@ -215,5 +217,5 @@ def test_unreachable_hub_is_asked_once(
     used = used.model_copy(update={"short": skipping})
     freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
     entries = read_index(folder)["short"]
-    assert all("its data cannot be had" in entry["unavailable"] for entry in entries.values())
-    assert {unit.kind for unit in read_units(folder)} == {"ruler"}
+    assert all("its data cannot be loaded" in entry["unavailable"] for entry in entries.values())
+    assert {task.kind for task in read_tasks(folder)} == {"ruler"}

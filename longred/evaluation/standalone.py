@@ -1,4 +1,4 @@
-"""What is asked of a model outside of a pipeline: its configuration, and text that nobody saw."""
+"""Configuration of an evaluation outside of a pipeline, and of the held-out text that it uses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,17 @@ NUM_HELD_OUT_TOKENS = 131072
 
 
 def window_of(folder: Path) -> int:
-    """Return the window of a model in tokens, by its own configuration."""
+    """Return the window of a model in tokens, from its own configuration."""
     return int(load_config(folder).max_position_embeddings)
 
 
 def check_lengths(folders: dict[str, Path], lengths: Sequence[int], option: str) -> None:
-    """Refuse lengths that a model was not made for; `option` is how they were given.
+    """Refuse lengths beyond the window of a model.
+
+    Args:
+        folders: folder of each model by name.
+        lengths: tokens of prompt and answer.
+        option: the command-line option that set the lengths.
 
     Raises:
         ConfigError: a length exceeds a model's window.
@@ -29,59 +34,58 @@ def check_lengths(folders: dict[str, Path], lengths: Sequence[int], option: str)
         if too_long:
             raise ConfigError(
                 f"{option}: {', '.join(map(str, too_long))} tokens exceed the window of {name} "
-                f"({window}, max_position_embeddings of {folder / 'config.json'}); ask for "
-                "shorter lengths, or say --beyond-window to ask all the same"
+                f"({window}, max_position_embeddings of {folder / 'config.json'}); choose "
+                "shorter lengths, or evaluate them anyway with --beyond-window"
             )
 
 
 def evaluation_config(
     original: Path, models: Sequence[Path], values: Mapping[str, Any]
 ) -> EvaluationConfig:
-    """Return the configuration of an evaluation by its command line.
+    """Return the configuration of an evaluation from the command line.
 
     Args:
         original: folder of the original model, whose window short tasks fit.
-        models: folders of all models; what exceeds the largest window is cut for all of them.
-        values: fields of `EvaluationConfig`; no lengths ask no RULER.
+        models: folders of all models; prompts beyond the largest window are truncated for all.
+        values: fields of `EvaluationConfig`; without `ruler.lengths` there are no RULER tasks.
+
+    Raises:
+        ValidationError: a value is not valid.
     """
     window, ruler = window_of(original), dict(values["ruler"])
     lengths = ruler["lengths"]
     if not lengths:
         ruler |= {"lengths": [window], "tasks": []}
+    # Not validated yet: lengths may be anything.
+    numbers = [n for n in lengths if isinstance(n, int)] if isinstance(lengths, list) else []
     return EvaluationConfig.model_validate(
         {
             **values,
             "ruler": ruler,
             "original_window": window,
-            "target_window": max([*map(window_of, models), *_numbers(lengths)]),
+            "target_window": max([*map(window_of, models), *numbers]),
         }
     )
 
 
-def _numbers(lengths: Any) -> list[int]:
-    """Return what of a setting that was not checked yet can be compared."""
-    return [n for n in lengths if isinstance(n, int)] if isinstance(lengths, list) else []
-
-
 def text_config(original: Path, text: Path | None, seed: int) -> DataConfig:
-    """Return the data that short tasks and likelihoods are made of: what is held out of them.
+    """Return the data whose held-out part short tasks and likelihoods use.
 
     Args:
         original: folder of the original model.
-        text: a file or folder of text; Python's standard library if None, of which the demo's
-            models never saw the part that is held out.
+        text: a text file or folder; None for Python's standard library, whose held-out part the
+            demo models were not trained on.
         seed: any integer.
     """
     window = min(window_of(original), MAX_TEXT_WINDOW)
     source: dict[str, Any] = {"name": "library", "kind": "library"}
     if text is not None:
         source = {"name": "text", "kind": "files", "path": str(text.resolve())}
-    short_length = window // 2
     return DataConfig.model_validate(
         {
             "sources": [source],
             "num_tokens": 16 * window,
-            "short_length": short_length,
+            "short_length": window // 2,
             "original_window": window,
             "target_window": 2 * window,
             "num_held_out_tokens": NUM_HELD_OUT_TOKENS,

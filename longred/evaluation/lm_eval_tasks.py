@@ -1,0 +1,278 @@
+"""Builds, freezes and runs tasks of lm-eval, one by one, with its own prompts, filters and metrics.
+
+Hub data can be replaced by local files (`data_files` of a suite): then a task needs no network.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+import httpx
+import numpy as np
+import torch
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
+from lm_eval.evaluator import evaluate
+
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError, PreflightError
+from longred.evaluation.counting import encode
+from longred.evaluation.lm import TransformersLM, new_tokens, request_tokens
+from longred.evaluation.lm_eval_catalog import task_file, task_manager
+from longred.evaluation.own_tasks import MAX_PROMPT_CHARACTERS
+from longred.evaluation.results import Result, likeliest, num_truncated, summary, totals
+from longred.evaluation.suites import nearest
+from longred.evaluation.tasks import Row, Task
+from longred.models.hub import HUB
+from longred.store.artifacts import canonical_digest
+
+FEWSHOT_SEED = 1234
+"""lm-eval's default: the same few-shot examples as its command line draws."""
+MAX_ANSWER_CHARACTERS = 2000
+
+# The hub clients share no exception type.
+_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, DatasetsError, httpx.HTTPError)
+_PROMPT_ERRORS = (TemplateError, KeyError, IndexError, TypeError)
+
+datasets.disable_progress_bars()
+
+
+def build(settings: Mapping[str, Any]) -> Any:
+    """Return a task object of lm-eval, with its data loaded.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+
+    Raises:
+        MismatchError: lm-eval cannot read its data files.
+        PreflightError: its data or a package that it needs is not available.
+    """
+    leaf = str(settings["task"])
+    changes: Row = {"task": leaf, **settings["overrides"]}
+    if settings["num_fewshot"] is not None:
+        changes["num_fewshot"] = settings["num_fewshot"]
+    if settings["data_files"]:
+        changes["dataset_kwargs"] = {"data_files": dict(settings["data_files"])}
+    else:
+        HUB.probe()
+    try:
+        with _seeded_generators():
+            # lm-eval lets only the member of a group change the values of a task's YAML file.
+            group = {"group": "longred", "task": [changes]}
+            task = task_manager(task_file(leaf).parent).load([group])["tasks"][leaf]
+    except _PROMPT_ERRORS as error:
+        raise _prompt_error(settings, error) from error
+    except _LOADING_ERRORS as error:
+        raise _loading_error(settings, error) from error
+    if task.config.num_fewshot is None:
+        task.set_config(key="num_fewshot", value=0)
+    return task
+
+
+def _loading_error(settings: Mapping[str, Any], error: Exception) -> Exception:
+    """Return the error to raise when a task cannot be loaded; records an unreachable hub."""
+    leaf = settings["task"]
+    if isinstance(error, ConnectionError | httpx.HTTPError):
+        HUB.give_up(str(error))
+    if settings["data_files"] and not isinstance(error, ImportError):
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        return MismatchError(f"{leaf}: {_data_name(settings)} cannot be used ({reason})")
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if isinstance(error, ImportError):
+        extra = "longbench" if leaf.startswith("longbench") else "math"
+        return PreflightError(
+            f"{leaf}: needs a package that is not installed ({reason}); "
+            f"pip install 'lm_eval[{extra}]'"
+        )
+    return PreflightError(
+        f"{leaf}: its data cannot be loaded ({type(error).__name__}: {reason}); give local files "
+        f"in a suite of your own: `{leaf}: {{source: lm-eval, data_files: {{test: "
+        "/path/to/file.jsonl}, …}`, and evaluation.short.suite: /path/to/suite.yaml"
+    )
+
+
+def _prompt_error(settings: Mapping[str, Any], error: Exception) -> MismatchError:
+    return MismatchError(
+        f"{settings['task']}: lm-eval cannot build prompts from its data "
+        f"({type(error).__name__}: {error}); see {_data_name(settings)}"
+    )
+
+
+def _data_name(settings: Mapping[str, Any]) -> str:
+    files = ", ".join(settings["data_files"].values())
+    return f"its data files {files}" if files else "its data on the hub"
+
+
+def freeze_leaf(settings: Mapping[str, Any], tokenizer: Any) -> tuple[list[Row], Row]:
+    """Return the samples of a task, built without a chat template, and their entry in the index.
+
+    The entry holds `max_tokens`, of the longest prompt with its answer, and `budget_tokens`, the
+    largest generation budget.
+
+    Raises:
+        ConfigError: metric or filter do not exist, or few-shot examples lack their data.
+        MismatchError: a field that the prompt needs is missing from the data.
+        PreflightError: the data are not available.
+    """
+    task = build(settings)
+    _check_score(task, settings)
+    rows = _rows(task, settings)
+    tokenise = functools.partial(encode, tokenizer)
+    entry = {
+        "max_tokens": max(request_tokens(request.args, tokenise) for request in task.instances),
+        "budget_tokens": max(new_tokens(request.args) for request in task.instances),
+    }
+    return rows, entry
+
+
+def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
+    """Build a task's requests and return one row per document."""
+    leaf = settings["task"]
+    try:
+        with _seeded_generators():
+            # lm-eval draws examples while it builds prompts: reset the seed for every build.
+            task.set_fewshot_seed(FEWSHOT_SEED)
+            task.build_all_requests(limit=settings["limit"])
+    except _PROMPT_ERRORS as error:
+        raise _prompt_error(settings, error) from error
+    except ValueError as error:
+        raise ConfigError(f"{leaf}: {error}; see {_data_name(settings)}") from error
+    requests: dict[int, list[Any]] = {}
+    for request in task.instances:
+        requests.setdefault(request.doc_id, []).append(request.args)
+    return [
+        {
+            "id": f"{leaf}-{number}",
+            "input": str(arguments[0][0]),
+            "requests_sha256": canonical_digest(
+                json.loads(json.dumps([list(each) for each in arguments], default=str))
+            ),
+        }
+        for number, arguments in requests.items()
+    ]
+
+
+def _check_score(task: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse a metric or filter that the task does not have."""
+    leaf, metric, wanted = settings["task"], settings["metric"], settings["filter"]
+    metrics = list(task.aggregation())
+    if metric not in metrics:
+        raise ConfigError(f"{leaf}: has no metric {metric}; {nearest(metric, metrics)}")
+    filters = [f.name for f in getattr(task, "_filters", [])] or ["none"]
+    if wanted is None and len(filters) > 1:
+        raise ConfigError(
+            f"{leaf}: has the filters {', '.join(filters)}; choose one with `filter:`"
+        )
+    if wanted is not None and wanted not in filters:
+        raise ConfigError(f"{leaf}: has no filter {wanted}; {nearest(wanted, filters)}")
+
+
+def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
+    """Evaluate a model on a task of lm-eval.
+
+    Args:
+        lm: the model.
+        task: the task, whose frozen samples the prompts must match.
+
+    Returns:
+        Scores as `results.summary` returns them, and answers; no answers if the metric has no value
+        per sample.
+
+    Raises:
+        MismatchError: the data no longer give the frozen samples.
+        PreflightError: the data are no longer available.
+    """
+    settings = task.settings
+    leaf = settings["task"]
+    built = build(settings)
+    if _rows(built, settings) != task.read_samples():
+        raise MismatchError(
+            f"{leaf}: its data no longer give the samples in {task.path}; freeze the samples again"
+        )
+    lm.reset(task.max_tokens, in_chat=lm.is_chat)
+    built.set_fewshot_seed(FEWSHOT_SEED)
+    with _seeded_generators():
+        logged = evaluate(
+            lm,
+            {"tasks": {leaf: built}},
+            limit=settings["limit"],
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=lm.is_chat,
+            fewshot_as_multiturn=True,
+            confirm_run_unsafe_code=settings["allow_code"],
+        )
+    rows = logged["samples"][leaf]
+    chosen = settings["filter"] or rows[0]["filter"]
+    answers = [_answer(lm, built, settings, row) for row in rows if row["filter"] == chosen]
+    if all("score" in answer for answer in answers):
+        return Result(summary(answers, settings["chance"]), answers)
+    metric = f"{settings['metric']},{chosen}"
+    value = logged["results"][leaf].get(metric)
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise NonFiniteLossError(f"{leaf}: {metric} is {value}, which is not a score")
+    score = settings["scale"] * float(value)
+    truncated = num_truncated(answers)
+    return Result(totals(score, None, len(answers), settings["chance"], truncated))
+
+
+def _answer(
+    lm: TransformersLM, built: Any, settings: Mapping[str, Any], row: Mapping[str, Any]
+) -> Row:
+    prompt = str(row["arguments"][0][0])
+    answer: Row = {"id": f"{settings['task']}-{row['doc_id']}", **_texts(built, row)}
+    value = row.get(settings["metric"])
+    if isinstance(value, bool | int | float | np.number):
+        answer["score"] = settings["scale"] * float(value)
+    answer |= lm.endings.get(prompt, {})
+    if any(_is_truncated(lm, arguments) for arguments in row["arguments"]):
+        answer["truncated"] = True
+    if len(prompt) <= MAX_PROMPT_CHARACTERS:
+        answer["prompt"] = prompt
+    return answer
+
+
+def _is_truncated(lm: TransformersLM, arguments: Sequence[Any]) -> bool:
+    # The last token of a continuation is predicted, not read.
+    num_unread = 0 if isinstance(arguments[-1], Mapping) else 1
+    return bool(request_tokens(arguments, lm.tok_encode) - num_unread > lm.max_length)
+
+
+def _texts(built: Any, row: Mapping[str, Any]) -> Row:
+    """Return as text what was expected and what the model answered."""
+    target, responses = row["target"], row["filtered_resps"]
+    if built.OUTPUT_TYPE == "multiple_choice":
+        column = 0 if built.multiple_input else 1
+        choices = [str(arguments[column]) for arguments in row["arguments"]]
+        wanted = target[0] if isinstance(target, list) and target else target
+        is_index = isinstance(wanted, int) and 0 <= wanted < len(choices)
+        return {
+            "expected": choices[wanted] if is_index else str(target),
+            "got": choices[likeliest(responses[: len(choices)])],
+        }
+    if built.OUTPUT_TYPE == "generate_until":
+        return {
+            "expected": target,
+            "got": str(row["resps"][0][0])[:MAX_ANSWER_CHARACTERS],
+            "extracted": str(responses[0])[:MAX_ANSWER_CHARACTERS],
+        }
+    return {"expected": str(target), "got": str(responses[0])}
+
+
+@contextlib.contextmanager
+def _seeded_generators() -> Iterator[None]:
+    """Seed the global generators as lm-eval's command does, and restore them afterwards."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(0)
+    np.random.seed(FEWSHOT_SEED)
+    torch.manual_seed(FEWSHOT_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)

@@ -1,0 +1,139 @@
+"""EvaluatedModel: the model under evaluation, loaded when the first unfinished task needs it."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longred.attention.function import ATTENTION_NAME
+from longred.config import EvaluationConfig
+from longred.errors import ConfigError
+from longred.models.load import choose_device, load_model, load_tokenizer
+
+_TURNS = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A model, the samples it is evaluated on, and the original it is compared with.
+
+    Attributes:
+        config: configuration of the evaluation.
+        name: the model's name in tables.
+        model: its folder.
+        checkpoint: its digest; results are reused for the same checkpoint only.
+        original: folder of the original model.
+        original_digest: its digest.
+        samples: folder of the frozen samples.
+        data: folder of a data artifact.
+    """
+
+    config: EvaluationConfig
+    name: str
+    model: Path
+    checkpoint: str
+    original: Path
+    original_digest: str
+    samples: Path
+    data: Path
+
+    def load(self, folder: Path, attention: str = ATTENTION_NAME) -> Any:
+        """Load this model or the original."""
+        return load_for(self.config, folder, attention=attention, original=self.original)
+
+    def release(self) -> None:
+        """Drop the loaded model to free its memory."""
+        for name in ("lm", "transformers_lm", "loaded"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The model in transformers, with an attention that supports padding."""
+        return self.load(self.model, "sdpa")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return load_tokenizer(self.model)
+
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether prompts go through the chat template."""
+        return is_chat(self.config.chat_template, self.original)
+
+    @cached_property
+    def max_tokens(self) -> int:
+        """Tokens of the largest window of the run, which may exceed this model's own."""
+        return max(self.config.original_window, self.config.target_window)
+
+    @cached_property
+    def lm(self) -> Any:
+        """The model as an LM of lm-eval, which generates with the configured backend."""
+        if self.config.backend == "hf":
+            return self.transformers_lm
+        from longred.evaluation.vllm import VllmEngine, VllmLM
+
+        return VllmLM(self.transformers_lm, VllmEngine(self))
+
+    @cached_property
+    def transformers_lm(self) -> Any:
+        """The model as an LM of lm-eval, which generates with transformers."""
+        from longred.evaluation.lm import TransformersLM
+
+        return TransformersLM(
+            self.loaded,
+            self.tokenizer,
+            max_tokens=self.max_tokens,
+            batch_size=self.config.batch_size,
+            is_chat=self.is_chat,
+        )
+
+
+def load_for(config: EvaluationConfig, folder: Path, **settings: Any) -> Any:
+    """Load a model with the dtype, device and attention backend of an evaluation."""
+    return load_model(
+        folder,
+        dtype=getattr(torch, config.dtype),
+        device=choose_device(config.device),
+        backend=config.attention_backend,
+        **settings,
+    )
+
+
+def is_chat(setting: str, folder: Path) -> bool:
+    """Return whether prompts go through a model's chat template.
+
+    Many base models ship a template that they were never trained on. A chat model is recognised by
+    how generation ends: its template writes one of its EOS tokens after an assistant's turn.
+
+    Args:
+        setting: `auto`, `true` or `false`.
+        folder: the original model's folder.
+
+    Raises:
+        ConfigError: the setting is `true` and the tokenizer has no template.
+    """
+    if setting == "false":
+        return False
+    tokenizer: Any = load_tokenizer(folder)
+    if not tokenizer.chat_template:
+        if setting == "true":
+            raise ConfigError(
+                f"evaluation.chat_template: true, and the tokenizer of {folder} has no chat "
+                "template; use auto or false"
+            )
+        return False
+    if setting == "true":
+        return True
+    eos_ids = [tokenizer.eos_token_id]
+    path = folder / "generation_config.json"
+    if path.is_file():
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        eos_ids = listed if isinstance(listed, list) else [listed, *eos_ids]
+    eos_tokens = [tokenizer.convert_ids_to_tokens(int(i)) for i in eos_ids if i is not None]
+    text = str(tokenizer.apply_chat_template(_TURNS, tokenize=False))
+    turn_end = text.rpartition("Two.")[2]
+    return any(token in turn_end for token in eos_tokens)

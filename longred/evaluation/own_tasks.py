@@ -1,0 +1,96 @@
+"""Runs a local task: samples that longred generated, with prompts that fit exactly."""
+
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.utils import maybe_delimit
+
+from longred.errors import MismatchError
+from longred.evaluation.lm import TransformersLM, request_tokens
+from longred.evaluation.results import likeliest, score
+from longred.evaluation.tasks import Row, Task
+
+MAX_PROMPT_CHARACTERS = 2000
+"""Longer prompts are not saved beside the answers."""
+
+
+def run_own_task(lm: TransformersLM, task: Task, num_samples: int | None = None) -> list[Row]:
+    """Evaluate a model on a local task.
+
+    Args:
+        lm: the model.
+        task: the task.
+        num_samples: evaluate the first ones only.
+
+    Returns:
+        One answer per sample, in order, with `id`, `expected`, `got`, `score` (percent), `prompt`
+        if it is short, and `depth` if the sample has one; generated answers also have `ended` and
+        `output_tokens`, choices `loglikelihoods`.
+
+    Raises:
+        MismatchError: a prompt would be truncated.
+        NonFiniteLossError: the model's logits are NaN.
+    """
+    samples = task.read_samples()[:num_samples]
+    is_choice = task.metric == "choice"
+    # A choice continues its text; only a question fits into a chat.
+    in_chat = lm.is_chat and not is_choice
+    requests = [
+        Instance("loglikelihood", sample, arguments, 0, (task.key, number, 1))
+        for number, sample in enumerate(samples)
+        for arguments in (_choices(sample) if is_choice else [_question(lm, sample, in_chat)])
+    ]
+    lm.reset(task.max_tokens, in_chat=in_chat)
+    sizes = [request_tokens(request.args, lm.tok_encode) for request in requests]
+    if in_chat:
+        # `max_tokens` does not count the tokens of the template.
+        lm.reset(max(sizes), in_chat=True)
+    for request, size in zip(requests, sizes, strict=True):
+        if size > lm.max_length:
+            raise MismatchError(
+                f"{task.key}: sample {request.doc_id} takes {size} tokens, more than the "
+                f"{lm.max_length} that were frozen; freeze the samples again with this tokenizer"
+            )
+    results = lm.loglikelihood(requests) if is_choice else lm.generate_until(requests)
+    responses: list[list[Any]] = [[] for _ in samples]
+    for request, result in zip(requests, results, strict=True):
+        responses[request.doc_id].append(result)
+    answers = [_answer(task, s, found) for s, found in zip(samples, responses, strict=True)]
+    for request in requests:
+        answers[request.doc_id].update(lm.endings.get(request.args[0], {}))
+    return answers
+
+
+def _choices(sample: Row) -> list[tuple[str, str]]:
+    return [(sample["input"], choice) for choice in sample["choices"]]
+
+
+def _question(lm: TransformersLM, sample: Row, in_chat: bool) -> tuple[str, Row]:
+    """Return the prompt of a sample, and the settings that generate its answer."""
+    question, prefix = sample["input"], sample.get("prefix")
+    if in_chat:
+        turns = [{"role": "user", "content": question}]
+        turns += [{"role": "assistant", "content": prefix}] if prefix else []
+        prompt = lm.apply_chat_template(turns, add_generation_prompt=not prefix)
+    else:
+        prompt = maybe_delimit(question, prefix)
+    # With full parameters RULER generates the whole budget, as its own evaluation does.
+    stops = [] if sample.get("parameters") == "full" else ["\n"]
+    budget = sample["max_new_tokens"]
+    return prompt, {"until": stops, "do_sample": False, "max_gen_toks": budget}
+
+
+def _answer(task: Task, sample: Row, responses: list[Any]) -> Row:
+    answer: Row = {"id": sample["id"], "score": score(task.metric, sample, responses)}
+    if task.metric == "choice":
+        answer["expected"] = sample["choices"][sample["answer"]]
+        answer["got"] = sample["choices"][likeliest(responses)]
+        answer["loglikelihoods"] = [round(float(r[0]), 6) for r in responses]
+    else:
+        answer["expected"], answer["got"] = sample["outputs"], responses[0]
+    if "depth" in sample:
+        answer["depth"] = sample["depth"]
+    if len(sample["input"]) <= MAX_PROMPT_CHARACTERS:
+        prefix = sample.get("prefix")
+        answer["prompt"] = f"{sample['input']} {prefix}" if prefix else sample["input"]
+    return answer

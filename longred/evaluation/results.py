@@ -1,0 +1,113 @@
+"""Result: one score per sample, aggregated per task."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from longred.evaluation.ruler.tasks import METRICS
+from longred.evaluation.tasks import Row
+
+_NUMBER = re.compile(r"\d+")
+
+
+class Result(NamedTuple):
+    """The result of one task for one model.
+
+    Attributes:
+        scores: the aggregate, see `summary`; for a measurement without samples, its values.
+        answers: one row per sample: what was expected, what the model answered, and its score.
+    """
+
+    scores: Row
+    answers: Sequence[Row] = ()
+
+
+def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> float:
+    """Score one sample, in percent.
+
+    Args:
+        metric: `choice`, `exact_match`, `recall` or `any_match`.
+        sample: the frozen sample.
+        results: (log-likelihood, is greedy) of each choice, or the generated text alone.
+    """
+    if metric == "choice":
+        return 100.0 if likeliest(results) == sample["answer"] else 0.0
+    if metric == "exact_match":
+        return 100.0 if first_number(results[0]) == sample["outputs"][0] else 0.0
+    return METRICS[metric](results[0], sample["outputs"])
+
+
+def first_number(text: str) -> str | None:
+    """Return the first run of digits in a text."""
+    match = _NUMBER.search(text)
+    return match[0] if match else None
+
+
+def likeliest(results: Sequence[Any]) -> int:
+    """Return the index of the choice with the highest log-likelihood."""
+    likelihoods = [float(result[0]) for result in results]
+    return likelihoods.index(max(likelihoods))
+
+
+def summary(answers: Sequence[Mapping[str, Any]], chance: float) -> Row:
+    """Aggregate the answers to a task.
+
+    Args:
+        answers: one per sample, with `score` in percent; generated ones with `ended` and
+            `output_tokens`, and `truncated` if the prompt was truncated.
+        chance: score of guessing, in percent.
+
+    Returns:
+        `score` (the mean), `stderr` (of the mean; for scores of 0 and 100 the binomial
+        sqrt(p (1 - p) / n)), `num_samples`, `chance`, `truncated` (number of samples); for
+        generated answers also `eos_rate` (percent that ended with EOS), `budget_rate` (percent that
+        used the whole token budget) and `output_tokens` (mean).
+    """
+    scores = [float(answer["score"]) for answer in answers]
+    count = len(scores)
+    mean = sum(scores) / count
+    variance = sum((score - mean) ** 2 for score in scores) / count
+    result = totals(mean, math.sqrt(variance / count), count, chance, num_truncated(answers))
+    generated = [answer for answer in answers if "ended" in answer]
+    if generated:
+        share = 100.0 / len(generated)
+        result["eos_rate"] = share * sum(a["ended"] == "eos" for a in generated)
+        result["budget_rate"] = share * sum(a["ended"] == "budget" for a in generated)
+        result["output_tokens"] = sum(a["output_tokens"] for a in generated) / len(generated)
+    return result
+
+
+def combined(parts: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> Row:
+    """Aggregate the members of a group; every sample has equal weight.
+
+    Args:
+        parts: the `summary` of each member.
+        answers: those of all members; empty if the metric has no value per sample.
+    """
+    if len(parts) == 1:
+        return dict(parts[0])
+    if answers:
+        return summary(answers, float(parts[0]["chance"]))
+    count = sum(int(part["num_samples"]) for part in parts)
+    mean = sum(part["score"] * part["num_samples"] for part in parts) / count
+    truncated = sum(int(part["truncated"]) for part in parts)
+    return totals(mean, None, count, parts[0]["chance"], truncated)
+
+
+def totals(
+    score: float, stderr: float | None, num_samples: int, chance: float, truncated: int
+) -> Row:
+    """Return the values that every aggregate has."""
+    return {
+        "score": score,
+        "stderr": stderr,
+        "num_samples": num_samples,
+        "chance": chance,
+        "truncated": truncated,
+    }
+
+
+def num_truncated(answers: Sequence[Mapping[str, Any]]) -> int:
+    """Count the answers whose prompt was truncated."""
+    return sum(bool(answer.get("truncated")) for answer in answers)
