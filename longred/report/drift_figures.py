@@ -137,7 +137,7 @@ def heads(figure: Figure, data: FigureData) -> Drawn | None:
             axis.set_ticks([place + 0.5 for place in marked], labels=list(map(str, marked)))
         for (layer, head), value in np.ndenumerate(kl_NH):
             if kl_NH.size <= 64:
-                write_cell(axes, layer, head, f"{value:.2g}", dark=value < highest * 0.55)
+                write_cell(axes, layer, head, f"{value:.2g}", dark=bool(value < highest * 0.55))
     panels[0].set_ylabel(LAYER_LABEL)
     _as_shapes(figure.colorbar(image, ax=list(panels), label=KL_LABEL))
     listed = min(num_heads, 32 // len(maps))

@@ -1,7 +1,7 @@
 """Content of the HTML page, and the page: one file without scripts, fonts or external images."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,9 @@ def _headlines(inputs: Inputs, comparison: Comparison) -> list[dict[str, str]]:
     def percent(value: float | None) -> str:
         return tables.NOT_AVAILABLE if value is None else f"{value:.1f} %"
 
-    measures = {"short retention": lambda model: percent(model["retention"]["short"])}
+    measures: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "short retention": lambda model: percent(model["retention"]["short"])
+    }
     if comparison.lengths:
         length = max(comparison.lengths)
         measures[f"RULER at {length:,} tokens"] = lambda model: percent(

@@ -247,7 +247,7 @@ def _heat_map(
         axes.set_ylim(len(rows), 0)
         for (i, j), value in np.ndenumerate(grid):
             if grid.size <= 120 and np.isfinite(value):
-                write_cell(axes, i, j, f"{value:.0f}", dark=value < 60)
+                write_cell(axes, i, j, f"{value:.0f}", dark=bool(value < 60))
     for axes in list(panels.flat)[len(grids) :]:
         axes.set_visible(False)
     figure.supxlabel("length (tokens)", fontsize=9)
