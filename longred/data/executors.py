@@ -111,7 +111,7 @@ def _run_in_pool(job: Job, shards: Sequence[Shard], tick: Tick, map_groups: MapG
 
     groups = grouped(shards, job.config.executor.max_tasks)
     try:
-        map_groups(run_group, groups, lambda: tick(Counts(*counts)))
+        map_groups(run_group, groups, lambda: tick(Counts(*counts[:])))
     except BrokenProcessPool as error:
         raise LostProcessError(
             "data: a tokenising process was lost (killed, or out of memory; see "

@@ -1,3 +1,4 @@
+import hashlib
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from longred.demo.skills import (
     needle_exercise,
     practice_document,
 )
+from longred.demo.sources import PRACTICE_VERSION
 from longred.demo.tokenizer import load_tokenizer
 from longred.evaluation.short.key_recall import (
     NOUNS,
@@ -140,3 +142,16 @@ def test_practice_documents_open_with_an_exercise_answered_before_the_cut(tokeni
 def test_practice_needs_room():
     with pytest.raises(ValueError, match="at least 64"):
         practice_document(0, 0, length=32, passages=PASSAGES)
+
+
+def test_the_generators_version_is_raised_when_its_texts_change():
+    hasher = hashlib.sha256()
+    for seed in range(3):
+        for index in range(40):
+            for length in (96, 254):
+                text = practice_document(seed, index, length=length, passages=PASSAGES)
+                hasher.update(text.encode())
+    assert (PRACTICE_VERSION, hasher.hexdigest()) == (
+        1,
+        "017ba1898a790f4ea1f1a67c4ca2eb8e197f60f5eefbf6d9a0e15c07384e6ba4",
+    )
