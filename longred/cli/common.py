@@ -1,6 +1,5 @@
 """Options, store lookup and table printing shared by the verbs."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +16,10 @@ StoreOption = Annotated[str | None, typer.Option("--store", help="the store (def
 
 def open_store(path: str | None) -> "Store":
     """Open the store at `path`, else at $LONGRED_STORE, else at the default path."""
-    from longred.config import StoreConfig
-    from longred.runs.record import STORE_VARIABLE
+    from longred.runs.record import find_store
     from longred.store.artifacts import Store
 
-    return Store(path or os.environ.get(STORE_VARIABLE) or StoreConfig().path)
+    return Store(path) if path else find_store()
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -31,12 +29,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
     for row in (head, *rows):
         cells = [
-            cell.rjust(width) if _is_number(rows[0][n]) else cell.ljust(width)
+            cell.rjust(width) if rows[0][n].replace(",", "").isdigit() else cell.ljust(width)
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         typer.echo("  ".join(cells).rstrip())
     typer.echo("")
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(",", "").isdigit()

@@ -2,8 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +12,10 @@ from longred.errors import ConfigError, MismatchError
 from longred.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from longred.profiling.drift import Drift
-    from longred.profiling.sweep import Setting, SweepPoint
-    from longred.report.plots import Plot
+    from longred.profiling.sweep import Setting
 
 
 def drift(
@@ -49,6 +46,8 @@ def drift(
     """
     from longred.cli.drift_text import read_text_rows
     from longred.data.tokens import TextTokenizer
+    from longred.profiling.drift import Drift, profile_drift
+    from longred.profiling.sweep import original_theta, sweep_drift
 
     settings = _settings(theta, factor, methods)
     if (model_b is None) != bool(settings):
@@ -67,90 +66,29 @@ def drift(
     half_window = max(1, min(1024, int(teacher.config.max_position_embeddings) // 2))
     tokenizer = TextTokenizer(folder_a, add_bos=False)
     rows_NT = read_text_rows(data, tokenizer, length=length or half_window, num_tokens=tokens)
-    facts = {
+    values: dict[str, Any] = {
         "model_a": model_a,
         "data": data,
         "length": int(rows_NT.shape[1]),
         "num_tokens": int(rows_NT.numel()),
     }
+    found: Drift | None = None
     with _progress_bar() as progress:
         if folder_b is None:
-            result = _sweep(teacher, settings, rows_NT, batch_rows, facts, progress)
+            points = sweep_drift(
+                teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress
+            )
+            values["rope_theta_before"] = original_theta(teacher)
+            values["points"] = [point._asdict() for point in points]
         else:
             student = _load(folder_b, device, dtype, original=folder_a)
-            facts["model_b"] = model_b
-            result = _compare(teacher, student, rows_NT, batch_rows, facts, progress)
+            found = profile_drift(
+                teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress
+            )
+            values |= {"model_b": model_b, **found.to_json()}
     if out is not None:
-        _write(out, result)
-    typer.echo(json.dumps(result.values, indent=2) if as_json else result.table)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One measurement in every output form.
-
-    Attributes:
-        name: file name of `values` under --out.
-        values: the JSON output.
-        table: the text output.
-        draw: returns the plots.
-        drift: written as parquet; None for a sweep.
-    """
-
-    name: str
-    values: dict[str, Any]
-    table: str
-    draw: Callable[[], "list[Plot]"]
-    drift: "Drift | None" = None
-
-
-def _compare(
-    teacher: "PreTrainedModel",
-    student: "PreTrainedModel",
-    rows_NT: "Tensor",
-    batch_rows: int,
-    facts: dict[str, Any],
-    progress: Progress,
-) -> Result:
-    from longred.profiling.drift import profile_drift
-
-    found = profile_drift(teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress)
-    values = facts | found.to_json()
-
-    def draw() -> "list[Plot]":
-        from longred.report.figures import draw_all
-        from longred.report.plots import FigureData
-
-        drifts = {Path(str(facts["model_b"])).name: values}
-        names = ("drift-layers", "drift-heads", "drift-positions")
-        return draw_all(names, FigureData(drifts=drifts, profiled=drifts))
-
-    return Result(
-        name="drift.json", values=values, table=_table(found, facts), draw=draw, drift=found
-    )
-
-
-def _sweep(
-    teacher: "PreTrainedModel",
-    settings: "list[Setting]",
-    rows_NT: "Tensor",
-    batch_rows: int,
-    facts: dict[str, Any],
-    progress: Progress,
-) -> Result:
-    from longred.profiling.sweep import original_theta, sweep_drift
-
-    points = sweep_drift(teacher, settings, rows_NT, batch_rows=batch_rows, on_progress=progress)
-    theta = original_theta(teacher)
-    values = facts | {"rope_theta_before": theta, "points": [point._asdict() for point in points]}
-
-    def draw() -> "list[Plot]":
-        from longred.report.figures import draw_all
-        from longred.report.plots import FigureData
-
-        return draw_all(("drift-sweep",), FigureData(sweep=values))
-
-    return Result(name="sweep.json", values=values, table=_sweep_table(points, facts), draw=draw)
+        _write(out, values, found)
+    typer.echo(json.dumps(values, indent=2) if as_json else "\n".join(_table(values)))
 
 
 def _settings(theta: str, factor: str, methods: str) -> "list[Setting]":
@@ -217,54 +155,52 @@ def _progress_bar() -> Iterator[Progress]:
         )
 
 
-def _write(out: Path, result: Result) -> None:
+def _write(out: Path, values: dict[str, Any], found: "Drift | None") -> None:
+    """Write the JSON file, the plots, and the cells of a drift."""
     from longred.profiling.drift import write_parquet
+    from longred.report.figures import draw_all
+    from longred.report.plots import FigureData
     from longred.store.artifacts import storage_errors, write_json
 
+    if "points" in values:
+        plots = draw_all(("drift-sweep",), FigureData(sweep=values))
+    else:
+        drifts = {Path(values["model_b"]).name: values}
+        names = ("drift-layers", "drift-heads", "drift-positions")
+        plots = draw_all(names, FigureData(drifts=drifts, profiled=drifts))
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        for plot in result.draw():
+        for plot in plots:
             (out / f"{plot.name}.png").write_bytes(plot.png)
-        if result.drift is not None:
-            write_parquet(result.drift, out / "drift.parquet")
-    write_json(out / result.name, result.values)
+        if found is not None:
+            write_parquet(found, out / "drift.parquet")
+    write_json(out / ("sweep.json" if "points" in values else "drift.json"), values)
 
 
-def _table(found: "Drift", facts: dict[str, Any]) -> str:
-    lines = [
-        f"{facts['model_b']} from {facts['model_a']}: {found.num_tokens:,} tokens of "
-        f"{facts['data']}, rows of {facts['length']:,}",
-        "",
-        f"{'layer':>5}  {'attention KL':>12}  {'± std':>8}  {'share':>6}  {'similarity':>10}  "
-        f"{'± std':>8}",
-    ]
-    total = sum(found.attention_kl)
-    for layer, kl in enumerate(found.attention_kl):
-        share = f"{100 * kl / total:.0f} %" if total > 0 else "-"
-        lines.append(
-            f"{layer:>5}  {kl:>12.5f}  {found.attention_kl_std[layer]:>8.4f}  {share:>6}  "
-            f"{found.hidden_similarity[layer]:>10.5f}  {found.hidden_similarity_std[layer]:>8.4f}"
-        )
-    mean = sum(found.hidden_similarity) / found.num_layers
-    lines.append(f"{'mean':>5}  {total / found.num_layers:>12.5f}  {'':>8}  {'':>6}  {mean:>10.5f}")
-    lines += [
-        "",
-        "attention KL in nats per query; similarity of layer outputs, of the last layer after "
-        "the final norm",
-    ]
-    return "\n".join(lines)
-
-
-def _sweep_table(points: "list[SweepPoint]", facts: dict[str, Any]) -> str:
-    lines = [
-        f"{facts['model_a']} with RoPE rescaled: {facts['num_tokens']:,} tokens of "
-        f"{facts['data']}, rows of {facts['length']:,}",
-        "",
-        f"{'RoPE':<18}  {'attention KL':>12}  {'similarity':>10}  {'last layer':>10}",
-    ]
-    lines += [
-        f"{p.method:<6} {p.value:<11g}  {p.attention_kl:>12.5f}  {p.hidden_similarity:>10.5f}  "
-        f"{p.last_similarity:>10.5f}"
-        for p in points
-    ]
-    return "\n".join(lines)
+def _table(values: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the text output."""
+    text = f"{values['num_tokens']:,} tokens of {values['data']}, rows of {values['length']:,}"
+    if "points" in values:
+        yield f"{values['model_a']} with RoPE rescaled: {text}\n"
+        yield f"{'RoPE':<18}  {'attention KL':>12}  {'similarity':>10}  {'last layer':>10}"
+        for point in values["points"]:
+            yield (
+                f"{point['method']:<6} {point['value']:<11g}  {point['attention_kl']:>12.5f}  "
+                f"{point['hidden_similarity']:>10.5f}  {point['last_similarity']:>10.5f}"
+            )
+        return
+    yield f"{values['model_b']} from {values['model_a']}: {text}\n"
+    row = "{:>5}  {:>12}  {:>8}  {:>6}  {:>10}  {:>8}"
+    yield row.format("layer", "attention KL", "± std", "share", "similarity", "± std")
+    kls, similarities = values["attention_kl"], values["hidden_similarity"]
+    stds = zip(values["attention_kl_std"], values["hidden_similarity_std"], strict=True)
+    for layer, (kl_std, similarity_std) in enumerate(stds):
+        share = f"{100 * kls[layer] / sum(kls):.0f} %" if sum(kls) > 0 else "-"
+        cells = (f"{kls[layer]:.5f}", f"{kl_std:.4f}", share, f"{similarities[layer]:.5f}")
+        yield row.format(layer, *cells, f"{similarity_std:.4f}")
+    means = [f"{sum(column) / len(column):.5f}" for column in (kls, similarities)]
+    yield row.format("mean", means[0], "", "", means[1], "").rstrip()
+    yield (
+        "\nattention KL in nats per query; similarity of layer outputs, of the last layer after "
+        "the final norm"
+    )

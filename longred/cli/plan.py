@@ -41,23 +41,26 @@ def plan(
 
     Works offline for the packaged recipes, without the part on their data.
     """
+    from longred.data.estimate import estimate, to_json
+    from longred.models.load import resolve_model
     from longred.runs.record import load_config
 
     if section is not None and section not in SECTIONS:
         raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
     processes = [] if gpus is None else [f"training.parallel.num_processes={gpus}"]
     config = load_config(recipe, [*(overrides or []), *processes])
-    options = {"device": device, "measure": measure, "price": price}
-    names = [name for name in SECTIONS if section in (None, name)]
-    sections = {}
-    for name in names:
+    sections: dict[str, Any] = {}
+    if section != "cost":
         try:
-            sections[name] = SECTIONS[name][0](config, options)
+            folder = resolve_model(config.model.path, config.model.revision, weights=False)
+            sections["data"] = to_json(estimate(config.data, folder))
         except PreflightError as error:
             # The cost part needs neither hub nor data; print it alone.
-            if name != "data" or section == "data":
+            if section == "data":
                 raise
-            sections[name] = {"left_out": str(error).partition("; ")[0]}
+            sections["data"] = {"left_out": str(error).partition("; ")[0]}
+    if section != "data":
+        sections["cost"] = _plan_cost(config, device, measure, price)
     if as_json:
         typer.echo(json.dumps(sections, indent=2))
         return
@@ -66,19 +69,19 @@ def plan(
             typer.echo(f"{name:<12}skipped: {values['left_out']}\n")
             continue
         typer.echo(f"{name}\n")
-        SECTIONS[name][1](values)
+        SECTIONS[name](values)
 
 
-def _plan_cost(config: "RunConfig", options: Mapping[str, Any]) -> dict[str, Any]:
+def _plan_cost(
+    config: "RunConfig", device: str, measure: bool, price: float | None
+) -> dict[str, Any]:
     from longred.cost import recipe
 
     shape = recipe.shape_of_model(config)
-    speeds = recipe.choose_speeds(
-        config, shape, device=options["device"], measure=options["measure"]
-    )
+    speeds = recipe.choose_speeds(config, shape, device=device, measure=measure)
     values = recipe.plan_recipe(config, shape, speeds).to_json()
-    if options["price"] is not None:
-        values["price"] = values["gpu_hours"] * options["price"]
+    if price is not None:
+        values["price"] = values["gpu_hours"] * price
     return values
 
 
@@ -170,14 +173,6 @@ def _rate(flops: float) -> str:
     return f"{flops / 1e12:,.3g} TFLOP/s"
 
 
-def _plan_data(config: "RunConfig", options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from longred.data.estimate import estimate, to_json
-    from longred.models.load import resolve_model
-
-    folder = resolve_model(config.model.path, config.model.revision, weights=False)
-    return to_json(estimate(config.data, folder))
-
-
 def _show_data(sources: Sequence[dict[str, Any]]) -> None:
     def text(count: int | None) -> str:
         return "as needed" if count is None else f"{count:,}"
@@ -208,8 +203,5 @@ def _show_data(sources: Sequence[dict[str, Any]]) -> None:
     )
 
 
-SECTIONS: dict[str, tuple[Callable[..., Any], Callable[[Any], None]]] = {
-    "data": (_plan_data, _show_data),
-    "cost": (_plan_cost, _show_cost),
-}
-"""Parts of the plan: name → (function that computes its JSON, function that prints it)."""
+SECTIONS: dict[str, Callable[[Any], None]] = {"data": _show_data, "cost": _show_cost}
+"""Parts of the plan: name → function that prints it."""

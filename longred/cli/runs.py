@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from longred.stages.pilot import Pilot
 
 
+SUMMARY = ("recipe", "digest", "status", "overrides", "origin", "part", "prefect_url", "mlflow_url")
+"""Fields of a run's record that `show --json` prints."""
+
+
 def demo(overrides: Overrides = None) -> None:
     """Run the whole pipeline on the small model shipped with longred."""
     _run("demo", overrides or [])
@@ -195,14 +199,7 @@ def _summary(record: "RunRecord") -> dict[str, Any]:
     }
     return {
         "run": record.id,
-        "recipe": record.recipe,
-        "digest": record.digest,
-        "status": record.status,
-        "overrides": record.overrides,
-        "origin": record.origin,
-        "part": record.part,
-        "prefect_url": record.prefect_url,
-        "mlflow_url": record.mlflow_url,
+        **{key: getattr(record, key) for key in SUMMARY},
         "stages": stages,
         "scores": read_json(report / "scores.json") if report else {},
     }
@@ -215,19 +212,19 @@ def _report_folder(record: "RunRecord") -> Path | None:
 
 
 def _print_run(record: "RunRecord") -> None:
-    typer.echo(f"run      {record.id}  ({record.status})")
-    typer.echo(f"recipe   {' '.join([record.recipe, *record.overrides])}")
-    if record.origin:
-        typer.echo(f"from     {record.origin}")
-    if record.part:
-        typer.echo(f"part     {record.part}")
-    typer.echo(f"digest   {record.digest}")
-    if record.prefect_url:
-        typer.echo(f"Prefect  {record.prefect_url}")
-    if record.mlflow_url:
-        typer.echo(f"MLflow   {record.mlflow_url}")
-    if record.error:
-        typer.echo(f"error    {record.error}")
+    facts = {
+        "run": f"{record.id}  ({record.status})",
+        "recipe": " ".join([record.recipe, *record.overrides]),
+        "from": record.origin,
+        "part": record.part,
+        "digest": record.digest,
+        "Prefect": record.prefect_url,
+        "MLflow": record.mlflow_url,
+        "error": record.error,
+    }
+    for name, value in facts.items():
+        if value:
+            typer.echo(f"{name:<9}{value}")
     for name, stage in record.last_attempts().items():
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
         typer.echo(f"  {name:<22} {stage.status:<8} {seconds:>10}  {stage.path or ''}")

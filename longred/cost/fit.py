@@ -63,8 +63,7 @@ def refuse_what_cannot_fit(
     words = "only more GPUs (training.parallel.num_processes) would help"
     if settings and settings[-1].memory_bytes <= left:
         last = settings[-1]
-        together = [last] if last.is_alone else settings
-        named = " ".join(one.setting for one in together)
+        named = " ".join(one.setting for one in ([last] if last.is_alone else settings))
         words = f"{named} would need {last.memory_bytes / GIB:.1f} GiB"
     raise PreflightError(
         f"{settings[0].setting.partition('=')[0] if settings else 'training'}: {text}; {words}"

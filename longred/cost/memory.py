@@ -105,9 +105,11 @@ def batch_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str
 
 def losses_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
     """Return the memory alive while a micro-batch's losses are computed, by part, bytes."""
+    # The last layer's output and the final norm's; unfused, also the normalised values.
+    final_norm = 4.0 * (2 if is_fused(job) or job.recipe.trains_adapters else 3) * shape.hidden_size
     return {
         "activations": _held_bytes(shape, job, batch) * shape.num_layers
-        + _final_norm_bytes(shape, job) * batch.tokens,
+        + final_norm * batch.tokens,
         "states": _states_bytes(shape, job, batch),
         "logits": _logits_bytes(shape, job, batch),
     }
@@ -192,22 +194,10 @@ def _held_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     held = layer_bytes(shape, job, batch.tokens)
     if 0 < job.mlp_tile_tokens < batch.tokens:
         held -= mlp_bytes(shape, job, batch.tokens)
-    if job.compile:
+    if job.compile and dtype_bytes(job) == 2 and not job.recipe.trains_adapters:
         # Compiled layers save the bfloat16 copies of their weights.
-        held += _rounded_bytes(shape, job) / shape.num_layers
+        held += 2.0 * shape.num_linear / shape.num_layers
     return held
-
-
-def _rounded_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    return (
-        2.0 * shape.num_linear if dtype_bytes(job) == 2 and not job.recipe.trains_adapters else 0.0
-    )
-
-
-def _final_norm_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """Bytes per token: last layer's output, final norm's output; unfused, the normalised values."""
-    values = 2 if is_fused(job) or job.recipe.trains_adapters else 3
-    return 4.0 * values * shape.hidden_size
 
 
 def num_readers(shape: ModelShape) -> float:

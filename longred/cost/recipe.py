@@ -44,41 +44,34 @@ def shape_of_model(config: "RunConfig") -> ModelShape:
 
 def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:
     """Yield every training of a recipe, window by window; distilled layers are placeholders."""
+    selection = config.selection
+    wanted = len(selection.layers) if selection.layers else selection.num_distill_layers
+    last = range(shape.num_layers - min(wanted, shape.num_layers) + 1, shape.num_layers + 1)
     for at_window in [*config.windows(), config]:
         trained = [METHODS[method].merges or method for method in at_window.training.methods()]
         for method in dict.fromkeys(trained):
-            yield job_of(at_window.training, method, shape, _num_distilled(config, shape))
+            yield _job(at_window.training, method, tuple(last))
 
 
-def job_of(
-    config: "TrainingConfig", method: str, shape: ModelShape, num_distilled: int
-) -> TrainingJob:
+def _job(config: "TrainingConfig", method: str, layers: tuple[int, ...]) -> TrainingJob:
     """Return a training without folders."""
     values = {**config.digest_values(), **config.runtime_values()}
     plain = {name: value for name, value in values.items() if name in TrainingJob.fields()}
-    last = range(shape.num_layers - num_distilled + 1, shape.num_layers + 1)
     recipe = config.recipe(method)
     plain |= {
         "method": method,
         "sigma": config.sigma or recipe.sigma,
         "rows": config.rows(method),
-        "distill_layers": tuple(last) if recipe.uses_layers() else (),
+        "distill_layers": layers if recipe.uses_layers() else (),
     }
-    nowhere: dict[str, Any] = dict.fromkeys(
-        ("data_folder", "student_folder", "teacher_folder", "data_digest"), ""
+    return TrainingJob(
+        data_folder="", student_folder="", teacher_folder="", data_digest="", **plain
     )
-    return TrainingJob(**nowhere, **plain)
 
 
 def lengths_of(config: "RunConfig", job: TrainingJob) -> dict[str, int]:
     """Return the row length of each bucket in one of a recipe's trainings, tokens."""
     return {**config.training.block_lengths(), "long": job.target_window}
-
-
-def _num_distilled(config: "RunConfig", shape: ModelShape) -> int:
-    selection = config.selection
-    wanted = len(selection.layers) if selection.layers else selection.num_distill_layers
-    return min(wanted, shape.num_layers)
 
 
 def choose_speeds(

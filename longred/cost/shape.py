@@ -128,6 +128,5 @@ def named_config(path: str) -> PreTrainedConfig | None:
     file = SHAPES / f"{path.replace('/', '--')}.json"
     if not file.is_file():
         return None
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    config: PreTrainedConfig = AutoConfig.for_model(**values)
+    config: PreTrainedConfig = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
     return config

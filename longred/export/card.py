@@ -36,19 +36,31 @@ def model_card(
         model: the student.
         step: step at which the student was saved; None for the training's result.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     report = run.last_attempts().get("report")
     folder = Path(report.path) if report is not None and report.path else None
     rope = {"method": run.config["extension"]["method"], **main_rope(model.config)}
     rope["max_position_embeddings"] = model.config.max_position_embeddings
-    rows = {key: _rope_value(value) for key, value in rope.items()}
-    parts = [
-        _introduction(run, method, model),
-        _table("Window and RoPE", "| key | value |", rows),
-        _table("Training", "| | |", _training(run, trained, step)),
-        _measurements(run, method, folder, step),
-        _limits(run, folder),
-        _serving(model),
-    ]
+    loader = PackageLoader("longred.export", "")
+    environment = Environment(  # noqa: S701 - the card is Markdown
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    text = environment.get_template("card.md").render(
+        run=run,
+        config=run.config,
+        method=method,
+        step=step,
+        num_parameters=sum(weight.numel() for weight in model.parameters()),
+        architecture=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        rope={key: _rope_value(value) for key, value in rope.items()},
+        training=_training(run, trained, step),
+        has_report=folder is not None,
+        measurements=_measurements(run, method, folder, step),
+        commands=serve_commands(model.config, Path("MODEL")),
+        notes=serving_notes(model.config),
+    )
     path = str(run.config["model"]["path"])
     is_hub_name = _HUB_NAME.fullmatch(path) and not Path(path).exists()
     data = ModelCardData(
@@ -58,8 +70,7 @@ def model_card(
         pipeline_tag="text-generation",
         tags=["long-context", "longred", method],
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n" + "\n\n".join(parts) + "\n")
-    return str(card.content)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").content)
 
 
 def _license(folder: Path) -> str | None:
@@ -69,26 +80,6 @@ def _license(folder: Path) -> str | None:
         return None
     found = ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
     return found if isinstance(found, str) else None
-
-
-def _introduction(run: RunRecord, method: str, model: PreTrainedModel) -> str:
-    config, recipe = run.config, str(run.config.get("name", run.recipe))
-    revision = config["model"].get("revision")
-    at = f" at revision `{revision}`" if revision else ""
-    size = sum(weight.numel() for weight in model.parameters())
-    return (
-        f"# {recipe}, {method}\n\n"
-        f"`{config['model']['path']}`{at} with its context window extended from "
-        f"{config['original_window']:,} to {config['target_window']:,} tokens. "
-        f"{size / 1e6:,.1f} M parameters, {type(model).__name__}, weights in "
-        f"{str(model.dtype).removeprefix('torch.')}. Trained by longred, run `{run.id}`. The "
-        "licence of the original model applies."
-    )
-
-
-def _table(title: str, header: str, rows: Mapping[str, Any]) -> str:
-    lines = [f"| {key} | {value} |" for key, value in rows.items()]
-    return "\n".join([f"## {title}", "", header, "|---|---|", *lines])
 
 
 def _rope_value(value: Any) -> str:
@@ -123,28 +114,24 @@ def _training(run: RunRecord, trained: Artifact, step: int | None) -> dict[str, 
     }
 
 
-def _measurements(run: RunRecord, method: str, report: Path | None, step: int | None) -> str:
+def _measurements(
+    run: RunRecord, method: str, report: Path | None, step: int | None
+) -> dict[str, str]:
+    """Return the report's table, and the usable length or the measurements of a saved step."""
     if report is None or not (report / "table.md").is_file():
-        return "## Measurements\n\nNothing was measured in this run."
-    if step is None:
-        reach = usable_length(read_json(report / "scores.json"), method, run.config)
-    else:
-        found = {
-            line["key"].rpartition("/")[2]: float(line["value"])
-            for line in Journal(report / JOURNAL_NAME).read()
-            if line["key"].startswith(f"{method}/by_step/") and line["step"] == step
-        }
-        own = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found.items())
-        reach = (
-            f"This folder holds the student of {method} after step {step}; the table lists the "
-            f"final students. Measurements of this student: {own or 'none'}."
-        )
+        return {}
     table = (report / "table.md").read_text(encoding="utf-8").strip()
-    text = re.sub(r"^#", "###", table, flags=re.MULTILINE)
-    return (
-        "## Measurements\n\nAll models of this run were evaluated on the same frozen samples under "
-        f"one configuration. {reach}\n\n{text}"
-    )
+    found = {"table": re.sub(r"^#", "###", table, flags=re.MULTILINE)}
+    if step is None:
+        scores = read_json(report / "scores.json")
+        return found | {"reach": usable_length(scores, method, run.config)}
+    own = {
+        line["key"].rpartition("/")[2]: float(line["value"])
+        for line in Journal(report / JOURNAL_NAME).read()
+        if line["key"].startswith(f"{method}/by_step/") and line["step"] == step
+    }
+    words = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in own.items())
+    return found | {"own": words or "none"}
 
 
 def usable_length(scores: Mapping[str, Any], method: str, config: Mapping[str, Any]) -> str:
@@ -162,28 +149,3 @@ def usable_length(scores: Mapping[str, Any], method: str, config: Mapping[str, A
         f"{basis:.1f} at {int(window):,}. Measured lengths: "
         f"{', '.join(f'{n:,}' for n in sorted(averages))}."
     )
-
-
-def _limits(run: RunRecord, report: Path | None) -> str:
-    evaluation = run.config.get("evaluation", {})
-    ruler, short = evaluation.get("ruler", {}), evaluation.get("short", {})
-    lines = [
-        "One training with one seed: differences within the intervals above may be due to chance."
-    ]
-    if report is not None:
-        lines += [
-            f"RULER means the tasks {', '.join(ruler.get('tasks', []))} here, with "
-            f"{ruler.get('num_samples')} samples each, up to {max(ruler['lengths']):,} tokens; "
-            "synthetic tasks do not show that the model understands documents of that length.",
-            f"Short text was measured only by the suite `{short.get('suite')}`, with "
-            f"{short.get('num_samples')} samples per task.",
-        ]
-    lines.append("Safety, bias and languages other than those of the data were not measured.")
-    return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
-
-
-def _serving(model: PreTrainedModel) -> str:
-    commands = serve_commands(model.config, Path("MODEL"))
-    lines = [f"# {name}\n" + "\n".join(lines) for name, lines in commands.items()]
-    notes = [f"- {note}." for note in serving_notes(model.config)]
-    return "\n".join(["## Use", "", "```sh", *lines, "```", *notes])
