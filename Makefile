@@ -33,7 +33,7 @@ test: install lint types ## lint, types and all tests
 	$(PYTEST)
 
 test-fast: install ## the fast tests, in under three minutes on 2 cores
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not medium and not gpu"
 
 # Works without longred installed: on a bare GPU machine with torch, triton and transformers.
 DEADLINE ?= 540

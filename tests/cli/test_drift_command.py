@@ -30,6 +30,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.medium
 def test_two_models_are_compared_outside_of_a_pipeline(
     tiny_model_folder: Path, student_folder: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def make_plain_job(**values: object) -> TrainingJob:
     return TrainingJob(**{**folders, **defaults, **windows, **values})
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("dtype", "is_fused", "fp8"),
     [

@@ -227,6 +227,7 @@ def test_a_bucket_that_a_sample_shows_cannot_be_filled(
     assert not list(work.rglob("*.json"))
 
 
+@pytest.mark.medium
 def test_a_corpus_that_may_be_enough_is_tokenised(
     make_config: Callable[..., DataConfig], run: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_documents_held_out_are_whole_and_unseen(
         assert (row["source"], row["path"]) == ("words", "corpus.jsonl")
 
 
+@pytest.mark.medium
 def test_sources_share_buckets_as_asked_in_both_splits(
     make_config: Callable[..., DataConfig], run: Callable[..., Path], corpus: Path
 ) -> None:
@@ -288,6 +290,7 @@ def test_sources_share_buckets_as_asked_in_both_splits(
     assert {json.loads(row)["source"] for row in rows} == {"words"}
 
 
+@pytest.mark.medium
 def test_every_stretch_of_a_bucket_file_is_a_fair_sample(
     make_config: Callable[..., DataConfig],
     run: Callable[..., Path],
@@ -339,6 +342,7 @@ def test_a_disk_that_is_too_small(
         run(make_config())
 
 
+@pytest.mark.medium
 def test_the_demo_recipe_in_small(run: Callable[..., Path]) -> None:
     data = load_recipe("demo").data
     # The test tokenizer gives about twice as many tokens per text as the demo's own.

@@ -78,6 +78,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.medium
 def test_a_slurm_job_asks_for_what_the_recipe_says_and_its_records_are_validated(
     make_job: Callable[..., Job], slurm: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_jobs_that_end_without_their_records(
     assert SETTINGS["env_command"] in (slurm / "job-0").read_text()
 
 
+@pytest.mark.medium
 def test_an_error_in_a_job_is_the_users_own(
     make_job: Callable[..., Job], slurm: Path, corpus: Path
 ) -> None:

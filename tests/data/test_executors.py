@@ -75,6 +75,7 @@ def expected(
     return digests(folder)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "executor",
     [{"num_workers": 2, "max_tasks": 3}, {"kind": "datatrove", "num_workers": 2, "max_tasks": 3}],
@@ -193,6 +194,7 @@ def _end_abruptly(*_: Any) -> None:
     os._exit(9)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("executor", [{"num_workers": 2}, {"kind": "datatrove"}])
 def test_a_bad_shard_ends_the_preparation_with_its_own_message(
     executor: dict[str, Any],
@@ -210,6 +212,7 @@ def test_a_bad_shard_ends_the_preparation_with_its_own_message(
     assert (row["path"], row["raw"]) == ("corpus.jsonl", "{broken")
 
 
+@pytest.mark.medium
 def test_a_flipped_byte_in_a_shard_is_refused_by_name(
     many_shards: Callable[..., DataConfig], tiny_model_folder: Path, tmp_path: Path
 ) -> None:

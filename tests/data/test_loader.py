@@ -172,6 +172,7 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
         BlockFile(tmp_path, "long")
 
 
+@pytest.mark.medium
 def test_the_loader_needs_no_more_than_a_training_box_has() -> None:
     code = (
         "import sys, longred.data.loader; "

@@ -34,6 +34,7 @@ def test_shipped_folder_is_small_and_complete(model, tokenizer):
     assert model.config.bos_token_id == tokenizer.bos_token_id
 
 
+@pytest.mark.medium
 def test_model_finds_needles_with_unseen_keys_values_and_text(model, tokenizer, held_out_texts):
     prompts = measure.needle_prompts(tokenizer, count=40, window=256, passages=held_out_texts)
     assert measure.exact_match(model, tokenizer, prompts) >= 0.85
@@ -45,6 +46,7 @@ def test_model_tells_keys_apart(model, tokenizer):
     assert measure.exact_match(model, tokenizer, prompts) >= 0.75
 
 
+@pytest.mark.medium
 def test_model_has_learned_the_library(model, tokenizer, held_out_texts):
     bits, nats = measure.bits_per_byte(model, tokenizer, held_out_texts[:4], window=256)
     assert bits < 2.0

@@ -54,6 +54,7 @@ def changed_model(folder: Path, change: Callable[[Path], None]) -> Path:
     return folder
 
 
+@pytest.mark.medium
 def test_a_tokenizer_without_bos_and_a_short_text(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_tokenizer_without_bos_and_a_short_text(
     assert re.search(r"it is repeated in niah_single_2 at 256 tokens \(\d+ times\)", caplog.text)
 
 
+@pytest.mark.medium
 def test_a_broken_model_is_named(tmp_path: Path) -> None:
     def spoil(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -90,6 +92,7 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
     assert message.endswith("finished results are saved")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -78,6 +78,7 @@ def spelt_out(sample: dict[str, Any]) -> str:
     return f"<|bos|><user>{sample['input']}<|eos|><assistant>{sample.get('prefix', '')}"
 
 
+@pytest.mark.medium
 def test_questions_go_through_the_template(
     answers: dict[str, Any], folder: Path, samples_folder: Path, tokenizer: Any
 ) -> None:

@@ -85,6 +85,7 @@ def backends() -> dict[str, Tokenizer]:
     return found
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=100)
 @given(texts=st.lists(AWKWARD | LINES, max_size=5))
 def test_pieces_count_as_a_whole(backends: dict[str, Tokenizer], texts: list[str]) -> None:
@@ -98,6 +99,7 @@ def test_pieces_count_as_a_whole(backends: dict[str, Tokenizer], texts: list[str
         assert [size + num_bos for size in pieces(texts)] == wanted
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=50)
 @given(
     around=st.tuples(AWKWARD | LINES, AWKWARD | LINES),

@@ -96,6 +96,7 @@ def test_answers_and_metrics_are_written(finished: Path) -> None:
     assert len(points) == len(set(points))
 
 
+@pytest.mark.medium
 def test_batch_size_changes_nothing(finished: Path, run: Run, config: EvaluationConfig) -> None:
     other = run(used=config.model_copy(update={"batch_size": 1}))
     for path in sorted((finished / "samples").iterdir()):
@@ -107,6 +108,7 @@ def test_batch_size_changes_nothing(finished: Path, run: Run, config: Evaluation
             assert first == second
 
 
+@pytest.mark.medium
 def test_killed_run_repeats_one_unit(
     run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ def test_killed_run_repeats_one_unit(
     assert [step[0] for step in seen] == list(range(1, 11))
 
 
+@pytest.mark.medium
 def test_other_lengths_and_models_redo_nothing(
     run: Run,
     finished: Path,
@@ -233,6 +236,7 @@ def test_kill_minus_nine_loses_nothing_that_was_finished(
     assert read(folder)["short"] == read(finished)["short"]
 
 
+@pytest.mark.medium
 def test_global_generators_are_left_alone(run: Run) -> None:
     random.seed(5)
     np.random.seed(5)

@@ -69,6 +69,7 @@ def write_suite(path: Path, files: dict[str, str], **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.medium
 def test_scores_are_those_of_the_harness(
     files: dict[str, str],
     config: EvaluationConfig,

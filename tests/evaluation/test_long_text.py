@@ -60,6 +60,7 @@ def test_losses_equal_single_predictions(judge: Any, rows: torch.Tensor) -> None
         )
 
 
+@pytest.mark.medium
 def test_key_tokens_equal_the_definition(judge: Any, rows: torch.Tensor) -> None:
     found = key_tokens(judge, rows, short_context=SHORT)
     stride = SHORT // 4

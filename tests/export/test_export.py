@@ -176,6 +176,7 @@ def test_a_folder_that_reads_otherwise_is_refused(
         list(check_export(exported))
 
 
+@pytest.mark.medium
 def test_another_process_reads_it_back(tiny_model_folder: Path, tmp_path: Path) -> None:
     store, run = trained_run(tiny_model_folder, tmp_path, "yarn")
     exported = export_student(store, run, tmp_path / "model", dtype="bfloat16")

@@ -68,6 +68,7 @@ def test_the_webhook_is_told_of_success_and_failure_and_its_address_is_not_logge
     assert "secret-token" not in caplog.text
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/secret-token", "nonsense", ""])
 def test_a_webhook_that_is_not_there_changes_nothing(

@@ -34,6 +34,7 @@ def earlier(
     return record
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("prefect_server")
 def test_what_comes_before_a_stage_must_be_there_and_the_record_names_the_earlier_run(
     earlier: RunRecord, tmp_path: Path

@@ -88,6 +88,7 @@ def check(got: Statistics, problem: Problem, atol: float = 5e-6, rtol: float = 1
         torch.testing.assert_close(value.cpu().double(), wanted, atol=atol, rtol=rtol)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 77])
 @pytest.mark.parametrize(
@@ -100,6 +101,7 @@ def test_equals_float64_under_every_mask(
     check(run(case, sizes(64, 32, 64)), case)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -127,12 +129,14 @@ def test_every_configuration_equals_float64(
             check(run(case, {"kwargs": config.kwargs, **chosen}), case)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("chunk", [16, 64])
 def test_strong_logits_stay_exact(run: Run, chunk: int) -> None:
     case = make(torch.float32, 65, 64, size=60.0)
     check(run(case, sizes(64, 32, chunk)), case, atol=5e-4, rtol=1e-4)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("chunk", [16, 64])
 def test_tensors_may_be_views(run: Run, chunk: int) -> None:
     case = make(torch.float32, 33, 64, heads=(2, 1))
@@ -145,6 +149,7 @@ def test_tensors_may_be_views(run: Run, chunk: int) -> None:
             assert torch.equal(value, expected)
 
 
+@pytest.mark.medium
 def test_equal_models_are_at_no_distance(run: Run) -> None:
     case = make(torch.float32, 33, 64)
     same = Problem(*case[:2], *case[:2], case.scale, None)
@@ -159,6 +164,7 @@ def test_what_the_kernel_cannot_do_is_refused(run: Run) -> None:
         run(case._replace(student_key_BhTd=case.student_key_BhTd.half()), sizes(32, 16, 16))
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(ON_GPU, reason="a GPU times the configurations itself")
 @pytest.mark.parametrize("window", [None, 20])
 def test_configurations_are_timed_once(window: int | None) -> None:

@@ -46,6 +46,7 @@ def test_metrics_are_told_by_training_step(journal, study: Study) -> None:
     assert not any("-step-" in key for key in journal)
 
 
+@pytest.mark.medium
 def test_a_run_that_kept_nothing_says_nothing(study: Study, tmp_path: Path) -> None:
     models = ("original", "rescaled", "cpt", "longred-c")
     recipe = {**RECIPE, "training": {**RECIPE["training"], "keep_steps": []}}
@@ -71,6 +72,7 @@ def make_points(similarity, retention) -> list[Point]:
     ]
 
 
+@pytest.mark.medium
 def test_correlations_and_their_intervals_against_scipy() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=12)

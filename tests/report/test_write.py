@@ -189,6 +189,7 @@ def test_metrics_name_the_model_and_mlflow_takes_every_key(report: Path) -> None
     assert all(re.fullmatch(r"[\w\-./ ]+", line["key"]) for line in lines)
 
 
+@pytest.mark.medium
 def test_a_run_of_one_method_without_references_still_reports(study: Study, tmp_path: Path) -> None:
     report = write_report(
         study,

@@ -51,6 +51,7 @@ class Pipeline:
         return {stage.name: (stage.status, stage.reason or "") for stage in watcher.stages}
 
 
+@pytest.mark.medium
 def test_reasons_name_the_changed_key_and_follow_downstream(config: RunConfig) -> None:
     pipeline = Pipeline(config)
     first = pipeline.run()
@@ -81,6 +82,7 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(config: RunConfig) -> None:
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
+@pytest.mark.medium
 def test_one_stage_alone_needs_what_is_before_it_and_leaves_what_follows(config: RunConfig) -> None:
     pipeline = Pipeline(config)
     with pytest.raises(ConfigError, match="--only training: data is not made yet"):

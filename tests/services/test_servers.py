@@ -104,6 +104,7 @@ def test_a_process_that_took_over_an_id_is_not_taken_for_the_service(tmp_path: P
         child.wait()
 
 
+@pytest.mark.medium
 def test_a_temporary_server_answers_and_ends_with_its_owner(tmp_path: Path) -> None:
     program = (
         "import sys, os, pathlib\n"
@@ -130,6 +131,7 @@ def test_a_temporary_server_answers_and_ends_with_its_owner(tmp_path: Path) -> N
     assert (tmp_path / "prefect" / "prefect.db").is_file()
 
 
+@pytest.mark.medium
 def test_a_server_that_cannot_start_is_reported_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

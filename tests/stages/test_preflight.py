@@ -56,6 +56,7 @@ def artifacts(folder: Path) -> list[str]:
     return sorted(path.name for path in Store(folder / "store").artifacts.glob("*"))
 
 
+@pytest.mark.medium
 def test_what_cannot_fit_is_refused_before_any_stage(small_machine, tmp_path: Path):
     with pytest.raises(PreflightError, match=r"training\.micro_batch_tokens: longred-c needs"):
         begin(tmp_path)

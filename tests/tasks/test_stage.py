@@ -81,6 +81,7 @@ def task_states(flow_run_id: str) -> list[tuple[str, str, str]]:
     return [(r.name, str(r.state_type.value), str(r.state_name)) for r in runs]
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("prefect_server", "_start_over")
 def test_reused_work_is_shown_as_skipped_and_still_returned(tmp_path: Path, tracking: str) -> None:
     store = str(tmp_path / "store")

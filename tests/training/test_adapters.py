@@ -25,6 +25,7 @@ from longred.training.trainer import Trainer
 LAYERS = (1, 2, 3)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_without_adapters_the_student_is_the_teacher_bit_for_bit(
     dtype, make_job: MakeJob, tmp_path: Path
@@ -72,6 +73,7 @@ def test_gradients_against_float64(make_job: MakeJob, tmp_path: Path, monkeypatc
     assert relative_error({name: found[name] for name in expected}, expected) < 2e-5
 
 
+@pytest.mark.medium
 def test_only_adapters_are_trained_and_saved(make_job: MakeJob, tmp_path: Path):
     trainer = Trainer(make_job(method="lora", dtype="bfloat16"), tmp_path)
     before = {name: weight.clone() for name, weight in trainer.student.named_parameters()}
@@ -106,6 +108,7 @@ def test_the_result_is_a_whole_model_and_its_adapters(make_job: MakeJob, tmp_pat
     assert len(adapted) == 6
 
 
+@pytest.mark.medium
 def test_adapters_in_little_memory(make_job: MakeJob, tmp_path: Path):
     """Combine tiles, checkpointing and 8-bit moments; compare the steps, also after a stop."""
     lora = {"rank": 64, "alpha": 64.0, "objectives": "longred-c"}

@@ -101,6 +101,7 @@ CASES: dict[str, tuple[Make, str, dict[str, Any]]] = {
 CHAT = "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES)
 def test_the_whole_path(
     case: str, make_job: MakeJob, tiny_model_folder: Path, tmp_path: Path

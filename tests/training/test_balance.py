@@ -46,6 +46,7 @@ def reference_norms(job) -> dict[str, float]:
     }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("micro_batch_tokens", [1, 4096])
 def test_the_first_weights_are_ratios_of_float64_gradient_norms(
     micro_batch_tokens, make_job: MakeJob, tmp_path: Path
@@ -107,6 +108,7 @@ def test_what_is_switched_off_or_has_no_text_beside_it_is_not_balanced():
         assert not alone.is_due(1)
 
 
+@pytest.mark.medium
 def test_weights_are_measured_every_so_often_and_go_on_exactly(
     make_job: MakeJob, processes, tmp_path: Path
 ):

@@ -18,6 +18,7 @@ def saved_steps(work: Path) -> list[str]:
     return sorted(path.name for path in (work / "checkpoints").iterdir())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("fault", "exit_code", "left"),
     [
@@ -39,6 +40,7 @@ def test_disturbed_run_is_finished_bit_identically(
     assert saved_steps(tmp_path) == ["step-000010", "step-000012"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "values",
     [
@@ -58,12 +60,14 @@ def test_every_kind_of_method_is_resumed_bit_identically(
     assert_same_run(train(job, tmp_path / "cut"), whole)
 
 
+@pytest.mark.medium
 def test_resume_of_a_resume(make_job: MakeJob, uninterrupted: Path, processes, tmp_path: Path):
     for fault in ("kill@6", "kill@9", "terminate@11"):
         assert run(processes, make_job(), tmp_path, fault=fault) in (-9, 143)
     assert_same_run(train(make_job(), tmp_path), uninterrupted)
 
 
+@pytest.mark.medium
 def test_resume_after_the_last_step_only_writes_the_result(
     make_job: MakeJob, uninterrupted: Path, tmp_path: Path
 ):
@@ -82,6 +86,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.medium
 def test_damaged_newest_checkpoint_is_set_aside(
     make_job: MakeJob, uninterrupted: Path, processes, tmp_path: Path, caplog
 ):
@@ -189,6 +194,7 @@ def test_other_block_counts_are_refused(make_job: MakeJob, tmp_path: Path):
         train(make_job(num_steps=1, data_folder=str(tmp_path / "data")), tmp_path / "work")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_room_is_asked_for_what_is_written(
     optimizer: str, make_job: MakeJob, tmp_path: Path, monkeypatch

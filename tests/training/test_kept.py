@@ -65,6 +65,7 @@ def test_adapters_are_merged_into_it(make_job: MakeJob, tmp_path: Path):
     assert weights_digest(folder) == weights_digest(shorter)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fault", ["kill@4", "kill@8", "terminate@7"])
 def test_it_survives_what_interrupts_the_training(
     fault, keeping: TrainingJob, kept: Path, processes, tmp_path: Path
@@ -77,6 +78,7 @@ def test_it_survives_what_interrupts_the_training(
     assert folders(again) == folders(kept)
 
 
+@pytest.mark.medium
 def test_one_that_was_not_whole_is_written_again(
     keeping: TrainingJob, kept: Path, processes, tmp_path: Path
 ):

@@ -66,6 +66,7 @@ def test_killed_parent_then_the_same_command_again(
     assert progress[-1][2].startswith("longred-c: loss ")
 
 
+@pytest.mark.medium
 def test_signal_to_the_parent_reaches_the_trainer(make_job: MakeJob, tmp_path: Path):
     timer = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
@@ -81,6 +82,7 @@ def test_signal_to_the_parent_reaches_the_trainer(make_job: MakeJob, tmp_path: P
     assert json.loads(states[-1].read_text())["step"] >= 2
 
 
+@pytest.mark.medium
 def test_an_error_in_the_parent_ends_the_trainer(make_job: MakeJob, tmp_path: Path):
     def fail(step: int, num_steps: int, text: str) -> None:
         raise ZeroDivisionError
@@ -91,6 +93,7 @@ def test_an_error_in_the_parent_ends_the_trainer(make_job: MakeJob, tmp_path: Pa
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.medium
 def test_second_trainer_ends_at_once(make_job: MakeJob, tmp_path: Path):
     with only_trainer(tmp_path, parent=os.getpid()):
         started = time.monotonic()
@@ -100,6 +103,7 @@ def test_second_trainer_ends_at_once(make_job: MakeJob, tmp_path: Path):
         assert time.monotonic() - started < 300.0
 
 
+@pytest.mark.medium
 def test_a_killed_child_is_a_lost_process(make_job: MakeJob, tmp_path: Path):
     note = tmp_path / "trainer.json"
 

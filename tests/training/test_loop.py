@@ -81,6 +81,7 @@ def test_whole_step_against_float64(values, make_job: MakeJob, tmp_path: Path, m
     assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.medium
 def test_bfloat16_stays_near_float32(make_job: MakeJob, tmp_path: Path, monkeypatch):
     values = {"max_grad_norm": 1e9}
     exact, grads = first_step(make_job(**values), tmp_path / "a", monkeypatch)
@@ -131,6 +132,7 @@ def test_teacher_is_no_part_of_what_is_trained(make_job: MakeJob, tmp_path: Path
     assert saved.keys() == named_weights(trainer.student).keys()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("activation_checkpointing", ["none", "selective", "full"])
 def test_an_unchanged_student_has_no_distillation_loss_and_no_gradient(
@@ -174,6 +176,7 @@ def test_methods_without_distillation_load_no_teacher(
     assert {key for _, key, _ in curve(result)} == keys | always
 
 
+@pytest.mark.medium
 def test_losses_fall_and_the_result_is_a_model_folder(make_job: MakeJob, tmp_path: Path):
     steps = {}
     job = make_job(num_steps=30, seed=0)

@@ -101,6 +101,7 @@ def test_the_refusal_names_settings_that_would_do(
     assert "training.activation_checkpointing=selective would need" in str(error.value)
 
 
+@pytest.mark.medium
 def test_the_trainers_process_ends_with_the_code_of_the_table(
     make_job: MakeJob, tmp_path: Path
 ) -> None:

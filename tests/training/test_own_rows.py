@@ -129,6 +129,7 @@ def load_with_little_memory(job: dict[str, Any], weight_bytes: int) -> None:
         assert used < 0.9 * weight_bytes, f"{used / 2**20:.0f} of {weight_bytes / 2**20:.0f} MiB"
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
 def test_no_process_holds_a_whole_model(make_job: MakeJob, processes, tmp_path: Path):
     config = LlamaConfig(

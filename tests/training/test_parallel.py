@@ -60,6 +60,7 @@ def assert_close_weights(result: Path, reference: Path) -> None:
         assert (ours[name] - weight).norm() <= 1e-5 * max(weight.norm(), 1e-2), name
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("values", "parallel", "num_processes"),
     [
@@ -102,6 +103,7 @@ def test_several_processes_equal_one(
     assert_equal_but_for_the_last_bits(tmp_path / "several/result", alone)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", ["qwen2-window", "gemma3"])
 def test_tied_embeddings_and_sliding_windows(
     case, make_job: MakeJob, tiny_model_folder: Path, processes, tmp_path: Path
@@ -146,6 +148,7 @@ def saved(work: Path) -> list[str]:
     return sorted(path.name for path in (work / "checkpoints").iterdir())
 
 
+@pytest.mark.medium
 def test_a_killed_process_ends_the_others_and_any_number_goes_on(
     two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
 ):
@@ -159,6 +162,7 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(
     assert_equal_but_for_the_last_bits(train(two_job, tmp_path / "one"), undisturbed)
 
 
+@pytest.mark.medium
 def test_several_processes_go_on_where_one_stopped(
     two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
 ):
@@ -187,6 +191,7 @@ def test_what_disturbs_one_process_ends_all_and_loses_nothing(
     assert_same_run(tmp_path / "result", undisturbed)
 
 
+@pytest.mark.medium
 def test_a_damaged_file_of_one_process_is_noticed(
     two_job: TrainingJob, undisturbed: Path, processes, tmp_path: Path
 ):
@@ -285,6 +290,7 @@ def test_eight_bit_floats_on_several_processes(fp8_job: TrainingJob, processes, 
     assert metrics(tmp_path / "two/result")[1, "train/long_loss"] != plain
 
 
+@pytest.mark.medium
 def test_eight_bit_floats_that_are_too_rough_in_one_process_end_all(
     fp8_job: TrainingJob, processes, tmp_path: Path
 ):
@@ -294,6 +300,7 @@ def test_eight_bit_floats_that_are_too_rough_in_one_process_end_all(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.medium
 def test_an_unchanged_student_is_the_teacher_in_every_process(
     make_job: MakeJob, processes, tmp_path: Path
 ):

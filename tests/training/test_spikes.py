@@ -104,6 +104,7 @@ def spikes(work: Path) -> dict[int, float]:
     return {line["step"]: line["value"] for line in lines if line["key"] == "train/loss_spike"}
 
 
+@pytest.mark.medium
 def test_a_spike_is_told_of_and_the_training_goes_on(long_job, processes, tmp_path: Path):
     assert run(processes, long_job, tmp_path, fault="spike@24") == 0
     assert list(spikes(tmp_path)) == [24]
@@ -112,6 +113,7 @@ def test_a_spike_is_told_of_and_the_training_goes_on(long_job, processes, tmp_pa
     assert summary["num_steps"] == 28
 
 
+@pytest.mark.medium
 def test_three_in_a_row_end_the_training_which_resumes_exactly(long_job, processes, tmp_path: Path):
     whole = train(long_job, tmp_path / "whole")
     work = tmp_path / "work"

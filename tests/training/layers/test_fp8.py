@@ -86,6 +86,7 @@ def test_a_compiled_layer_holds_its_master_and_no_copy(tiny_model_folder: Path):
     assert [t.untyped_storage().data_ptr() for t in weights] == [own]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", CHECKPOINTING)
 def test_a_training_in_8_bits_stays_near(kind, emulated, make_job: MakeJob, tmp_path, monkeypatch):
     values = {"dtype": "bfloat16", "max_grad_norm": 1e9, "activation_checkpointing": kind}
@@ -96,6 +97,7 @@ def test_a_training_in_8_bits_stays_near(kind, emulated, make_job: MakeJob, tmp_
     assert relative_error(found, grads) < 0.5
 
 
+@pytest.mark.medium
 def test_the_check_measures_the_first_rows_and_takes_no_step(
     emulated, make_job: MakeJob, tmp_path: Path, caplog, monkeypatch
 ):
@@ -125,6 +127,7 @@ def test_the_check_measures_the_first_rows_and_takes_no_step(
     assert trainer.loader.next_step()["long"].block_ids == expected
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "message"),
     [
