@@ -36,10 +36,10 @@ def shape_of_model(config: "RunConfig") -> ModelShape:
         ConfigError, PreflightError: see `longred.models.load.resolve_model`.
     """
     path = config.model.path
-    named = None if Path(path).expanduser().exists() else named_config(path)
-    if named is not None:
-        return shape_of(named)
-    return shape_of(load_config(resolve_model(path, config.model.revision, weights=False)))
+    packaged = None if Path(path).expanduser().exists() else named_config(path)
+    return shape_of(
+        packaged or load_config(resolve_model(path, config.model.revision, weights=False))
+    )
 
 
 def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:

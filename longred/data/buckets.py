@@ -7,13 +7,13 @@ from pathlib import Path
 
 from longred.config import DataConfig
 from longred.data.estimate import refuse_hopeless
-from longred.data.executors import Counts, MapGroups, finished, run_shards
+from longred.data.executors import MapGroups, run_shards
 from longred.data.layout import DTYPES
 from longred.data.quotas import not_enough_text, source_quotas
 from longred.data.reading import Reading
 from longred.data.shards import Shard, read_record
 from longred.data.sources import check_sources, fingerprints
-from longred.data.tokenise import Job
+from longred.data.tokenise import Counts, Job, finished
 from longred.data.tokens import TextTokenizer
 from longred.data.writing import write_folder
 from longred.errors import PreflightError

@@ -15,9 +15,8 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from longred.data.executors import Tick, finished, wait_for
 from longred.data.shards import Shard
-from longred.data.tokenise import Job, tokenise_shard
+from longred.data.tokenise import Job, Tick, finished, tokenise_shard, wait_for
 from longred.errors import BY_EXIT_CODE, ConfigError, LongredError, LostProcessError, PreflightError
 from longred.store.artifacts import canonical_digest, read_json, write_json
 

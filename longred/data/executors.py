@@ -9,54 +9,22 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
 from typing import Any
 
-from longred.data.shards import Shard, read_record
-from longred.data.tokenise import Job, tokenise_shard
+from longred.data.shards import Shard
+from longred.data.tokenise import Counts, Job, Tick, tokenise_shard, wait_for
 from longred.errors import LostProcessError
 
-TICK_SECONDS = 0.5
 BYTES_PER_GROUP = 2**26
 # With less text per process, starting one takes longer than it saves.
 BYTES_PER_WORKER = 2**24
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Progress of tokenising: bytes of text, documents, tokens, rejected rows."""
-
-    num_bytes: int = 0
-    documents: int = 0
-    tokens: int = 0
-    rejected: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        """Return the sum of each count."""
-        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
-
-
-Tick = Callable[[Counts], None]
-"""Called periodically with what has been done since `run_shards` began."""
-
 Group = list[Shard]
 MapGroups = Callable[[Callable[[Group], None], list[Group], Callable[[], None]], None]
 """Calls the function on every group in parallel, and its last argument periodically meanwhile."""
-
-
-def finished(job: Job, shards: Sequence[Shard]) -> tuple[Counts, list[Shard]]:
-    """Return the counts of the finished shards, and the shards that have no record yet."""
-    counts, missing = Counts(), []
-    for shard in shards:
-        record = read_record(shard, job.folder, job.identity)
-        if record:
-            rejected = sum(record.rejected.values())
-            counts += Counts(shard.num_bytes, record.documents, record.read_tokens, rejected)
-        else:
-            missing.append(shard)
-    return counts, missing
 
 
 class _Cancelled(Exception):
@@ -140,16 +108,6 @@ def map_in_threads(
     finally:
         # After an error the threads still wait for the pool, which the caller stops next.
         threads.shutdown(wait=False, cancel_futures=True)
-
-
-def wait_for(futures: Sequence[Future[Any]], tick: Callable[[], object]) -> None:
-    """Wait for futures and call `tick` periodically; the first error ends the wait."""
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=TICK_SECONDS, return_when="FIRST_COMPLETED")
-        for future in done:
-            future.result()
-        tick()
 
 
 _counts: Any = None

@@ -3,8 +3,9 @@
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,10 +24,29 @@ BATCH_CHARACTERS = 2**18
 # Size of the whole held-out texts to save: 8 times the held-out tokens, at about 4 bytes each.
 TEXT_BYTES_PER_TOKEN = 32
 MIN_HELD_OUT_DOCUMENTS = 30
+TICK_SECONDS = 0.5
 SUFFIXES = (".bin", ".npy", ".texts.jsonl", ".quarantine.jsonl", ".contaminated.jsonl")
 
 Count = Callable[[int, int, int, int], None]
 """Called with increments: bytes of text, documents, tokens and rejected rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Progress of tokenising: bytes of text, documents, tokens, rejected rows."""
+
+    num_bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Return the sum of each count."""
+        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+Tick = Callable[[Counts], None]
+"""Called periodically with what has been done since `run_shards` began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,3 +229,26 @@ class _Tokeniser:
 def load_tokenizer(folder: str, add_bos: bool) -> TextTokenizer:
     """Return a job's tokenizer; cached, so that each process reads it once."""
     return TextTokenizer(Path(folder), add_bos=add_bos)
+
+
+def finished(job: Job, shards: Sequence[Shard]) -> tuple[Counts, list[Shard]]:
+    """Return the counts of the finished shards, and the shards that have no record yet."""
+    counts, missing = Counts(), []
+    for shard in shards:
+        record = read_record(shard, job.folder, job.identity)
+        if record:
+            rejected = sum(record.rejected.values())
+            counts += Counts(shard.num_bytes, record.documents, record.read_tokens, rejected)
+        else:
+            missing.append(shard)
+    return counts, missing
+
+
+def wait_for(futures: Sequence[Future[Any]], tick: Callable[[], object]) -> None:
+    """Wait for futures and call `tick` periodically; the first error ends the wait."""
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, timeout=TICK_SECONDS, return_when="FIRST_COMPLETED")
+        for future in done:
+            future.result()
+        tick()

@@ -76,7 +76,7 @@ class EvaluatedModel:
             return self.transformers_lm
         from longred.evaluation.vllm import VllmEngine, VllmLM
 
-        return VllmLM(self.transformers_lm, VllmEngine(self))
+        return VllmLM(self.transformers_lm, VllmEngine(self.model, self.config, self.max_tokens))
 
     @cached_property
     def transformers_lm(self) -> Any:

@@ -5,14 +5,15 @@ bounded.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longred.config import EvaluationConfig
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation.lm import TransformersLM, padded
-from longred.evaluation.model import EvaluatedModel
 from longred.evaluation.own_tasks import run_own_task
 from longred.evaluation.tasks import Row, Task
 from longred.models.load import load_config
@@ -28,13 +29,15 @@ class VllmEngine:
     """A model folder in vLLM, on one GPU.
 
     Args:
-        model: the model under evaluation.
+        folder: the model's folder.
+        config: how it is evaluated.
+        max_tokens: tokens of a prompt and its answer, at most.
 
     Raises:
         PreflightError: vLLM is not installed.
     """
 
-    def __init__(self, model: EvaluatedModel) -> None:
+    def __init__(self, folder: Path, config: EvaluationConfig, max_tokens: int) -> None:
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
@@ -42,14 +45,13 @@ class VllmEngine:
                 f"evaluation.backend: vllm cannot be imported ({error}); "
                 "`pip install longred[vllm]` on a machine with a GPU, or set evaluation.backend=hf"
             ) from error
-        window = int(load_config(model.model).max_position_embeddings)
-        max_tokens = model.max_tokens
+        window = int(load_config(folder).max_position_embeddings)
         self._sampling = SamplingParams
         self._model: Any = LLM(
-            model=str(model.model),
-            dtype=model.config.dtype,
+            model=str(folder),
+            dtype=config.dtype,
             max_model_len=max_tokens,
-            gpu_memory_utilization=model.config.vllm_memory_fraction,
+            gpu_memory_utilization=config.vllm_memory_fraction,
             trust_remote_code=False,
             seed=0,
             # vLLM refuses lengths beyond the model's window, which are evaluated on purpose.

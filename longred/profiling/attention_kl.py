@@ -11,13 +11,14 @@ P pairs of a row and a key head, Q queries of a block, R = g Q, K keys of a bloc
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longred.objectives.relations import first_seen
+from longred.profiling.problem import Problem, Statistics
 
 BLOCK_QUERIES = 128
 BLOCK_KEYS = 256
@@ -26,35 +27,6 @@ TILE_LOGITS = {"cpu": 2**18, "cuda": 2**25}
 
 FAR = -1e30
 """Logit of an unseen key: its probability is 0, and its difference between models 0, not NaN."""
-
-
-class Statistics(NamedTuple):
-    """Per query: the KL, and the log-sum-exp of each model's logits."""
-
-    kl_BHT: Tensor
-    teacher_lse_BHT: Tensor
-    student_lse_BHT: Tensor
-
-
-class Problem(NamedTuple):
-    """Inputs of one KL; a query sees the keys from `first_BT` to its own."""
-
-    teacher_query_BHTd: Tensor
-    teacher_key_BhTd: Tensor
-    student_query_BHTd: Tensor
-    student_key_BhTd: Tensor
-    scale: float
-    first_BT: Tensor | None
-    softcap: float | None = None
-
-    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Problem":
-        """Return the problem with `change` applied to its queries and keys."""
-        return self._replace(
-            teacher_query_BHTd=change(self.teacher_query_BHTd),
-            teacher_key_BhTd=change(self.teacher_key_BhTd),
-            student_query_BHTd=change(self.student_query_BHTd),
-            student_key_BhTd=change(self.student_key_BhTd),
-        )
 
 
 def attention_kl(

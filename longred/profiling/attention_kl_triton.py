@@ -32,7 +32,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longred.profiling.attention_kl import Problem, Statistics
+from longred.profiling.problem import Problem, Statistics
 
 TUNING_TOKENS = 4096
 """Most tokens that configurations are timed on: at 128K a single launch takes seconds."""

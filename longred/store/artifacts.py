@@ -11,14 +11,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longred.errors import LockedError, MismatchError, PreflightError, StorageError
+from longred.store.remote import MANIFEST as MANIFEST
+from longred.store.remote import Remote
 
-if TYPE_CHECKING:
-    from longred.store.remote import Remote
-
-MANIFEST = "MANIFEST.json"
 DIGEST_LENGTH = 16
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -219,7 +217,7 @@ class Store:
 
     writes = True
 
-    def __init__(self, root: Path | str, remote: "Remote | None" = None) -> None:
+    def __init__(self, root: Path | str, remote: Remote | None = None) -> None:
         self.root = Path(root).expanduser().resolve()
         self.remote = remote
         self.artifacts = self.root / "artifacts"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, StorageError
-from longred.store.artifacts import MANIFEST
+
+MANIFEST = "MANIFEST.json"
+"""List of an artifact's files with their hashes; written last, so a folder with one is finished."""
 
 
 class Remote:

@@ -12,10 +12,9 @@ import pytest
 from longred.config import DataConfig, load_recipe
 from longred.data import cluster
 from longred.data.cluster import make_executor, run_in_datatrove, write_task
-from longred.data.executors import Counts
 from longred.data.shards import read_record
 from longred.data.sources import shards_of
-from longred.data.tokenise import Job
+from longred.data.tokenise import Counts, Job
 from longred.errors import ConfigError, LongredError, PreflightError
 
 # Runs the tasks of a job array one after the other; afterwards the queue is empty.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from longred.profiling.attention_kl import Problem, Statistics
+from longred.profiling.problem import Problem, Statistics
 
 Sizes = dict[str, Any]
 """Arguments of `triton.Config`."""

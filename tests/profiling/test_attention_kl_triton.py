@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from longred.objectives.relations import first_seen
-from longred.profiling.attention_kl import Problem, Statistics, attention_kl
+from longred.profiling.attention_kl import attention_kl
+from longred.profiling.problem import Problem, Statistics
 
 triton = pytest.importorskip("triton")
 
