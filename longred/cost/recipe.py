@@ -37,9 +37,8 @@ def shape_of_model(config: "RunConfig") -> ModelShape:
     """
     path = config.model.path
     packaged = None if Path(path).expanduser().exists() else named_config(path)
-    return shape_of(
-        packaged or load_config(resolve_model(path, config.model.revision, weights=False))
-    )
+    found = packaged or load_config(resolve_model(path, config.model.revision, weights=False))
+    return shape_of(found)
 
 
 def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:
