@@ -57,8 +57,7 @@ def dry_run_pipeline(recipe: str, overrides: Sequence[str]) -> None:
 
 
 def _make_importable() -> None:
-    root = str(repository())
-    if root not in sys.path:
+    if (root := str(repository())) not in sys.path:
         sys.path.insert(0, root)
 
 
