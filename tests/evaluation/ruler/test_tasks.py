@@ -189,7 +189,7 @@ def test_tokenizers_that_make_no_tokens_are_refused() -> None:
     from tokenizers import Tokenizer, models
 
     empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    with pytest.raises(PreflightError, match="makes no tokens of text"):
+    with pytest.raises(PreflightError, match="returns no tokens for text"):
         ruler.generate("niah_single_1", length=512, num_samples=1, tokenizer=empty, seed=0)
 
 

@@ -159,7 +159,7 @@ def test_a_device_without_8_bit_products_is_refused(make_job: MakeJob, tmp_path,
     ("values", "message"),
     [
         ({"dtype": "float32"}, r"training\.fp8: needs training\.dtype bfloat16"),
-        ({"dtype": "bfloat16", "method": "lora"}, r"training\.fp8: cannot be had with adapters"),
+        ({"dtype": "bfloat16", "method": "lora"}, r"training\.fp8: does not work with adapters"),
     ],
 )
 def test_what_cannot_be_had_together_is_refused(values, message, make_job: MakeJob):
