@@ -46,7 +46,6 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
     assert {path.name: path.stat().st_mtime_ns for path in artifacts.iterdir()} == before
 
 
-@pytest.mark.slow
 def changed_model(folder: Path, change: Callable[[Path], None]) -> Path:
     """Return a changed copy of the demo model."""
     shutil.copytree(model_path(), folder)
