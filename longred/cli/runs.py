@@ -232,8 +232,7 @@ def _print_run(record: "RunRecord") -> None:
 
 
 def _print_scores(record: "RunRecord") -> None:
-    report = _report_folder(record)
-    if report is None:
+    if (report := _report_folder(record)) is None:
         return
     table = report / "table.md"
     if table.is_file():

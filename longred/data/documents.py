@@ -8,6 +8,9 @@ from typing import Any
 
 from longred.errors import ConfigError
 
+MIN_HELD_OUT_DOCUMENTS = 30
+"""Minimum number of whole held-out documents; `data.num_held_out_tokens` sets the tokens."""
+
 REASONS = (
     "bad_json",
     "bad_parquet",

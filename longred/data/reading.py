@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longred.data.documents import MIN_HELD_OUT_DOCUMENTS
 from longred.data.filling import Filler, Selection
 from longred.data.quotas import Quota
 from longred.data.shards import Shard, ShardRecord, check_bytes, read_record, read_rows, read_table
 from longred.data.sources import kind_of, shards_of
-from longred.data.tokenise import MIN_HELD_OUT_DOCUMENTS, TEXT_BYTES_PER_TOKEN, Job
+from longred.data.tokenise import TEXT_BYTES_PER_TOKEN, Job
 from longred.errors import ConfigError, MismatchError
 
 BYTES_PER_TOKEN = 4

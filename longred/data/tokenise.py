@@ -13,7 +13,7 @@ import numpy as np
 
 from longred.config import DataConfig
 from longred.data.decontamination import evaluation_texts
-from longred.data.documents import Document, Intake, is_held_out
+from longred.data.documents import MIN_HELD_OUT_DOCUMENTS, Document, Intake, is_held_out
 from longred.data.shards import TABLE, Shard, ShardRecord, read_record, to_lines, write_atomically
 from longred.data.sources import kind_of
 from longred.data.tokens import TextTokenizer
@@ -23,7 +23,6 @@ BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 2**18
 # Size of the whole held-out texts to save: 8 times the held-out tokens, at about 4 bytes each.
 TEXT_BYTES_PER_TOKEN = 32
-MIN_HELD_OUT_DOCUMENTS = 30
 TICK_SECONDS = 0.5
 SUFFIXES = (".bin", ".npy", ".texts.jsonl", ".quarantine.jsonl", ".contaminated.jsonl")
 

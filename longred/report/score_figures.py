@@ -22,7 +22,7 @@ from longred.report.plots import (
     write_cell,
 )
 from longred.report.samples import Floats, Unit, read_answers
-from longred.report.scores import BESIDE_RULER, ORIGINAL, Comparison, score_of
+from longred.report.scores import ORIGINAL, Comparison, score_of
 from longred.report.tables import Table, number, retention_table, series_table, units_table
 
 Z95 = 1.96
@@ -201,7 +201,7 @@ def depth_heat_map(figure: Figure, data: FigureData) -> Drawn | None:
 def pairs_heat_map(figure: Figure, data: FigureData) -> Drawn | None:
     """Draw the score of key-value retrieval by the pair's depth and the length."""
     dropped = [each.unit for each in data.comparison.dropped]
-    return _depth_map(figure, data, [unit for unit in dropped if unit.task in BESIDE_RULER])
+    return _depth_map(figure, data, [unit for unit in dropped if unit.task == "kv_retrieval"])
 
 
 def _depth_map(figure: Figure, data: FigureData, units: Sequence[Unit]) -> Drawn | None:

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longred.config.evaluation import RULER_TASKS
 from longred.errors import MismatchError
 from longred.report.samples import Interval, Unit, difference, paired_interval, paired_scores, ratio
 from longred.store.artifacts import read_json
 
 ORIGINAL, RESCALED = "original", "rescaled"
-BESIDE_RULER = ("kv_retrieval",)
-"""Long-context tasks that are evaluated with RULER but are not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def collect(
     reason = "it is not one of RULER's tasks and counts in no average"
     left_out = {entry.unit: entry for entry in dropped}
     for unit in units:
-        if unit.length is not None and unit.task in BESIDE_RULER:
+        if unit.length is not None and unit.task not in RULER_TASKS:
             left_out.setdefault(unit, Dropped(unit, reason))
     capacity_of = _capacities(folders, raw)
     capacities: dict[str, list[str]] = {capacity: [] for capacity in capacity_of.values()}

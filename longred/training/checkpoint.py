@@ -1,5 +1,8 @@
 """Checkpoints that survive a crash: written aside, hashed, renamed, and verified when read.
 
+Each process writes its own rows into files of its own, without a size limit. The size limit of the
+files of a finished model is in `longred.models.load.save_model` and `longred.export.write`.
+
 Why not `torch.distributed.checkpoint`: its default format keeps a pickle as metadata, and its
 safetensors format (`HuggingFaceStorageWriter`) still exchanges pickled plans between processes and
 serialises each file in host memory first. Two processes with 200 MB each needed 390 MB more
