@@ -238,15 +238,21 @@ def test_kill_minus_nine_loses_nothing_that_was_finished(
 
 @pytest.mark.medium
 def test_global_generators_are_left_alone(run: Run) -> None:
-    random.seed(5)
-    np.random.seed(5)
-    torch.manual_seed(5)
-    wanted = random.Random(5).random()
-    state = torch.get_rng_state()
-    run()
-    assert random.random() == wanted
-    assert np.random.random() == np.random.RandomState(5).random()
-    assert torch.equal(torch.get_rng_state(), state)
+    # Threads that earlier tests left (clients of servers) draw from Python's generator now and
+    # then, so an evaluation that leaves it alone does so in one of three tries.
+    found = []
+    for _ in range(3):
+        random.seed(5)
+        np.random.seed(5)
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        run()
+        found.append(random.random())
+        assert np.random.random() == np.random.RandomState(5).random()
+        assert torch.equal(torch.get_rng_state(), state)
+        if found[-1] == random.Random(5).random():
+            return
+    pytest.fail(f"Python's generator was used: {found}")
 
 
 def test_other_tokenizer_is_refused(run: Run, samples_folder: Path, tmp_path: Path) -> None:
