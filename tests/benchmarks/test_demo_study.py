@@ -55,7 +55,7 @@ def folders(tmp_path: Path) -> list[dict[str, Path]]:
                     for task, scores in short.items()
                 },
                 "ruler": {
-                    str(length): {"niah": {"score": scores[place], "chance": 0.0}}
+                    str(length): {"niah_single_1": {"score": scores[place], "chance": 0.0}}
                     for length, scores in ruler.items()
                 },
                 "similarity": {"last": 0.9 + 0.01 * place, "per_layer": [0.9]},
@@ -104,11 +104,11 @@ def test_tasks_are_averaged_over_seeds_by_model(
     values, text = demo_study.result(folders, config)
     means = {(entry["task"], entry["length"]): entry["mean"] for entry in values["tasks"]}
     assert means["b", None] == {"original": 85.0, "cpt": 35.0, "longred-c": 70.5}
-    assert means["niah", 1024] == {"original": 3.0, "cpt": 15.0, "longred-c": 40.0}
+    assert means["niah_single_1", 1024] == {"original": 3.0, "cpt": 15.0, "longred-c": 40.0}
     lines = text.splitlines()
     assert "| task | original | cpt | longred-c |" in lines
     assert "| c (dropped) | 34.75 | 30.00 | 55.00 |" in lines
-    assert "| niah at 256 tokens | 85.00 | 25.00 | 50.00 |" in lines
+    assert "| niah_single_1 at 256 tokens | 85.00 | 25.00 | 50.00 |" in lines
 
 
 def test_the_interval_is_students_over_pairs(demo_study: ModuleType) -> None:
