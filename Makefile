@@ -32,7 +32,7 @@ demo: install ## run the whole pipeline on the demo recipe
 test: install lint types ## lint, types and all tests
 	$(PYTEST)
 
-test-fast: install ## the fast tests, in under three minutes on 2 cores
+test-fast: install ## the fast tests; prints how many it leaves out
 	$(PYTEST) -m "not slow and not medium and not gpu"
 
 # Works without longred installed: on a bare GPU machine with torch, triton and transformers.

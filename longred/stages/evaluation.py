@@ -1,4 +1,4 @@
-"""The stages that freeze questions, evaluate models on them, and compare the models."""
+"""The stages that freeze the evaluation samples and evaluate models on them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
