@@ -1,4 +1,4 @@
-"""Fixtures that several areas share: a tiny random model, a Prefect server, running services."""
+"""Shared fixtures: a tiny random model, training jobs, a Prefect server, running services."""
 
 import json
 import os
@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from longred.method.job import TrainingJob
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores; threads that wait for each other's core cost more than they give.
+    # Workers share the cores; more threads than cores would slow the tests down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A server shares the cores too; one that is gone refuses at once.
+# Servers share the cores too and may be slow; a dead server refuses the connection at once.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
 SERVERS = {"prefect_server", "pipeline"}
-"""Fixtures that start servers: tests that use them are medium at least."""
+"""Fixtures that start servers; tests that use them get the mark `medium`."""
 
 LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start files with slow tests first, so that no worker ends long after the others."""
+    """Mark tests that start servers as medium; start files with slow tests first.
+
+    With slow files first, no worker ends long after the others.
+    """
     for item in items:
         if SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("medium")
@@ -38,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count the tests that `-m` leaves out; a worker reports them to the main process."""
+    """Count deselected tests; a worker reports its count to the main process."""
     config = items[0].config
     config.stash[LEFT_OUT] = config.stash.get(LEFT_OUT, 0) + len(items)
     if hasattr(config, "workeroutput"):
@@ -47,13 +50,13 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over a worker's count; all workers collect the same tests."""
+    """Store the largest count of any worker; all workers collect the same tests."""
     left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
     node.config.stash[LEFT_OUT] = max(left_out, node.config.stash.get(LEFT_OUT, 0))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say how many tests were left out, and how to run them."""
+    """Print how many tests were left out, and how to run them."""
     if left_out := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(
             f"left out: {left_out} tests ({config.option.markexpr or config.option.keyword}); "
@@ -109,7 +112,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> "MakeJob":
-    """Make jobs on the same tiny model and blocks; keyword arguments replace values."""
+    """Return a maker of jobs on one tiny model and data set; keyword arguments replace defaults."""
     from tiny_training import ORIGINAL, TARGET, write_blocks, write_teacher
 
     from longred.method.job import TrainingJob
@@ -164,7 +167,7 @@ def make_job(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API address of a server of the tests' own."""
+    """Start a Prefect server for the tests and yield its API URL."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     from longred.services.temporary_server import temporary_server
@@ -178,8 +181,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Pipeline]":
-    """A store with its services up; what is left of it at the end is ended."""
-    # Here: the tests of a bare GPU machine load this file too, without pydantic.
+    """Yield a store with running services; end all its processes afterwards."""
+    # Imported here, because GPU machines without pydantic load this file too.
     from live import Pipeline, free_ports
 
     made = Pipeline(tmp_path_factory.mktemp("pipeline"), free_ports())

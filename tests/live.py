@@ -1,4 +1,4 @@
-"""A store with its services up, and the pipeline in processes of its own that can be hurt."""
+"""A store with running services, and pipeline processes that tests can kill."""
 
 import contextlib
 import fcntl
@@ -31,11 +31,11 @@ SMALL = [
     "training.baselines=[]",
 ]
 LONG = [*SMALL, "training.num_steps=5000", "training.save_every_steps=1000"]
-"""A training that no test waits for."""
+"""Overrides of a training that is too long for a test to wait for its end."""
 
 
 def free_ports() -> dict[str, int]:
-    """Return two ports that nobody listens on."""
+    """Return two free ports."""
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,
@@ -44,16 +44,16 @@ def free_ports() -> dict[str, int]:
 
 
 def until(works: Callable[[], Any]) -> Any:
-    """Return the first true answer, and fail where there is none within five minutes."""
+    """Call `works` until it returns a true value and return that; fail after five minutes."""
     deadline = time.monotonic() + 300
     while not (answer := works()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout after five minutes"
         time.sleep(0.1)
     return answer
 
 
 def wait_until_free(lock: Path) -> None:
-    """Wait until no process holds a lock."""
+    """Wait until no process holds the lock file."""
     with lock.open("a") as file:
 
         def is_free() -> bool:
@@ -66,7 +66,7 @@ def wait_until_free(lock: Path) -> None:
 
 
 def ask(url: str, question: Any = None, *, method: str | None = None) -> Any:
-    """Return a server's JSON answer; where it refuses, fail with its own words."""
+    """Return a server's JSON answer; on an HTTP error, fail with the server's message."""
     try:
         return request_json(url, question, method=method, seconds=120)
     except urllib.error.HTTPError as error:
@@ -75,11 +75,11 @@ def ask(url: str, question: Any = None, *, method: str | None = None) -> Any:
 
 @dataclass
 class Pipeline:
-    """A store whose services are up.
+    """A store with running services.
 
     Attributes:
         root: the store's root.
-        ports: where the servers listen, at every start.
+        ports: ports of the servers, the same at every start.
     """
 
     root: Path
@@ -102,7 +102,7 @@ class Pipeline:
         services.up(self.root, repository(), ports=self.ports, say=print)
 
     def kill_service(self, name: str) -> None:
-        """Kill a service's processes, worker threads and all, without a word."""
+        """Kill a service's process group with SIGKILL, and wait until it is dead."""
         service = services.load(self.root)[name]
         os.killpg(int(service.process[0]), signal.SIGKILL)
         until(lambda: not is_alive(service.process))
@@ -110,7 +110,7 @@ class Pipeline:
     def start(
         self, *arguments: str, api: str | None = None, environment: Mapping[str, str] = {}
     ) -> subprocess.Popen[str]:
-        """Start a command of longred; its flows are known to the given server."""
+        """Start a `longred` command; `api` is its Prefect server, by default this store's."""
         output = (self.root / "output.txt").open("a+")
         process = subprocess.Popen(
             [sys.executable, "-m", "longred.cli", *arguments],
@@ -134,18 +134,18 @@ class Pipeline:
         return process
 
     def run(self, *arguments: str, api: str | None = None) -> int:
-        """Run a command of longred to its end and return its exit code."""
+        """Run a `longred` command to its end and return its exit code."""
         return self.start(*arguments, api=api).wait(300)
 
     def output(self) -> str:
         return (self.root / "output.txt").read_text()
 
     def record(self) -> RunRecord:
-        """Return the newest run's record, as it is on disk."""
+        """Read the newest run's record from disk."""
         return read_run(self.store, list_runs(self.store)[-1])
 
     def run_deployment(self, name: str, **parameters: Any) -> str:
-        """Ask the server for a flow run of a deployment and return its id."""
+        """Create a flow run of a deployment on the server and return its id."""
         deployment = ask(f"{self.api}/deployments/name/longred/{name}")
         url = f"{self.api}/deployments/{deployment['id']}/create_flow_run"
         return str(ask(url, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"])
@@ -154,19 +154,19 @@ class Pipeline:
         return str(ask(f"{self.api}/flow_runs/{flow_run}")["state_name"])
 
     def wait_for_state(self, flow_run: str, state: str) -> None:
-        """Wait until a flow run has ended, and fail where it ended in another state."""
+        """Wait until a flow run has ended; fail if it ended in another state."""
         last = {"Completed", "Failed", "Crashed", "Cancelled"}
         until(lambda: self.state(flow_run) in last)
         assert self.state(flow_run) == state, (self.root / "services/worker.log").read_text()
 
     def cancel(self, flow_run: str) -> None:
-        """Do what the button of Prefect's page does."""
+        """Cancel a flow run, as the button on Prefect's page does."""
         state = {"type": "CANCELLING", "name": "Cancelling"}
         answer = ask(f"{self.api}/flow_runs/{flow_run}/set_state", {"state": state})
         assert answer["status"] == "ACCEPT", answer
 
     def trainer(self) -> "Trainer":
-        """Return the trainer at work, once it has made a step."""
+        """Wait for a running trainer to finish a step, and return it."""
 
         def find() -> Trainer | None:
             for note in (self.root / "work").glob("*/trainer.json"):
@@ -197,21 +197,21 @@ class Trainer:
         return is_alive(self.identity)
 
     def points(self) -> list[dict[str, Any]]:
-        """Return what its journal holds, whole lines only."""
+        """Return the metrics in its journal, complete lines only."""
         with contextlib.suppress(FileNotFoundError):
             lines = (self.work / "metrics.jsonl").read_text().splitlines(keepends=True)
             return [json.loads(line) for line in lines if line.endswith("\n")]
         return []
 
     def steps(self, since: float = 0.0) -> list[int]:
-        """Return the steps that were finished after a time."""
+        """Return the steps finished since a time."""
         points = [p for p in self.points() if p["key"] == "train/loss" and p["time"] >= since]
         return [int(point["step"]) for point in points]
 
     def wait_until_gone(self) -> None:
-        """Wait for its end; whoever could take its lock would be alone."""
+        """Wait until the process has ended and its lock is free."""
         until(lambda: not self.is_alive())
-        # Its last threads may outlive its first.
+        # Other threads may outlive the main thread and still hold the lock.
         wait_until_free(self.work / "trainer.lock")
 
     def saved(self) -> list[int]:

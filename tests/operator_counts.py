@@ -1,4 +1,4 @@
-"""What a computation does, operator by operator: bytes of tensors alive, and calls."""
+"""Dispatch modes that observe each operator: bytes of live tensors, and number of calls."""
 
 import weakref
 
@@ -8,11 +8,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operators make, until they are freed.
+    """Counts the bytes of storages that operators allocate, until they are freed.
 
     Attributes:
-        now: bytes alive.
-        peak: most bytes that were.
+        now: bytes currently alive.
+        peak: maximum of `now`.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        # A view or a result in place is no new storage.
+        # Views and in-place results share the storage of an input.
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         for tensor in tree_leaves(output):

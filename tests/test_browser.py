@@ -1,4 +1,4 @@
-"""What a user does in the pages: a stage is run again from Prefect's form, runs are compared."""
+"""Test the web pages as a user: rerun a stage from Prefect's form, compare both runs in MLflow."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    """A page of a browser; how it looked at the end is kept in the test's folder."""
+    """Yield a browser page; save a screenshot of its last state in the test's folder."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -48,7 +48,7 @@ def page(tmp_path: Path) -> Iterator[Any]:
 
 
 def submit(page: Any) -> None:
-    """Press the button, again where a busy server has not taken it, and see the deployment."""
+    """Press Submit, up to three times if the server is busy, until the deployment's page opens."""
     from playwright.sync_api import TimeoutError as NotSeen
 
     deployment = re.compile(r"/deployments/deployment/[0-9a-f-]+(\?.*)?$")
@@ -56,7 +56,7 @@ def submit(page: Any) -> None:
         page.get_by_role("button", name="Submit").click()
         with contextlib.suppress(NotSeen):
             return page.wait_for_url(deployment, timeout=30_000, wait_until="commit")
-    raise AssertionError("the form was not taken; see end.png")
+    raise AssertionError("the form was not submitted after three tries; see end.png")
 
 
 def test_a_stage_is_run_again_from_the_form_and_both_runs_are_compared(
@@ -82,13 +82,13 @@ def test_a_stage_is_run_again_from_the_form_and_both_runs_are_compared(
 
     later = pipeline.record()
     assert later.origin == earlier.id
-    # The note that the run was made also has a button, but goes away by itself.
+    # The notification about the new run has a button too, but it disappears by itself.
     page.get_by_role("link", name=f"evaluation of {earlier.id}").first.click()
     page.wait_for_url(f"**/{later.prefect_flow_run_id}*", wait_until="commit")
     page.get_by_text("Task Runs", exact=True).first.wait_for()
     page.get_by_text("evaluation/longred-c").first.wait_for()
     page.screenshot(path=tmp_path / "run.png")
-    # The unknown key was refused before there was a flow run.
+    # The form refused the unknown key before a flow run was created.
     ours = ask(f"{pipeline.api}/flow_runs/filter", {"flow_runs": {"tags": {"all_": ["stage"]}}})
     asked = [each["parameters"] for each in ours if each["parameters"]["run"] == earlier.id]
     assert {tuple(each["overrides"]) for each in asked} == {("evaluation.short.num_samples=12",)}

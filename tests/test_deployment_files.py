@@ -1,6 +1,6 @@
-"""The image, the compose file and the Kubernetes manifests, by the published schemas.
+"""Check the image, the compose file and the Kubernetes manifests against the published schemas.
 
-No container engine and no cluster runs here: what is checked is what they will read.
+No container engine and no cluster is needed: only the files that they read are checked.
 """
 
 import json
@@ -128,21 +128,21 @@ def test_the_work_pool_makes_a_job() -> None:
     template = json.loads((KUBERNETES / "work-pool.json").read_text())
     properties = template["variables"]["properties"]
     text = json.dumps(template["job_configuration"])
-    # A variable that is named nowhere has no effect.
+    # A variable that the template does not use has no effect.
     assert set(re.findall(r"\{\{ (\w+) \}\}", text)) == set(properties)
     values = {name: each.get("default") for name, each in properties.items()}
     values["command"] = ["prefect", "flow-run", "execute"]
     values["env"] = [{"name": key, "value": value} for key, value in values["env"].items()]
     job = _filled(template["job_configuration"]["job_manifest"], values)
     pod = job["spec"]["template"]["spec"]
-    # Prefect wants these here, where Kubernetes does not know them.
+    # Prefect requires these in the pod spec, where the Kubernetes schema does not allow them.
     assert [pod.pop(name) for name in ("completions", "parallelism")] == [1, 1]
     kubernetes_validate.validate(job, VERSION, strict=True)
     _check_pod(pod)
 
 
 def _filled(value: Any, values: dict[str, Any]) -> Any:
-    """Put values for `{{ name }}`, as they are where that is all of a string."""
+    """Replace each `{{ name }}` by its value; a string that is only that keeps the value's type."""
     if isinstance(value, dict):
         return {key: _filled(each, values) for key, each in value.items()}
     if isinstance(value, list):

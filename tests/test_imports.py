@@ -1,6 +1,7 @@
-"""Which room may import which: one direction, no Prefect in the library, a core that needs little.
+"""Check imports between rooms: one direction, no Prefect in the library, few packages in the core.
 
-`python tests/test_imports.py` prints the house: rows from the top down, rooms, lines, arrows.
+A room is a package or module directly in `longred/`, or `flows/` or `tasks/`.
+`python tests/test_imports.py` prints all rooms by row, with their lines and imports.
 """
 
 import ast
@@ -35,11 +36,11 @@ errors progress
 """
 """The rooms of `longred/`, with `flows/` and `tasks/`, from the top row down.
 
-A room imports only from rows below its own, so never from another room of the same row.
+A room may import only from rows below its own, so not from another room in the same row.
 """
 
 CORE = ("method", "attention", "objectives", "models", "profiling", "training")
-"""The numerical core: runs on a GPU machine that has torch and transformers and little else."""
+"""The numerical core, which must run on a GPU machine with little but torch and transformers."""
 
 HEAVY = (
     "pydantic",
@@ -54,7 +55,7 @@ HEAVY = (
 )
 
 DOOR = PACKAGE / "cli" / "flow_host.py"
-"""The only file of the library that imports flows, inside its functions."""
+"""The only file of the library that imports flows, and only inside functions."""
 
 FILES = sorted(
     path for folder in (PACKAGE, ROOT / "flows", ROOT / "tasks") for path in folder.rglob("*.py")
@@ -71,7 +72,7 @@ MODULES = {name_of(path) for path in FILES}
 
 
 def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    """Yield every module that a file imports: anywhere, or when it is itself imported."""
+    """Yield the modules that a file imports: anywhere, or only in top-level statements."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -82,12 +83,12 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
 
 
 def packages(path: Path, *, top_level: bool = False) -> set[str]:
-    """Return the top packages that a file imports."""
+    """Return the top-level packages that a file imports."""
     return {name.partition(".")[0] for name in imports(path, top_level=top_level)}
 
 
 def room_of(module: str) -> str | None:
-    """Return the room of one of our modules; None for the package itself and for other packages."""
+    """Return a module's room; None for `longred` itself and for third-party modules."""
     first, _, rest = module.partition(".")
     if first in ("flows", "tasks"):
         return first
@@ -101,7 +102,7 @@ def rows() -> dict[str, int]:
 
 
 def arrows() -> Counter[tuple[str, str]]:
-    """Return how many import statements lead from each room to each other one."""
+    """Return the number of imports from each room to each other room."""
     found: Counter[tuple[str, str]] = Counter()
     for path in FILES:
         room = room_of(name_of(path))
@@ -157,7 +158,7 @@ def test_what_every_room_uses_needs_the_standard_library_only(module: str) -> No
 
 
 def print_house() -> None:
-    """Print rows, rooms with their files and lines, and the arrows between them."""
+    """Print each row's rooms, with their files, lines and the rooms that they import."""
     row, found = rows(), arrows()
     for number, line in enumerate(ROWS.strip().splitlines()):
         for room in line.split():

@@ -1,4 +1,4 @@
-"""Both servers as they run in production: on a real PostgreSQL, with names and passwords."""
+"""Test both servers as in production: on a real PostgreSQL, with user names and passwords."""
 
 import contextlib
 import json
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Production:
-    """Servers that ask who is there.
+    """Running servers that require authentication.
 
     Attributes:
-        urls: address of `prefect` and `mlflow`.
-        passwords: of the user `admin` of each.
-        client: environment of a process that may use them.
+        urls: URLs of `prefect` and `mlflow`.
+        passwords: password of the user `admin` of each server.
+        client: environment variables of a process with access to both servers.
         database: address of PostgreSQL, without the database's name.
     """
 
@@ -51,7 +51,7 @@ class Production:
         return answer.json()
 
     def longred(self, store: Path, *words: str) -> str:
-        """Run the command line with a client's environment and return what it says."""
+        """Run the command line with the client's environment and return its output."""
         result = subprocess.run(
             [sys.executable, "-m", "longred.cli", *words],
             env={**self.client, "LONGRED_STORE": str(store)},
@@ -95,7 +95,7 @@ def running(command: Sequence[str], log: Path, **options: Any) -> Iterator[subpr
 
 @contextlib.contextmanager
 def postgres(logs: Path) -> Iterator[str]:
-    """A database server in a folder of its own; it refuses to run as root."""
+    """Run PostgreSQL in a temporary folder. It refuses to run as root: use user `postgres` then."""
     programs, port = binaries(), free_port()
     options: dict[str, Any] = {"cwd": "/"}
     folder = Path(tempfile.mkdtemp(prefix="longred-postgres-"))
@@ -161,7 +161,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        # The same words as in the compose file, with this machine's addresses.
+        # The same options as in the compose file, with this machine's addresses.
         words = compose["services"]["mlflow"]["entrypoint"]
         login = next(word for word in words if word.startswith("--app-name"))
         commands = {
@@ -186,7 +186,7 @@ def _wait(
     process: subprocess.Popen[bytes],
     log: Path,
 ) -> None:
-    """Wait as the containers' health checks do."""
+    """Wait until the containers' health check of a server succeeds."""
     command = [sys.executable, str(ROOT / "docker" / "health.py"), name, url]
     deadline = time.monotonic() + START_SECONDS
     while subprocess.run(command, env=dict(client), capture_output=True, check=False).returncode:
@@ -217,7 +217,7 @@ def test_a_run_is_kept_on_both_and_passwords_nowhere(
 ) -> None:
     store = tmp_path / "store"
     said = production.longred(store, "run", "demo", "data.num_tokens=131072", "--only", "data")
-    # What a slow MLflow had not taken in when the run ended.
+    # Send MLflow what it had been too slow to receive when the run ended.
     said += production.longred(store, "reap")
     flows = production.ask("prefect", "/api/flow_runs/filter", {}, production.passwords["prefect"])
     assert [run["state_type"] for run in flows] == ["COMPLETED"]

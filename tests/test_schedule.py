@@ -1,4 +1,4 @@
-"""A schedule below a deployment makes flow runs, with its own parameters."""
+"""Check that a deployment's schedule creates flow runs with the schedule's own parameters."""
 
 from typing import Any
 

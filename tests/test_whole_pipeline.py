@@ -1,4 +1,4 @@
-"""The pipeline as a user runs it: every stage real, with few steps and samples."""
+"""Run the pipeline as a user does: all stages are real, with few steps and samples."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Pat
     }
     assert ran == students | {"report"} == set(reasons)
 
-    # What only longred-c reads leaves cpt as it is.
+    # A setting that only longred-c reads does not rerun cpt.
     sigma = run(tmp_path, "training.sigma=3")
     ran = {name for name, status in statuses(sigma).items() if status == "ran"}
     assert ran == {"training/longred-c", "evaluation/longred-c", "report"}
@@ -117,7 +117,7 @@ def test_the_window_is_raised_in_steps_and_each_student_starts_the_next(tmp_path
     merged = json.loads((Path(stages["training/merge"]["path"]) / "training.json").read_text())
     assert (merged["method"], merged["merged_method"]) == ("merge", "cpt")
 
-    # The first window is as it was; what follows a change at the second runs again.
+    # The first window's stages are reused; stages after the change at the second window rerun.
     again = run(tmp_path, f"extension.windows={way}", *small, "extension.rope_theta=200000")
     ran = {name for name, status in statuses(again).items() if status == "ran"}
     assert not [name for name in ran if "512" in name]

@@ -1,4 +1,4 @@
-"""The data, faults and comparisons of the trainer's tests."""
+"""Data, fault injection and comparisons for the trainer's tests."""
 
 import dataclasses
 import hashlib
@@ -52,7 +52,7 @@ def write_blocks(folder: Path, *, seed: int = 0) -> None:
 
 
 def write_teacher(source: Path, folder: Path) -> None:
-    """Copy a random model with larger weights, whose attention depends on RoPE visibly."""
+    """Copy a random model with 8 times larger matrices, so that RoPE visibly affects attention."""
     shutil.copytree(source, folder)
     weights = load_file(folder / "model.safetensors")
     scaled = {name: w * (8.0 if w.ndim > 1 else 1.0) for name, w in weights.items()}
@@ -60,7 +60,7 @@ def write_teacher(source: Path, folder: Path) -> None:
 
 
 def curve(result: Path) -> list[tuple[int, str, str]]:
-    """Return every metric of a run to the last bit, without those that measure time."""
+    """Return all metrics of a run as exact hexadecimal floats, without MACHINE_METRICS."""
     lines = Journal(result / "metrics.jsonl").read()
     return [
         (line["step"], line["key"], float(line["value"]).hex())
@@ -75,7 +75,7 @@ def weights_digest(result: Path) -> str:
 
 
 def assert_same_run(result: Path, reference: Path) -> None:
-    """Check that two trainings took the same steps to the same weights, bit for bit."""
+    """Check that two trainings have bit-identical metrics and weights."""
     assert curve(result) == curve(reference)
     assert weights_digest(result) == weights_digest(reference)
 
@@ -83,7 +83,7 @@ def assert_same_run(result: Path, reference: Path) -> None:
 def run(
     context: Any, job: TrainingJob, work: Path, *, fault: str | None = None, timeout: float = 300.0
 ) -> int:
-    """Train in a process of its own, disturbed by `<name>@<step>`; return its exit code."""
+    """Train in a separate process with the fault `<name>@<step>`; return its exit code."""
     (code,) = run_together(context, job, work, faults=[fault], timeout=timeout)
     return code
 
@@ -96,9 +96,9 @@ def run_together(
     faults: Sequence[str | None] = (None, None),
     timeout: float = 300.0,
 ) -> list[int]:
-    """Train in as many processes as there are faults, each disturbed by its own; return the codes.
+    """Train in one process per fault, None for an undisturbed one; return the exit codes.
 
-    They find each other by the variables that torchrun sets.
+    The processes find each other by the environment variables that torchrun sets.
     """
     job = dataclasses.replace(job, parallel={**job.parallel, "num_processes": len(faults)})
     arguments = [(job.to_json(), str(work), fault) for fault in faults]
@@ -112,7 +112,7 @@ def call_together(
     *,
     timeout: float = 300.0,
 ) -> list[int]:
-    """Call a function in as many processes as it is given arguments for; return their codes."""
+    """Call a function in one process per tuple of arguments; return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -189,7 +189,7 @@ def _disk_full_after_step(step: int) -> Any:
 
 
 def _during_save(signal_number: int, *, after: str) -> Any:
-    """Send a signal while the checkpoint of a step is written, after its file `after`."""
+    """Send a signal while a step's checkpoint is written, right after its file `after`."""
 
     def arrange(step: int) -> Any:
         from longred.training import checkpoint
@@ -222,7 +222,7 @@ def _kill_before_rename(step: int) -> Any:
 
 
 def _factor(factor: float, *, num_steps: int = 1) -> Any:
-    """Multiply the long loss of some steps."""
+    """Multiply the long loss by a factor in `num_steps` steps."""
     return lambda step: _multiply_long_loss(factor, range(step, step + num_steps))
 
 
@@ -246,7 +246,7 @@ def _multiply_long_loss(factor: float, steps: range) -> Any:
 
 
 def _emulate_fp8(bound: float) -> Any:
-    """Let the trainer use 8-bit floats here, if they move hidden states by no more than a bound."""
+    """Emulate FP8 here; the trainer accepts it if hidden states move by at most `bound`."""
 
     def arrange(step: int) -> Any:
         from longred.training import checks, load, machine

@@ -1,7 +1,7 @@
-"""Every backend against the formula, dense in float64: output and gradients.
+"""Output and gradients of every backend against the dense formula in float64.
 
-The FlashAttention packages need a GPU; their arguments are checked here without one, by functions
-of the same signatures that compute what the packages document.
+The FlashAttention packages need a GPU. Their arguments are checked without one, by stand-in
+functions that have the same signatures and compute what the packages document.
 """
 
 import sys
@@ -29,7 +29,7 @@ RULES = {
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, rules: Rules, ids: Tensor | None) -> Tensor:
-    """The formula with a whole mask, in float64; returns [B, T, H, d]."""
+    """Compute the formula with a dense mask, in float64; return [B, T, H, d]."""
     query, key, value = query.double(), key.double(), value.double()
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)

@@ -1,4 +1,4 @@
-"""Packed rows whose tokens two processes share, against the formula over whole rows."""
+"""Packed rows split over two processes, against the formula on whole rows."""
 
 from pathlib import Path
 

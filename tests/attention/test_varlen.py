@@ -1,7 +1,7 @@
 """Arguments and results of torch's varlen function.
 
-The function itself runs here; the one operator under it that needs a GPU, FlashAttention's, gets a
-CPU implementation by the formula.
+The function itself runs on the CPU. It calls one operator that needs a GPU, FlashAttention's, which
+is replaced by a CPU implementation of the formula.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from longred.training.layers.activations import _policy
 
 
 def as_flash(tensors: tuple[Tensor, ...], ends: Tensor, **given: Any) -> Tensor:
-    """FlashAttention as documented: by the formula, document by document."""
+    """Compute what FlashAttention documents: the formula, applied to each document."""
     assert all(x.dtype == torch.bfloat16 and x.stride(-1) == 1 for x in tensors)
     assert ends.dtype == torch.int32
     lengths = torch.diff(ends).tolist()

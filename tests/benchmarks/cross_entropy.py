@@ -1,8 +1,8 @@
-"""Cross-entropy over a large vocabulary: time, memory and error of three ways to take it.
+"""Measure time, memory and error of three ways to compute cross-entropy over a large vocabulary.
 
-`python tests/benchmarks/cross_entropy.py` writes `results/cross-entropy.md`. Every way runs in a
-process of its own, so that its peak memory is its own. Seconds are of processor time, which other
-work on the machine disturbs little.
+`python tests/benchmarks/cross_entropy.py` writes `results/cross-entropy.md`. Each way runs in its
+own process, so that peak memory is measured separately. Seconds are CPU time, which other work on
+the machine affects little.
 """
 
 import argparse
@@ -35,13 +35,13 @@ def loss_of(way: str, hidden_BTD: Tensor, weight_VD: Tensor, tokens_BT: Tensor) 
     options = torch.nn.LinearCrossEntropyOptions() if way == "torch chunked" else None
     hidden_MD, target_M = hidden_BTD[0, :-1], tokens_BT[0, 1:]
     if torch.is_autocast_enabled("cpu"):
-        # The chunked operator is opaque to autocast: its inputs have to be cast by hand.
+        # Autocast does not see inside the chunked operator, so its inputs are cast here.
         hidden_MD, weight_VD = hidden_MD.bfloat16(), weight_VD.bfloat16()
     return F.linear_cross_entropy(hidden_MD, weight_VD, target_M, options=options)
 
 
 def case(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hidden states, output embedding and tokens, the same for every way."""
+    """Return hidden states, output embedding and tokens, identical for every way."""
     num_tokens, vocabulary, dim = shape
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, num_tokens, dim, generator=generator, dtype=torch.float64)
@@ -61,7 +61,7 @@ def gradient_error(way: str, bf16: bool) -> float:
 
 
 def measure(way: str, bf16: bool, num_threads: int) -> dict[str, float]:
-    """Return the fastest of some forward and backward passes, and the memory they took."""
+    """Return the best time of a forward and backward pass, its peak memory and gradient error."""
     torch.set_num_threads(num_threads)
     hidden, weight, tokens = case(SHAPE, torch.float32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,7 +79,7 @@ def measure(way: str, bf16: bool, num_threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every way in both compute types and write the table."""
+    """Measure every way in float32 and bf16 autocast, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--bf16", action="store_true")
@@ -109,7 +109,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     tokens, vocabulary, dim = SHAPE
     RESULT.write_text(
-        f"""# Cross-entropy without whole logits
+        f"""# Cross-entropy without full logits
 
 {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {options.threads} thread, torch \
 {torch.__version__}. {tokens:,} tokens, {vocabulary:,} words, {dim} dimensions, float32 weights; \

@@ -1,8 +1,9 @@
-"""Measures data preparation: `python tests/benchmarks/data.py RESULT.json`; also writes RESULT.md.
+"""Measure data preparation: `python tests/benchmarks/data.py RESULT.json`; also writes RESULT.md.
 
-Every measurement runs in a process of its own, so that its peak memory is its own. Ratios come from
-one run on one machine; text is the standard library's, written as JSON lines. `--parts` measures
-some of them again and keeps the others in the file. `large` needs 8 GB in the temporary folder.
+Each measurement that reports memory runs in its own process, so that peak memory is measured
+separately. Ratios come from one run on one machine. The text is the standard library's, written as
+JSON lines. `--parts` repeats some parts and keeps the results of the others in the file. `large`
+needs 8 GB in the temporary folder.
 """
 
 import argparse
@@ -25,13 +26,13 @@ import numpy as np
 import psutil
 
 SAMPLE_SECONDS = 0.2
-# What `prepare` can write of this corpus at most is a little more.
+# Slightly less than the most that `prepare` can write from this corpus.
 WRITTEN_TOKENS_PER_BYTE = 0.28
 TOKENIZER = Path(__file__).parents[2] / "longred" / "demo" / "model"
 
 
 def write_corpus(path: Path, num_bytes: int) -> int:
-    """Write about so many bytes of JSON lines, no two documents alike; return their number."""
+    """Write about `num_bytes` of JSON lines, all documents distinct; return how many."""
     from longred.demo.corpus import library_documents
 
     texts = [json.dumps(text)[1:] for _, text in library_documents()]
@@ -59,7 +60,7 @@ def make_job(path: Path, work: Path, **changes: Any) -> Any:
 
 
 def raw_encoding(path: Path) -> dict[str, float]:
-    """The tokenizer alone, batches as the pipeline makes them, texts already in memory."""
+    """Measure the tokenizer alone: the pipeline's batch size, texts already in memory."""
     from longred.data.tokenise import BATCH_CHARACTERS
     from longred.data.tokens import TextTokenizer
 
@@ -80,7 +81,7 @@ def raw_encoding(path: Path) -> dict[str, float]:
 
 
 def to_disk(path: Path, work: Path) -> dict[str, float]:
-    """Everything from bytes to a shard's finished files, one thread."""
+    """Measure tokenising shards from source bytes to finished files, in one thread."""
     from longred.data.sources import shards_of
     from longred.data.tokenise import load_tokenizer, tokenise_shard
 
@@ -94,7 +95,7 @@ def to_disk(path: Path, work: Path) -> dict[str, float]:
 
 
 def pool(path: Path, work: Path, num_workers: int) -> dict[str, float]:
-    """The process pool, from its start to the last record."""
+    """Measure the process pool, from its start to the last record."""
     from longred.data.executors import run_shards
     from longred.data.sources import shards_of
 
@@ -106,7 +107,10 @@ def pool(path: Path, work: Path, num_workers: int) -> dict[str, float]:
 
 
 def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
-    """Duplicates, draw, pack, copy: 32K, 1K and 8K blocks from twice the tokens, made up."""
+    """Measure deduplicating, drawing, packing and copying into 32K, 1K and 8K blocks.
+
+    The documents are synthetic and have about `2 * num_tokens` tokens.
+    """
     from longred.config import DataConfig
     from longred.data.filling import Filler
     from longred.data.quotas import source_quotas
@@ -165,7 +169,7 @@ def divide_and_copy(folder: Path, num_tokens: int) -> dict[str, float]:
 
 
 def load(folder: Path) -> dict[str, float]:
-    """Random 32K blocks of the file that `divide_and_copy` wrote, as the loader reads them."""
+    """Read the 32K blocks that `divide_and_copy` wrote, in the loader's random order."""
     from longred.data.layout import BlockFile
     from longred.data.loader import Permutation
 
@@ -189,7 +193,7 @@ def load(folder: Path) -> dict[str, float]:
 
 
 def prepare_all(path: Path, folder: Path, num_tokens: int, **changes: Any) -> dict[str, float]:
-    """Everything from a recipe's data section to the finished folder, two processes."""
+    """Measure `prepare`, from a recipe's data section to the finished folder, in two processes."""
     from longred.data.buckets import prepare
 
     changes["executor"] = {"num_workers": 2}
@@ -203,7 +207,7 @@ def prepare_all(path: Path, folder: Path, num_tokens: int, **changes: Any) -> di
 
 
 def datasets_map(path: Path, folder: Path, block_length: int) -> dict[str, float]:
-    """The usual way: `map` to tokenise and `map` to pack whole batches, two processes each."""
+    """Measure the usual way: one `map` tokenises, one packs whole batches, two processes each."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -228,11 +232,12 @@ def datasets_map(path: Path, folder: Path, block_length: int) -> dict[str, float
 
 
 def alone(function: Callable[..., dict[str, float]], *arguments: Any, **named: Any) -> Any:
-    """Return what a function measures in a process of its own, with peaks of memory in MB.
+    """Run a function in its own process; return its measurements and peak memory in MB.
 
-    `peak_mb` is that process's largest resident set; of its tree, every SAMPLE_SECONDS,
-    `process_mb` is the largest resident set of any process, `tree_mb` the sum of proportional
-    shares and `tree_anonymous_mb` the same without pages of files, which can be given back.
+    `peak_mb` is the peak resident set of that process. The other peaks come from sampling its
+    process tree every SAMPLE_SECONDS: `process_mb` is the largest resident set of one process,
+    `tree_mb` the sum of proportional set sizes, and `tree_anonymous_mb` the same without
+    file-backed pages, which can be reclaimed.
     """
     peaks: Counter[str] = Counter()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -251,14 +256,14 @@ def _measured(function: Callable[..., dict[str, float]], arguments: Any, named: 
 
 
 def _memory(pid: int) -> Counter[str]:
-    """Return kB that a process and its descendants hold."""
+    """Return the memory of a process and its descendants, in kB."""
     found: Counter[str] = Counter()
     root = psutil.Process(pid)
     for process in (root, *root.children(recursive=True)):
         try:
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         held = {key: int(rest.split()[0]) for key, _, rest in (x.partition(":") for x in lines)}
         found += Counter(tree=held["Pss"], tree_anonymous=held["Pss_Anon"])
         found |= Counter(process=held["Rss"])
@@ -266,7 +271,7 @@ def _memory(pid: int) -> Counter[str]:
 
 
 def to_disk_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokenise to disk against the tokenizer alone."""
+    """Compare tokenising to disk with the tokenizer alone, by CPU time."""
     corpus = folder / "corpus.jsonl"
     write_corpus(corpus, options.bytes)
     pairs = [
@@ -278,7 +283,7 @@ def to_disk_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def two_processes_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokenise with two processes against one."""
+    """Compare tokenising with two processes and with one."""
     corpus = folder / "corpus.jsonl"
     write_corpus(corpus, options.bytes)
     one, two = (pool(corpus, folder / f"pool-{n}", n) for n in (1, 2))
@@ -286,7 +291,7 @@ def two_processes_part(folder: Path, options: argparse.Namespace) -> dict[str, A
 
 
 def blocks_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Bucket and pack, then read what was written."""
+    """Measure bucketing and packing, then reading the written blocks."""
     return {
         "divide_and_copy": alone(divide_and_copy, folder, options.tokens),
         "loader": alone(load, folder),
@@ -294,9 +299,10 @@ def blocks_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def map_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """As many tokens through `prepare` as through `datasets.map`, which throws nothing away.
+    """Compare `prepare` with `datasets.map` for about the same number of output tokens.
 
-    `prepare` holds text out and a short row is one document's, so it reads more for as much output.
+    `prepare` reads more text for the same output: it holds out validation text, and each short row
+    comes from a single document. `datasets.map` discards nothing.
     """
     corpus, less = folder / "corpus.jsonl", folder / "less.jsonl"
     write_corpus(corpus, 2 * options.bytes)
@@ -315,10 +321,10 @@ def map_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def large_part(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """A corpus of 3 GB: what a recipe needs of it, and dividing as many tokens as all of it has.
+    """Prepare 16 M tokens from a 3 GB corpus, then divide as many tokens as the corpus has.
 
-    Tokenising all of it would repeat the same work on 47 shards; tables and tokens of that many are
-    made up instead.
+    Tokenising the whole corpus would only repeat the same work on every shard, so the second step
+    uses synthetic document tables and tokens of that size.
     """
     corpus = folder / "corpus.jsonl"
     windows = {"original_window": 8192, "target_window": 32768, "short_length": 1024}
@@ -345,7 +351,7 @@ PARTS = {
 
 
 def machine() -> dict[str, Any]:
-    """Return where and when a part was measured."""
+    """Return the machine, date and load of a measurement."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -354,7 +360,7 @@ def machine() -> dict[str, Any]:
 
 
 def to_markdown(found: dict[str, Any]) -> str:
-    """Return the figures that matter as a table."""
+    """Return the main figures as a Markdown page."""
     rows: list[tuple[str, str, str]] = []
     if part := found.get("to_disk"):
         median = part["raw_over_to_disk_median"]
@@ -399,7 +405,7 @@ MEMORY = (
 
 
 def main() -> None:
-    """Measure and write the result."""
+    """Measure the chosen parts and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/demo_study.py --output tests/benchmarks/results/demo-study
 
-The settings are those of the demo recipe with more samples. For every seed all students share data,
-learning rate, steps and tokens; the interval of a difference is Student's t over the paired seeds.
-A task that the original barely solves, in the mean over the seeds, is left out for every seed, so
-that averages over seeds are averages of the same tasks. Finished work is in the store: several
-processes may share the seeds, and a last call over all of them only reads.
+The settings are those of the demo recipe with more samples. Within a seed, all students share data,
+learning rate, steps and tokens. The interval of a difference is Student's t over the paired seeds.
+A task that the original barely solves, by its mean over the seeds, is dropped for every seed, so
+that every seed averages the same tasks. Finished stages are reused from the store: several
+processes may split the seeds between them, and a final call over all seeds only reads results.
 """
 
 import argparse
@@ -68,11 +68,12 @@ def run(config: RunConfig, store: Store) -> dict[str, Path]:
 def dropped_tasks(
     originals: Sequence[Mapping[str, Any]], original_window: int, minimum: float
 ) -> list[Dropped]:
-    """Return what to leave out for every seed, judged by the original's mean over the seeds.
+    """Return the tasks to drop for every seed, judged by the original's mean over the seeds.
 
     Args:
-        originals: scores.json of the original, a seed each.
-        original_window: the original's window, in tokens; RULER beyond it is judged there.
+        originals: scores.json of the original, one per seed.
+        original_window: the original's window, in tokens; a RULER task at a longer length is
+            judged by its longest length within the window.
         minimum: percentage points above chance that a task needs.
     """
     units = units_of(originals)
@@ -95,7 +96,7 @@ def dropped_tasks(
 def compare(
     folders: Sequence[Mapping[str, Path]], config: RunConfig, dropped: Sequence[Dropped]
 ) -> list[Comparison]:
-    """Return each seed's comparison, all over the same tasks."""
+    """Return one comparison per seed, all over the same tasks."""
     return [
         collect(
             models,
@@ -108,7 +109,7 @@ def compare(
 
 
 def quantities(comparison: Comparison, original_window: int) -> dict[str, Read]:
-    """Return the averages to report, by the name of their row."""
+    """Return the averages to report: row name → function that reads it from a model's entry."""
     found: dict[str, Read] = {
         "short average": lambda model: model["short"]["average"],
         "short retention": lambda model: model["retention"]["short"],
@@ -129,7 +130,7 @@ def quantities(comparison: Comparison, original_window: int) -> dict[str, Read]:
 def summarise(
     comparisons: Sequence[Comparison], original_window: int, method: str, baseline: str
 ) -> dict[str, dict[str, Any]]:
-    """Return mean by model, and the paired difference of the method to a baseline, per quantity."""
+    """Return, per quantity, each model's mean and the paired difference of method and baseline."""
     summary: dict[str, dict[str, Any]] = {}
     for quantity, read in quantities(comparisons[0], original_window).items():
         rows: dict[str, Any] = {}
@@ -145,7 +146,7 @@ def summarise(
 
 
 def task_means(comparisons: Sequence[Comparison]) -> dict[Unit, dict[str, float]]:
-    """Return every task's mean over the seeds by model, dropped tasks included."""
+    """Return the mean over the seeds by task and model, dropped tasks included."""
     found: dict[Unit, dict[str, float]] = {}
     for unit in units_of(raw for comparison in comparisons for raw in comparison.raw.values()):
         found[unit] = {}
@@ -191,7 +192,7 @@ def table(
 def task_table(
     tasks: Mapping[Unit, Mapping[str, float]], models: Sequence[str], dropped: Sequence[Dropped]
 ) -> str:
-    """Return every task's mean over the seeds, and below what was dropped and why."""
+    """Return a Markdown table of means by task, followed by the dropped tasks and the reasons."""
     left_out = {entry.unit for entry in dropped}
     lines = [f"| task | {' | '.join(models)} |", "|---" + "|---:" * len(models) + "|"]
     for unit, means in tasks.items():
@@ -205,10 +206,10 @@ def task_table(
 
 
 def result(folders: Sequence[Mapping[str, Path]], config: RunConfig) -> tuple[dict[str, Any], str]:
-    """Return what the study found, as JSON values and as Markdown.
+    """Return the results of the study, as JSON values and as Markdown.
 
     Args:
-        folders: of each seed, model → folder of its scores.
+        folders: for each seed, model → folder of its scores.
         config: the recipe of any of the seeds.
     """
     method, baseline = config.training.method, config.training.baselines[0]
@@ -238,13 +239,16 @@ def result(folders: Sequence[Mapping[str, Path]], config: RunConfig) -> tuple[di
 
 
 def main() -> None:
-    """Run the study and write its JSON and its tables."""
+    """Run the study and write its JSON and Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--store", type=Path, default=Path("outputs/study"))
     parser.add_argument("--output", type=Path, default=Path("outputs/study/demo-study"))
     parser.add_argument(
-        "--set", nargs="*", default=[], help="section.key=value, on top of the study's own"
+        "--set",
+        nargs="*",
+        default=[],
+        help="recipe overrides, section.key=value, applied after the study's own",
     )
     arguments = parser.parse_args()
     overrides = [*STUDY, *arguments.set]

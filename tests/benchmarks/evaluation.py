@@ -1,13 +1,16 @@
-"""Measure the evaluation against lm-eval's own: scores, time, task scan, and memory at 32K tokens.
+"""Compare the evaluation with lm-eval's own: scores, time, task scan, and memory at 32K tokens.
 
     python tests/benchmarks/evaluation.py --output tests/benchmarks/results/evaluation
 
-Three parts, in one run. The demo suite: the same frozen questions are asked of the demo model by us
-and by `lm_eval.simple_evaluate` with its own model class, tasks, metrics and filters, in turns;
-scores must be equal task by task, and CPU seconds are compared. The task scan: what it takes to
-find and load one packaged task, each in a fresh process. Memory: a generated answer to a RULER
-prompt of 32K tokens under a small model with a vocabulary of 32K tokens, in a fresh process; every
-tensor that any operation makes is seen, and the largest reported, beside what full logits would be.
+One run measures three parts, in fresh processes:
+
+- Demo suite: longred and `lm_eval.simple_evaluate`, with its own model class, tasks, metrics and
+  filters, alternate in asking the demo model the same frozen questions. Scores must be equal task
+  by task; CPU seconds are compared.
+- Task scan: the CPU seconds to find and load one packaged task, in one process per side.
+- Memory: a small model with a vocabulary of 32K tokens generates an answer to a RULER prompt of 32K
+  tokens. Every tensor that an operation creates is inspected; the largest is reported beside the
+  size of full logits.
 """
 
 import argparse
@@ -35,7 +38,7 @@ LENGTH, VOCABULARY = 32768, 32768
 
 
 def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
-    """Return the demo model's folder and that of its frozen questions."""
+    """Return the folders of the demo model and of its frozen questions."""
     from longred import stages
     from longred.config import ModelConfig
     from longred.evaluation.standalone import evaluation_config, text_config
@@ -57,7 +60,7 @@ def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
 
 
 def their_task(task: Any, samples: list[dict[str, Any]]) -> Any:
-    """Return the same questions as a task of lm-eval, scored by its own metrics."""
+    """Return the same questions as an lm-eval task, scored by lm-eval's own metrics."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
@@ -98,7 +101,7 @@ def their_task(task: Any, samples: list[dict[str, Any]]) -> Any:
 
 
 def demo_suite(num_samples: int) -> dict[str, Any]:
-    """Ask the demo suite both ways, in turns."""
+    """Run the demo suite with longred and lm-eval in turns; compare scores and CPU time."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -137,7 +140,7 @@ def demo_suite(num_samples: int) -> dict[str, Any]:
             start = time.process_time()
             scores[side] = run()
             seconds[side].append(time.process_time() - start)
-    # The first round of each warms up.
+    # The first round of each side is a warm-up.
     best = {side: min(times[1:]) for side, times in seconds.items()}
     return {
         "num_samples": num_samples,
@@ -151,7 +154,7 @@ def demo_suite(num_samples: int) -> dict[str, Any]:
 
 
 def scan(side: str) -> dict[str, float]:
-    """Find and load the description of one packaged task, in this process."""
+    """Measure finding and loading the description of one packaged task, in this process."""
     import lm_eval.tasks
 
     if side == "longred":
@@ -168,7 +171,10 @@ def scan(side: str) -> dict[str, float]:
 
 
 class Largest(TorchDispatchMode):
-    """Sees every tensor that an operation makes, but for views of weights."""
+    """Record the largest tensor and the most rows of logits that any operation creates.
+
+    Tensors that share storage with weights are ignored.
+    """
 
     def __init__(self, weights: set[int]) -> None:
         super().__init__()
@@ -177,7 +183,7 @@ class Largest(TorchDispatchMode):
         self.num_vocabulary_rows = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it returns."""
+        """Run the operation and record its output tensors."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if not isinstance(tensor, Tensor):
@@ -194,7 +200,7 @@ class Largest(TorchDispatchMode):
 
 
 def memory() -> dict[str, Any]:
-    """Answer one RULER prompt of 32K tokens, in this process."""
+    """Measure memory while answering one RULER prompt of 32K tokens, in this process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from longred.evaluation import ruler
@@ -208,7 +214,7 @@ def memory() -> dict[str, Any]:
         folder = Path(name)
         torch.manual_seed(0)
         config = LlamaConfig(
-            # One more than the length: no other dimension is taken for it.
+            # One more than the length, so that no other dimension is mistaken for the vocabulary.
             vocab_size=VOCABULARY + 1,
             hidden_size=64,
             intermediate_size=128,
@@ -261,7 +267,7 @@ def memory() -> dict[str, Any]:
 
 
 def fresh(*arguments: str) -> dict[str, Any]:
-    """Return what a part of this script measures in a process of its own."""
+    """Run one part of this script in a fresh process; return its measurements."""
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path[1:])},
@@ -275,7 +281,7 @@ def fresh(*arguments: str) -> dict[str, Any]:
 
 
 def page(report: dict[str, Any]) -> str:
-    """Return the results as a page of Markdown."""
+    """Return the results as a Markdown page."""
     suite, scans, most = report["suite"], report["scan"], report["memory"]
     lines = [
         "# Evaluation against lm-eval's own",
@@ -309,10 +315,12 @@ def page(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Command line entry point."""
+    """Measure all parts, print the page and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=50, help="questions of each short task")
-    parser.add_argument("--output", type=Path, help="results without suffix")
+    parser.add_argument("--samples", type=int, default=50, help="questions per short task")
+    parser.add_argument(
+        "--output", type=Path, help="output path without suffix; writes .json and .md"
+    )
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,12 +1,13 @@
-"""Measure what an evaluation asks of a model: long prompts read, answers generated, texts scored.
+"""Measure a model's speed and memory in an evaluation: reading prompts, generating, scoring texts.
 
     python tests/benchmarks/generation.py gpu --output tests/benchmarks/results/generation-gpu.json
     python tests/benchmarks/generation.py tiny
 
-Random weights in the shape of Llama-3-8B, bfloat16, the attention that evaluations use. `read` is
-generating one token, `generate` the others; `score` is the likelihood of a prompt's last tokens,
-whose logits alone are computed, and `whole` the same by the logits of all tokens. Each length is
-planned first, from micro-benchmarks. Needs torch and transformers only.
+The model has Llama-3-8B's shape, random bfloat16 weights and the attention that evaluations use.
+`read` is generating one token, `generate` generating the remaining ones. `score` is the likelihood
+of a prompt's last tokens, computing only their logits; `whole` is the same from the logits of all
+tokens. The read time of each length is first predicted from micro-benchmarks. `tiny` is a small
+float32 model on the CPU. Needs torch and transformers only.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> PreTrai
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, Any]:
-    """Return the seconds of the second call, its peak memory above what was there, its result."""
+    """Return time, peak memory above the start, and result of a call, after a warm-up call."""
     work()
     on_gpu = device.type == "cuda"
     before = 0
@@ -86,7 +87,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, 
 
 
 def score(model: PreTrainedModel, ids_BT: Tensor) -> float:
-    """Return the log-likelihood of the last tokens; their logits are all that is computed."""
+    """Return the log-likelihood of the last SCORED tokens, computing only their logits."""
     last = model.config.num_hidden_layers
     hidden = hidden_states(model, ids_BT, layers=[last])[last][0, -SCORED - 1 : -1]
     logits = model.get_output_embeddings()(hidden).float()
@@ -94,7 +95,7 @@ def score(model: PreTrainedModel, ids_BT: Tensor) -> float:
 
 
 def score_whole(model: PreTrainedModel, ids_BT: Tensor) -> float:
-    """Return the same from the logits of all tokens."""
+    """Return the same log-likelihood from the logits of all tokens."""
     logits = model(ids_BT, use_cache=False).logits.float()[0, -SCORED - 1 : -1]
     return -float(F.cross_entropy(logits, ids_BT[0, -SCORED:], reduction="sum"))
 
@@ -103,7 +104,7 @@ def score_whole(model: PreTrainedModel, ids_BT: Tensor) -> float:
 def measure(
     preset: str, lengths: Sequence[int] | None = None, new_tokens: int | None = None
 ) -> dict[str, Any]:
-    """Measure every length; the preset's where none are given."""
+    """Measure each length; lengths and number of new tokens default to the preset's."""
     lengths = LENGTHS[preset] if lengths is None else lengths
     device = torch.device("cuda" if preset == "gpu" else "cpu")
     dtype = torch.bfloat16 if preset == "gpu" else torch.float32
@@ -118,7 +119,7 @@ def measure(
         mask = torch.ones_like(ids)
         flops = forward_flops(shape, length, head=False) * length
         planned = flops_seconds(flops, length, speeds)
-        print(f"{length:>7} tokens  planned to be read in {planned:.3f} s", flush=True)
+        print(f"{length:>7} tokens  predicted read time {planned:.3f} s", flush=True)
 
         def generate(count: int, ids: Tensor = ids, mask: Tensor = mask) -> Tensor:
             return model.generate(
@@ -158,19 +159,19 @@ def measure(
 def _whole(
     model: PreTrainedModel, ids: Tensor, likelihood: float, device: torch.device
 ) -> dict[str, Any]:
-    """Score by whole logits, which must say the same; at some length they no longer fit."""
+    """Score from the logits of all tokens, unless out of memory; check that both scores agree."""
     try:
         seconds, peak, other = timed(lambda: score_whole(model, ids), device)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"whole": "out of memory"}
     error = abs(likelihood - other) / abs(other)
-    assert error < 2e-2, f"the likelihoods differ: {likelihood} and {other}"
+    assert error < 2e-2, f"log-likelihoods differ: {likelihood} and {other}"
     return {"whole_seconds": seconds, "whole_peak_bytes": peak, "relative_difference": error}
 
 
 def main() -> None:
-    """Measure a preset and write the JSON."""
+    """Measure a preset and write its JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=SIZES)
     parser.add_argument("--output", type=Path)

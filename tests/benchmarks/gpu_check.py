@@ -1,16 +1,16 @@
-"""Measure all that needs a GPU in ten minutes: `make gpu-check`.
+"""Measure everything that needs a GPU in ten minutes: `make gpu-check`.
 
     python tests/benchmarks/gpu_check.py --results DIR --deadline 540
-    python tests/benchmarks/gpu_check.py --resume FILE   # what is in the file is not measured again
+    python tests/benchmarks/gpu_check.py --resume FILE   # reuse the finished items of FILE
     python tests/benchmarks/gpu_check.py --tiny          # small shapes, on the CPU
 
-Items are measured in order of worth (`--list`), each in a process of its own. After each
-measurement a JSON line is on disk, in `<device>-<model>-<length>.jsonl` of the results; a killed
-run has lost one item at most. Where tests/benchmarks/results has figures of the same device, what
-is more than 15 % slower or needs 2 % more memory is named at the end.
+Items run in order of importance (`--list`), each in its own process. Every measurement is written
+immediately as a JSON line of `<device>-<model>-<length>.jsonl` in the results folder, so a killed
+run loses at most one item. If tests/benchmarks/results has figures of the same device, model and
+length, changes of more than 15 % in speed or 2 % in memory are listed at the end.
 
 Needs Python with torch, triton, transformers, accelerate, numpy and safetensors, and pytest for the
-tests. Exit codes: 0 · 1 an item failed or is worse than before · 2 usage · 3 no GPU here.
+tests. Exit codes: 0 success · 1 an item failed or got worse · 2 usage error · 3 no GPU found.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from gpu.run import Runner, run  # noqa: E402
 
 
 def main(items: Sequence[Item] = ITEMS) -> int:
-    """Measure, write, compare; return the exit code."""
+    """Measure the items, write and compare the results; return the exit code."""
     arguments = _arguments(items)
     if arguments.list:
         for item in items:
@@ -71,12 +71,23 @@ def _arguments(items: Sequence[Item]) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     parser.add_argument("--deadline", type=float, default=540.0, metavar="SECONDS")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="results of an earlier run")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="results file of an earlier run; its finished items are reused",
+    )
     parser.add_argument("--only", default="", metavar="ITEM,…")
-    parser.add_argument("--list", action="store_true", help="items, and about how long they take")
+    parser.add_argument(
+        "--list", action="store_true", help="list the items and their estimated seconds"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes, on the CPU")
     parser.add_argument(
-        "--baselines", type=Path, default=HERE / "results", metavar="DIR", help="to compare with"
+        "--baselines",
+        type=Path,
+        default=HERE / "results",
+        metavar="DIR",
+        help="folder of results to compare with",
     )
     found = parser.parse_args()
     found.only = [name for name in found.only.split(",") if name]
@@ -84,16 +95,16 @@ def _arguments(items: Sequence[Item]) -> argparse.Namespace:
     if unknown:
         parser.error(f"--only: {min(unknown)} is not one of {', '.join(i.name for i in items)}")
     if found.resume and not found.resume.is_file():
-        parser.error(f"--resume: {found.resume} is no file")
+        parser.error(f"--resume: {found.resume} is not a file")
     return found
 
 
 def _prepare_environment() -> None:
-    """Set what every process inherits."""
+    """Set the environment variables that every process inherits."""
     paths = [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # Looking for GPUs must not start CUDA in the process that the others are forked from.
+    # Looking for GPUs must not initialise CUDA in the process that the others are forked from.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -106,7 +117,10 @@ def _path(arguments: argparse.Namespace, stem: str) -> Path:
 
 
 def _is_worse(folder: Path, stem: str, results: Results) -> bool:
-    """Compare with the newest other results of the same device, model and length."""
+    """Compare with the newest other results of the same device, model and length.
+
+    Print the differences; return whether any figure is worse.
+    """
     own = results.path.resolve()
     others = [path for path in by_device(folder).get(stem, []) if path.resolve() != own]
     if not others:

@@ -1,12 +1,12 @@
-"""Host memory of each process of a training while student and teacher are loaded.
+"""Measure the host memory of each training process while it loads student and teacher.
 
     python tests/benchmarks/loading.py --processes 4
 
-Beside the trainer's way, in which each process reads its own rows of the weights, the plain way:
-each loads the whole model and divides it then. Writes `results/loading.json` and a table. The model
-is random, with its weights on disk in bfloat16, as they are published. Anonymous memory is what a
-machine has to have; resident memory has the pages of the weight files too, which are shared by all
-processes and can be dropped. Both are the most that was seen above what was held before loading.
+Compares the trainer's way, in which each process reads only its own rows of the weights, with the
+plain way: load the whole model, then shard it. Writes `results/loading.json` and prints a table.
+The model is random, with weights on disk in bfloat16, the usual published type. Anonymous memory is
+what a machine must provide. Resident memory also includes pages of the weight files, which all
+processes share and the system can drop. Both are peaks above the level before loading.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SAMPLE_SECONDS = 0.002
 
 
 def memory() -> dict[str, float]:
-    """Return what this process holds, bytes."""
+    """Return the memory of this process by kind, in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return {
         kind: 1024.0 * int(status.split(f"{name}:")[1].split()[0]) for kind, name in KINDS.items()
@@ -52,7 +52,7 @@ def memory() -> dict[str, float]:
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """Yield what is filled with the most memory held inside the block, above that before it."""
+    """Yield a dictionary that receives the block's peak memory above the level at its start."""
     before, peak, is_done = memory(), dict.fromkeys(KINDS, 0.0), threading.Event()
 
     def watch() -> None:
@@ -71,7 +71,7 @@ def watched() -> Iterator[dict[str, float]]:
 
 
 def load_own_rows(job: TrainingJob, mesh: Any) -> list[Any]:
-    """Load both models as the trainer does."""
+    """Load both models as the trainer does: only this process's rows."""
     student = load_student(job, CPU, mesh)
     folder = Path(job.teacher_folder)
     teacher = load_teacher(folder, dtype=job.dtype, device=CPU, backend="auto", mesh=mesh)
@@ -79,7 +79,7 @@ def load_own_rows(job: TrainingJob, mesh: Any) -> list[Any]:
 
 
 def load_whole(job: TrainingJob, mesh: Any) -> list[Any]:
-    """Load both models whole, then divide them."""
+    """Load both models whole, then shard them."""
     folder = Path(job.teacher_folder)
     student, teacher = models.load_model(folder), None
     shard_student(student, mesh)
@@ -94,7 +94,7 @@ WAYS = {"whole, then divided": load_whole, "own rows": load_own_rows}
 
 
 def work(way: str, values: dict[str, Any], environment: dict[str, str], results: Any) -> None:
-    """Load in one process and tell what that took."""
+    """Load in one process; send its peak memory and seconds to `results`."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     job = TrainingJob.from_json(values)
@@ -110,7 +110,7 @@ def work(way: str, values: dict[str, Any], environment: dict[str, str], results:
 
 
 def measure(way: str, values: dict[str, Any], num_processes: int) -> dict[str, float]:
-    """Return the most that any process took."""
+    """Run all processes; return the largest peak memory and time of any process."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with socket.socket() as free:
@@ -126,7 +126,7 @@ def measure(way: str, values: dict[str, Any], num_processes: int) -> dict[str, f
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise SystemExit(f"{way}: a process failed")
+        raise SystemExit(f"{way}: at least one process failed")
     found = [results.get() for _ in processes]
     return {name: max(one[name] for one in found) for name in found[0]}
 

@@ -1,14 +1,14 @@
-"""Measure what orchestration costs, on a short recipe with servers up and imports done.
+"""Measure the cost of orchestration on a short recipe, with servers running and imports done.
 
     python tests/benchmarks/orchestration.py --output tests/benchmarks/results/orchestration
 
-- the full pipeline as a Prefect flow with every stage skipped, seconds;
-- the full pipeline as a flow against the same library calls without Prefect, which are written out
-  in `library` below: each in stores of their own, in the order library, flow, flow, library, after
-  both were run once; wall seconds, their ratio, and the seconds of each stage;
-- `longred --help`, the best of five, seconds.
+- The full pipeline as a Prefect flow with every stage skipped: seconds.
+- The full pipeline as a flow, compared with the same library calls without Prefect (`library`
+  below). Each run has its own store; the order is library, flow, flow, library, after one warm-up
+  run of each. Reports wall seconds, their ratio and the seconds of each stage.
+- `longred --help`: seconds, the best of five.
 
-Both sides record the run and show it in the MLflow of a store's own database.
+Both sides record the run and send it to MLflow in the store's own database.
 """
 
 import argparse
@@ -54,7 +54,7 @@ RECIPE = [
 
 
 def library(root: Path, overrides: Sequence[str]) -> str:
-    """Make what the flow makes, by the calls that its tasks make."""
+    """Run the pipeline by the library calls of the flow's tasks; return the run's id."""
     config = load_config("demo", [f"store.path={root}", *overrides])
     with open_run(config, "demo", overrides) as run:
 
@@ -97,14 +97,14 @@ def library(root: Path, overrides: Sequence[str]) -> str:
 
 
 def flow(root: Path, overrides: Sequence[str]) -> str:
-    """Make it as the command line does where a server is up."""
+    """Run the pipeline as the command line does if a server is running; return the run's id."""
     from flows.local import run_pipeline
 
     return run_pipeline("demo", [f"store.path={root}", *overrides])
 
 
 def timed(run: Callable[..., str], root: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the seconds of a run and of its stages."""
+    """Return the seconds of a run and of each stage, and the stages' statuses."""
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         run_id = run(root, overrides)
@@ -115,7 +115,7 @@ def timed(run: Callable[..., str], root: Path, overrides: Sequence[str]) -> dict
 
 
 def time_of_help() -> float:
-    """Return the best of five."""
+    """Return the seconds of `longred --help`, the best of five."""
     command = [sys.executable, "-m", "longred.cli", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     best = float("inf")
@@ -127,7 +127,7 @@ def time_of_help() -> float:
 
 
 def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Measure everything with a server of the measurement's own."""
+    """Start servers for this benchmark only, measure everything, and stop the servers."""
     root = folder / "served"
     up = services.up(root, ROOT, ports={"prefect": None, "mlflow": None}, say=print)
     os.environ["PREFECT_API_URL"] = f"{up['prefect'].url}/api"
@@ -158,7 +158,7 @@ def measure(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """Return the figures as a page."""
+    """Return the figures as a Markdown page."""
     rows = [
         ("`longred --help`, best of five", f"{result['help_seconds']:.2f} s", "0.5 s"),
         ("every stage skipped, best of three", f"{result['skipped_seconds']:.1f} s", "8 s"),
@@ -180,7 +180,9 @@ def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
-    parser.add_argument("--set", nargs="*", default=[], help="more overrides of the recipe")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="additional recipe overrides, section.key=value"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), [*RECIPE, *arguments.set])

@@ -1,11 +1,12 @@
-"""Measure the attention KL: its time, peak memory and exactness against dense attention maps.
+"""Measure time, peak memory and accuracy of the attention KL, compared with dense attention maps.
 
     python tests/benchmarks/profiling.py cpu|gpu|tiny [--output RESULT.json]
 
-`cpu`: 4 heads of 64, each measurement in a process of its own, so that peaks do not mix. `gpu`:
-Llama-3-8B, all 32 layers of one sequence of 32K and of 128K tokens, sampled queries against
-float64, and the length at which dense maps run out of memory. `tiny` runs the code of `gpu` on a
-small shape anywhere. Needs torch, transformers (and Triton on a GPU) only, and no installation.
+`cpu`: 4 heads of dimension 64, each measurement in its own process, so that peaks are separate.
+`gpu`: Llama-3-8B's shape, all 32 layers of one sequence of 32K and of 128K tokens; sampled queries
+compared with float64; and the length at which dense maps run out of memory. `tiny` runs the code of
+`gpu` on a small shape on the CPU. Needs only torch and transformers (and Triton on a GPU); longred
+need not be installed.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A box with a GPU may have this folder and torch, and nothing installed.
+# A GPU machine may have this repository and torch, but no installed longred.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from longred.profiling.attention_kl import attention_kl
@@ -38,7 +39,7 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
 def tensors(
     num_heads: int, num_key_heads: int, length: int, dim: int, device: str, dtype: torch.dtype
 ) -> Tensors:
-    """Return queries and keys of a teacher and of a student that is near it."""
+    """Return queries and keys of a teacher, and the same with added noise for a student."""
     torch.manual_seed(0)
     query = torch.randn(1, num_heads, length, dim, device=device)
     key = torch.randn(1, num_key_heads, length, dim, device=device)
@@ -49,7 +50,7 @@ def tensors(
 def dense(
     teacher_query: Tensor, teacher_key: Tensor, student_query: Tensor, student_key: Tensor
 ) -> Tensor:
-    """Compute the KL from both models' whole attention maps, as one would without thinking."""
+    """Compute the KL the naive way, from the full attention maps of both models."""
     length, dim = teacher_query.shape[2:]
     repeats = teacher_query.shape[1] // teacher_key.shape[1]
     unseen = torch.ones(length, length, dtype=torch.bool, device=teacher_query.device).triu(1)
@@ -64,11 +65,11 @@ WAYS: dict[str, Callable[..., Tensor]] = {"dense": dense, "attention_kl": attent
 
 
 def measure_cpu(way: str, length: int, repeats: int) -> dict[str, float]:
-    """Return the best time and the peak memory above that of the inputs, in this process."""
+    """Return the best time and the peak memory above the inputs, measured in this process."""
     call = WAYS[way]
     inputs = tensors(4, 4, length, 64, "cpu", torch.float32)
     seconds = []
-    # What a first call loads for good (threads, kernels) counts as well: nothing is left out.
+    # The peak includes what the first call keeps allocated (threads, kernels).
     with torch.no_grad(), _Peak() as peak:
         call(*tensors(4, 4, 256, 64, "cpu", torch.float32))
         for _ in range(repeats):
@@ -79,7 +80,7 @@ def measure_cpu(way: str, length: int, repeats: int) -> dict[str, float]:
 
 
 class _Peak:
-    """Samples resident memory above what it was at the start."""
+    """Sample the peak of resident memory above its level at the start."""
 
     def __enter__(self) -> "_Peak":
         self.bytes, self._start = 0, _resident()
@@ -103,7 +104,7 @@ def _resident() -> int:
 
 
 def cpu() -> dict[str, Any]:
-    """Compare with dense maps at 4,096 tokens, and follow time and memory over the length."""
+    """Compare with dense maps at 4,096 tokens; measure time and memory from 1,024 to 16,384."""
 
     def child(way: str, length: int, repeats: int) -> dict[str, float]:
         command = [sys.executable, __file__, "measure", way, str(length), str(repeats)]
@@ -132,7 +133,7 @@ def cpu() -> dict[str, Any]:
 
 
 def dense_float64(inputs: Tensors, rows: Tensor) -> Tensor:
-    """Return the exact KL of sampled queries from the same, already rounded, queries and keys."""
+    """Return the float64 KL of sampled queries, from the same rounded queries and keys."""
     length, dim = inputs[0].shape[2:]
     repeats = inputs[0].shape[1] // inputs[1].shape[1]
     results = []
@@ -168,7 +169,7 @@ def gpu(tiny: bool) -> dict[str, Any]:
 
 
 def layers_seconds(inputs: Tensors, num_layers: int) -> dict[str, float]:
-    """Return the time of so many layers, after a first that does not count, and peak memory."""
+    """Return time and (on a GPU) peak memory of `num_layers` calls, after a warm-up call."""
     on_gpu = inputs[0].is_cuda
     attention_kl(*inputs)
     if on_gpu:
@@ -200,7 +201,7 @@ def exactness(inputs: Tensors, length: int) -> dict[str, float]:
 
 
 def _dense_limit(num_heads: int, num_key_heads: int, dim: int) -> int | None:
-    """Return the first length, doubled from 1,024, whose maps do not fit beside nothing else."""
+    """Return the first length (1,024, 2,048, …) whose dense maps run out of memory, if any."""
     length = 1024
     while length <= 131072:
         torch.cuda.empty_cache()
@@ -213,7 +214,7 @@ def _dense_limit(num_heads: int, num_key_heads: int, dim: int) -> int | None:
 
 
 def goals(preset: str, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what was aimed at, what was measured, and whether it is reached."""
+    """Return each goal, the measured value, and whether the goal is reached."""
     if preset == "cpu":
         aims = [
             ("times faster than dense maps at 4,096", "times_faster_than_dense_at_4096", 5.0, True),
@@ -252,10 +253,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("preset", choices=("cpu", "gpu", "tiny"))
-    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    parser.add_argument("--output", type=Path, help="path of the JSON result")
     arguments = parser.parse_args()
     if arguments.preset == "gpu" and not torch.cuda.is_available():
-        parser.error("gpu: torch sees no GPU; `tiny` runs the same code anywhere")
+        parser.error("gpu: torch finds no GPU; use `tiny` to run the same code on the CPU")
     found = {
         "date": date.today().isoformat(),
         "preset": arguments.preset,

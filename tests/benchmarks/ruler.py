@@ -1,22 +1,22 @@
-"""Measure how fast RULER samples are generated, against lm-eval's own generators.
+"""Measure how fast RULER samples are generated, compared with lm-eval's own generators.
 
     pip install --target /tmp/lm-eval-ruler nltk
     python tests/benchmarks/ruler.py --packages /tmp/lm-eval-ruler \
         --output tests/benchmarks/results/ruler
 
-500 samples a task at 4,096 tokens, the same tokenizer (byte-level BPE of 8,192 tokens, trained on
-Python's documentation), CPU seconds of one process on one core for each task. lm-eval's generators
-need `wonderwords` (which longred depends on) and `nltk` (which it does not: give the folder with
-`--packages`). As shipped they make six tasks without a network. With `--essays` the five that hide
-needles in essays are measured too: lm-eval is given the same local text as ours, and a regular
-expression in the place of a sentence model that nltk would download. Question answering it cannot
-make offline.
+Each task makes 500 samples of up to 4,096 tokens with the same tokenizer (byte-level BPE of 8,192
+tokens, trained on Python's documentation), in one process on one core; times are CPU seconds.
+lm-eval's generators need `wonderwords` (a dependency of longred) and `nltk` (not a dependency: pass
+its folder with `--packages`). As shipped, they make six tasks offline. `--essays` adds the five
+tasks that hide needles in essays: lm-eval gets the same local text as longred, and a regular
+expression replaces the sentence model that nltk would download. Question answering is left out,
+since lm-eval cannot make it offline.
 
-The time to load is measured apart: Python packages and tokenizer, and for lm-eval's needle tasks a
-list of six million keys, which every run of one of them builds again. Ours counts the tokens of
-every prompt as it is returned, theirs leave the answer prefix out. Every prompt of both is encoded
-as a whole once more outside the time: how full they are, and whether one is too long with its
-answer prefix and its generated tokens.
+Load time is measured separately: Python packages, the tokenizer and, for lm-eval's needle tasks, a
+list of six million keys that every run of such a task rebuilds. longred counts the tokens of each
+prompt exactly as it is returned; lm-eval leaves out the answer prefix. After timing, every prompt
+of both sides is encoded once more as a whole, with its answer prefix and the tokens to generate, to
+report how full prompts are and how many are too long.
 """
 
 import argparse
@@ -45,7 +45,7 @@ Rows = list[dict[str, Any]]
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Train the tokenizer that both sides use, and save it."""
+    """Train and save the tokenizer that both sides use."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,7 +67,7 @@ def train_tokenizer(folder: Path) -> None:
 
 
 def load_ours(folder: Path, task: str) -> Callable[[int], Rows]:
-    """Return our generator of a task, with everything imported."""
+    """Return longred's generator of a task, with all packages and the tokenizer loaded."""
     from transformers import AutoTokenizer
 
     from longred.evaluation import ruler
@@ -82,7 +82,7 @@ def load_ours(folder: Path, task: str) -> Callable[[int], Rows]:
 
 
 def load_theirs(folder: Path, task: str) -> Callable[[int], Rows]:
-    """Return lm-eval's generator of a task, with everything imported."""
+    """Return lm-eval's generator of a task, with all packages and the tokenizer loaded."""
     if task in ("vt", "cwe", "fwe"):
         return _their_words(folder, task)
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
@@ -131,7 +131,7 @@ def _their_words(folder: Path, task: str) -> Callable[[int], Rows]:
 
 
 def one(side: str, task: str, folder: Path, count: int) -> dict[str, float]:
-    """Measure one side at one task, in this process."""
+    """Measure one side on one task, in this process."""
     start = time.process_time()
     generate = (load_ours if side == "longred" else load_theirs)(folder, task)
     loaded = time.process_time()
@@ -159,7 +159,7 @@ def one(side: str, task: str, folder: Path, count: int) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """Measure both sides at every task, each in a process of its own."""
+    """Measure both sides on every task, each in its own process."""
     environment = {
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
@@ -186,7 +186,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
 
 
 def total(found: dict[str, dict[str, Any]], tasks: Sequence[str]) -> dict[str, float]:
-    """Return seconds of several tasks, as one process would make them: packages loaded once."""
+    """Return the seconds and ratios of several tasks as if in one process: packages load once."""
     result: dict[str, float] = {}
     for side in SIDES:
         result[f"{side} seconds"] = round(sum(found[task][side]["seconds"] for task in tasks), 2)
@@ -200,7 +200,7 @@ def total(found: dict[str, dict[str, Any]], tasks: Sequence[str]) -> dict[str, f
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the result as a page of Markdown."""
+    """Return the results as a Markdown page."""
     lines = [
         f"# RULER generation, {report['num_samples']} samples a task at {LENGTH:,} tokens",
         "",
@@ -236,12 +236,14 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Command line entry point."""
+    """Measure all tasks, print the page and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--packages", action="append", default=[], help="folder that has nltk")
-    parser.add_argument("--essays", action="store_true", help="also tasks with essays")
+    parser.add_argument("--packages", action="append", default=[], help="folder containing nltk")
+    parser.add_argument("--essays", action="store_true", help="also measure the five essay tasks")
     parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--output", type=Path, help="results without suffix")
+    parser.add_argument(
+        "--output", type=Path, help="output path without suffix; writes .json and .md"
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--tokenizer", type=Path, help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""How many layers to distil: train the demo model with every number of layers, and ask which rule
-for choosing the number from the scores alone would have chosen well.
+"""Measure how many layers to distil, and which rule would choose that number from layer scores.
 
     python tests/benchmarks/selection_ablation.py --output tests/benchmarks/results/selection-auto
 
-The layers are the highest by attention KL, and the last. The rules read nothing but the layer
-scores: a share of the total KL, or the knee of the sorted curve. Finished work is in the store.
+Trains and evaluates the demo model once per number of layers. The distilled layers are those with
+the highest attention KL, and the last. The rules use only the layer scores: a share of the total
+KL, or the knee of the sorted curve. Finished stages are reused from the store.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from longred.store.artifacts import Artifact, Store, write_json
 
 
 def share(part: float) -> Callable[[Sequence[float]], int]:
-    """Return the rule: the fewest layers, the last one counted, that hold this share of all KL."""
+    """Return a rule: the fewest layers, including the last, with this share of the total KL."""
 
     def rule(scores: Sequence[float]) -> int:
         total, held = sum(scores), scores[-1]
@@ -36,9 +36,10 @@ def share(part: float) -> Callable[[Sequence[float]], int]:
 
 
 def knee(scores: Sequence[float]) -> int:
-    """Return the rule: where the sorted curve lies farthest below the line through its ends.
+    """Return how many layers lie before the knee of the sorted scores, plus one: the last layer.
 
-    The layers before the knee are chosen, and the last layer (Kneedle without smoothing).
+    The knee is where the sorted curve, without the last layer, lies farthest below the line through
+    its ends (Kneedle without smoothing). If there is no knee, all layers are chosen.
     """
     ordered = sorted(scores[:-1], reverse=True)
     if len(ordered) < 3 or ordered[0] == ordered[-1]:
@@ -61,7 +62,7 @@ RULES: dict[str, Callable[[Sequence[float]], int]] = {
 
 
 def run(config: RunConfig, counts: Sequence[int], store: Store) -> dict[str, Any]:
-    """Train and evaluate a student for every number of layers; return scores by number."""
+    """Train and evaluate a student for each number of layers; return the scores by number."""
     base = stages.find_model(config.model, store=store)
     data = stages.prepare_data(config.data, base, store=store)
     extended = stages.extend_model(config.extension, base, store=store)
@@ -97,7 +98,7 @@ def run(config: RunConfig, counts: Sequence[int], store: Store) -> dict[str, Any
 
 
 def table(seeds: dict[str, Any], counts: Sequence[int]) -> str:
-    """Return the means over seeds by number of layers, and what every rule chooses."""
+    """Return a Markdown page: means over the seeds by number of layers, and each rule's choice."""
     measures = list(next(iter(seeds.values()))["original"])
     lines = [
         f"| mean of {len(seeds)} seeds | {' | '.join(measures)} | mean of short and RULER |",
@@ -121,7 +122,7 @@ def table(seeds: dict[str, Any], counts: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Run the ablation and write its JSON and its tables."""
+    """Run the ablation and write its JSON and Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])

@@ -1,7 +1,7 @@
-"""What a teacher costs in three precisions, and what distance an unchanged student has from it.
+"""Measure a teacher's cost in three precisions, and its distance from an unchanged student.
 
-`python tests/benchmarks/teacher.py` writes `results/teacher.md`. Seconds are of processor time,
-which other work on the machine disturbs little.
+`python tests/benchmarks/teacher.py` writes `results/teacher.md`. Seconds are CPU time, which other
+work on the machine affects little.
 """
 
 import platform

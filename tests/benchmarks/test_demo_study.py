@@ -1,4 +1,4 @@
-"""The study averages the same tasks for every seed, computed by hand from written scores."""
+"""Check the study's averages against values computed by hand from two seeds of written scores."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ import pytest
 from longred.config import RunConfig, load_recipe
 from longred.store.artifacts import write_json
 
-# Task → (capacity, chance); a seed's scores follow as original, cpt, longred-c.
+# Task → (capacity, chance). Scores below are per seed, in the order of MODELS.
 TASKS = {"a": ("reading", 25.0), "b": ("reading", 0.0), "c": ("coding", 25.0)}
 SHORT = [
     {"a": (50.0, 40.0, 45.0), "b": (80.0, 20.0, 60.0), "c": (34.0, 30.0, 90.0)},
@@ -43,7 +43,7 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[dict[str, Path]]:
-    """Scores of two seeds, three models each."""
+    """Write the scores of two seeds, three models each; return their folders."""
     found = []
     for seed, (short, ruler) in enumerate(zip(SHORT, RULER, strict=True)):
         found.append({name: tmp_path / f"{name}-{seed}" for name in MODELS})
@@ -68,7 +68,7 @@ def folders(tmp_path: Path) -> list[dict[str, Path]]:
 def test_one_set_of_tasks_for_all_seeds(
     demo_study: ModuleType, folders: list[dict[str, Path]], config: RunConfig
 ) -> None:
-    # c is 9 points above chance in seed 0 and 10.5 in seed 1: 9.75 in the mean, under 10.
+    # Task c is 9 points above chance in seed 0 and 10.5 in seed 1: the mean, 9.75, is below 10.
     values, text = demo_study.result(folders, config)
     reason = (
         "the original scores 34.8 where guessing scores 25.0; "

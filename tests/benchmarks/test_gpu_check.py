@@ -1,4 +1,4 @@
-"""The GPU check, small and on the CPU, without the packages that a machine with a GPU may lack."""
+"""Test the GPU check with small shapes on the CPU, without packages a GPU machine may lack."""
 
 import json
 import os
@@ -24,7 +24,7 @@ sys.modules.update(dict.fromkeys({ABSENT!r}))
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Return one in whose processes what is absent cannot be imported."""
+    """Return an environment in which the ABSENT packages cannot be imported."""
     site = tmp_path / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(BLOCKER)
@@ -44,7 +44,7 @@ def start(tmp_path: Path, *arguments: str, program: Path = CHECK) -> subprocess.
 
 
 def check(tmp_path: Path, *arguments: str, program: Path = CHECK) -> tuple[int, str]:
-    """Run the check; return its exit code and what it printed."""
+    """Run the check; return its exit code and output."""
     process = start(tmp_path, *arguments, program=program)
     output, _ = process.communicate(timeout=900)
     return process.returncode, output
@@ -61,7 +61,7 @@ def ends(found: list[dict[str, Any]]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, dict[str, dict[str, Any]]]:
-    """Every item, measured once."""
+    """Measure every item once; return exit code, output, and the last line of each item."""
     tmp_path = tmp_path_factory.mktemp("whole")
     code, output = check(tmp_path, "--deadline", "600", "--baselines", str(tmp_path / "none"))
     return code, output, {line["item"]: line for line in lines(tmp_path)}
@@ -72,7 +72,7 @@ def test_every_item_is_measured(whole: tuple[int, str, dict[str, dict[str, Any]]
     code, output, found = whole
     assert code == 0, output
     statuses = {item.name: found[item.name]["status"] for item in ITEMS}
-    # 8-bit floats need a GPU; everything else has to run.
+    # FP8 needs a GPU; all other items must run.
     assert statuses == {**dict.fromkeys(statuses, "ok"), "fp8": "skipped"}, output
     for line in found.values():
         assert line["machine"].startswith("cpu"), line
@@ -128,18 +128,18 @@ def test_a_killed_run_leaves_whole_lines_and_resume_measures_the_rest(tmp_path: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     ended = ends(lines(tmp_path))
-    # Whoever reads its lines may be some items behind.
+    # The output read here may lag behind the check, so more items may have finished.
     assert "products" in ended
     assert set(ended.values()) == {"ok"}
     _wait_for_no_process_of(tmp_path)
     (path,) = (tmp_path / "results").iterdir()
     code, output = check(tmp_path, *only, "--resume", str(path))
     assert code == 0, output
-    assert "products: there already" in output
+    assert "products: already measured" in output
     after = lines(tmp_path)
     assert ends(after) == dict.fromkeys(("products", "attention", "kl"), "ok")
     assert sum(line["item"] == "products" for line in after) == 1
-    # Elsewhere, the new file is as whole as the one that it goes on with.
+    # Resumed into another results folder, the new file also holds all earlier lines.
     (tmp_path / "results").rename(tmp_path / "before")
     code, output = check(tmp_path, *only, "--resume", str(tmp_path / "before" / path.name))
     assert code == 0, output
@@ -147,7 +147,7 @@ def test_a_killed_run_leaves_whole_lines_and_resume_measures_the_rest(tmp_path: 
 
 
 def _wait_for_no_process_of(tmp_path: Path) -> None:
-    """Wait until no process is left that was started with this folder's environment."""
+    """Wait until no process that was started with this folder's environment is left."""
     mark = str(tmp_path / "site").encode()
     end = time.monotonic() + 120
     while time.monotonic() < end:
@@ -221,7 +221,7 @@ def test_items_that_fail_die_or_hang_stop_no_other_and_give_exit_code_1(tmp_path
     by_item = {line["item"]: line for line in found}
     assert "ValueError: it is broken" in by_item["raises"]["error"]
     assert by_item["dies"]["error"].splitlines() == ["last words", "exit code 7"]
-    # Where it hung is told too.
+    # The error also shows where the item hung.
     assert "broken.py" in by_item["hangs"]["error"]
     assert "deadline" in by_item["large"]["reason"]
     assert by_item["hangs/first"]["measured"] == {"seconds": 1.0}
@@ -231,7 +231,7 @@ def test_items_that_fail_die_or_hang_stop_no_other_and_give_exit_code_1(tmp_path
         tmp_path, "--only", "raises,kl", "--resume", str(path), "--deadline", "500", program=program
     )
     assert code == 1
-    assert "kl: there already" in output
+    assert "kl: already measured" in output
     assert sum(line["item"] == "raises" for line in lines(tmp_path)) == 2
 
 
@@ -273,7 +273,7 @@ def test_items_up_to_the_tests_fit_the_deadline() -> None:
 
 
 def test_a_step_is_put_together_from_two_depths() -> None:
-    # 0.2 s beside the layers and 0.15 s a layer.
+    # 0.2 s outside the layers and 0.15 s per layer.
     assert at_depth({8: 1.4, 4: 0.8}, 32) == pytest.approx(5.0)
     assert at_depth({32: 5.1, 8: 1.4}, 32) == 5.1
     counts = {"long": 32, "short": 96, "original": 32}
@@ -285,7 +285,7 @@ def test_a_file_to_go_on_with_that_is_not_there_is_named(tmp_path: Path) -> None
     command = [sys.executable, str(CHECK), "--resume", str(tmp_path / "none.jsonl")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert f"--resume: {tmp_path / 'none.jsonl'} is no file" in run.stderr
+    assert f"--resume: {tmp_path / 'none.jsonl'} is not a file" in run.stderr
     run = subprocess.run(
         [sys.executable, str(CHECK), "--only", "kl,nothing"],
         capture_output=True,

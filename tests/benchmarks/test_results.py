@@ -1,4 +1,4 @@
-"""Later results of the GPU check are held against earlier ones of the same device."""
+"""Test the files of GPU-check results, and that no later file is worse than an earlier one."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ def line(item: str, layers: int = 32, **measured: float) -> dict[str, Any]:
 
 
 def problems(folder: Path) -> list[str]:
-    """Return what is worse in any results file of a folder than in the one before it."""
+    """Return the figures that are worse in a results file than in its predecessor."""
     return [
         f"{later.name}: {difference}"
         for paths in by_device(folder).values()
@@ -85,7 +85,7 @@ def test_only_successful_lines_of_equal_settings_are_compared() -> None:
     assert compare([line("a", layers=16, seconds=1.0)], [slow]) == []
     assert compare([line("b", seconds=1.0)], [slow]) == []
     assert compare([{**line("a", seconds=1.0), "status": "failed"}], [slow]) == []
-    # The last measurement of a name is the one that counts.
+    # Only the last measurement of an item counts.
     assert compare([line("a", seconds=1.0)], [slow, line("a", seconds=1.0)]) == []
 
 

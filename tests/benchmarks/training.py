@@ -1,15 +1,16 @@
-"""Measure the trainer against the authors' way of the same three losses, and against its own plan.
+"""Compare the trainer with the authors' way of computing the same losses, and with its own plan.
 
-    python tests/benchmarks/training.py cpu       # 512 x 8 layers, 256 -> 1,024: some minutes
+    python tests/benchmarks/training.py cpu       # 512 x 8 layers, 256 -> 1,024: a few minutes
     python tests/benchmarks/training.py gpu-32k   # Llama-3-8B's shape, 8K -> 32K
-    python tests/benchmarks/training.py gpu-128k  # long blocks of 128K, ours alone
-    python tests/benchmarks/training.py tiny      # the same code in seconds
+    python tests/benchmarks/training.py gpu-128k  # long blocks of 128K, ours only
+    python tests/benchmarks/training.py tiny      # the same code on a tiny shape, seconds
 
-"Theirs" keeps all hidden states of both models, runs the LM head of both and the cross-entropy of
-the student on every micro-batch, and computes every layer again. Weights and data are random. Data
-type, threads, kernels of attention, optimizer and micro-batches are the same on both sides, and the
-three losses of every step are compared. Each side is a process of its own. The plan is made from
-micro-benchmarks of products and attention and printed before anything is measured.
+"Theirs" keeps all hidden states of both models, runs both LM heads and the student's cross-entropy
+on every micro-batch, and recomputes every layer in the backward pass. Weights and data are random.
+Data type, threads, attention kernels and optimizer are the same on both sides; micro-batches are,
+too, unless the preset sets others for theirs. The three losses of every step must agree. Each side
+runs in its own process. The plan is made from micro-benchmarks of matrix products and attention,
+and printed before the sides are measured.
 
 Needs torch, transformers, accelerate, numpy and safetensors only.
 """
@@ -59,16 +60,17 @@ OUT_OF_MEMORY = 9
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A model's shape, its windows, and one step.
+    """A model's shape, its windows, and the size of a step.
 
     Attributes:
-        model: of the Llama configuration.
-        layers: numbers of decoder layers to try, until both sides fit.
-        rows: blocks of each bucket in a step.
-        settings: of the training, beside these.
-        with_theirs: whether the authors' way is run too.
-        their_micro_batch_tokens: of the authors' way; 0 for as many as ours. They take a bucket's
-            rows at once; ours may cut them as it likes, since losses are shares of the step's.
+        model: fields of the Llama configuration.
+        layers: numbers of decoder layers to try in turn until both sides fit.
+        rows: blocks of each bucket per step.
+        settings: further fields of the training job.
+        with_theirs: whether to run the authors' way too.
+        their_micro_batch_tokens: micro-batch size of the authors' way; 0 for the same as ours. They
+            process all rows of a bucket at once; ours may split them, since each micro-batch's loss
+            is weighted by its share of the step.
     """
 
     model: Mapping[str, Any]
@@ -162,7 +164,7 @@ PRESETS = {
         with_theirs=False,
     ),
 }
-# With a bucket's rows at once on both sides, and layers computed again on both.
+# Both sides process all rows of a bucket at once and recompute layers.
 PRESETS["cpu-whole"] = dataclasses.replace(
     PRESETS["cpu"],
     settings={
@@ -193,7 +195,7 @@ def model_config(preset: Preset, layers: int, *, theta: float) -> LlamaConfig:
 def make_job(preset: Preset, layers: int, folder: Path, num_steps: int) -> TrainingJob:
     distill = np.linspace(1, layers, min(preset.distill, layers)).round().astype(int)
     uses_layers = preset.method != "cpt"
-    # The authors mask no documents.
+    # The authors do not mask attention between documents.
     settings = {"mask_documents": False, **preset.settings}
     return TrainingJob(
         method=preset.method,
@@ -212,7 +214,7 @@ def make_job(preset: Preset, layers: int, folder: Path, num_steps: int) -> Train
 
 
 def write_inputs(preset: Preset, layers: int, folder: Path, num_steps: int) -> None:
-    """Write random blocks and both configurations; weights are made where they are used."""
+    """Write random blocks and both configurations; each side initialises its own weights."""
     generator = np.random.default_rng(0)
     (folder / "data/tokens").mkdir(parents=True)
     entries = {}
@@ -233,7 +235,7 @@ def write_inputs(preset: Preset, layers: int, folder: Path, num_steps: int) -> N
 
 
 def random_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """Make what `models.load_model` would load: the same random weights for every configuration."""
+    """Stand in for `models.load_model`: build a model with the same random weights each time."""
     register()
     config = models.load_config(folder)
     config._attn_implementation = "longred"
@@ -247,12 +249,12 @@ def random_model(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def random_weights() -> None:
-    """Let the trainer make its models instead of reading them from disk."""
+    """Make the trainer initialise its models at random instead of reading them from disk."""
     models.load_model = random_model  # type: ignore[assignment]
 
 
 class TheirTrainer(Trainer):
-    """The authors' micro-steps inside the same step: only what is computed for a loss differs."""
+    """Run the authors' micro-steps inside our step: only the computation of each loss differs."""
 
     def __init__(self, job: TrainingJob, work: Path) -> None:
         ours = dataclasses.replace(
@@ -262,13 +264,13 @@ class TheirTrainer(Trainer):
         checkpoint_activations(self.student, "full")
 
     def _make_meter(self) -> Meter:
-        """Plan FLOPs alone: the plan of memory knows our way, and would refuse theirs."""
+        """Plan only FLOPs: the memory plan models our way and would reject theirs."""
         shape = shape_of(models.load_config(Path(self.job.student_folder)))
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
         return Meter(shape, self.job, lengths, self.device)
 
     def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher:
-        """Keep the output embedding, which our teacher has none of."""
+        """Load a teacher with its LM head, which ours drops."""
         self.teacher = random_model(
             Path(self.job.teacher_folder),
             dtype=torch.float32,
@@ -296,7 +298,7 @@ class TheirTrainer(Trainer):
         settings = {"use_cache": False, "output_hidden_states": True}
         student: nn.Module = self.student
         output = student(input_ids=ids, position_ids=batch.position_ids_BT, **settings)
-        # Taken on every micro-batch, and thrown away on most.
+        # Computed on every micro-batch, discarded on most.
         cross_entropy = F.cross_entropy(
             output.logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten()
         )
@@ -318,7 +320,7 @@ SIDES = {"ours": Trainer, "theirs": TheirTrainer}
 
 
 def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
-    """Take a step that does not count, then the others; return times, losses and peak memory."""
+    """Run a warm-up step, then the timed steps; return times, losses and peak memory."""
     random_weights()
     trainer = SIDES[side](job, work)
     steps = []
@@ -347,13 +349,13 @@ def run_side(side: str, job: TrainingJob, work: Path) -> dict[str, Any]:
         "step_tokens": trainer.meter.step_tokens,
     }
     if side == "ours":
-        # Last: the profiler's own memory must not count.
+        # Profile last, so that the profiler's own memory is not counted.
         found["top_costs"] = top_costs(trainer.train_step, trainer.device)
     return found
 
 
 def top_costs(work: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """Run some work once; return the kernels that took longest, with their share of it."""
+    """Profile one call; return the kernels that took longest and their share of the total time."""
     on_gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
     with profile(activities=kinds, acc_events=True) as profiler:
@@ -378,7 +380,7 @@ def _wait(device: torch.device) -> None:
 
 
 def make_plan(shape: ModelShape, job: TrainingJob, preset: Preset) -> tuple[Speeds, TrainingPlan]:
-    """Measure products and attention, nothing else, and plan the training from them."""
+    """Plan the training from measured speeds of matrix products and attention only."""
     lengths = {bucket: preset.lengths[bucket] for bucket in job.rows}
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
@@ -394,7 +396,7 @@ def make_plan(shape: ModelShape, job: TrainingJob, preset: Preset) -> tuple[Spee
 
 
 def child(arguments: argparse.Namespace) -> None:
-    """Do one part of the measurement and print its JSON."""
+    """Run one part of the measurement and print its JSON."""
     preset = PRESETS[arguments.preset]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -425,7 +427,7 @@ def _plain(speeds: Speeds) -> dict[str, Any]:
 
 
 def part(arguments: argparse.Namespace, name: str, layers: int) -> dict[str, Any] | None:
-    """Run one part in a process of its own; None where it ran out of memory."""
+    """Run one part in its own process; return None if it ran out of memory."""
     command = [sys.executable, __file__, arguments.preset, "--part", name, "--layers", str(layers)]
     command += ["--steps", str(arguments.steps), "--threads", str(arguments.threads)]
     command += ["--same-micro-batches"] if arguments.same_micro_batches else []
@@ -440,7 +442,7 @@ def part(arguments: argparse.Namespace, name: str, layers: int) -> dict[str, Any
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Plan, then run ours and theirs at the largest setting that fits both."""
+    """Plan, then run ours and theirs with the largest number of layers that fits both."""
     preset = PRESETS[arguments.preset]
     tries = (arguments.layers,) if arguments.layers else preset.layers
     found: dict[str, Any] = {}
@@ -448,13 +450,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         planned = part(arguments, "plan", layers)
         assert planned is not None
         if not planned["plan"]["fits"]:
-            print(f"{layers} layers: the plan says that they do not fit", flush=True)
+            print(f"{layers} layers: do not fit, according to the plan", flush=True)
             continue
         if "plan" not in found:
             _show_plan(planned["plan"], layers)
         ours = part(arguments, "ours", layers)
         if ours is None:
-            print(f"{layers} layers: ours does not fit", flush=True)
+            print(f"{layers} layers: ours: out of memory", flush=True)
             continue
         summary = _summary(planned, ours, layers)
         if "ours" not in found:
@@ -464,7 +466,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             return found
         theirs = part(arguments, "theirs", layers)
         if theirs is None:
-            print(f"{layers} layers: the authors' way does not fit", flush=True)
+            print(f"{layers} layers: theirs: out of memory", flush=True)
             continue
         found["compared"] = _compared(ours, theirs, layers, PRESETS[arguments.preset].settings)
         _show_compared(found["compared"])
@@ -498,7 +500,7 @@ def _summary(planned: Mapping[str, Any], ours: Mapping[str, Any], layers: int) -
 def _compared(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], layers: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Check that both sides took the same losses, and compare what that took."""
+    """Check that both sides have the same losses; compare their time and peak memory."""
     error = max(
         largest_difference(mine, other, settings["dtype"])
         for mine, other in zip(ours["losses"], theirs["losses"], strict=True)
@@ -520,7 +522,7 @@ def _compared(
 
 
 def largest_difference(ours: Mapping[str, float], theirs: Mapping[str, float], dtype: str) -> float:
-    """Return by which share of theirs our losses differ at most; refuse what is not rounding."""
+    """Return the largest relative difference of the losses; fail if it exceeds rounding error."""
     tolerance = 1e-4 if dtype == "float32" else 2e-2
     assert ours.keys() == theirs.keys(), (ours, theirs)
     error = max(abs(ours[key] - theirs[key]) / max(abs(theirs[key]), 1e-3) for key in theirs)
@@ -553,7 +555,7 @@ def _show_compared(found: Mapping[str, Any]) -> None:
         f"theirs    {found['layers']} layers: {found['their_seconds']:.2f} s a step, "
         f"{found['their_peak_bytes'] / 2**30:.2f} GiB; ours is "
         f"{found['times_their_tokens_per_second']:.2f} times as fast "
-        f"({found['times_by_processor_time']:.2f} by processor time) with "
+        f"({found['times_by_processor_time']:.2f} by CPU time) with "
         f"{found['share_of_their_peak']:.2f} of the memory; losses agree to "
         f"{found['largest_relative_loss_difference']:.0e}",
         flush=True,
@@ -561,7 +563,7 @@ def _show_compared(found: Mapping[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were taken on."""
+    """Return the date, machine, versions and load of the measurement."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": date.today().isoformat(),
@@ -576,11 +578,17 @@ def main() -> None:
     """Measure a preset, print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("--layers", type=int, default=0, help="0 tries the preset's")
-    parser.add_argument("--steps", type=int, default=3, help="the first does not count")
-    parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
-    parser.add_argument("--same-micro-batches", action="store_true", help="theirs cut as ours")
-    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    parser.add_argument(
+        "--layers", type=int, default=0, help="number of decoder layers; 0 tries the preset's"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3, help="number of steps; the first is a warm-up"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
+    parser.add_argument(
+        "--same-micro-batches", action="store_true", help="use our micro-batch size for theirs too"
+    )
+    parser.add_argument("--output", type=Path, help="path of the JSON result")
     parser.add_argument("--part", choices=["plan", *SIDES], help="one part; `main` calls it")
     arguments = parser.parse_args()
     if arguments.part:

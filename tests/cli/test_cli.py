@@ -1,4 +1,4 @@
-"""The command line: what it prints where, and how it ends."""
+"""The command line: output, its streams (stdout or stderr), and exit codes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The terminal shows each stage once, in order, and bars only where someone looks."""
+"""Terminal output: each stage once, in order; progress bars only on a real terminal."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""FLOPs against counts taken one by one, and against torch's own counter."""
+"""Planned FLOPs against explicit counts and torch's own FLOP counter."""
 
 import dataclasses
 import math
@@ -70,7 +70,7 @@ def test_visible_keys_are_counted(length: int, window: int | None) -> None:
     ids=lambda config: config.model_type,
 )
 def test_a_forward_pass_takes_what_torch_counts(config) -> None:
-    """With eager attention torch counts every pair; a causal row sees about half of them."""
+    """Eager attention: torch counts all query-key pairs; causal rows need about half of them."""
     shape = shape_of(config)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     assert shape.num_parameters == sum(weight.numel() for weight in model.parameters())
@@ -79,7 +79,7 @@ def test_a_forward_pass_takes_what_torch_counts(config) -> None:
         model(torch.ones(1, length, dtype=torch.long), use_cache=False)
     expected = forward_flops(shape, length, head=True)
     all_pairs = 4.0 * shape.attention_size * length * length * shape.num_layers
-    # RoPE's angles are a product too, of one number with each frequency.
+    # torch also counts RoPE's angles, the product of positions and frequencies.
     angles = 2.0 * length * shape.head_dim
     counted = counter.get_total_flops()
     assert counted == pytest.approx(
@@ -122,7 +122,7 @@ def test_checkpointing_computes_again_what_it_does_not_keep() -> None:
         return sum(recomputed_flops(shape, job, b).total for b in batches(job, LENGTHS))
 
     linear = 2.0 * shape.num_linear * 32 * 32768
-    # The last product of a layer is not taken again: no gradient needs it.
+    # The last product of a layer is not recomputed: no gradient needs it.
     last = 2.0 * 32 * 4096 * 14336 * 32 * 32768
     assert again() == 0
     # Short and original micro-batches are small enough to hold everything.
@@ -130,7 +130,7 @@ def test_checkpointing_computes_again_what_it_does_not_keep() -> None:
     assert again(activation_checkpointing="selective", compile=True) == pytest.approx(linear)
     full = forward_flops(shape, 32768, head=False).total * 32 * 32768
     assert again(activation_checkpointing="full") == pytest.approx(full - last)
-    # Tiles take gate and up again, of micro-batches that hold the rest.
+    # Tiles recompute gate and up in micro-batches that hold all other activations.
     tokens = 32 * 32768 + 768 * 1024 + 32 * 8192
     assert again(mlp_tile_tokens=4096) == pytest.approx(2 * last * tokens / (32 * 32768))
 

@@ -1,4 +1,4 @@
-"""What a plan says of time, room and settings, against counts by hand; without network or data."""
+"""Planned time, memory and settings against counts by hand; needs no network or data."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ def test_costs_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attention_takes_the_papers_time() -> None:
-    """Their rate counts five products backward for two forward; a plan counts four."""
+    """The paper's rate counts five backward products per two forward ones; a plan counts four."""
     h100 = known("h100")
     forward = 8.0e12
     seconds = flops_seconds(Flops(attention_backward=2 * forward), 32768, h100)
@@ -105,7 +105,7 @@ def test_a_deterministic_training_is_planned_without_cudnn(shape: ModelShape) ->
 
 
 def test_relations_take_float32_time() -> None:
-    """67 TFLOP/s without TF32, where bfloat16 has 989."""
+    """float32 without TF32 runs at 67 TFLOP/s, bfloat16 at 989."""
     h200 = known("h200")
     ratio = flops_seconds(Flops(relations=1e15), 1024, h200) / flops_seconds(
         Flops(linear=1e15), 1024, h200
@@ -124,17 +124,18 @@ def test_eight_bits_speed_up_the_students_layers_alone(shape: ModelShape) -> Non
         for bucket, one in work.items()
     }
     layers, last = 2.0 * shape.num_linear, 2.0 * 14336 * 4096 * 32
-    # The student's are a third faster; a layer computed again takes its last product too.
+    # The student's products take a third less time. With fp8, a recomputed layer also repeats its
+    # last product.
     spared = (4 * layers - last) - (4 * layers) / FP8_SPEEDUP
     assert faster["long"] == pytest.approx(32 * long * spared / speeds.matmul_flops, rel=0.02)
-    # The teacher's forward pass is as it was.
+    # The teacher's forward pass is not sped up.
     tokens = work["short"].step_tokens
     spared = 3 * layers * (1 - 1 / FP8_SPEEDUP)
     assert faster["short"] == pytest.approx(tokens * spared / speeds.matmul_flops, rel=0.02)
 
 
 def test_what_sharded_processes_send(shape: ModelShape) -> None:
-    """Gathered twice in bfloat16, summed once in float32; the teacher's weights gathered once."""
+    """Weights are gathered twice in bf16 (the teacher's once), gradients reduced once in fp32."""
     job = dataclasses.replace(make_job(), parallel={"num_processes": 8})
     speeds = known("h200")
     long, short, _ = batches(job, LENGTHS)
@@ -147,7 +148,7 @@ def test_what_sharded_processes_send(shape: ModelShape) -> None:
     assert link_seconds(shape, job, short, speeds) == pytest.approx(sent / 380e9)
     alone = make_job()
     assert link_seconds(shape, alone, batches(alone, LENGTHS)[0], speeds) == 0
-    # Not free, even where computing hides most of it.
+    # Communication costs time even where computation hides most of it.
     work = batches(job, LENGTHS)
     unlinked = dataclasses.replace(speeds, link_bandwidth=0.0)
     assert step_seconds(shape, job, work, speeds) > step_seconds(shape, job, work, unlinked)
@@ -197,12 +198,12 @@ def test_adapters_are_proposed_where_nothing_else_fits(shape: ModelShape) -> Non
     assert last.is_alone
     assert last.setting.startswith("training.method=lora training.lora.objectives=longred-c")
     assert last.memory_bytes + found.reserve_bytes <= 79.1 * GIB
-    # What is proposed is a training of its own that needs what is said.
+    # The proposed adapter training fits and needs the stated memory.
     adapted = make_plan(shape, known("h100"), *last.setting.split())
     assert adapted.fits
     assert adapted.memory_bytes == pytest.approx(last.memory_bytes)
     assert list(load_config("llama3-8b-32k", []).training.lora.targets) == list(LORA["targets"])
-    # On 24 GiB it takes more settings.
+    # 24 GiB need more settings than these.
     small = make_plan(shape, known("rtx-4090"), *last.setting.split())
     assert not small.fits
 

@@ -36,7 +36,7 @@ CONFIG = {
 
 
 def held_bytes(dtype: str, *, is_fused: bool, fp8: bool = False) -> float:
-    """Sum the storages that autograd saves in a forward pass, but for the weights."""
+    """Sum the storages that autograd saves in a forward pass, without the weights."""
     register()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
@@ -129,13 +129,13 @@ def test_each_saver_saves_its_own_part() -> None:
 
 
 def test_the_crossing_state_is_not_added_to_activations() -> None:
-    """Parts of an offloaded state are on the GPU in the update, when activations are not."""
+    """Parts of an offloaded state are on the GPU during the update, when activations are freed."""
     shape = shape_of(LlamaConfig(**CONFIG))
     job = make_plain_job(dtype="bfloat16", optimizer_offload=True)
     work = batches(job, {"long": TOKENS})
     found = memory_parts(shape, job, work, device="cuda")
     inside = sum(batch_parts(shape, job, work[0]).values())
-    # All moments of so small a model are in flight at once: more than its activations here.
+    # All moments of so small a model are in flight at once and exceed its activations.
     crossing = 8.0 * shape.num_parameters
     assert sum(found.values()) == pytest.approx(
         8.0 * shape.num_parameters + max(inside, crossing), rel=1e-6

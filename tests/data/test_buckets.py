@@ -233,7 +233,8 @@ def test_a_corpus_that_may_be_enough_is_tokenised(
 ) -> None:
     folder = run(make_config(shard_bytes=4096))
     assert index_of(folder)["train"]["long"]["num_blocks"] == 64
-    # Slightly more than the text has: the sample lets it pass, the exact count refuses it.
+    # Slightly more tokens than the text has: the estimate from a sample passes, the exact count
+    # fails.
     work = tmp_path / "work"
     with pytest.raises(ConfigError, match="could be filled"):
         run(make_config(shard_bytes=4096, num_tokens=131072), work)

@@ -37,7 +37,7 @@ MAX_CHARACTERS = 100_000
 
 @pytest.fixture
 def zoo(write_corpus: Callable[..., Path], tmp_path: Path) -> Path:
-    """A folder of good text and every kind of bad: see EXPECTED."""
+    """A folder with good text and every kind of bad row or file, as counted in EXPECTED."""
     folder = tmp_path / "zoo"
     (folder / "deep").mkdir(parents=True)
     write_corpus(folder / "good.jsonl", num_documents=400)

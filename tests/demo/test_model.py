@@ -50,7 +50,7 @@ def test_model_tells_keys_apart(model, tokenizer):
 def test_model_has_learned_the_library(model, tokenizer, held_out_texts):
     bits, nats = measure.bits_per_byte(model, tokenizer, held_out_texts[:4], window=256)
     assert bits < 2.0
-    # 8 bits a byte and ln(1024) nats a token are what knowing nothing costs.
+    # A uniform guess costs 8 bits per byte and ln(1024) nats per token.
     assert nats < 4.0
 
 

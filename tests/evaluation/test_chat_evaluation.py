@@ -1,4 +1,4 @@
-"""An evaluation through a chat template against greedy search from prompts written out."""
+"""Evaluation through a chat template against greedy decoding of prompts written out by hand."""
 
 import json
 import shutil

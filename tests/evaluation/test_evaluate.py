@@ -238,8 +238,8 @@ def test_kill_minus_nine_loses_nothing_that_was_finished(
 
 @pytest.mark.medium
 def test_global_generators_are_left_alone(run: Run) -> None:
-    # Threads that earlier tests left (clients of servers) draw from Python's generator now and
-    # then, so an evaluation that leaves it alone does so in one of three tries.
+    # Leftover threads of earlier tests (clients of servers) sometimes draw from Python's generator.
+    # So the test passes if one of three attempts leaves the generator untouched.
     found = []
     for _ in range(3):
         random.seed(5)

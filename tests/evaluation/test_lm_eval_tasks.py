@@ -196,7 +196,7 @@ def test_unreachable_hub_is_asked_once(
     monkeypatch.setattr(_http, "time", clock)
     for module in (constants, datasets.config):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
-    # Nothing listens on port 9: refused at once, as without a network.
+    # Nothing listens on port 9, so connections are refused at once, as without a network.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(HUB, "_is_known", False)
@@ -209,7 +209,7 @@ def test_unreachable_hub_is_asked_once(
         pytest.raises(PreflightError, match="2 of 2 short tasks cannot be evaluated") as caught,
     ):
         freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
-    # The hub's client waits between retries: 23 seconds for a single task.
+    # No retries: the hub's client waits between them, 23 seconds for a single task.
     assert waits == []
     assert "data_files: {test: /path/to/file.jsonl}" in str(caught.value)
     assert sum("cannot be reached" in record.message for record in caplog.records) == 1

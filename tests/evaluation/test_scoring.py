@@ -31,7 +31,7 @@ def test_parts_count_by_their_samples() -> None:
     first, second = [{"score": 100.0}] * 3, [{"score": 0.0}]
     results = [summary(first, 25.0), summary(second, 25.0)]
     assert combined(results, [*first, *second])["score"] == 75.0
-    # A metric without a value for a single answer: the same mean, and no error.
+    # A metric without a value per answer has the same mean and no standard error.
     found = combined(results, [])
     assert (found["score"], found["stderr"], found["num_samples"]) == (75.0, None, 4)
     assert combined(results[:1], first) == results[0]

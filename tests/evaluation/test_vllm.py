@@ -1,6 +1,7 @@
-"""Answers of another engine instead of transformers, and the parity check before.
+"""Answers of an engine other than transformers, and the parity check before its use.
 
-vLLM itself needs a GPU: here an engine generates token by token, without batches and padding.
+vLLM itself needs a GPU; here a stand-in engine generates token by token, without batches and
+padding.
 """
 
 import importlib.util
@@ -24,7 +25,7 @@ class OneByOne:
     """Greedy decoding of one prompt after another.
 
     Args:
-        shift: added to every token, for an engine that is wrong.
+        shift: offset added to every token, to simulate a wrong engine.
     """
 
     def __init__(self, model: Any, tokenizer: Any, shift: int = 0) -> None:

@@ -1,6 +1,7 @@
-"""Kill flows, workers and servers: no trainer stays alive, no checkpoint is lost, no run open.
+"""Kill flows, workers and servers: no trainer survives, no checkpoint is lost, no run stays open.
 
-The tests build on each other in order: the first makes what comes before training, once.
+The tests run in order and share one pipeline: the first builds the stages before training, and the
+others reuse them.
 """
 
 import signal
@@ -55,7 +56,7 @@ def test_a_killed_flow_leaves_no_trainer_and_no_open_run_and_the_next_goes_on(
     assert trainer.saved()[-1] == trainer.steps()[-1] > before
     record = pipeline.record()
     flow_run = str(record.prefect_flow_run_id)
-    # The reaper that is up may be first; between them everything is closed.
+    # The background reaper may act first; together the two close everything.
     close_everything(pipeline)
     assert until(lambda: pipeline.state(flow_run) == "Crashed")
     assert pipeline.record().status == "lost"
@@ -78,7 +79,7 @@ def test_the_rest_queue_survives_its_worker_and_a_cancelled_run_without_one_ends
     pipeline.up()
     done = trainer.steps()[-1]
     until(lambda: trainer.steps()[-1] > done + 2)
-    time.sleep(6)  # three times as often as a worker asks for work
+    time.sleep(6)  # three polling intervals of a worker
     assert pipeline.state(first) == "Running"
     assert pipeline.state(waiting) in ("Scheduled", "Late", "Pending")
     assert ask(f"{pipeline.api}/flow_runs/{waiting}")["start_time"] is None
@@ -121,7 +122,7 @@ def test_both_servers_may_be_away_while_a_training_goes_on(pipeline: Pipeline) -
         history = client.get_metric_history(str(stage.mlflow_run_id), "train/loss")
         return sorted(point.step for point in history)
 
-    # What a busy server did not take at the end, the reaper brings.
+    # The reaper uploads what a busy server did not accept at the end of the run.
     assert until(lambda: len(found := shown()) >= 120 and found) == list(range(1, 121))
 
 
@@ -131,7 +132,7 @@ def test_without_prefect_for_good_the_student_is_kept_and_the_next_run_skips_it(
     command = ("run", "demo", *SMALL, "training.num_steps=100", "--only", "training")
     with temporary_server(tmp_path) as server:
         server.wait()
-        # Fewer tries than the usual five, which take a minute a question.
+        # Fewer retries than the default five, which would take a minute per request.
         few = {"PREFECT_CLIENT_MAX_RETRIES": "1"}
         flow = pipeline.start(*command, api=server.url, environment=few)
         trainer = pipeline.trainer()

@@ -77,7 +77,7 @@ def test_without_a_password_both_servers_refuse(secured: Pipeline) -> None:
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     for name, url in (("prefect", secured.api.removesuffix("/api")), ("mlflow", secured.mlflow)):
-        # It asks once, and a busy server may take too long: Docker asks again too.
+        # The check sends one request, which may time out on a busy server; retry, as Docker does.
         until(lambda asked=(name, url): check(*asked, env=known).returncode == 0)
         until(lambda asked=(name, url): "401" in check(*asked, env=unknown).stderr)
         assert check(name, url, env=unknown).returncode == 1
@@ -181,7 +181,7 @@ def demo_copy(folder: Path) -> Path:
 
 
 def say_yes(tmp_path: Path, model: Path) -> subprocess.CompletedProcess[str]:
-    """Run the pipeline on a model with a user who agrees to everything."""
+    """Dry-run the pipeline on a model and answer yes to every prompt."""
     return subprocess.run(
         [sys.executable, "-m", "longred.cli", "run", "demo", f"model.path={model}", "--dry-run"],
         env={**os.environ, "LONGRED_STORE": str(tmp_path / "store"), "HF_HUB_OFFLINE": "1"},

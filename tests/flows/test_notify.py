@@ -1,4 +1,4 @@
-"""A webhook is notified of the end of flow runs; one that does not answer changes nothing."""
+"""A webhook is notified when a flow run ends; an unreachable webhook has no effect on the run."""
 
 import json
 import logging

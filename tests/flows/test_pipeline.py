@@ -1,4 +1,4 @@
-"""The pipeline: refuses bad settings before any work, reads as a sentence, is deployable."""
+"""The pipeline: refuses bad settings before any work, has no control flow, is deployable."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""A job travels as JSON and refuses what cannot work."""
+"""A job survives a JSON round trip and refuses invalid values."""
 
 import dataclasses
 import json

@@ -23,7 +23,7 @@ def test_terms_name_buckets_objectives_and_settings_that_exist(method: str) -> N
     assert {term.objective for term in terms} <= set(OBJECTIVES)
     assert {term.weight for term in terms if term.weight} <= set(TrainingConfig.model_fields)
     assert len({term.metric for term in terms}) == len(terms)
-    # A bucket's teacher is run once, so its terms must agree on how.
+    # The teacher runs once per bucket, so a bucket's terms must agree on the kind of pass.
     for bucket in BUCKETS:
         kinds = {OBJECTIVES[term.objective].teacher for term in terms if term.bucket == bucket}
         assert len(kinds - {None}) <= 1

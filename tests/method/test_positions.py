@@ -74,7 +74,7 @@ def test_head_and_tail_are_a_third_or_four_factors() -> None:
 
 
 def thirds(rows: torch.Tensor, target: int) -> torch.Tensor:
-    """Whether head and tail are a third of the row; a middle run can join one, never both."""
+    """Return which rows have head and tail of a third; a middle run can join one, never both."""
     end = rows.shape[1] // 3
     return (rows[:, end - 1] == end - 1) & (rows[:, -end] == target - end)
 
@@ -82,7 +82,7 @@ def thirds(rows: torch.Tensor, target: int) -> torch.Tensor:
 def middle_ends(
     kind: str, window: int, target: int, rows: int, end: int, **extra: object
 ) -> Counter[int]:
-    """How often the middle run ends where, among rows whose head and tail are `end` long."""
+    """Count the last ids of the middle run over the rows whose head and tail are `end` long."""
     found: Counter[int] = Counter()
     positions = draw(kind, window, target, rows, **extra)
     chosen = positions[thirds(positions, target) == (end == window // 3)]
@@ -93,7 +93,7 @@ def middle_ends(
 def cream_law(
     window: int, factor: int, end: int, sigma: float, truncation: str
 ) -> dict[int, float]:
-    """The law of the middle run's end, summed over r; the slow and obvious way."""
+    """Return the distribution of the middle run's end, summed over r by brute force."""
     normal = NormalDist(1 + factor, sigma)
     middle = window - 2 * end
     law: Counter[int] = Counter()

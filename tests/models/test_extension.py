@@ -51,7 +51,7 @@ def plain(theta: float = 1e4, dim: int = 16) -> list[float]:
 def yarn(
     theta: float, factor: float, original: int, dim: int, fast: float, slow: float
 ) -> Expected:
-    """arXiv 2309.00071: equations 17 to 22, the ramp between whole dimensions."""
+    """arXiv 2309.00071: equations 17 to 22, with the ramp's ends rounded to whole dimensions."""
 
     def pair_with(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -67,7 +67,7 @@ def yarn(
 def llama3(
     theta: float, factor: float, original: int, dim: int, low: float = 1, high: float = 4
 ) -> Expected:
-    """Llama 3.1: by wavelength, against the original window."""
+    """Llama 3.1: scale each frequency by its wavelength relative to the original window."""
     result = []
     for f in plain(theta, dim):
         wavelength = 2 * math.pi / f
@@ -115,7 +115,7 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any], Expected]] = {
 
 
 def assert_turns(config: PreTrainedConfig, expected: Expected) -> None:
-    """The model's own rotary embedding, and ours, turn as the formula says."""
+    """Check the frequencies of the model's own rotary embedding, and ours, against the formula."""
     inv_freq, attention_factor = (torch.tensor(expected[0], dtype=torch.float64), expected[1])
     rotary = LlamaRotaryEmbedding(copy.deepcopy(config))
     rotary(torch.zeros(1, 1), torch.tensor([[config.max_position_embeddings - 1]]))
@@ -195,7 +195,7 @@ LLAMA31 = {
 def test_rescaled_models_are_rescaled_further_where_that_is_defined(
     rope: dict[str, Any], method: str, settings: dict[str, Any], expected: Expected
 ) -> None:
-    # The model's own window of 256 is what grows by 4, whatever the recipe trains on.
+    # The factor is 4, relative to the model's own window of 256, whatever original_window says.
     before = config(rope_parameters=dict(rope))
     for window in (256, 64):
         after = extend_config(
@@ -311,7 +311,7 @@ def test_phi3_turns_a_part_of_the_head(method: str, tmp_path: Path) -> None:
     for each in (after, loaded):
         rotary = Phi3RotaryEmbedding(copy.deepcopy(each))
         for position in (10, 1000):
-            # Short and long texts turn alike, though longrope has two sets of frequencies.
+            # Short and long texts use equal frequencies, although longrope stores two sets.
             rotary(torch.zeros(1, 1), torch.tensor([[position]]))
             got = rotary.inv_freq.double()
             torch.testing.assert_close(

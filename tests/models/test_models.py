@@ -181,7 +181,7 @@ def test_saved_model_round_trips_in_both_forms(tiny_model_folder: Path, tmp_path
     again = load_model(resolve_model(str(tmp_path / "saved")))
     assert again.config.rope_parameters == model.config.rope_parameters
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
-    # Saved once more, the older keys do not come back stale.
+    # A second save also updates the legacy keys rope_theta and rope_scaling.
     again.config.rope_parameters = {"rope_type": "default", "rope_theta": 2e5}
     save_model(again, tiny_model_folder, tmp_path / "twice")
     twice = json.loads((tmp_path / "twice" / "config.json").read_text())

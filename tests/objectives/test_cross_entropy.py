@@ -14,7 +14,7 @@ def dense_loss(
     documents: Tensor | None,
     cap: float | None = None,
 ) -> Tensor:
-    """Token by token, in float64."""
+    """Compute the mean loss token by token, in float64."""
     losses = []
     for row in range(tokens.shape[0]):
         for place in range(tokens.shape[1] - 1):

@@ -13,7 +13,7 @@ from longred.objectives.relations import attention_distill_loss, relation_kl
 def dense_kl(
     student: Tensor, teacher: Tensor, documents: Tensor | None = None, window: int | None = None
 ) -> Tensor:
-    """Row by row, head by head."""
+    """Compute the KL in loops over rows, heads and queries."""
     rows, heads, length, dim = student.shape
     result = []
     for row in range(rows):

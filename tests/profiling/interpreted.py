@@ -58,7 +58,7 @@ def _interpret() -> None:
     torch.set_num_threads(1)
     from triton.runtime import interpreter as module
 
-    # The interpreter always multiplies in fp32, but rejects this name.
+    # The interpreter always multiplies in fp32, but rejects the name bf16x6 by default.
     known = module.InterpreterOptions.allowed_dot_input_precisions
     module.interpreter_builder.options = module.InterpreterOptions(
         allowed_dot_input_precisions=(*known, "bf16x6")

@@ -15,7 +15,7 @@ def dense_kl(
     documents: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """Query by query, key by key, in float64."""
+    """Compute the KL in float64, in loops over queries and keys."""
     rows, heads, length, _ = teacher[0].shape
     repeats = heads // teacher[1].shape[1]
     result = torch.zeros(rows, heads, length, dtype=torch.float64)

@@ -26,7 +26,7 @@ Run = Callable[[Problem, dict[str, Any] | None], Statistics]
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """The kernel."""
+    """Run the kernel: on the GPU in this process, or else interpreted in another one."""
     if ON_GPU:
         yield interpreted.statistics
         return
@@ -120,7 +120,7 @@ def test_equals_float64_at_every_head_size(
 def test_every_configuration_equals_float64(
     run: Run, dtype: torch.dtype, dim: int, length: int
 ) -> None:
-    # Imported only for its table: this process must still be able to compile.
+    # Import only the table of configurations: this process must still be able to compile kernels.
     from longred.profiling.attention_kl_triton import configurations
 
     case = make(dtype, length, dim, window=100, heads=(2, 1), rows=1)

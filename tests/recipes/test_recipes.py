@@ -1,6 +1,7 @@
 """The packaged recipes on models of the true dimensions, on the meta device.
 
-No weights and no memory: four decoder layers run, and all are counted.
+The meta device holds no weights and takes no memory. Losses run on four decoder layers; parameters
+are counted on all layers.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""A study that all tests of the report read and none changes."""
+"""One study, shared by all tests of the report, which only read it."""
 
 import pytest
 from study import Study, make_study

@@ -31,7 +31,7 @@ def comparison(study: Study) -> Comparison:
 def edited(
     study: Study, folder: Path, model: str, change: dict[str, Any], remove: tuple[str, ...] = ()
 ) -> dict[str, Path]:
-    """Return the study's folders with one model's scores changed at top level or one task gone."""
+    """Return the study's folders; in one model's scores, change top-level keys or remove tasks."""
     copy = folder / model
     shutil.copytree(study.scores[model], copy)
     scores = json.loads((copy / "scores.json").read_text())
@@ -169,7 +169,7 @@ def test_nothing_is_dropped_at_zero_points_unless_below_chance(study: Study) -> 
 def test_long_ruler_tasks_are_judged_within_the_original_window(
     study: Study, comparison: Comparison, tmp_path: Path
 ) -> None:
-    # A low score of the original at 1,024, beyond its window, drops nothing.
+    # The original's low score at 1,024 tokens, beyond its window, drops no task.
     assert study.average("original", ["niah_single_2@1024"]) < 15
     assert comparison.ruler_tasks[1024] == list(RULER)
     weak = {"score": 6.0, "stderr": 2.0, "num_samples": NUM_SAMPLES, "chance": 0.0}

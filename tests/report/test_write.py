@@ -40,7 +40,7 @@ def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """Collects what a page would load, and checks that its elements close."""
+    """Collects the tags, ids and links of a page, including everything that it would load."""
 
     def __init__(self) -> None:
         super().__init__()

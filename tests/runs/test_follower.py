@@ -1,4 +1,4 @@
-"""MLflow mirrors record and journals, each point once; a run continues without it."""
+"""MLflow mirrors a run's record and journals, each point once; a run works without MLflow."""
 
 import json
 import logging
@@ -127,7 +127,7 @@ def test_metrics_are_seen_while_a_stage_runs_and_stay_single(
 
     def make(folder: Path, work: Path) -> None:
         journal = Journal(work / "metrics.jsonl")
-        # Left by an earlier process: step 2 lies after its last checkpoint and is made again.
+        # Lines of an earlier process: step 2 is after its last checkpoint and is recomputed.
         old = {"key": "train/loss", "value": 9.0, "time": 1.7e9}
         lines = [{**old, "step": 1}, {**old, "step": 2}]
         journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -186,7 +186,7 @@ def test_without_mlflow_the_work_goes_on_and_is_shown_later(
     ] == [1]
     record = load_run(run.store)
     assert (record.status, record.in_mlflow) == ("finished", False)
-    # The server comes back: as if the run had been meant for the database all along.
+    # Simulate the server's return: set the run's recorded tracking to the database.
     record.config["tracking"] = config.model_dump(mode="json")["tracking"]
     record.save(run.store.runs)
     with open_run(config, "demo"):
@@ -229,7 +229,7 @@ def test_a_student_is_a_model_version_by_method_and_its_data_are_named(config: R
     assert version.run_id == child.info.run_id
     assert version.tags["longred.artifact"] == student.path
     assert version.source == child.info.artifact_uri
-    # The source holds the manifest that names the weights by hash, and no copy of them.
+    # The source holds the manifest with the hashes of the weights, but no copy of the weights.
     assert "model.safetensors" not in {i.path for i in client.list_artifacts(child.info.run_id)}
     assert "MANIFEST.json" in {i.path for i in client.list_artifacts(child.info.run_id)}
     for each in (child, runs[run.record.id]):

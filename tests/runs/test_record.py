@@ -187,7 +187,7 @@ def test_a_process_is_known_by_its_id_and_start_time() -> None:
     assert is_alive(identity)
     assert not is_alive([identity[0], identity[1] - 100])
     child.kill()
-    # It has ended, and nobody has asked how.
+    # Wait for its end without reaping it: it stays a zombie.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not is_alive(identity)
     child.wait()
@@ -209,7 +209,8 @@ def test_a_run_can_start_from_what_an_earlier_one_was_made_with(
     with open_run(again, "latest", ["training.num_steps=7"], prefect_flow_run_id="second") as run:
         assert (run.record.recipe, run.record.origin) == ("demo", first.record.id)
         assert run.record.overrides == ["seed=3", "training.num_steps=7"]
-    # The retry of a flow run starts from where its first attempt did, whatever is newest by then.
+    # A retried flow run starts from the same run as its first attempt, even if there is a newer
+    # run.
     with open_run(config, "demo", prefect_flow_run_id="third") as newest:
         pass
     assert pin_run("latest", prefect_flow_run_id="second") == first.record.id

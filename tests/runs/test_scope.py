@@ -95,7 +95,7 @@ def test_one_stage_alone_needs_what_is_before_it_and_leaves_what_follows(config:
         "evaluation": "stale",
     }
     assert pipeline.made == ["training"]
-    # A run of everything then makes only what is stale.
+    # A run of the whole pipeline then builds only the stale stages.
     assert pipeline.run(rate=0.25)["training"] == ("skipped", "")
     assert pipeline.made == ["evaluation"]
 

@@ -81,7 +81,7 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
     for each in (alive, record):
         Mirror(store.root, config.tracking).show(each)
         each.save(store.runs)
-    # Made just before the process died: no record knows it.
+    # Created just before the process died, so no record holds its id.
     tags = {"longred.run": record.id}
     unknown = client.create_run(experiment, tags=tags, run_name="training/longred-c")
     foreign = client.create_run(experiment, tags={"longred.run": "of-another-store"})
@@ -139,7 +139,8 @@ def test_flow_runs_whose_process_is_gone_are_crashed_or_cancelled(
             prefect_flow_run_id=flow_run,
             **soon,
         )
-        # The record of a retried flow run is of the attempt before: it began before this state.
+        # The record of a retried flow run is that of the previous attempt, which started before
+        # the flow run's current state.
         run.started = 1.0e9 if flow_run == retried else 4.0e9
         run.save(store.runs)
     lines = list(reap.close_in_prefect(store, prefect_server))

@@ -1,4 +1,4 @@
-"""A pilot: what it reads from a journal, its verdict, and that the run resumes from it."""
+"""A pilot: measurements from a journal, the verdict, and a run that resumes from the pilot."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_the_last_steps_of_a_journal_are_read_without_the_first_of_them(tmp_path
 def test_every_training_of_a_recipe_is_planned(plan: RecipePlan) -> None:
     config = load_config("demo", ["training.baselines=[merge,cpt,mix-cpt]"])
     shape = shape_of_model(config)
-    # merge trains nothing of its own but what cpt trains.
+    # merge has no training of its own; it uses cpt's.
     assert [job.method for job in jobs(config, shape)] == ["longred-c", "cpt", "mix-cpt"]
     longred, cpt, _mix = jobs(config, shape)
     assert longred.rows == {"long": 4, "short": 24, "original": 4}
@@ -127,7 +127,7 @@ def test_plan_says_what_does_not_fit_and_what_would(tmp_path: Path) -> None:
     assert training["advice"][-1]["memory_bytes"] < cost["device"]["memory_bytes"]
     settings = [one["setting"] for one in training["advice"]]
     changes = dict(setting.split("=") for setting in settings)
-    # What is advised does what is said of it.
+    # The advised overrides have the stated effect.
     keep = [change for change in huge if change.partition("=")[0] not in changes]
     result = CliRunner().invoke(app, [*arguments, *keep, *settings])
     again = json.loads(result.output)["cost"]["trainings"][0]
@@ -159,7 +159,7 @@ def test_a_pilot_measures_real_steps_and_the_training_goes_on_from_them(tmp_path
     assert (found["measured"]["first_step"], found["measured"]["last_step"]) == (1, 3)
     assert found["planned"]["step_seconds"] > 0
     assert found["verdict"] in ("go", "no-go")
-    # It left its steps for the run, and neither a run nor a student.
+    # The pilot leaves a checkpoint for the run to resume from, but no run and no student.
     (checkpoint,) = tmp_path.glob("work/*/checkpoints/step-*")
     assert checkpoint.name == "step-000003"
     assert not list(tmp_path.glob("runs/*"))

@@ -68,7 +68,8 @@ def test_only_a_run_that_trains_is_refused(tmp_path: Path, monkeypatch: pytest.M
     changes = (*SMALL_DATA, "profiling.num_tokens=1024")
     assert begin(tmp_path, *changes) == ["extension", "data", "profiling", "selection"]
     monkeypatch.setattr(fit, "memory_of", lambda device: SMALL)
-    # What a training waits for is there: whether it is needed at all is the training's to say.
+    # The stages before the training exist, so there is no early check; a training that does run
+    # checks for itself.
     assert begin(tmp_path, *changes) == []
     assert begin(tmp_path, *changes, "seed=1", scope=Scope(is_dry=True)) == []
     more = [change.replace("1024", "2048") for change in changes]
@@ -149,7 +150,7 @@ def test_room_for_checkpoints_and_result(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free - 1))
     with pytest.raises(PreflightError, match=r"store\.path: checkpoints and result of longred-c"):
         check_trainings(config)
-    # What is advised would do.
+    # The advised settings pass the check.
     for change in ("training.optimizer=adamw8bit", "training.num_checkpoints=1"):
         check_trainings(load_config("demo", [*changes, change]))
     with pytest.raises(PreflightError, match=r"store\.path"):

@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files whose bytes were read, in order; every file counts as settled."""
+    """Record the files whose bytes are read, in order; treat every file as settled, however new."""
     found: list[Path] = []
 
     def sha256(path: Path) -> str:

@@ -75,7 +75,7 @@ def test_the_manifest_goes_last(bucket: str, tmp_path: Path) -> None:
     remote = Remote(f"s3://{bucket}/store")
     store = Store(tmp_path / "one")
     artifact = store.build("data", {"x": 1}, {}, fill)
-    (artifact.folder / "b.json").unlink()  # so that sending is cut off half-way
+    (artifact.folder / "b.json").unlink()  # so that the upload fails half-way
     with pytest.raises(StorageError, match=r"store\.remote: data-\w+ could not be sent"):
         remote.send(artifact.folder, artifact.read_json(MANIFEST)["files"])
     assert MANIFEST not in "".join(keys(bucket))

@@ -21,7 +21,7 @@ def test_every_group_is_run_and_the_wait_ticks() -> None:
     ran, ticks = [], []
 
     def run(group: Group) -> None:
-        met.wait()  # all of them side by side
+        met.wait()  # passes only if all groups run concurrently
         ran.append(group[0].number)
 
     @flow

@@ -149,7 +149,7 @@ def test_a_server_that_is_away_does_not_hold_up_a_stage() -> None:
     ):
         patch.setattr(stage, "END_SECONDS", 0.2)
         progress = stage.StageProgress("training/cpt")
-        patch.setattr(progress, "_logged", float("inf"))  # there is no run whose log it could be
+        patch.setattr(progress, "_logged", float("inf"))  # no logging: there is no run to log to
         started = time.monotonic()
         with progress:
             for step in range(1000):

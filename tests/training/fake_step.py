@@ -73,12 +73,12 @@ class FakeStep:
 
     Attributes:
         bucket: its bucket.
-        tokens: of it.
+        tokens: its number of tokens.
         losses_bytes, backward_bytes: peak memory until the losses are computed, and in the
             backward pass, without the weights and their gradients.
-        weight_bytes, teacher_bytes: of both models' weights.
+        weight_bytes, teacher_bytes: size of the student's and of the teacher's weights.
         products: number of matrix products, including the LM head's and RoPE's angles.
-        product_flops: of all of them.
+        product_flops: FLOPs of all these products.
         attention_forward, attention_backward: causal FLOPs of the attention operators as executed:
             two products forward, five backward.
         moved_bytes: what all other operators read and wrote.
@@ -287,7 +287,7 @@ def _first_micro_batch(job: TrainingJob, bucket: str) -> MicroBatch:
     lengths = row_lengths(job)
     rows = {}
     for name in job.recipe.buckets():
-        # Skip the rows of other buckets.
+        # One row is enough for the other buckets, which are not measured.
         number = job.rows[name] if name == bucket else 1
         shape = (number, lengths[name])
         rows[name] = Rows(
@@ -417,7 +417,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def with_layers(config: PreTrainedConfig, number: int) -> PreTrainedConfig:
-    """Return the configuration of the same model with so many decoder layers."""
+    """Return the configuration of the same model with `number` decoder layers."""
     values = {**config.to_dict(), "num_hidden_layers": number}
     values.pop("layer_types", None)
     return type(config).from_dict(values)

@@ -142,7 +142,7 @@ def test_the_whole_path(
 
 
 def assert_it_reads_back(result: Path, student: Path) -> None:
-    """The trained weights differ, and transformers computes with them what the trainer does."""
+    """Check that the weights changed and that transformers and the trainer agree on them."""
     prompt = torch.randint(2, 500, (1, TARGET - 8))
     before, ours = load_model(student), load_model(resolve_model(str(result)))
     theirs = AutoModelForCausalLM.from_pretrained(result)

@@ -66,7 +66,7 @@ def check(plan: Planned, bucket: str, step: FakeStep, *, memory: float = 0.08) -
     assert step.peak_bytes == pytest.approx(plan.peak_bytes(bucket), rel=memory)
     assert step.product_flops == pytest.approx(flops.linear + flops.head, rel=0.01)
     assert step.attention_forward == pytest.approx(flops.attention_forward, rel=0.001)
-    # The plan counts two forward passes for the backward kernel's two and a half.
+    # The backward kernel takes 2.5 times the forward FLOPs; the plan counts 2 times.
     assert step.attention_backward == pytest.approx(1.25 * flops.attention_backward, rel=0.001)
 
 
@@ -80,7 +80,7 @@ def test_the_whole_model_needs_what_is_planned(bucket: str) -> None:
 @pytest.mark.parametrize(
     ("bucket", "overrides", "products"),
     [
-        # 7 forward, 6 again (all but the last), 14 backward.
+        # 7 forward, 6 recomputed (all but the last), 14 backward.
         ("long", (), 27),
         ("long", ("training.activation_checkpointing=full",), 27),
         ("long", ("training.fused=false",), 27),

@@ -99,7 +99,7 @@ def test_second_trainer_ends_at_once(make_job: MakeJob, tmp_path: Path):
         started = time.monotonic()
         with pytest.raises(LockedError, match=f"process {os.getpid()}"):
             launch.run(make_job(), tmp_path)
-        # A trainer waits ten minutes for an orphan; this holder's parent is alive.
+        # A trainer waits ten minutes only for an orphan; the parent of this lock's holder is alive.
         assert time.monotonic() - started < 300.0
 
 
@@ -178,7 +178,7 @@ def test_two_processes_started_by_accelerate(make_job: MakeJob, tmp_path: Path):
     started = time.monotonic()
     with pytest.raises(LostProcessError, match="run the same command to go on"):
         launch.run(job, tmp_path, on_progress=kill_the_second)
-    # Well below the half hour after which processes give up waiting for a lost one.
+    # Well below the 30-minute timeout after which processes stop waiting for a lost one.
     assert time.monotonic() - started < 600.0
     assert steps[:7] == list(range(1, 8))
     assert not trainers(psutil.Process())

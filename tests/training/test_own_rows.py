@@ -125,7 +125,8 @@ def load_with_little_memory(job: dict[str, Any], weight_bytes: int) -> None:
         before = peak_bytes()
         load_student(TrainingJob.from_json(job), CPU, mesh)
         used = peak_bytes() - before
-        # Half of the weights, and that half's file pages in 16 bits; a whole model needs more.
+        # A process needs half of the weights and that half's file pages in 16 bits; a whole model
+        # needs more.
         assert used < 0.9 * weight_bytes, f"{used / 2**20:.0f} of {weight_bytes / 2**20:.0f} MiB"
 
 

@@ -123,7 +123,7 @@ def test_three_in_a_row_end_the_training_which_resumes_exactly(long_job, process
         "step-000010",
         "step-000020",
     ]
-    # Without the fault, the resumed training is unaffected by it.
+    # Resumed without the fault, the training equals one that never had it.
     assert_same_run(train(long_job, work), whole)
 
 

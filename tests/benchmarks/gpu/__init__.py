@@ -1,8 +1,9 @@
-"""The GPU check: items of measurements, each in processes of its own, a JSON line after each.
+"""The GPU check: measurement items, each in its own process, with one JSON line per measurement.
 
-The map: `items` is the table, in order of worth; `run` starts one item after another against the
-deadline; `child` is an item's side; `lines` writes, reads, compares and shows results; `sizes` says
-what is measured on which device, and how deep a model fits. One file a kind of item: `machine`,
-`smoke`, `products`, `attention`, `buckets`, `update`, `step`, `variants`, `kl`, `suite`, `theirs`,
-`answers`, `long_rows`.
+`items` lists the items, most valuable first; `run` starts them one after another until the
+deadline; `child` runs one item in its process; `lines` writes, reads, compares and prints results;
+`sizes` defines what is measured on each device and how many layers fit; `steps` times
+micro-batches. Each other module measures one kind of item: `machine`, `smoke`, `products`,
+`attention`, `buckets`, `update`, `step`, `variants`, `kl`, `suite`, `theirs`, `answers`,
+`long_rows`.
 """

@@ -1,4 +1,4 @@
-"""RULER-like prompts: tokens read and generated a second, texts scored."""
+"""Measure RULER-like prompts: tokens read and generated per second, and scoring time."""
 
 import generation
 

@@ -1,4 +1,4 @@
-"""Attention by kernel and length, causal, forward and backward, in the model's shape."""
+"""Measure causal attention, forward and backward, by kernel and length, with the model's heads."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ from longred.cost.calibrate import call_seconds
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 MATH_TOKENS = 1024
-"""Longest rows whose whole attention maps are made."""
+"""Longest rows for which the math kernel may materialize whole attention maps."""
 
 
 def measure(check: Check) -> None:
-    """Measure every kernel at every length; one that cannot run here is skipped."""
+    """Measure every kernel at every length; skip kernels that cannot run here."""
     device = device_of(check)
     failed = []
     for length in scale_of(check).attention:
@@ -42,13 +42,13 @@ def measure(check: Check) -> None:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether a kernel says that it cannot run for these tensors on this device."""
+    """Return whether the error says that a kernel does not support these tensors or this device."""
     words = ("No available kernel", "No viable backend", "not available", "only supported")
     return any(word.lower() in str(error).lower() for word in words)
 
 
 def _kernels(check: Check, device: torch.device) -> Mapping[str, Attend]:
-    """Return torch's kernels, and those of the FlashAttention packages that are installed."""
+    """Return torch's kernels and those of the installed FlashAttention packages."""
     found: dict[str, Attend] = {
         "cudnn": functools.partial(_sdpa, SDPBackend.CUDNN_ATTENTION),
         "flash": functools.partial(_sdpa, SDPBackend.FLASH_ATTENTION),
@@ -76,7 +76,7 @@ def _sdpa(kernel: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Tens
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend by torch's kernel for documents, each row one document."""
+    """Run torch's varlen kernel, with each row as one document."""
     rows, _, length, _ = query.shape
     return attend_varlen(query, key, value, whole_rows(rows, length, query.device))
 
@@ -101,7 +101,7 @@ def _one(check: Check, name: str, length: int, attend: Attend, device: torch.dev
         device,
         at_least=0.1,
     )
-    # Two products of T (T + 1) / 2 logits a head; backward counts as two forwards, as in the plan.
+    # Two GEMMs over T (T + 1) / 2 logits per head; backward counts as two forwards, as in the plan.
     flops = 2.0 * rows * heads * length * (length + 1) * dim
     planned = speeds_of(check).attention(length)
     here = calibrated(check).attention(length)

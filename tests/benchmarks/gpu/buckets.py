@@ -1,4 +1,4 @@
-"""One micro-batch of each bucket, three times, at the largest depth that fits and a smaller one."""
+"""Time a micro-batch per bucket three times, at the largest depth that fits and a smaller one."""
 
 import functools
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ BUCKETS = ("long", "short", "original")
 
 
 def measure(check: Check) -> None:
-    """Measure at the depth of the item's name; `buckets` tries until one fits."""
+    """Measure at the smaller depth (item `shallow`) or at the first depth that fits (`buckets`)."""
     if check.item == "shallow":
         layers, changed = shallow(check), deepest(check)[1]
         _all(check, layers, changed, with_costs=True)
@@ -24,18 +24,18 @@ def measure(check: Check) -> None:
     for layers, changed in fitting(check):
         problem = _try(check, layers, changed)
         if not problem:
-            # What the plan says fits and does not is an error of the plan.
-            assert not refused, f"out of memory although the plan says that they fit: {refused}"
+            # Running out of memory where the plan predicts a fit is an error in the plan.
+            assert not refused, f"out of memory although the plan predicted a fit: {refused}"
             return
         settings = {"layers": layers, "changed": dict(changed)}
         refused.append(settings)
-        check.fail("memory", f"planned to fit, and out of memory: {problem}", settings=settings)
+        check.fail("memory", f"out of memory although planned to fit: {problem}", settings=settings)
         release(device_of(check))
-    raise RuntimeError("no depth whose plan fits ran without running out of memory")
+    raise RuntimeError("every depth that was planned to fit ran out of memory")
 
 
 def _try(check: Check, layers: int, changed: Mapping[str, Any]) -> str:
-    """Return why it ran out of memory, or nothing; nothing of the trainer is left either way."""
+    """Measure; return the out-of-memory message or an empty string. The trainer is always freed."""
     try:
         _all(check, layers, changed)
     except torch.OutOfMemoryError as error:
@@ -49,7 +49,7 @@ def _all(
     with trainer_at(check, layers, changed) as (trainer, batches):
         for bucket in BUCKETS:
             write_batch(check, trainer, batches[bucket], layers, changed)
-        # Last: a profiler's own memory and hooks must not count.
+        # Profile last, so that the profiler's memory and hooks do not affect the measurements.
         for bucket in BUCKETS if with_costs else ():
             costs = top_costs(functools.partial(backward, trainer, batches[bucket]), trainer.device)
             check.line(f"{bucket}-costs", settings={"layers": layers}, measured={"kernels": costs})

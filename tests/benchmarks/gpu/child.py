@@ -1,4 +1,4 @@
-"""An item's side of the GPU check: a process that measures, and sends every line at once."""
+"""Run one item of the GPU check in its own process; send each line to the parent immediately."""
 
 import faulthandler
 import importlib
@@ -17,18 +17,18 @@ from gpu.lines import Line, latest, measured_line
 
 
 class Skip(Exception):
-    """What an item raises that this machine cannot measure; says why."""
+    """Raised by an item that this machine cannot measure; the message says why."""
 
 
 class Check:
-    """What an item is given.
+    """Passed to an item's `measure`: the settings, the earlier results, and methods to write lines.
 
     Args:
-        item: its name, which the names of its lines begin with.
-        tiny: whether small shapes are measured on the CPU.
-        lines: what was measured before it.
-        machine: what `gpu.machine` found.
-        send: hands a line to the process that writes it.
+        item: item name, the prefix of its lines' names.
+        tiny: whether to measure small shapes on the CPU.
+        lines: lines of earlier items.
+        machine: result of `gpu.machine`.
+        send: sends a line to the parent process, which writes it to disk.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class Check:
         planned: Mapping[str, float] | None = None,
         **more: Any,
     ) -> None:
-        """Write a measurement, with the seconds since the one before."""
+        """Write a measurement, with the seconds since the previous line."""
         found = measured_line(
             f"{self.item}/{name}", settings=settings, measured=measured, planned=planned, **more
         )
         self._write(found)
 
     def skip(self, name: str, reason: str) -> None:
-        """Write that a measurement cannot be had here."""
+        """Write that a measurement is not possible here."""
         self._write({"item": f"{self.item}/{name}", "status": "skipped", "reason": reason})
 
     def fail(self, name: str, error: str, **more: Any) -> None:
-        """Write that a measurement failed; the item has to raise at its end."""
+        """Write that a measurement failed; the item must still raise an error at its end."""
         self._write({"item": f"{self.item}/{name}", "status": "failed", "error": error, **more})
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -91,17 +91,17 @@ def run_item(
     machine: Line,
     limit: float,
 ) -> None:
-    """Measure an item in this process, which nothing of the item outlives.
+    """Measure an item in this process, in a new session so that all its processes can be killed.
 
     Args:
-        item: what to measure.
-        connection: lines go through it, and a last one that says how it ended.
-        log: file for what is printed.
-        tiny: whether small shapes are measured on the CPU.
-        lines: what was measured before.
-        machine: what `gpu.machine` found; empty for itself.
-        limit: seconds after which the parent kills the process; a little before, where it is stuck
-            is printed.
+        item: item to measure.
+        connection: sends the lines to the parent process, then a last line with the item's status.
+        log: file for stdout and stderr.
+        tiny: whether to measure small shapes on the CPU.
+        lines: lines of earlier items.
+        machine: result of `gpu.machine`; empty for that item itself.
+        limit: timeout in seconds after which the parent kills the process; shortly before it, all
+            stack traces are printed.
     """
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -125,7 +125,7 @@ def run_item(
 
 
 def _end_with_parent(connection: Connection) -> None:
-    """Kill this process and all that it started once the parent is gone, which sends nothing."""
+    """Kill this process group when the parent dies, which sends no signal."""
     try:
         connection.recv()
     except (EOFError, OSError):

@@ -1,4 +1,4 @@
-"""The items of the GPU check, in order of worth, and how long each takes."""
+"""The items of the GPU check, most valuable first, and how long each takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One item: a module's `measure(check, **options)`, in a process of its own.
+    """One item: a module's `measure(check, **options)`, run in its own process.
 
     Attributes:
-        name: of the item; its measurements are named `<name>/…`.
-        module: what is imported.
-        seconds: estimated, on one H100 or H200; an item is not started with less time left.
+        name: item name; its measurements are named `<name>/…`.
+        module: module to import.
+        seconds: estimated time on one H100 or H200; an item is not started with less time left.
         tiny_seconds: the same with `--tiny` on one CPU core.
-        limit: seconds after which it is taken for hung; 0 for twice the estimate and a minute.
-        options: for `measure`.
+        limit: timeout in seconds; 0 means twice the estimate plus one minute.
+        options: keyword arguments of `measure`.
     """
 
     name: str
@@ -38,7 +38,7 @@ def _variant(name: str, seconds: float, tiny_seconds: float = 2) -> Item:
 
 
 MACHINE = Item(name="machine", module="gpu.machine", seconds=12, tiny_seconds=8)
-"""Comes before all others: results are named by what it finds."""
+"""Runs before all others: results are named after the device that it finds."""
 
 ITEMS = (
     Item(name="smoke", module="gpu.smoke", seconds=30, tiny_seconds=4),
@@ -63,8 +63,8 @@ ITEMS = (
     Item(name="generation", module="gpu.answers", seconds=35, tiny_seconds=4),
     Item(name="long-rows", module="gpu.long_rows", seconds=40, tiny_seconds=1),
 )
-"""Up to and with `tests` 458 s, and 12 of `machine`, of the 540 that there are.
+"""The items up to and including `tests` take 458 s, plus 12 s for `machine`, of 540 s.
 
-At 32 layers a long row takes about 5 s, a short or original micro-batch 1 s: `buckets` runs each
-four times and makes 64 GB of weights; compiling takes the rest. Variants run at 8 layers.
+At 32 layers a long row takes about 5 s, a short or original micro-batch 1 s. `buckets` runs each
+four times and creates 64 GB of weights; the rest is compilation. Variants run at 8 layers.
 """

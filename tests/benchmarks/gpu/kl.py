@@ -1,4 +1,4 @@
-"""The attention KL against its goals: seconds for all layers, and exactness beside float64."""
+"""Measure the attention KL against its goals: seconds for all layers, and error against float64."""
 
 import profiling
 import torch
@@ -9,9 +9,9 @@ from longred.cost.calibrate import timed
 from longred.profiling.attention_kl import attention_kl
 
 LAYERS = {32768: 8, 131072: 2}
-"""Layers that are run, by length; all take the same time, which is multiplied."""
+"""Number of layers to run, by length; all layers take the same time, so the total is scaled up."""
 FLOAT32_TOKENS = 32768
-"""Longest rows that are measured in float32 too."""
+"""Longest rows that are also measured in float32."""
 GOALS = {"largest_relative_error": 1e-3, "largest_error_below_1e-3_nats": 1e-5}
 
 
@@ -38,7 +38,7 @@ def measure(check: Check) -> None:
                 settings={"layers": num_layers, "layers_run": run, "dtype": str(dtype)},
                 measured={"seconds": seconds, "first_seconds": first, **found, **exact},
                 planned={**planned, **GOALS},
-                note="the plan is the goal",
+                note="planned values are the goals",
             )
             missed += [f"{name} {key}" for key, goal in GOALS.items() if exact[key] > goal]
-    assert not missed, f"less exact than the goal: {', '.join(missed)}"
+    assert not missed, f"error above the goal: {', '.join(missed)}"

@@ -1,4 +1,4 @@
-"""Results of the GPU check: one JSON line a measurement; written, read, compared and shown."""
+"""Write, read, compare and print results of the GPU check: one JSON line per measurement."""
 
 import json
 import os
@@ -16,12 +16,12 @@ _NAME = re.compile(r"(?P<stem>.+?)(?:-(?P<date>\d{4}-\d{2}-\d{2})(?:-(?P<number>
 
 
 def stem_of(device: str, model: str, length: str) -> str:
-    """Return the name of a device's results without its ending, e.g. nvidia-h200-llama3-8b-32k."""
+    """Return the file name of a device's results without suffix, e.g. nvidia-h200-llama3-8b-32k."""
     return re.sub(r"[^a-z0-9]+", "-", f"{device} {model} {length}".lower()).strip("-")
 
 
 def new_path(folder: Path, stem: str, day: str) -> Path:
-    """Return where a new run writes: the plain name first, later ones with the day behind it."""
+    """Return an unused path for a new run: `<stem>.jsonl`, or with the day and a number added."""
     path, number = folder / f"{stem}.jsonl", 1
     while path.exists():
         path = folder / f"{stem}-{day}{f'-{number}' if number > 1 else ''}.jsonl"
@@ -30,7 +30,7 @@ def new_path(folder: Path, stem: str, day: str) -> Path:
 
 
 def by_device(folder: Path) -> dict[str, list[Path]]:
-    """Return the results files of a folder by stem, earliest first."""
+    """Return the results files of a folder by stem, oldest first."""
     found: dict[str, list[tuple[str, int, Path]]] = {}
     for path in folder.glob("*.jsonl"):
         match = _NAME.fullmatch(path.name)
@@ -41,10 +41,10 @@ def by_device(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; a last one that was cut short is left out.
+    """Return the lines of a results file, without a truncated last line.
 
     Raises:
-        ValueError: a line is not one of the check's.
+        ValueError: a line does not have the GPU check's format.
     """
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     found = []
@@ -59,10 +59,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Results:
-    """A results file that loses no line once it is written.
+    """A results file in which every written line survives a killed process.
 
     Args:
-        path: made with its folders; what a killed run left of a last line is cut off.
+        path: file, created with its folders; a truncated last line of a killed run is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class Results:
         text = json.dumps(line)
         os.write(self._file, f"{text}\n".encode())
         os.fsync(self._file)
-        # As it will be read: compared with other files, a tuple would not be the list in them.
+        # Keep the line as read back from JSON: a tuple would not equal the list in other files.
         self.lines.append(json.loads(text))
 
 
@@ -91,7 +91,7 @@ def measured_line(
     planned: Mapping[str, float] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return a line with the ratios measured / planned of what has a plan."""
+    """Return a line with the ratio measured / planned of each figure that has a plan."""
     plan = dict(planned or {})
     ratio = {key: measured[key] / value for key, value in plan.items() if value}
     values = {"settings": dict(settings), "measured": dict(measured), "planned": plan}
@@ -104,7 +104,7 @@ def latest(lines: Iterable[Line]) -> dict[str, Line]:
 
 
 def finished(lines: Iterable[Line]) -> set[str]:
-    """Return the items that were measured to their end."""
+    """Return the names of the items that ran to their end without failing."""
     state = {line["item"]: line["status"] for line in lines if line.get("is_end")}
     return {item for item, status in state.items() if status == "ok"}
 
@@ -114,9 +114,9 @@ class Difference:
     """A figure that differs by more than its tolerance.
 
     Attributes:
-        item, key: which.
-        earlier, later: its values.
-        is_worse: slower, or more memory.
+        item, key: name of the line and of its figure.
+        earlier, later: the two values.
+        is_worse: whether the later run is slower or needs more memory.
     """
 
     item: str
@@ -132,9 +132,9 @@ class Difference:
 
 
 def compare(earlier: Iterable[Line], later: Iterable[Line]) -> list[Difference]:
-    """Return what differs: speed by more than 15 %, peak memory by more than 2 %.
+    """Return the figures that differ: speed by more than 15 %, peak memory by more than 2 %.
 
-    Only figures of equal settings are compared: another depth is another measurement.
+    Only lines with equal settings are compared: another depth is another measurement.
     """
     old = latest(earlier)
     found = []
@@ -146,7 +146,7 @@ def compare(earlier: Iterable[Line], later: Iterable[Line]) -> list[Difference]:
             tolerance, more_is_better = _rule(key)
             if tolerance is None or not before.get(key):
                 continue
-            # As seconds, so that the same change is the same share either way.
+            # Invert rates, so that a change gives the same ratio for rates and for seconds.
             share = before[key] / value if more_is_better else value / before[key]
             if share > 1 + tolerance or share < 1 / (1 + tolerance):
                 found.append(Difference(item, key, before[key], value, share > 1))
@@ -154,7 +154,7 @@ def compare(earlier: Iterable[Line], later: Iterable[Line]) -> list[Difference]:
 
 
 def _rule(key: str) -> tuple[float | None, bool]:
-    """Return the tolerance of a figure, None for one that is not compared; is more of it better?"""
+    """Return a figure's tolerance (None if it is not compared) and whether higher is better."""
     if key.startswith("first_"):
         return None, False  # Compiling and allocating differ from run to run.
     if key.endswith("_per_second"):
@@ -173,11 +173,11 @@ SHOWN = (
     "read_tokens_per_second",
     "generated_tokens_per_second",
 )
-"""Figures of the table beside those that have a plan."""
+"""Figures shown in the table in addition to those that have a plan."""
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Return the short table: item, figure, measured, planned, ratio; then what is not ok."""
+    """Return a table (item, figure, measured, planned, ratio), then the lines that are not ok."""
     rows = [("item", "figure", "measured", "planned", "ratio")]
     for item, line in latest(lines).items():
         measured, planned = line.get("measured", {}), line.get("planned", {})

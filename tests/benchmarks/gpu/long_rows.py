@@ -1,4 +1,4 @@
-"""One micro-batch of one 128K row, next-token loss alone, at a depth that fits."""
+"""Measure a micro-batch of one 128K row, with next-token loss only, at a depth that fits."""
 
 from gpu.child import Check, Skip
 from gpu.sizes import job_at, model_shape, planned_batch, scale_of, speeds_of
@@ -7,7 +7,7 @@ from longred.cost.plan import plan_training
 
 
 def measure(check: Check) -> None:
-    """Measure the row twice, the first time not counted."""
+    """Run the micro-batch twice; the first run is a warm-up."""
     scale = scale_of(check)
     preset, depths = scale.long_preset, (scale.shallow, max(1, scale.shallow // 2))
     for layers in depths:
@@ -16,7 +16,7 @@ def measure(check: Check) -> None:
         if plan_training(shape, job, lengths, speeds_of(check)).fits:
             break
     else:
-        raise Skip("no depth fits this device, says the plan")
+        raise Skip("according to the plan, no depth fits this device")
     with trainer_at(check, layers, {}, preset=preset) as (trainer, batches):
         check.line(
             str(preset.target_window),

@@ -1,4 +1,4 @@
-"""Which machine this is: device, driver, libraries, and whether CUDA works in this process."""
+"""Identify the machine: device, driver, libraries, and whether CUDA works in this process."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ from gpu.sizes import scale_of
 
 
 def measure(check: Check) -> None:
-    """Write one line with what results are named by; `problem` is empty where all is well."""
+    """Write one line with the facts that results are named by; `problem` is empty if all works."""
     scale = scale_of(check)
     found: dict[str, Any] = {
         "device": f"cpu {platform.machine()}",
@@ -36,7 +36,7 @@ def measure(check: Check) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a figure may depend on."""
+    """Return the software versions that can affect a measurement."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("triton", "transformers", "torchao", "flash-attn"):
         try:

@@ -1,4 +1,4 @@
-"""Products of the model's own sizes, copies on the device and to the host, and the plan's rates."""
+"""Measure plan rates, GEMMs of the model's sizes, and copies on the device and to/from the host."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from longred.cost.plan import HOST_BANDWIDTH
 
 
 def measure(check: Check) -> None:
-    """Measure each size once, forward and both gradients, then copies, then what the plan uses."""
+    """Measure the plan's rates, then each GEMM size once (forward, both gradients), then copies."""
     device, shape = device_of(check), shape_at(check, scale_of(check).depths[-1])
     rates = calibrate_here(check)
     values = dataclasses.asdict(rates)

@@ -1,4 +1,4 @@
-"""Runs the items of the GPU check one after another, against a deadline."""
+"""Run the items of the GPU check one after another, until a deadline."""
 
 import contextlib
 import multiprocessing
@@ -16,18 +16,18 @@ from gpu.items import MACHINE, Item
 from gpu.lines import Line, Results
 
 PRELOADED = ["torch", "training", "profiling", "generation"]
-"""Imported once, in a process that every item is forked from: seconds an item."""
+"""Imported once, in the process from which every item is forked; saves seconds per item."""
 
 END_SECONDS = 3.0
-"""Kept of the deadline for the table."""
+"""Time reserved before the deadline for printing the table."""
 
 
 class Runner:
     """Starts items and yields their lines.
 
     Args:
-        tiny: whether small shapes are measured on the CPU.
-        deadline: seconds from now after which nothing runs any more.
+        tiny: whether to measure small shapes on the CPU.
+        deadline: seconds from now at which everything must have ended.
     """
 
     def __init__(self, *, tiny: bool, deadline: float) -> None:
@@ -44,14 +44,14 @@ class Runner:
         return self._end - time.monotonic()
 
     def find_machine(self) -> Mapping[str, Any]:
-        """Return what machine this is; `problem` says why it cannot be measured."""
+        """Return the result of `gpu.machine`; `problem` says why it is unusable, or is empty."""
         found = self._machine()
         if found["problem"] and found["has_cuda_build"] and not self.tiny:
-            # An import may have touched the driver, which no forked process can use then.
+            # A preloaded import may have initialized the driver; forked processes cannot use it.
             self._context = multiprocessing.get_context("spawn")
             found = self._machine()
             if found["problem"]:
-                # Some virtual machines refuse the calls that growing segments are made of.
+                # Some virtual machines refuse the driver calls that expandable segments need.
                 os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:False"
                 found = self._machine()
         self.machine = found
@@ -65,7 +65,7 @@ class Runner:
         return found
 
     def lines(self, item: Item, before: Sequence[Line]) -> Iterator[dict[str, Any]]:
-        """Yield an item's lines, the last of which says how it ended."""
+        """Yield an item's lines; the last one holds the item's status."""
         estimated = self._seconds(item)
         if estimated > self.left:
             reason = f"deadline: about {estimated:.0f} s needed, {max(self.left, 0.0):.0f} left"
@@ -76,14 +76,14 @@ class Runner:
         for line in self._lines_of(item, before, min(limit, self.left)):
             if line.get("is_end"):
                 line["seconds"] = round(time.monotonic() - started, 2)
-                # The first item compiles what the others find compiled: it says nothing of them.
+                # `smoke` compiles kernels that later items reuse: its time does not predict theirs.
                 if line["status"] == "ok" and item.name != "smoke":
                     self._spent += line["seconds"]
                     self._estimated += item.tiny_seconds if self.tiny else item.seconds
             yield line
 
     def _seconds(self, item: Item) -> float:
-        """Return an item's estimate, longer where the items so far took longer than theirs."""
+        """Return an item's estimate, up to 3 times as long if earlier items exceeded theirs."""
         seconds = item.tiny_seconds if self.tiny else item.seconds
         slower = self._spent / self._estimated if self._estimated else 1.0
         return seconds * min(max(slower, 1.0), 3.0)
@@ -120,13 +120,13 @@ class Runner:
                 if is_late and is_cut:
                     end |= {"status": "skipped", "reason": f"deadline: killed after {limit:.0f} s"}
                 else:
-                    how = "killed, stuck" if is_late else f"exit code {process.exitcode}"
+                    how = "killed after the timeout" if is_late else f"exit code {process.exitcode}"
                     end |= {"status": "failed", "error": f"{_said(log)}\n{how}"}
             yield end
 
 
 def _received(own: Any, process: Any, end: float) -> Iterator[dict[str, Any]]:
-    """Yield a process's lines; return the one that says how it ended, None where none came."""
+    """Yield a process's lines; return the last one, with the status, or None if it never came."""
     while time.monotonic() < end:
         try:
             if not own.poll(min(0.2, max(0.0, end - time.monotonic()))):
@@ -143,7 +143,7 @@ def _received(own: Any, process: Any, end: float) -> Iterator[dict[str, Any]]:
 
 
 def _kill(process: Any) -> None:
-    """Kill what is left of an item's processes."""
+    """Kill all remaining processes of an item."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.is_alive():
@@ -162,7 +162,7 @@ def run(runner: Runner, items: Sequence[Item], results: Results, done: set[str])
     all_well = True
     for item in items:
         if item.name in done:
-            print(f"{item.name}: there already", flush=True)
+            print(f"{item.name}: already measured", flush=True)
             continue
         for line in runner.lines(item, results.lines):
             results.append({**fixed, **line})

@@ -1,4 +1,4 @@
-"""What is measured on which device: shapes, settings, and how deep a model fits."""
+"""Define what is measured on each device: shapes, settings, and how many layers fit."""
 
 import dataclasses
 import functools
@@ -25,25 +25,26 @@ RECIPE = {
     "uncheckpointed_tokens": 8192,
     "mlp_tile_tokens": 0,
 }
-"""Of the recipe on one GPU."""
+"""Training settings of the recipe on one GPU."""
 SAVING: Mapping[str, Any] = {"uncheckpointed_tokens": 0}
-"""Taken where the whole depth would not fit else."""
+"""Settings that are added if the full depth does not fit otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """A model, one step of its recipe, and the depths that stand for it.
+    """A model, one step of its recipe, and the depths at which it is measured.
 
     Attributes:
-        model, length: in the name of the results.
-        preset: of `training.py`, with the recipe's rows.
-        long_preset: the same for long rows alone, of 128K.
-        layers: of the whole model.
-        depths: numbers of layers to measure, the largest that fits.
-        shallow: layers of what is measured with every variant, at most half as many.
-        kl: layers, heads, key heads, head dimension, lengths of the attention KL.
-        generation: preset, prompt lengths and new tokens of `generation.py`.
-        attention: row lengths.
+        model, length: parts of the results file's name.
+        preset: a preset of `training.py`, with the recipe's rows.
+        long_preset: the same with long rows only, of 128K tokens.
+        layers: number of layers of the whole model.
+        depths: numbers of layers to try; the largest that fits is measured.
+        shallow: number of layers of the smaller depth, at which variants are measured; reduced to
+            half of the largest depth that fits, if that is less.
+        kl: layers, heads, key heads, head dimension and lengths of the attention KL.
+        generation: preset, prompt lengths and number of new tokens of `generation.py`.
+        attention: row lengths of the attention kernels.
     """
 
     model: str
@@ -128,14 +129,14 @@ def job_at(
     folder: Path = Path(),
     preset: training.Preset | None = None,
 ) -> TrainingJob:
-    """Return the recipe's training at a depth, with settings beside the recipe's."""
+    """Return the recipe's training job at a depth; `settings` override the recipe's."""
     preset = preset or scale_of(check).preset
     changed = dataclasses.replace(preset, settings={**preset.settings, **settings})
     return training.make_job(changed, layers, folder, 1)
 
 
 def speeds_of(check: Check) -> Speeds:
-    """Return the published rates of a known GPU, else those that `products` measured here."""
+    """Return the published rates of a known GPU, otherwise those that `products` measured here."""
     device = device_of(check)
     key = key_of(torch.cuda.get_device_name()) if device.type == "cuda" else None
     if key:
@@ -144,7 +145,7 @@ def speeds_of(check: Check) -> Speeds:
 
 
 def calibrated(check: Check) -> Speeds:
-    """Return the rates that `products` measured here; they are measured where it has not."""
+    """Return the rates that `products` measured here; measure them if it has not run."""
     line = check.found.get("products/speeds")
     if line is None:
         return calibrate_here(check)
@@ -173,9 +174,9 @@ def plan_at(check: Check, layers: int, settings: Mapping[str, Any]) -> TrainingP
 
 
 def fitting(check: Check) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield depths and settings whose plan fits this device, the wanted ones first.
+    """Yield depths and settings whose plan fits this device, in order of preference.
 
-    The recipe's settings at the whole depth; there with more computed again; then fewer layers.
+    Full depth with the recipe's settings, then with more recompute, then fewer layers.
     """
     depths = scale_of(check).depths
     tries: list[tuple[int, Mapping[str, Any]]] = [(depths[0], {}), (depths[0], SAVING)]
@@ -185,36 +186,36 @@ def fitting(check: Check) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def deepest(check: Check) -> tuple[int, Mapping[str, Any]]:
-    """Return the depth and settings that `buckets` was measured at, or would be."""
+    """Return the depth and settings that `buckets` used, or would use if it has not run."""
     line = check.found.get("buckets/long")
     if line is not None:
         return line["settings"]["layers"], line["settings"]["changed"]
     found = next(fitting(check), None)
     if found is None:
-        raise Skip("no depth of the model fits this device, says the plan")
+        raise Skip("according to the plan, no depth of the model fits this device")
     return found
 
 
 def shallow(check: Check) -> int:
-    """Return the layers of what is measured at a second, smaller depth."""
+    """Return the number of layers of the second, smaller depth."""
     return max(1, min(scale_of(check).shallow, deepest(check)[0] // 2))
 
 
 STANDING = ("weights", "frozen weights", "gradients", "teacher")
-"""Parts of the plan that are there in every micro-batch; no step is taken beside them."""
+"""Memory parts present in every micro-batch; the optimizer's are absent, as no update is run."""
 
 
 def planned_batch(
     check: Check, layers: int, job: TrainingJob, bucket: str, lengths: Mapping[str, int]
 ) -> dict[str, float]:
-    """Return the plan of one micro-batch: seconds, and peak memory without the optimizer's."""
+    """Return the planned seconds and peak memory, without the optimizer's, of one micro-batch."""
     shape, speeds = shape_at(check, layers), speeds_of(check)
     (work,) = (batch for batch in batches(job, lengths) if batch.bucket == bucket)
     one = _one(work)
     seconds = step_seconds(shape, job, [one], speeds) - step_seconds(shape, job, [], speeds)
     parts = memory_parts(shape, job, [one], device=speeds.kind)
     peak = sum(parts[part] for part in STANDING) + sum(batch_parts(shape, job, one).values())
-    # Of a GPU the allocator is asked, which does not know of the process.
+    # On a GPU, the allocator's peak is measured, which excludes the process's own memory.
     peak += parts["process"] if speeds.kind == "cpu" else 0.0
     return {"seconds": seconds, "peak_bytes": peak}
 

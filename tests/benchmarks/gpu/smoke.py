@@ -1,4 +1,4 @@
-"""Does it run at all: libraries and kernels by name, a tiny model's step, the attention KL."""
+"""Smoke test: report libraries and kernels, train a tiny model, and run the attention KL."""
 
 import math
 import tempfile
@@ -19,7 +19,7 @@ from longred.training.trainer import Trainer
 
 
 def measure(check: Check) -> None:
-    """Name what is loaded and what ran, then take steps of a tiny model, in bfloat16 on a GPU."""
+    """Report device and kernels, train a tiny model (bfloat16 on a GPU), run the attention KL."""
     device = device_of(check)
     _, heads, key_heads, dim, _ = scale_of(check).kl
     report = kernel_report(device, torch.bfloat16, dim)
@@ -29,7 +29,7 @@ def measure(check: Check) -> None:
 
 
 def _libraries(device: torch.device) -> dict[str, Any]:
-    """Return the device's size and the cuDNN that is loaded, with its path."""
+    """Return the GPU's memory, compute capability and multiprocessors; nothing on a CPU."""
     if device.type != "cuda":
         return {}
     facts = torch.cuda.get_device_properties(device)
@@ -52,22 +52,22 @@ def _train(check: Check) -> None:
     losses = {key: value for key, value in steps[0].items() if key.endswith("loss")}
     assert all(math.isfinite(value) for value in losses.values()), losses
     assert steps[0]["train/grad_norm"] > 0
-    assert steps[1]["train/loss"] != steps[0]["train/loss"], "an update changed nothing"
+    assert steps[1]["train/loss"] != steps[0]["train/loss"], "the update did not change the loss"
     if trainer.device.type == "cuda" and trainer.job.fused:
         problem = compiler_problem("cuda")
-        assert problem is None, f"norms, RoPE and MLPs ran as written: {problem}"
-        # Those of a norm, RoPE and a gated MLP, forward and backward.
+        assert problem is None, f"norms, RoPE and MLPs ran uncompiled: {problem}"
+        # The compiled functions: norm, RoPE and gated MLP, each forward and backward.
         assert compiling._compiled.cache_info().currsize == 6, compiling._compiled.cache_info()
     check.line("training", settings=dict(preset.settings), measured=losses)
 
 
 def _kl(check: Check, heads: int, key_heads: int, dim: int) -> None:
-    """Run the attention KL once, by the kernel that the device takes, beside float64."""
+    """Run the attention KL once with the device's kernel, and compare it with float64."""
     length = 64 if check.tiny else 1024
     inputs = profiling.tensors(heads, key_heads, length, dim, check.device_type, torch.bfloat16)
     with torch.no_grad():
         found = attention_kl(*inputs).double()
-        # In float64 the blocks are plain torch's, whatever the device.
+        # In float64, blocks are computed by plain torch on every device.
         exact = attention_kl(*(x.double() for x in inputs))
     error = (found - exact).abs().max().item()
     assert error < 1e-4, f"the attention KL is off by {error:.1e} nats"

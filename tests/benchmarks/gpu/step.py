@@ -1,4 +1,4 @@
-"""The recipe's step, put together from micro-batches and the update; nothing is run here."""
+"""Compute the recipe's step from measured micro-batches and updates; nothing is run here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from longred.cost.plan import plan_training
 
 
 def measure(check: Check) -> None:
-    """Write the step of the recipe at whole depth, with the optimizer's state in both places."""
+    """Write the recipe's step at full depth, with optimizer state on the host and on the GPU."""
     scale, changed = scale_of(check), _line(check, "buckets/long")["settings"]["changed"]
     micro, peak = {}, {}
     for bucket in BUCKETS:
@@ -32,14 +32,14 @@ def write_step(
     settings: Mapping[str, Any],
     **measured: float,
 ) -> None:
-    """Write a step at whole depth.
+    """Write a step at full depth.
 
     Args:
-        check: writes it.
-        name: of the line.
-        micro: seconds of a micro-batch of each bucket at whole depth.
-        settings: of the training, beside the recipe's.
-        measured: more figures.
+        check: writes the line.
+        name: name of the line.
+        micro: seconds per micro-batch of each bucket at full depth.
+        settings: training settings that override the recipe's.
+        measured: additional figures.
     """
     scale = scale_of(check)
     job = job_at(check, scale.layers, settings)
@@ -48,7 +48,7 @@ def write_step(
     updated = update_at(check, scale.layers, on_host=job.optimizer_offload)
     seconds = whole_step(micro, counts, updated)
     if seconds <= 0:
-        check.skip(name, f"the line through the depths gives {seconds:.2g} s: the times are noise")
+        check.skip(name, f"extrapolation over depth gives {seconds:.2g} s: the times are too noisy")
         return
     plan = plan_at(check, scale.layers, settings)
     here = plan_training(shape_at(check, scale.layers), job, lengths, calibrated(check))
@@ -69,20 +69,20 @@ def write_step(
 
 
 def update_at(check: Check, layers: int, *, on_host: bool) -> float:
-    """Return the time of the update at a depth, in proportion to the number of weights."""
+    """Return the update's time at a depth, scaled by the number of weights."""
     line = _line(check, "update/on-host" if on_host else "update/on-gpu")
     share = shape_at(check, layers).num_parameters / line["num_parameters"]
     return float(line["measured"]["seconds"] * share)
 
 
 def extrapolation(check: Check) -> str:
-    """Return how the figures at whole depth follow from what was measured, in words."""
+    """Return a text that says how the full-depth figures were computed from the measurements."""
     deep, few = (_line(check, f"{item}/long")["settings"]["layers"] for item in DEPTHS)
     layers = scale_of(check).layers
     small = _line(check, "update/on-host")["settings"]["layers"]
-    how = "measured at whole depth"
+    how = "measured at full depth"
     if deep < layers:
-        how = f"{layers} layers by the line through {few} and {deep}"
+        how = f"{layers} layers, extrapolated linearly from {few} and {deep}"
     return f"micro-batches: {how}; update: from {small} layers, by the number of weights"
 
 
@@ -92,5 +92,5 @@ DEPTHS = ("buckets", "shallow")
 def _line(check: Check, name: str) -> Mapping[str, Any]:
     line = check.found.get(name)
     if line is None:
-        raise RuntimeError(f"needs the measurement {name}, which is not there")
+        raise RuntimeError(f"needs the measurement {name}, which is missing")
     return line

@@ -1,4 +1,4 @@
-"""A training's micro-batches and update, timed one by one; the step that follows from them."""
+"""Time single micro-batches of a training, and compute a step's time from them."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ def trainer_at(
     kind: type[Trainer] = Trainer,
     preset: training.Preset | None = None,
 ) -> Iterator[tuple[Trainer, Batches]]:
-    """Yield a trainer of random weights, and the first micro-batch of each bucket of a step."""
+    """Yield a trainer with random weights, and the first micro-batch of each bucket in one step."""
     preset = preset or scale_of(check).preset
     training.random_weights()
     with tempfile.TemporaryDirectory() as name:
@@ -48,7 +48,7 @@ def trainer_at(
 
 
 def backward(trainer: Trainer, batch: MicroBatch) -> Mapping[Term, Tensor]:
-    """Run a micro-batch as the trainer does; gradients add up."""
+    """Run forward and backward of a micro-batch as the trainer does; gradients accumulate."""
     return trainer._backward(batch, trainer.balance.weights())
 
 
@@ -59,13 +59,13 @@ def measure_batch(
     repeats: int = REPEATS,
     before: Callable[[MicroBatch], MicroBatch] = lambda batch: batch,
 ) -> dict[str, float]:
-    """Return the median time of a micro-batch, that of the first, and the others' peak memory.
+    """Return a micro-batch's median time, first-run time, and peak memory after the first run.
 
     Args:
-        trainer: runs it.
-        batch: what is run.
-        repeats: after the first.
-        before: changes the micro-batch before each run.
+        trainer: trainer that runs it.
+        batch: micro-batch to run.
+        repeats: number of runs after the first, of which the median is taken.
+        before: function applied to the micro-batch before each run.
     """
     device = trainer.device
     losses: list[Mapping[Term, Tensor]] = []
@@ -99,7 +99,7 @@ def write_batch(
     changed: Mapping[str, Any],
     **options: Any,
 ) -> None:
-    """Measure a micro-batch and write its line, with the plan beside it."""
+    """Measure a micro-batch and write its line, with the planned figures."""
     measured = measure_batch(trainer, batch, **options)
     lengths = scale_of(check).preset.lengths
     check.line(
@@ -111,7 +111,7 @@ def write_batch(
 
 
 def with_documents(batch: MicroBatch, count: int, generator: torch.Generator) -> MicroBatch:
-    """Return the micro-batch with rows of so many documents, of new lengths at each call."""
+    """Return the micro-batch with `count` documents per row; each call draws new lengths."""
     rows, length = batch.input_ids_BT.shape
     ids = []
     for _ in range(rows):
@@ -123,12 +123,12 @@ def with_documents(batch: MicroBatch, count: int, generator: torch.Generator) ->
 
 
 def whole_step(seconds: Mapping[str, float], counts: Mapping[str, int], update: float) -> float:
-    """Return the time of a step from that of one micro-batch of each bucket."""
+    """Return a step's time from those of one micro-batch per bucket and of the update."""
     return sum(counts[bucket] * seconds[bucket] for bucket in counts) + update
 
 
 def at_depth(points: Mapping[int, float], layers: int) -> float:
-    """Return a figure at a depth by the line through two depths, or as measured there."""
+    """Return a figure at a depth: as measured there, or linearly extrapolated from two depths."""
     if layers in points:
         return points[layers]
     (low, first), (high, last) = sorted(points.items())
@@ -136,7 +136,7 @@ def at_depth(points: Mapping[int, float], layers: int) -> float:
 
 
 def release(device: torch.device) -> None:
-    """Give the memory of what is no longer used back to the device."""
+    """Return unused memory to the device and reset the peak-memory counters."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, run by pytest."""
+"""Run the GPU tests with pytest."""
 
 import importlib.util
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def gpu_tests() -> list[str]:
-    """Return the files of tests that need a GPU; collecting others would need other packages."""
+    """Return the test files that need a GPU; collecting all files would need more packages."""
     found = [
         path
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -25,12 +25,12 @@ def gpu_tests() -> list[str]:
 
 
 def measure(check: Check) -> None:
-    """Run the tests and write how many passed, and the names of those that did not."""
+    """Run the tests; write their counts, and the names and messages of failed ones."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
         if not check.tiny and importlib.util.find_spec("xdist"):
-            # Most of the time goes into compiling kernels.
+            # Most of the time is kernel compilation.
             command += ["-p", "xdist", "--numprocesses", "4"]
         run = subprocess.run(
             [*command, f"--junitxml={report}", *gpu_tests()], cwd=ROOT, check=False
@@ -45,7 +45,7 @@ def measure(check: Check) -> None:
         for problem in (*case.findall("failure"), *case.findall("error"))
     ]
     check.line("counts", settings={}, measured=counts, failures=failures)
-    # 5 is pytest's word for no test collected.
+    # Exit code 5 of pytest means that no test was collected.
     assert not failures, "\n".join(failures)
     assert run.returncode == 0, f"pytest ended with exit code {run.returncode}"
     if not check.tiny:

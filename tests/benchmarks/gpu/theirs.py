@@ -1,4 +1,7 @@
-"""The authors' way beside ours: the same micro-batches, losses and gradients, at one depth."""
+"""Compare the authors' way of computing the losses with ours, at one depth.
+
+Both sides run the same micro-batches; time, peak memory, losses and gradient norms are compared.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,18 +16,18 @@ from gpu.steps import backward, measure_batch, trainer_at
 from longred.cost.machine import memory_of
 
 LOGIT_BYTES = 14
-"""Of one logit at the peak of the authors' way: in bfloat16, in float32, its probability, its
-gradient in both."""
+"""Bytes per logit at the peak of the authors' implementation: the logit in bfloat16 and float32,
+its probability, and its gradient in both types."""
 RESERVE_BYTES = 3 * 2**30
 GRADIENT_TOLERANCE = 0.05
 DEPTHS = (24, 16, 12, 8, 4, 2, 1)
 
 
 def their_bytes(check: Check, layers: int) -> float:
-    """Return about what the authors' way needs at its peak, on the longest rows.
+    """Return the approximate peak memory of the authors' way, on the longest rows.
 
-    Weights and gradients in float32, a teacher with bfloat16 linear layers, a part of the
-    optimizer's state, every layer's input, and the logits of all tokens.
+    Counts weights and gradients in float32, a teacher with bfloat16 linear layers, every layer's
+    input, and the logits of all tokens.
     """
     shape, preset = shape_at(check, layers), scale_of(check).preset
     tokens = preset.target_window
@@ -35,18 +38,18 @@ def their_bytes(check: Check, layers: int) -> float:
 
 
 def depth(check: Check) -> int:
-    """Return the largest depth at which the authors' way should fit."""
+    """Return the largest depth at which the authors' way should fit in memory."""
     if check.tiny:
         return scale_of(check).depths[0]
     limit = memory_of(device_of(check)) - RESERVE_BYTES
     found = next((layers for layers in DEPTHS if their_bytes(check, layers) <= limit), None)
     if found is None:
-        raise Skip("the authors' way fits this device at no depth")
+        raise Skip("the authors' way does not fit this device at any depth")
     return found
 
 
 def measure(check: Check, side: str) -> None:
-    """Measure one side; the second is compared with the first."""
+    """Measure one side; compare `theirs` with the earlier results of `ours`."""
     layers = depth(check)
     ours = {bucket: check.found.get(f"ours/{bucket}") for bucket in BUCKETS}
     differences = []
@@ -66,7 +69,9 @@ def measure(check: Check, side: str) -> None:
             rows = len(batches[bucket].input_ids_BT)
             check.line(bucket, settings={"layers": layers, "rows": rows}, measured=measured)
     if side == "theirs" and None in ours.values():
-        raise RuntimeError("needs the item ours, which is not there: nothing was compared")
+        raise RuntimeError(
+            "needs the results of item `ours`, which are missing; nothing was compared"
+        )
     assert not differences, "; ".join(differences)
 
 
@@ -75,7 +80,7 @@ def _trained(trainer: Any) -> list[torch.Tensor]:
 
 
 def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return how much faster ours is, and what says that both are not the same computation."""
+    """Return our speedup, memory share and differences; `problems` lists those above tolerance."""
     problems = []
     try:
         largest = training.largest_difference(ours["losses"], theirs["losses"], dtype)

@@ -1,7 +1,8 @@
-"""Clipping and one optimizer update, its state on the GPU and on the host.
+"""Measure clipping and one optimizer update, with the state on the GPU and on the host.
 
-At few layers, since the first step with the state on the host pins all of it, tens of seconds at
-whole depth. Every weight's update is its own: the time goes with the number of weights.
+Uses few layers, because the first step with the state on the host pins all of it, which takes tens
+of seconds at full depth. Each weight is updated independently, so the time is proportional to the
+number of weights.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ REPEATS = 3
 
 
 def measure(check: Check) -> None:
-    """Measure both places of the state, on the same weights and gradients."""
+    """Measure with the state in both places, on the same weights and gradients."""
     layers = shallow(check)
     shape, speeds = shape_at(check, layers), speeds_of(check)
     with trainer_at(check, layers, {"optimizer_offload": False}) as (trainer, batches):
@@ -29,7 +30,7 @@ def measure(check: Check) -> None:
             job = dataclasses.replace(trainer.job, optimizer_offload=offload)
             trainer.optimizer = build_optimizer(trainer.student, job)
             release(trainer.device)
-            # Long rows alone reach every weight, the output embedding's too.
+            # Only long rows give every weight a gradient, including the output embedding.
             first, *times = _updates(trainer, batches["long"])
             seconds = sorted(times)[len(times) // 2]
             check.line(
@@ -42,7 +43,7 @@ def measure(check: Check) -> None:
 
 
 def _updates(trainer: Trainer, batch: Any) -> list[float]:
-    """Return the times of a first update, which makes the state, and of others."""
+    """Return the times of the first update, which creates the state, and of REPEATS more."""
     times = []
     for step in range(1, REPEATS + 2):
         backward(trainer, batch)

@@ -1,6 +1,6 @@
-"""The buckets with one setting changed, at the smaller depth, and the step that follows.
+"""Measure the buckets with one setting changed, at the smaller depth, and compute the full step.
 
-At whole depth a variant differs from the recipe's settings by the difference per layer that was
+At full depth, a micro-batch of a variant takes the recipe's time plus, per layer, the difference
 measured at the smaller depth.
 """
 
@@ -19,12 +19,12 @@ from longred.errors import PreflightError
 from longred.training.step import MicroBatch
 
 DOCUMENTS = {"long": 16, "short": 2, "original": 4}
-"""Documents of a row, for the variant that masks them."""
+"""Documents per row in the variant that masks documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Settings beside the recipe's, and the buckets that they change."""
+    """Settings that override the recipe's, and the buckets that they affect."""
 
     changed: Mapping[str, Any]
     buckets: tuple[str, ...] = BUCKETS
@@ -41,13 +41,13 @@ VARIANTS = {
 
 
 def measure(check: Check, variant: str) -> None:
-    """Measure a variant; one that this machine lacks a package for is skipped."""
+    """Measure a variant; skip it if a preflight check fails, e.g. for lack of a package."""
     chosen, layers = VARIANTS[variant], shallow(check)
     changed = {**deepest(check)[1], **chosen.changed}
     generator = torch.Generator().manual_seed(0)
     try:
         with trainer_at(check, layers, changed) as (trainer, batches):
-            # Compiling for a CPU takes half a minute a bucket.
+            # Compiling for a CPU takes half a minute per bucket.
             wanted = ("original",) if check.tiny and trainer.job.compile else chosen.buckets
             for bucket in wanted:
 
@@ -63,7 +63,7 @@ def measure(check: Check, variant: str) -> None:
 
 
 def _write_step(check: Check, changed: Mapping[str, Any], layers: int) -> None:
-    """Write the step at whole depth; buckets that the variant leaves alone are the recipe's."""
+    """Write the step at full depth; buckets that the variant does not run use recipe times."""
     found, whole = check.found, scale_of(check).layers
     micro = {}
     for bucket in BUCKETS:

@@ -13,7 +13,7 @@ BOS, EOS = "<s>", "</s>"
 
 
 def bpe() -> Any:
-    """Byte-level BPE as of Llama-3 and Qwen, with BOS and EOS."""
+    """Byte-level BPE as in Llama-3 and Qwen, with BOS and EOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -28,7 +28,7 @@ def bpe() -> Any:
 
 
 def byte_level() -> Any:
-    """One token a byte, without BOS and EOS."""
+    """One token per byte, without BOS and EOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -41,7 +41,7 @@ def byte_level() -> Any:
 
 
 def unigram() -> Any:
-    """Pieces with a mark for the space before them, as sentencepiece makes them."""
+    """Unigram in the style of sentencepiece: a marker stands for the space before a piece."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -1,4 +1,4 @@
-"""Solves prompts by reading them: what a perfect model would answer, found without the sample."""
+"""Solve prompts from their text alone, like a perfect model, without the sample's references."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from longred.evaluation.ruler.materials import Questions, own_questions
 
 
 def needles(prompt: str) -> str:
-    """Values of every key that is asked for."""
+    """Return the values of all requested keys."""
     context, question = prompt.rsplit("\nWhat ", 1)
     asked = re.search(r"for (.+?) mentioned in the provided text\?", question)
     assert asked
@@ -21,7 +21,7 @@ def needles(prompt: str) -> str:
 
 
 def variables(prompt: str) -> str:
-    """Names of all variables that have the value, found by following assignments."""
+    """Return the names of all variables with the value, found by following assignments."""
     body = prompt[prompt.rindex("Memorize and track") :]
     wanted = re.search(r"assigned the value (\d+) in the text above", body)
     assert wanted
@@ -53,14 +53,14 @@ def frequent_words(prompt: str) -> str:
 
 
 def pair(prompt: str) -> str:
-    """The value of the key that is asked for, by a real JSON reader."""
+    """Return the value of the requested key, read with a JSON parser."""
     body, key = re.findall(r"JSON data:\n(\{.*\})\n\nKey: \"(.+?)\"", prompt, re.DOTALL)[0]
     value: str = json.loads(body)[key]
     return value
 
 
 def answers(questions: Questions) -> Callable[[str], str]:
-    """The first answer of the question, where its documents are given."""
+    """Return an oracle: a question's first answer, or "" if its documents are not in the prompt."""
     known = {question.text: question for question in questions.questions}
 
     def answer(prompt: str) -> str:
@@ -83,6 +83,6 @@ ORACLES: dict[str, Callable[[str], str]] = {
 
 
 def solve(task: str, prompts: Sequence[str]) -> list[str]:
-    """Answers of a perfect model."""
+    """Return the answers of a perfect model."""
     oracle = ORACLES["niah" if task.startswith("niah") else task]
     return [oracle(prompt) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""What is drawn fast is what Python's own methods would draw."""
+"""The fast random draws equal those of Python's own methods."""
 
 import random
 import uuid

@@ -1,4 +1,4 @@
-"""The search for how much haystack fits, against trying one size after the other."""
+"""The search for the largest haystack that fits, against a linear search."""
 
 from collections.abc import Callable, Generator
 from typing import Any
@@ -12,14 +12,14 @@ from longred.evaluation.ruler.fitting import cumulative, fit, linear, per_unit, 
 
 
 def count(texts: Any) -> list[int]:
-    """One token a character."""
+    """Count one token per character."""
     return [len(text) for text in texts]
 
 
 def search(
     size: Callable[[int], int], room: int, largest: int, slack: int, unit_tokens: float
 ) -> tuple[int, int, int]:
-    """Number of units, size, and how many prompts were measured."""
+    """Return the number of units, their size, and the number of prompts measured."""
     steps = fit(
         lambda num_units: "x" * size(num_units),
         room,

@@ -1,4 +1,4 @@
-"""The same seed gives the samples that it always gave; what changes them raises the version."""
+"""A seed always gives the same samples; a change that alters them must raise the version."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Where needles are put, and what haystacks are made of."""
+"""Positions of needles and contents of haystacks."""
 
 import random
 

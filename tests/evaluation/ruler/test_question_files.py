@@ -1,4 +1,4 @@
-"""A user's own text and questions: what is read, and what is refused at which place."""
+"""A user's own text and question files: what is read, and errors that name the bad place."""
 
 import json
 from pathlib import Path

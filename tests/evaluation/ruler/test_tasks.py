@@ -1,4 +1,4 @@
-"""What holds of every task, at every length, with every kind of tokenizer."""
+"""Properties of every task, at every length, with every kind of tokenizer."""
 
 import re
 from functools import cache
@@ -24,7 +24,7 @@ def prompt(sample: dict[str, Any]) -> str:
 
 
 def minimum_length(task: str, tokenizer: Any, parameters: Any) -> int:
-    """The length that a refusal of a shorter one asks for."""
+    """Return the minimum length, as named by the error for a shorter one."""
     with pytest.raises(ConfigError, match=r"needs at least (\d+) tokens") as refused:
         ruler.generate(
             task, length=1, num_samples=1, tokenizer=tokenizer, seed=0, parameters=parameters
@@ -36,13 +36,13 @@ def minimum_length(task: str, tokenizer: Any, parameters: Any) -> int:
 
 @cache
 def largest_word(tokenizer: Any) -> int:
-    """Tokens of the longest word of the text that needles are hidden in."""
+    """Return the most tokens that one word of the haystack text takes."""
     words = {word for text in library_text() for word in text.split() if len(word) > 12}
     return max(token_counter(tokenizer)(sorted(words)))
 
 
 def largest_unit(task: str, tokenizer: Any) -> int:
-    """Tokens that one more unit of a task's haystack takes at most."""
+    """Return the most tokens that one more unit of a task's haystack takes."""
     uuid = "5e7d0c1b-92af-4b3e-8f6a-1d2c3b4a5968"
     documents = {
         "qa_1": own_questions("squad").documents,

@@ -1,4 +1,4 @@
-"""What prompts say: RULER's wording, parameters and layout, in both revisions."""
+"""Prompts have RULER's wording, parameters and layout, in both revisions."""
 
 import re
 import uuid

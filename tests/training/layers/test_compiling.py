@@ -51,7 +51,7 @@ def build(kind: str, tile_tokens: int, *, is_compiled: bool) -> PreTrainedModel:
 
 
 def run(model: PreTrainedModel, number: int, dtype: torch.dtype):
-    """States and gradients with skipped positions, documents and a capture, all new each time."""
+    """Return states and gradients, with positions, documents and capture that vary by `number`."""
     generator = torch.Generator().manual_seed(number)
     tokens = torch.randint(2, 64, (2, 40), generator=generator)
     skipped = torch.arange(40) + torch.where(torch.arange(40) < 20, 0, 100 + number)
@@ -99,11 +99,12 @@ def test_numbers_are_as_exact_and_layers_are_compiled_once(kind: str, tile_token
         references = run(exact, number, torch.float64)
         for one, other, reference in zip(found, expected, references, strict=True):
             assert error(one, reference) < 1.3 * error(other, reference)
-        # A few values are rounded to their other neighbour.
+        # A few values round to the other neighbouring bfloat16 number.
         assert error(found[0], expected[0]) < 0.5 * error(expected[0], references[0])
         if number == 0:
             graphs = counters["stats"]["unique_graphs"]
-    # Before and after attention, each with and without inputs that need gradients; and the tiles.
+    # One graph each for before and after attention, with and without inputs that need gradients,
+    # and for the tiles.
     assert 0 < graphs < NUM_LAYERS
     assert counters["stats"]["unique_graphs"] == graphs, "new positions and documents compile anew"
 

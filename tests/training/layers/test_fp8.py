@@ -20,7 +20,7 @@ from longred.training.trainer import Trainer
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the trainer use 8-bit floats here."""
+    """Let the trainer use emulated 8-bit floats on this machine."""
     to_fp8 = load.to_fp8
     monkeypatch.setattr(machine, "check_fp8", lambda device: None)
     monkeypatch.setattr(load, "to_fp8", lambda model, **_: to_fp8(model, emulate=True))

@@ -67,7 +67,7 @@ POSITIONS = (torch.arange(40) + torch.where(torch.arange(40) < 20, 0, 100)).expa
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep short rows on a CPU from attending in float32, before RoPE's output is rounded."""
+    """Disable float32 attention on a CPU's short rows, which reads RoPE's output unrounded."""
     monkeypatch.setattr("longred.attention.sdpa._is_slow_in_bf16", lambda value: False)
 
 
@@ -112,7 +112,7 @@ def test_states_are_those_of_transformers_to_the_last_bit(
     for layer, state in expected.items():
         assert found[layer].dtype == state.dtype
         if half and family == "gemma2":
-            # Soft-capped attention is computed in float32, and sees RoPE before it is rounded.
+            # Soft-capped attention runs in float32 and reads RoPE's output before it is rounded.
             assert error({"": found[layer]}, {"": state}) < 1e-2
         else:
             assert torch.equal(found[layer], state)
@@ -232,7 +232,7 @@ def test_compiled_functions_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     )
     found, found_grads = run(build("llama", "selective", is_fused=True), half=True)
     assert len(made) == 6
-    # A few values are rounded to their other neighbour.
+    # A few values round to the other neighbouring bfloat16 number.
     names = {str(layer): state.detach() for layer, state in expected.items()}
     assert error({str(layer): found[layer].detach() for layer in found}, names) < 1e-2
     assert error(found_grads, grads) < 2e-2

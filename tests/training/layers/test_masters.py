@@ -1,4 +1,4 @@
-"""Linear layers on float32 masters: the bits of autocast without its weight copies."""
+"""Linear layers on float32 masters: bit-identical to autocast, without its weight copies."""
 
 import copy
 
