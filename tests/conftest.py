@@ -21,21 +21,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
-SERVERS = {"prefect_server", "pipeline"}
-"""Fixtures that start servers; tests that use them get the mark `medium`."""
+EXPENSIVE = {"prefect_server": "medium", "pipeline": "medium", "report": "slow", "plots": "slow"}
+"""Fixtures that start servers or draw whole reports; tests that use them get this mark."""
 
 LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start servers as medium; start files with slow tests first.
+    """Mark tests by their expensive fixtures; start files with slow tests first.
 
     With slow files first, no worker ends long after the others.
     """
     for item in items:
-        if SERVERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker("medium")
+        for fixture in EXPENSIVE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(EXPENSIVE[fixture])
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -131,6 +131,7 @@ def test_the_library_never_imports_prefect(path: Path) -> None:
     assert not packages(path, top_level=path == DOOR) & {"flows", "tasks"}
 
 
+@pytest.mark.slow
 def test_the_core_imports_on_a_box_without_the_rest() -> None:
     modules = sorted(module for module in MODULES if room_of(module) in CORE)
     program = f"""

@@ -97,6 +97,7 @@ def reported(
     return run.store
 
 
+@pytest.mark.medium
 def test_show_prints_a_table_for_people_and_json_for_machines(reported: Store) -> None:
     (run_id,) = [path.name for path in reported.runs.iterdir()]
     result = CliRunner().invoke(app, ["show", "latest", "--json"])

@@ -52,6 +52,7 @@ def test_two_models_are_compared_outside_of_a_pipeline(
     assert json.loads(again.stdout) == values
 
 
+@pytest.mark.medium
 def test_one_model_is_swept(tiny_model_folder: Path, text: Path, tmp_path: Path) -> None:
     options = ("--data", text, "--tokens", 64, "--theta", "2e4,1e6", "--factor", "4")
     result = call(tiny_model_folder, *options, "--json", "--out", tmp_path)

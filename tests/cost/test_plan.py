@@ -160,6 +160,7 @@ def test_an_offloaded_state_crosses_both_ways_at_once(shape: ModelShape) -> None
     assert update_seconds(shape, make_job(), known("h200")) < 0.1 * seconds
 
 
+@pytest.mark.medium
 def test_a_plan_fits_with_its_reserve(
     shape: ModelShape, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

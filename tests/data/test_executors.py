@@ -177,6 +177,7 @@ def test_killed_with_all_its_processes_and_run_again(
         assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_named_and_nothing_hangs(
     many_shards: Callable[..., DataConfig],
     tiny_model_folder: Path,

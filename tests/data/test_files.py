@@ -129,6 +129,7 @@ def test_parquet_rows(tmp_path: Path) -> None:
     assert intake.rejected == {"bad_parquet": 1}
 
 
+@pytest.mark.medium
 def test_stretches_of_a_file_give_what_the_whole_gives(tmp_path: Path) -> None:
     """Byte ranges that end inside lines, at line ends and inside oversized lines."""
     rng = random.Random(0)

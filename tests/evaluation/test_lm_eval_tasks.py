@@ -123,6 +123,7 @@ def test_scores_are_those_of_the_harness(
     assert prompts[0].count("Question:") == 3
 
 
+@pytest.mark.medium
 def test_changed_data_are_refused(
     files: dict[str, str],
     config: EvaluationConfig,

@@ -95,6 +95,7 @@ def test_bins_hold_every_token_once() -> None:
     assert len(by_position(losses, None, num_bins=99)["bins"]) == 10
 
 
+@pytest.mark.medium
 def test_frozen_rows_are_measured(
     judge: Any, documents: list[tuple[str, str]], tokenizer: Any
 ) -> None:
@@ -163,6 +164,7 @@ def config_with(**perplexity: Any) -> EvaluationConfig:
     )
 
 
+@pytest.mark.medium
 def test_rows_and_keys_are_frozen_once_for_every_model(
     tiny_model_folder: Path, data_folder: Path, tmp_path: Path
 ) -> None:

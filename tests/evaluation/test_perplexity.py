@@ -13,6 +13,7 @@ from longred.evaluation.perplexity import held_out_loss
 from longred.models.load import load_model
 
 
+@pytest.mark.medium
 def test_loss_equals_slow_reference(tiny_model_folder: Path, tokenizer: Any) -> None:
     text = Path(str(textwrap.__file__)).read_text(encoding="utf-8")
     window = 48

@@ -21,6 +21,7 @@ def changed(config: EvaluationConfig, **ruler: object) -> EvaluationConfig:
     return config.model_copy(update={"ruler": config.ruler.model_copy(update=ruler)})
 
 
+@pytest.mark.medium
 def test_bytes_are_the_same_each_time(
     config: EvaluationConfig,
     tiny_model_folder: Path,

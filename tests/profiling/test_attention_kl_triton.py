@@ -157,6 +157,7 @@ def test_equal_models_are_at_no_distance(run: Run) -> None:
     assert run(same, sizes(32, 16, 32)).kl_BHT.abs().max() < 1e-6
 
 
+@pytest.mark.medium
 def test_what_the_kernel_cannot_do_is_refused(run: Run) -> None:
     case = make(torch.float32, 9, 16)
     with pytest.raises(ValueError, match="one type on one device and no soft cap"):

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from longred.config import ReportConfig
+from longred.report.inputs import read_inputs
+from longred.report.write import write
 from longred.store.artifacts import Store, write_json
 from longred.store.journal import Journal
 
@@ -286,3 +289,20 @@ def _write_scores(folder: Path, model: str, study: Study, num_samples: int) -> N
         "bits_per_byte": NATS[model] / 2.1,
     }
     write_json(folder / "scores.json", scores)
+
+
+def write_report(study: Study, folder: Path, **changes: Any) -> Path:
+    """Write the study's report to a new folder; `changes` replace inputs."""
+    folder.mkdir()
+    given: dict[str, Any] = {
+        "recipe": RECIPE,
+        "profile": study.folders["profile"],
+        "selection": study.folders["selection"],
+        "students": study.students,
+        "scores": study.scores,
+        "data": study.folders["data"],
+        "samples": study.folders["samples"],
+    }
+    inputs = read_inputs(**{**given, **changes})
+    write(ReportConfig(title="A <title> & more"), inputs, folder)
+    return folder

@@ -61,6 +61,7 @@ def test_positions_leave_out_the_first_and_give_the_mean_over_layers() -> None:
     assert draw_all(["drift-positions"], short) == []
 
 
+@pytest.mark.medium
 def test_a_sweep_shows_theta_and_factors() -> None:
     points = [point("abf", 2e4, 0.1), point("abf", 1e6, 0.4), point("pi", 4, 1.0)]
     plots = [

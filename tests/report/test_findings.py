@@ -1,5 +1,6 @@
 """Intervals decide the claims; other numbers are only reported."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ def verdicts(comparison: Comparison, drift: dict[str, Any]) -> list[str]:
     return [finding.verdict for finding in found]
 
 
-@pytest.fixture
-def comparison(study: Study) -> Comparison:
+@pytest.fixture(scope="module")
+def collected(study: Study) -> Comparison:
     return collect(
         study.scores,
         original_window=256,
@@ -24,6 +25,12 @@ def comparison(study: Study) -> Comparison:
         method="longred-c",
         baselines=["cpt"],
     )
+
+
+@pytest.fixture
+def comparison(collected: Comparison) -> Comparison:
+    """A copy, because tests change it."""
+    return deepcopy(collected)
 
 
 @pytest.fixture(scope="module")

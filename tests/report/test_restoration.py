@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
-from study import KEEP_STEPS, KL, RECIPE, SIMILARITY, Study
-from test_write import write_report
+from study import KEEP_STEPS, KL, RECIPE, SIMILARITY, Study, write_report
 
 from longred.report.figures import draw_all
 from longred.report.findings import (
@@ -22,10 +21,9 @@ from longred.store.journal import Journal
 
 
 @pytest.fixture(scope="module")
-def journal(study: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
-    folder = write_report(study, tmp_path_factory.mktemp("restoration") / "out")
+def journal(report: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
-    for line in Journal(folder / "metrics.jsonl").read():
+    for line in Journal(report / "metrics.jsonl").read():
         found.setdefault(line["key"], {})[line["step"]] = line["value"]
     return found
 

@@ -5,38 +5,14 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from study import LENGTHS, PROFILED, RECIPE, Study
+from study import LENGTHS, PROFILED, RECIPE, Study, write_report
 
-from longred.config import ReportConfig
 from longred.errors import ConfigError, MismatchError
 from longred.report.inputs import read_inputs
-from longred.report.write import write
 from longred.store.artifacts import canonical_digest
 from longred.store.journal import Journal
-
-
-def write_report(study: Study, folder: Path, **changes: Any) -> Path:
-    folder.mkdir()
-    given: dict[str, Any] = {
-        "recipe": RECIPE,
-        "profile": study.folders["profile"],
-        "selection": study.folders["selection"],
-        "students": study.students,
-        "scores": study.scores,
-        "data": study.folders["data"],
-        "samples": study.folders["samples"],
-    }
-    inputs = read_inputs(**{**given, **changes})
-    write(ReportConfig(title="A <title> & more"), inputs, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(study, tmp_path_factory.mktemp("report") / "out")
 
 
 class Page(HTMLParser):

@@ -71,6 +71,7 @@ def runs_of(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     return client, {run.info.run_name: run for run in found}
 
 
+@pytest.mark.medium
 def test_parent_and_children_hold_params_metrics_and_artifacts(config: RunConfig) -> None:
     with open_run(config, "demo", prefect_flow_run_id="flow-1") as run:
         made = run.make("training/cpt", train, prefect_task_run_id="task-1")

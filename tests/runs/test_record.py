@@ -58,6 +58,7 @@ def test_the_environment_says_where_the_store_is_unless_an_override_does(
     assert elsewhere.digest_values() == config.digest_values()
 
 
+@pytest.mark.medium
 def test_a_finished_run_lists_its_stages_in_order(config: RunConfig) -> None:
     with open_run(config, "demo", ["seed=3"], prefect_flow_run_id="flow-1") as run:
         assert current_run() is run

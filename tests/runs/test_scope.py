@@ -64,6 +64,7 @@ def test_reasons_name_the_changed_key_and_follow_downstream(config: RunConfig) -
     }
 
 
+@pytest.mark.medium
 def test_a_dry_run_tells_the_same_and_writes_nothing(config: RunConfig) -> None:
     pipeline = Pipeline(config)
     store = Path(config.store.path)

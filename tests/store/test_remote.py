@@ -57,6 +57,7 @@ def make(store: Store) -> str:
     return store.build("data", {"x": 1}, {}, fill).digest
 
 
+@pytest.mark.medium
 def test_what_one_machine_made_another_takes(bucket: str, tmp_path: Path) -> None:
     url = f"s3://{bucket}/store"
     digest = make(Store(tmp_path / "one", Remote(url)))
@@ -114,6 +115,7 @@ def test_a_manifest_cannot_leave_the_store(bucket: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("outside*")] == []
 
 
+@pytest.mark.medium
 def test_a_dry_run_knows_what_can_be_fetched_and_fetches_nothing(
     bucket: str, tmp_path: Path
 ) -> None:

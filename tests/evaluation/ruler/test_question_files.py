@@ -201,6 +201,7 @@ def test_files_are_known_by_their_content(tmp_path: Path) -> None:
     assert of(asked, "qa_2") == of(config(), "qa_2")
 
 
+@pytest.mark.medium
 def test_index_tells_what_samples_are_made_of(tokenizers: dict[str, Any], tmp_path: Path) -> None:
     made = config(
         haystack=str(written(tmp_path / "a.txt", "A few words. " * 50)),

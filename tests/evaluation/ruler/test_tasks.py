@@ -16,7 +16,12 @@ from longred.evaluation.ruler.haystacks import NOISE
 from longred.evaluation.ruler.materials import library_text, own_questions
 from longred.evaluation.ruler.retrieval import NEEDLE
 
-CELLS = [(512, 2), (1024, 2), (4096, 2), (32768, 1)]
+CELLS = [
+    (512, 2),
+    pytest.param(1024, 2, marks=pytest.mark.medium),
+    (4096, 2),
+    pytest.param(32768, 1, marks=pytest.mark.medium),
+]
 
 
 def prompt(sample: dict[str, Any]) -> str:
@@ -101,6 +106,7 @@ def test_prompts_of_the_longest_windows(tokenizers: dict[str, Any], task: str) -
     test_prompts_are_full_never_too_long_and_answerable(tokenizers["bpe"], task, 131072, 1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("task", list(ruler.TASKS))
 def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None:
     minimum = minimum_length(task, any_tokenizer, "compact")
@@ -122,6 +128,7 @@ def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None
         make(minimum - 1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("task", list(ruler.TASKS))
 def test_samples_depend_on_nothing_else(tokenizers: dict[str, Any], task: str) -> None:
     def make(count: int, length: int = 1024, seed: int = 0) -> list[dict[str, Any]]:

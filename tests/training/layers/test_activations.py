@@ -132,6 +132,7 @@ def test_flash_attention_runs_once_too(name: str, tiny_model_folder: Path, monke
         assert all(torch.equal(grads[kind][n], grad) for n, grad in grads["none"].items())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["longred-c", "lora"])
 def test_only_large_micro_batches_are_computed_again(method, make_job: MakeJob, tmp_path: Path):
     """Long blocks have 128 tokens; micro-batches of short blocks of 32 stay below the threshold."""

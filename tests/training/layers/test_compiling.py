@@ -80,13 +80,14 @@ def error(found, expected) -> float:
     return float((difference / sum(g.square().sum() for g in expected.values())).sqrt())
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("kind", "tile_tokens"),
     [
         ("selective", 32),
-        pytest.param("none", 0, marks=pytest.mark.slow),
-        pytest.param("full", 0, marks=pytest.mark.slow),
+        ("none", 0),
+        ("full", 0),
     ],
 )
 def test_numbers_are_as_exact_and_layers_are_compiled_once(kind: str, tile_tokens: int):
