@@ -54,6 +54,9 @@ HEAVY = (
     "pyarrow",
 )
 
+QUICK = ("longred.cli.__main__", "flows.pipeline", "longred.data.executors", "longred.data.cluster")
+"""What a command or a process of the data preparation imports first; torch would take seconds."""
+
 DOOR = PACKAGE / "cli" / "flow_host.py"
 """The only file of the library that imports flows, and only inside functions."""
 
@@ -143,6 +146,22 @@ for name in {modules}:
 """
     result = subprocess.run(
         [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("module", QUICK)
+def test_what_only_starts_work_or_prepares_text_imports_no_torch(module: str) -> None:
+    program = (
+        f"import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import {module}"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, "--help"],
         capture_output=True,
         text=True,
         cwd=ROOT,

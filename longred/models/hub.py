@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from longred.errors import ConfigError, PreflightError
-from longred.models.folder import COMPANIONS, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +66,9 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
+
+    # Imports transformers, which processes that only prepare text do without.
+    from longred.models.folder import COMPANIONS, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError(
