@@ -134,6 +134,19 @@ def test_the_library_never_imports_prefect(path: Path) -> None:
     assert not packages(path, top_level=path == DOOR) & {"flows", "tasks"}
 
 
+def check_runs(program: str, *arguments: str) -> None:
+    """Run a Python program in the repository root; fail with its stderr."""
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_the_core_imports_on_a_box_without_the_rest() -> None:
     modules = sorted(module for module in MODULES if room_of(module) in CORE)
@@ -144,15 +157,7 @@ for name in {HEAVY}:
 for name in {modules}:
     importlib.import_module(name)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    check_runs(program)
 
 
 @pytest.mark.parametrize("module", QUICK)
@@ -160,15 +165,7 @@ def test_what_only_starts_work_or_prepares_text_imports_no_torch(module: str) ->
     program = (
         f"import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import {module}"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    check_runs(program, "--help")
 
 
 @pytest.mark.parametrize("module", ["store/artifacts", "store/journal", "errors", "progress"])
