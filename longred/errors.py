@@ -1,4 +1,11 @@
-"""Errors for users, each with the exit code of the command line and of the trainer."""
+"""Errors for users, each with an exit code, and how values and paths are worded in messages."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MESSAGE_CHARACTERS = 600
+"""Most characters of one problem in a message."""
 
 
 class LongredError(Exception):
@@ -84,3 +91,48 @@ BY_EXIT_CODE: dict[int, type[LongredError]] = {
     )
 }
 """Exit status of the trainer → the error that its parent process raises."""
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Return a value of a recipe as a message shows it: as YAML on one line, printable, short.
+
+    Args:
+        value: a plain value, as JSON has them.
+        limit: most characters; the rest is cut off, and the full length is said.
+    """
+    text = _as_yaml(value)
+    # A cut text is not searched to its end for unprintable characters.
+    start = text[: limit + 1]
+    start = "".join(c if c.isprintable() else repr(c)[1:-1] for c in start)
+    if len(start) <= limit and len(text) <= limit:
+        return start
+    return f"{start[: limit - 20]}… ({len(text):,} characters)"
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_as_yaml, value)) + "]"
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"{'-' if value < 0 else ''}a number of {value.bit_length()} bits"
+    return str(value) if value != "" else '""'
+
+
+def shorten(message: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """Return a message of at most `limit` characters; the middle is left out of a longer one."""
+    if len(message) <= limit:
+        return message
+    # The key stands at the start, what to do at the end.
+    end = limit // 3
+    return f"{message[: limit - end - 3]} … {message[-end:]}"
+
+
+def where_paths_start(path: str | Path) -> str:
+    """Return where a relative path was looked for, to end a message; empty for other paths."""
+    text = str(path)
+    if Path(text).is_absolute() or text.startswith("~") or "://" in text:
+        return ""
+    return f" (relative paths start in the working directory, {Path.cwd()})"

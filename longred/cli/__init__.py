@@ -12,11 +12,13 @@ inside the verbs that need them, so that every command starts fast.
 import logging
 import signal
 import sys
+from inspect import signature
 from types import FrameType
 
 import typer
 
 from longred.cli import compare, data, drift, evaluation, export, plan, runs, services
+from longred.cli.common import SettingsCommand
 from longred.errors import LongredError, Stopped
 
 VERBS = (
@@ -45,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command(cls=SettingsCommand if "overrides" in signature(verb).parameters else None)(verb)
 
 
 def _end_on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,12 @@
 """Options, store lookup and table printing shared by the verbs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from longred.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from longred.store.artifacts import Store
@@ -12,6 +15,41 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="changes to the recipe", metavar="[SECTION.KEY=VALUE]...")
 ]
 StoreOption = Annotated[str | None, typer.Option("--store", help="the store (default: outputs)")]
+
+
+class SettingsCommand(TyperCommand):
+    """A verb that takes settings as arguments: says so when one is written like an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of the verb.
+
+        Raises:
+            ConfigError: an option is unknown, and is the name of a setting.
+        """
+        options = {name for one in self.params for name in (*one.opts, *one.secondary_opts)}
+        for number, argument in enumerate(args):
+            option, separator, value = argument.partition("=")
+            if option == "--":
+                break
+            if option.startswith("--") and option not in options:
+                following = args[number + 1] if number + 1 < len(args) else "VALUE"
+                _refuse_setting(option, value if separator else following)
+        return super().parse_args(ctx, args)
+
+
+def _refuse_setting(option: str, value: str) -> None:
+    """Refuse an option that is written like a setting.
+
+    Raises:
+        ConfigError: there is such a setting, or the option is a dotted key.
+    """
+    from longred.config.keys import settings_named
+
+    name = option.lstrip("-")
+    keys = settings_named(name) or ([name] if "." in name else [])
+    if keys:
+        written = " or ".join(f"{key}={shown(value)}" for key in keys)
+        raise ConfigError(f"{shown(option, 200)}: no such option; write the setting as {written}")
 
 
 def open_store(path: str | None) -> "Store":

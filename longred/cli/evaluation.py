@@ -12,6 +12,8 @@ from longred.cli.common import StoreOption, open_store
 from longred.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from longred.config import EvaluationConfig
     from longred.store.artifacts import Artifact, Store
 
@@ -182,7 +184,7 @@ def _config(
     try:
         config = evaluation_config(_base(found).folder, [*folders.values()], values)
     except ValidationError as error:
-        raise ConfigError(_problem(error.errors()[0])) from None
+        raise ConfigError(_problem(error)) from None
     if not beyond_window:
         asked = {name: folder for name, folder in folders.items() if name != "original"}
         check_lengths(asked, config.ruler.lengths if config.ruler.tasks else [], "--ruler")
@@ -190,15 +192,19 @@ def _config(
     return config
 
 
-def _problem(problem: Any) -> str:
-    """Return one error of pydantic as text, with the option or key that the user gave."""
-    place = [str(part) for part in problem["loc"]]
-    name = ".".join(["evaluation", *place])
-    if len(place) == 1 and place[0] in inspect.signature(evaluate).parameters:
-        name = "--" + place[0].replace("_", "-")
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: unknown setting"
-    return f"{name}: {problem['msg']} (got {problem['input']!r})"
+def _problem(error: "ValidationError") -> str:
+    """Return the errors of pydantic as text, with the options or keys that the user gave."""
+    from longred.config import EvaluationConfig
+    from longred.config.messages import problems_in
+
+    options = inspect.signature(evaluate).parameters
+    lines = problems_in(error, root=EvaluationConfig, prefix="evaluation").splitlines()
+    for number, line in enumerate(lines):
+        key, colon, rest = line.partition(": ")
+        name = key.removeprefix("evaluation.")
+        if name in options:
+            lines[number] = f"--{name.replace('_', '-')}{colon}{rest}"
+    return "\n".join(lines)
 
 
 def _names(models: Sequence[str], original: str | None) -> dict[str, str]:

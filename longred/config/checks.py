@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from longred.errors import shown
 from longred.method.methods import BUCKETS, METHODS
 from longred.method.rope import settings_problem
 
@@ -25,6 +26,12 @@ _REFUSED = {
     ),
     "a NUL character; leave it out": re.compile(r"\0"),
 }
+
+REMOTES = (
+    "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hdfs", "webhdfs",
+    "sftp", "ssh", "smb", "hf", "file", "local", "memory",
+)  # fmt: skip
+"""Protocols of fsspec behind which files can be written and listed at once."""
 
 
 def refused_texts(values: Any, key: str = "") -> Iterator[str]:
@@ -56,6 +63,7 @@ def problems(config: "RunConfig") -> Iterator[str]:
     original, target = config.original_window, config.target_window
     if target <= original:
         yield f"target_window: {target} must be larger than original_window ({original})"
+    yield from _store_problems(config)
     yield from _data_problems(config)
     yield from _extension_problems(config)
     selection = config.selection
@@ -65,6 +73,20 @@ def problems(config: "RunConfig") -> Iterator[str]:
     yield from _evaluation_problems(config)
     yield from _step_problems(config)
     yield from _windows_problems(config)
+
+
+def _store_problems(config: "RunConfig") -> Iterator[str]:
+    protocol, separator, _ = (config.store.remote or "").partition("://")
+    if separator and protocol not in REMOTES:
+        yield (
+            f"store.remote: cannot keep artifacts behind {shown(protocol)}://; give an address "
+            f"such as s3://bucket/folder (protocols: {', '.join(REMOTES)}) or a folder"
+        )
+    if "://" in config.store.path:
+        yield (
+            f"store.path: is a folder on this machine, got {shown(config.store.path)}; an address "
+            "goes into store.remote"
+        )
 
 
 def _data_problems(config: "RunConfig") -> Iterator[str]:
@@ -139,7 +161,7 @@ def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
     for name in ("ruler", "perplexity"):
         too_long = [length for length in getattr(evaluation, name).lengths if length > window]
         if too_long:
-            yield f"evaluation.{name}.lengths: {too_long} exceed target_window ({window})"
+            yield f"evaluation.{name}.lengths: {shown(too_long)} exceed target_window ({window})"
 
 
 def _step_problems(config: "RunConfig") -> Iterator[str]:

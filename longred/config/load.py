@@ -1,12 +1,13 @@
 """Turn a recipe and overrides into a `RunConfig`, or into messages about what is wrong."""
 
-import difflib
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from longred.config.messages import problems_in
 from longred.config.run import RunConfig, is_copy
 from longred.config.section import section_in
 from longred.errors import ConfigError
@@ -37,10 +38,10 @@ def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     Raises:
         ConfigError: as `load_recipe` does.
     """
-    values = without_copies(config)
+    values = copy.deepcopy(without_copies(config))
     for override in overrides:
         apply_override(values, override)
-    return _validate(Recipe(Path(), values, {}))
+    return _validate(Recipe("", values))
 
 
 def without_copies(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,29 +58,7 @@ def _validate(recipe: Recipe) -> RunConfig:
     try:
         return RunConfig.model_validate(recipe.values)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_describe(problem, recipe) for problem in error.errors())
-        ) from None
-
-
-def _describe(problem: Any, recipe: Recipe) -> str:
-    """Return a message about one validation problem: dotted key, what is wrong, what to do."""
-    location = tuple(part for part in problem["loc"] if part != "[key]")
-    key = ".".join(str(part) for part in location)
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not location:
-        key, _, message = message.partition(": ")
-    elif problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=3)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
-        message = f"unknown key; {advice}"
-    elif problem["type"] == "missing":
-        message = "is required"
-    else:
-        message = f"{message} (got {problem['input']!r})"
-    source = f" ({recipe.path}:{recipe.lines[key]})" if key in recipe.lines else ""
-    return f"{key}: {message}{source}"
+        raise ConfigError(problems_in(error, place=recipe.place)) from None
 
 
 def key_pattern(section: str | None = None) -> str:
@@ -113,12 +92,3 @@ def _keys(kind: Any, section: str | None) -> str:
 def _settable(kind: Any, section: str | None) -> list[str]:
     """Return the fields of a section that are not copies of shared values."""
     return [name for name in kind.model_fields if not is_copy(section, name)]
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Return the keys allowed at a location of the configuration."""
-    kind: Any = RunConfig
-    for part in location:
-        if not isinstance(part, int):
-            kind = section_in(kind.model_fields[part].annotation) or kind
-    return _settable(kind, None if kind is RunConfig else str(location[-1]))

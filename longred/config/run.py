@@ -104,7 +104,8 @@ class RunConfig(Section):
         if not isinstance(values, Mapping):
             return values
         result = dict(values)
-        shared = {key: result[key] for key in COPIES if key in result and key in cls.model_fields}
+        shared = {"seed": cls.model_fields["seed"].default}
+        shared |= {key: result[key] for key in COPIES if key in result and key in cls.model_fields}
         data, attention = result.get("data"), result.get("attention", {})
         if isinstance(data, Mapping):
             for key in ("short_length", "ratio"):

@@ -1,15 +1,32 @@
 """The base class of all sections: frozen, strict, and explicit about what enters a digest."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+from longred.errors import shown
 from longred.method.values import UNDIGESTED
 
 Bucket = Literal["long", "short", "original"]
 AttentionBackend = Literal[
     "auto", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"
 ]
+
+MAX_NUMBER = 10**15
+"""Whole numbers of settings are smaller: exact as 64-bit floats, in products of two as integers."""
+
+MAX_TEXT = 4096
+"""Most characters of a text setting: the longest path on Linux."""
+
+MAX_NAME = 100
+"""Most characters of a run's or source's name, which becomes part of file names."""
+
+MAX_FILE_NAME = 255
+"""Most bytes between two slashes of a path."""
+
+FREE_TEXTS = ("title", "env_command")
+"""Fields whose text is neither a path nor a name."""
 
 
 class Section(BaseModel):
@@ -21,6 +38,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_huge(cls, value: Any, info: ValidationInfo) -> Any:
+        for item in _items(value):
+            if isinstance(item, int) and not -MAX_NUMBER < item < MAX_NUMBER:
+                raise ValueError(f"must be less than {MAX_NUMBER:,}, got {shown(item)}")
+            if isinstance(item, str) and (problem := _length_problem(info.field_name, item)):
+                raise ValueError(problem)
+        return value
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result, as plain JSON values."""
@@ -34,6 +61,26 @@ class Section(BaseModel):
             for name, field in type(self).model_fields.items()
             if UNDIGESTED in field.metadata
         }
+
+
+def _length_problem(field: str | None, text: str) -> str | None:
+    """Return why a text is too long for its field, or None."""
+    limit = MAX_NAME if field == "name" else MAX_TEXT
+    if len(text) > limit:
+        return f"has {len(text):,} characters; the most are {limit:,}"
+    if field in FREE_TEXTS or len(text) <= MAX_FILE_NAME // 4:
+        return None
+    longest = max(len(part.encode("utf-8", "replace")) for part in text.split("/"))
+    if longest > MAX_FILE_NAME:
+        return f"has a part of {longest:,} bytes; names of files have at most {MAX_FILE_NAME}"
+    return None
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """Return the values in a list or group, or the value itself."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, shown
 from longred.method.layout import Layout
 from longred.method.methods import METHODS, Method, Term, method_terms
 from longred.method.values import (
@@ -160,11 +160,11 @@ class TrainingSettings:
         if wrong:
             last = self.num_steps
             return (
-                f"training.keep_steps: {wrong} do not lie before the last step; give steps from 1 "
-                f"to {last - 1}, since the student of step {last} is the result"
+                f"training.keep_steps: {shown(wrong)} do not lie before the last step; give steps "
+                f"from 1 to {last - 1}, since the student of step {last} is the result"
             )
         if steps != sorted(set(steps)):
-            return f"training.keep_steps: {steps} must rise, each step once"
+            return f"training.keep_steps: {shown(steps)} must rise, each step once"
         return None
 
 

@@ -1,14 +1,18 @@
-"""The packaged recipes, and reading a recipe file with dotted overrides into plain values."""
+"""The packaged recipes, and reading a recipe file with dotted overrides into plain values.
+
+Relative paths in a recipe or an override (models, text, evaluation files, the store) start in the
+working directory of the command, wherever the recipe's file lies; for flow runs of a deployment
+that is the worker's. `strict` has the YAML that is read.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from longred.errors import ConfigError
+from longred.errors import ConfigError, shorten, shown, where_paths_start
+from longred.recipes.strict import MAX_BYTES, MAX_DEPTH, read_value, read_yaml
 
 RECIPES = Path(__file__).parent
 
@@ -18,101 +22,122 @@ class Recipe:
     """A recipe before validation.
 
     Attributes:
-        path: the YAML file.
+        source: what messages call it: its file, or the run that recorded it.
         values: its content with the overrides applied.
         lines: line (from 1) of every dotted key that comes from the file, not from an override.
     """
 
-    path: Path
+    source: str
     values: Mapping[str, Any]
-    lines: Mapping[str, int]
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Return file and line of a dotted key, or nothing; for an empty key, the file."""
+        if not key:
+            return self.source
+        return f"{self.source}:{self.lines[key]}" if key in self.lines else ""
 
 
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a packaged recipe or a YAML file and apply dotted overrides.
 
     Raises:
-        ConfigError: the recipe does not exist, is not YAML, or an override is malformed.
+        ConfigError: the recipe does not exist, is not YAML, has a key twice, an anchor, a tag or
+            another thing that no recipe needs, or an override is malformed.
     """
     path = _recipe_path(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{line}: is not valid YAML ({getattr(error, 'problem', error)})"
-        ) from error
+    values, lines = read_yaml(_read_text(path), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, see the packaged recipes")
-    lines = _key_lines(text)
     for override in overrides:
-        apply_override(values, override)
-        lines.pop(override.partition("=")[0], None)
-    return Recipe(path, values, lines)
+        key = apply_override(values, override)
+        for each in [line for line in lines if line == key or line.startswith(f"{key}.")]:
+            del lines[each]
+    return Recipe(str(path), values, lines)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: is larger than {MAX_BYTES:,} bytes; this is no recipe")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: is not text in UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _recipe_path(name: str) -> Path:
-    packaged = RECIPES / f"{name}.yaml"
-    if "/" not in name and packaged.is_file():
-        return packaged
-    if Path(name).is_file():
-        return Path(name)
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=2)
+    known = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if name in known:
+        return known[name]
+    try:
+        if Path(name).is_file():
+            return Path(name)
+        is_folder = Path(name).is_dir()
+    except OSError as error:
+        raise ConfigError(f"{shown(name)}: is not a recipe or file ({error.strerror})") from error
+    if is_folder and name:
+        raise ConfigError(f"{shown(name, 200)}: is a folder; name the recipe's file in it")
+    near = difflib.get_close_matches(name[:100], known, n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(f"{name}: no such recipe or file (recipes: {', '.join(known)}){hint}")
+    recipes = ", ".join(sorted(known))
+    raise ConfigError(
+        shorten(
+            f"{shown(name, 200)}: no such recipe or file{where_paths_start(name)}; "
+            f"recipes: {recipes}{hint}"
+        )
+    )
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key of nested settings, in place.
+def apply_override(values: dict[str, Any], override: str) -> str:
+    """Set one dotted key of nested settings, in place; return the key.
 
     Raises:
         ConfigError: the override is malformed, or its key leads through a value.
     """
     key, separator, text = override.partition("=")
+    key = key.strip()
+    what = shown(key, 200)
+    bare = key.lstrip("-")
+    if key != bare:
+        value = text if separator else "VALUE"
+        raise ConfigError(
+            f"{what}: settings are written without dashes before them: {shown(bare)}={shown(value)}"
+        )
     if not separator or not key:
-        raise ConfigError(f"{override}: an override has the form section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {text!r} is not a valid YAML value") from error
+        form = f"{what}=VALUE" if key and not separator else "section.key=value"
+        raise ConfigError(f"{shown(override, 200)}: an override has the form {form}")
     *parents, last = key.split(".")
+    if len(parents) >= MAX_DEPTH or not all((*parents, last)):
+        raise ConfigError(f"{what}: is not a dotted key of the form section.key")
+    value = read_value(text, key)
     node: Any = values
-    for part in parents:
+    for number, part in enumerate(parents):
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-        node = node[_item(node, part, key)]
+        node = node[_item(node, part, what)]
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{key}: {part} holds a value, not a group of settings")
-    node[_item(node, last, key)] = value
+            above = ".".join(parents[: number + 1])
+            raise ConfigError(
+                f"{what}: {shown(above, 200)} holds a value ({shown(node)}), not a group of "
+                "settings"
+            )
+    node[_item(node, last, what)] = value
+    return key
 
 
 def _item(node: Mapping[str, Any] | Sequence[Any], part: str, key: str) -> Any:
     """Return the key or index of one part of a dotted key."""
     if isinstance(node, Mapping):
         return part
-    if not part.isdigit() or int(part) >= len(node):
-        raise ConfigError(f"{key}: {part} is not one of the {len(node)} items, counted from 0")
+    # Longer digits are no index, and other scripts' digits are none that `int` reads.
+    if not (part.isascii() and part.isdecimal() and len(part) < 9) or int(part) >= len(node):
+        if not node:
+            raise ConfigError(f"{key}: the list has no items; give the whole list: […]")
+        last = f"0 to {len(node) - 1}" if len(node) > 1 else "0"
+        raise ConfigError(f"{key}: {shown(part)} is not one of the list's items, {last}")
     return int(part)
-
-
-def _key_lines(text: str) -> dict[str, int]:
-    """Return the line (from 1) of every dotted key of a YAML text."""
-    lines: dict[str, int] = {}
-
-    def visit(node: yaml.Node | None, prefix: str) -> None:
-        items: list[tuple[Any, yaml.Node, yaml.Node]] = []
-        if isinstance(node, yaml.MappingNode):
-            items = [(key.value, key, value) for key, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            items = [(number, item, item) for number, item in enumerate(node.value)]
-        for name, start, value in items:
-            lines[f"{prefix}{name}"] = start.start_mark.line + 1
-            visit(value, f"{prefix}{name}.")
-
-    visit(yaml.compose(text, Loader=yaml.SafeLoader), "")
-    return lines
