@@ -106,7 +106,8 @@ def _words(arm: Kind) -> str:
     if kind is str:
         pattern = next((note.pattern for note in arm.notes if hasattr(note, "pattern")), None)
         return f"text of {PATTERNS.get(pattern, pattern)}" if pattern else "text"
-    return "a group of settings"
+    needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+    return "a group of settings" + (f" with {', '.join(needed)}" if needed else "")
 
 
 def _bounds(notes: Sequence[Any], name: str) -> list[float]:

@@ -41,7 +41,7 @@ def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     values = copy.deepcopy(without_copies(config))
     for override in overrides:
         apply_override(values, override)
-    return _validate(Recipe("", values))
+    return _validate(Recipe("the recorded settings", values))
 
 
 def without_copies(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def _unknown_key(root: type[Section], location: list[Any], above: Kind | None, p
     if "." in last and kind_of(root, last.split(".")):
         first, _, rest = last.partition(".")
         return f"unknown key; in a file, write {shown(rest)} as a key of the group {first}"
+    if last.partition(":")[0] in known:
+        return f"unknown key; put a space behind the colon: {shown(last.replace(':', ': ', 1))}"
     near = nearest_keys(key, known)
     advice = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key; {advice}"
@@ -141,6 +143,8 @@ def _hint(kind: Kind, value: Any) -> str:
             return f"did you mean {' or '.join(near)}?"
         if types & {int, float}:
             return _number_hint(value)
+    elif types & {list, tuple} and isinstance(value, Mapping):
+        return "give a list in brackets: […]"
     elif types == {str} and isinstance(value, Mapping | list):
         return "put text with such characters in quotes"
     return ""

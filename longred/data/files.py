@@ -13,7 +13,7 @@ from longred.config import DataConfig, SourceConfig
 from longred.data.documents import Document, Intake, Rejection, Row, document_id
 from longred.data.lines import Lines
 from longred.data.shards import Part
-from longred.errors import ConfigError, PreflightError
+from longred.errors import ConfigError, PreflightError, where_paths_start
 from longred.store.artifacts import sha256_file
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -80,7 +80,7 @@ def find_files(pattern: str, key: str) -> Files:
         elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
         else:
-            raise ConfigError(f"{key}: {path} does not exist")
+            raise ConfigError(f"{key}: {path} does not exist{where_paths_start(pattern)}")
     except OSError as error:
         what = "listed" if isinstance(error, PermissionError) else "reached"
         raise PreflightError(f"{key}: {pattern} cannot be {what} ({error})") from error

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from longred.attention.backends import choose_backend, needs_of
 from longred.attention.function import ATTENTION_NAME, Capture, Captured, guard, register
-from longred.errors import ConfigError, MismatchError, PreflightError
+from longred.errors import ConfigError, MismatchError, PreflightError, where_paths_start
 from longred.models.architectures import layer_types, rope_is_nested
 from longred.models.folder import (
     check_folder,
@@ -65,8 +65,8 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
         folder = download(path, revision, weights=weights)
     else:
         raise PreflightError(
-            f"model.path: {path!r} is no folder on this machine; give 'demo', the folder of a "
-            "Hugging Face model, or a hub name of the form owner/model"
+            f"model.path: {path!r} is no folder on this machine{where_paths_start(path)}; give "
+            "'demo', the folder of a Hugging Face model, or a hub name of the form owner/model"
         )
     if weights:
         check_folder(folder)

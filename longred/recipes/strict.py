@@ -25,11 +25,19 @@ _LOADER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
+_INDENTED = "a line is indented otherwise than its group, or text needs quotes"
+
 _HINTS = {
     "mapping values are not allowed": "text with a colon and a space in it needs quotes",
     "cannot start any token": "indent with spaces, not tabs; text that starts with one of %@` "
     "needs quotes",
     "found unexpected end of stream": "a quote is not closed",
+    "did not find expected node content": "a bracket is not closed, or text needs quotes",
+    "did not find expected key": _INDENTED,
+    "block end": _INDENTED,
+    "escape c": "a backslash in double quotes starts an escape; use single quotes",
+    "hexdecimal": "a backslash in double quotes starts an escape; use single quotes",
+    "hexadecimal": "a backslash in double quotes starts an escape; use single quotes",
     "expected ',' or '}'": "a bracket { is not closed",
     "expected ',' or ']'": "a bracket [ is not closed",
     "could not find expected ':'": "a key needs a colon and a space behind it",
@@ -111,8 +119,10 @@ class _Reader:
         if isinstance(error, yaml.reader.ReaderError):
             line = text.count("\n", 0, error.position) + 1
             problem = str(error.reason)
+        elif isinstance(error, UnicodeError):
+            problem = "it holds half a character (a lone surrogate)"
         else:
-            problem = str(getattr(error, "problem", None) or error)
+            problem = str(getattr(error, "problem", None) or "an escape or a directive is wrong")
         hint = next((hint for part, hint in _HINTS.items() if part in problem), "")
         if not hint and text.lstrip().startswith(("*", "&", "!", "%", "@", "`")):
             hint = "text that starts with one of *&!%@` needs quotes"

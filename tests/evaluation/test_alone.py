@@ -102,12 +102,15 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
         (["--perplexity", "0"], "--perplexity: 0: lengths must be 1 or more"),
         (["--judge", "demo"], "--judge: needs lengths, e.g. --perplexity 4096"),
         (["--set", "ruler.squad=a"], "--set: ruler.squad=a does not start with `evaluation.`"),
-        (["--set", "evaluation.ruler.squat=a"], r"^evaluation\.ruler\.squat: unknown setting"),
-        (["--set", "evaluation.ruler.lengths=a"], r"^evaluation\.ruler\.lengths: Input should be"),
+        (
+            ["--set", "evaluation.ruler.squat=a"],
+            r"^evaluation\.ruler\.squat: unknown key; did you mean",
+        ),
+        (["--set", "evaluation.ruler.lengths=a"], r"^evaluation\.ruler\.lengths: must be a list"),
         (["--ruler", "256", "--ruler-tasks", "niah_1"], r"ruler\.tasks: niah_1 is unknown"),
         (["--suite", "demmo"], "did you mean demo"),
         (["--suite", "paper", "--capacities", "maths"], "did you mean math"),
-        (["--dtype", "float8"], "--dtype: Input should be"),
+        (["--dtype", "float8"], "--dtype: must be one of float32, bfloat16, got float8"),
     ],
 )
 def test_mistakes_are_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from longred.config.evaluation import RulerConfig
-from longred.errors import ConfigError
+from longred.errors import ConfigError, where_paths_start
 from longred.store.artifacts import canonical_digest
 
 TEXT_PATTERNS = ("*.txt", "*.md", "*.json", "*.jsonl")
@@ -161,7 +161,8 @@ def _read_text(path: Path, key: str) -> str:
             f"{key}: {path}:{line}: is not UTF-8; convert it or leave it out"
         ) from error
     except OSError as error:
-        raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror})") from error
+        where = where_paths_start(path)
+        raise ConfigError(f"{key}: {path}: cannot be read ({error.strerror}){where}") from error
 
 
 def _parse_json(text: str, path: Path, key: str, first_line: int = 1) -> Any:

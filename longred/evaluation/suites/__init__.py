@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, where_paths_start
 
 FOLDER = Path(__file__).parent
 RESERVED = ("short", "ruler", "overall", "average")
@@ -104,6 +104,7 @@ def suite_path(name_or_path: str) -> Path:
     raise ConfigError(
         f"evaluation.short.suite: {name_or_path} is unknown; "
         f"{nearest(name_or_path, suite_names())}, or give the path of a suite's YAML file"
+        f"{where_paths_start(name_or_path)}"
     )
 
 
