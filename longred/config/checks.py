@@ -33,6 +33,12 @@ REMOTES = (
 )  # fmt: skip
 """Protocols of fsspec behind which files can be written and listed at once."""
 
+TRACKING = (
+    "http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks",
+    "databricks-uc", "uc",
+)  # fmt: skip
+"""Protocols of MLflow's tracking stores; databases may name a driver, as in mysql+pymysql."""
+
 
 def refused_texts(values: Any, key: str = "") -> Iterator[str]:
     """Yield a message for every text that contains a secret; the text itself is not repeated.
@@ -86,6 +92,12 @@ def _store_problems(config: "RunConfig") -> Iterator[str]:
         yield (
             f"store.path: is a folder on this machine, got {shown(config.store.path)}; an address "
             "goes into store.remote"
+        )
+    protocol, separator, _ = (config.tracking.uri or "").partition("://")
+    if separator and protocol.partition("+")[0] not in TRACKING:
+        yield (
+            f"tracking.uri: MLflow does not know {shown(protocol)}://; give the address of a "
+            f"server or database (protocols: {', '.join(TRACKING)})"
         )
 
 

@@ -75,6 +75,7 @@ def refusal(*overrides: str, recipe: str | Path = "demo") -> str:
         # Addresses.
         ("store.remote=ftp://a/b", "cannot keep artifacts behind ftp://; give an address such as"),
         ("store.remote=foo://a/b", "cannot keep artifacts behind foo://; give an address such as"),
+        ("tracking.uri=foo://a", "MLflow does not know foo://; give the address of a server or"),
         ("store.path=s3://a/b", "is a folder on this machine, got s3://a/b; an address goes into"),
     ],
 )
