@@ -6,6 +6,7 @@ that is the worker's. `strict` has the YAML that is read.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,8 @@ def apply_override(values: dict[str, Any], override: str) -> str:
             f"{what}: settings are written without dashes before them: {shown(bare)}={shown(value)}"
         )
     if not separator or not key:
-        form = f"{what}=VALUE" if key and not separator else "section.key=value"
+        is_key = re.fullmatch(r"[\w.]{1,100}", key) and not separator
+        form = f"{key}=VALUE" if is_key else "section.key=value"
         raise ConfigError(f"{shown(override, 200)}: an override has the form {form}")
     *parents, last = key.split(".")
     if len(parents) >= MAX_DEPTH or not all((*parents, last)):

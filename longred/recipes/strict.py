@@ -42,8 +42,9 @@ _HINTS = {
     "expected ',' or ']'": "a bracket [ is not closed",
     "could not find expected ':'": "a key needs a colon and a space behind it",
     "alphabetic or numeric": "text that starts with * or & needs quotes",
-    "special characters are not allowed": "control characters cannot be part of a recipe",
-    "control characters are not allowed": "control characters cannot be part of a recipe",
+    "special characters are not allowed": "remove the control character",
+    "control characters are not allowed": "remove the control character",
+    "surrogate": "remove it",
 }
 """Part of a YAML parser's message → what usually is the matter."""
 
@@ -126,6 +127,8 @@ class _Reader:
         hint = next((hint for part, hint in _HINTS.items() if part in problem), "")
         if not hint and text.lstrip().startswith(("*", "&", "!", "%", "@", "`")):
             hint = "text that starts with one of *&!%@` needs quotes"
+        if not hint and not self.has_lines:
+            hint = "put text with such characters in quotes"
         what = "is not valid YAML" if self.has_lines else f"{shown(text)} is not valid YAML"
         return self.refuse(line, f"{what} ({shown(problem, 100)})" + (f"; {hint}" if hint else ""))
 

@@ -1,7 +1,7 @@
 """Wrong recipes and overrides by the thousand: each is read, or refused in plain words.
 
-`python tests/config/test_fuzz.py SEED COUNT` tries others, and prints what does not hold; with a
-third argument, it also writes the distinct messages to that file.
+`PYTHONPATH=. python tests/config/test_fuzz.py SEED COUNT` tries others, and prints what does not
+hold; with a third argument, it also writes the distinct messages to that file.
 """
 
 import json
