@@ -2,7 +2,8 @@
 
 `section` has the base class; `model`, `data`, `training` and `evaluation` hold the sections of the
 stages. `run` puts them together and copies shared values, `checks` has the rules across sections,
-`load` turns a recipe into a `RunConfig`. What a recipe and a training job share stands once, in
+`load` turns a recipe into a `RunConfig`; `messages` says in plain words what is wrong with one, by
+what `keys` knows of every dotted key. What a recipe and a training job share stands once, in
 `longred.method.job`.
 """
 

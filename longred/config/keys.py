@@ -7,6 +7,8 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+from pydantic import BaseModel
+
 from longred.config.run import RunConfig, is_copy
 from longred.config.section import Section, section_in
 
@@ -58,7 +60,7 @@ class Kind(NamedTuple):
         """Return what one key or index inside it holds; None if it has no such thing."""
         for arm in self.arms():
             kind, arguments = arm.annotation, get_args(arm.annotation)
-            if isinstance(kind, type) and issubclass(kind, Section):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
                 if part in kind.model_fields:
                     field = kind.model_fields[str(part)]
                     return Kind(field.annotation, tuple(field.metadata))
@@ -78,7 +80,7 @@ class Kind(NamedTuple):
         return " or ".join([*arms, *(["null"] if self.takes_null() else [])])
 
 
-def kind_of(root: type[Section], location: Sequence[str | int]) -> Kind | None:
+def kind_of(root: type[BaseModel], location: Sequence[str | int]) -> Kind | None:
     """Return what a location of the settings holds; None if the location does not exist."""
     kind: Kind | None = Kind(root)
     for part in location:

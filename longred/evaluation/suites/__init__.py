@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longred.errors import ConfigError, where_paths_start
+from longred.config.keys import kind_of
+from longred.errors import ConfigError, shorten, shown, where_paths_start
 
 FOLDER = Path(__file__).parent
 RESERVED = ("short", "ruler", "overall", "average")
@@ -120,8 +121,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _read(path: Path) -> list[SuiteTask]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML ({error})") from error
+    # PyYAML lets the errors of its constructors through, for dates such as 2001-99-99.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        ArithmeticError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise ConfigError(shorten(f"{path}: is not valid YAML ({error})")) from error
     capacities = values.get("capacities") if isinstance(values, Mapping) else None
     if not isinstance(capacities, Mapping) or not set(values) <= {"capacities", "source"}:
         raise ConfigError(
@@ -154,6 +164,13 @@ def _task(
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join([key, *(str(part) for part in first["loc"])])
-        raise ConfigError(f"{field}: {first['msg']} (got {first['input']!r})") from None
+        kind = kind_of(SuiteTask, first["loc"])
+        if kind is None:
+            advice = nearest(str(first["loc"][-1]), SuiteTask.model_fields)
+            raise ConfigError(f"{field}: unknown key; {advice}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{field}: is required: {kind.words()}") from None
+        message = f"{field}: must be {kind.words()}, got {shown(first['input'])}"
+        raise ConfigError(shorten(message)) from None
     except TypeError as error:
         raise ConfigError(f"{key}: is not a mapping of settings ({error})") from None
