@@ -27,6 +27,8 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 _INDENTED = "a line is indented otherwise than its group, or text needs quotes"
 
+_QUOTED = "put text with such characters in quotes"
+
 _HINTS = {
     "mapping values are not allowed": "text with a colon and a space in it needs quotes",
     "cannot start any token": "indent with spaces, not tabs; text that starts with one of %@` "
@@ -84,6 +86,9 @@ class _Reader:
 
     def refuse(self, line: int | None, problem: str) -> ConfigError:
         place = f"{self.source}:{line}" if self.has_lines and line else self.source
+        if not self.has_lines and problem.startswith(f"{self.source}."):
+            # A key inside an override's value names the override already.
+            return ConfigError(shorten(problem))
         return ConfigError(shorten(f"{place}: {problem}"))
 
     def read(self, text: str) -> Any:
@@ -127,8 +132,8 @@ class _Reader:
         hint = next((hint for part, hint in _HINTS.items() if part in problem), "")
         if not hint and text.lstrip().startswith(("*", "&", "!", "%", "@", "`")):
             hint = "text that starts with one of *&!%@` needs quotes"
-        if not hint and not self.has_lines:
-            hint = "put text with such characters in quotes"
+        if not self.has_lines and (not hint or "tabs" in hint):
+            hint = _QUOTED
         what = "is not valid YAML" if self.has_lines else f"{shown(text)} is not valid YAML"
         return self.refuse(line, f"{what} ({shown(problem, 100)})" + (f"; {hint}" if hint else ""))
 
@@ -191,7 +196,7 @@ class _Reader:
             where = f", in lines {first} and {line}" if self.has_lines else ""
             if self.has_lines and first == line:
                 where = f" in line {line}"
-            raise self.refuse(line, f"{shown(dotted, 200)} is given twice{where}; remove one")
+            raise self.refuse(line, f"{shown(dotted, 200)}: is given twice{where}; remove one")
         group.key, group.lines[key] = key, line
         self.lines[dotted] = line
 

@@ -39,20 +39,20 @@ def override(text: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nname: x\nseed: 2\n", ":3: seed is given twice, in lines 1 and 3; remove one"),
+        ("seed: 1\nname: x\nseed: 2\n", ":3: seed: is given twice, in lines 1 and 3; remove one"),
         (
             "training:\n  num_steps: 1\n\ntraining: {num_steps: 2}\n",
-            ":4: training is given twice, in lines 1 and 4; remove one",
+            ":4: training: is given twice, in lines 1 and 4; remove one",
         ),
         (
             "training:\n  lora:\n    rank: 1\n    alpha: 2\n    rank: 3\n",
-            ":5: training.lora.rank is given twice, in lines 3 and 5; remove one",
+            ":5: training.lora.rank: is given twice, in lines 3 and 5; remove one",
         ),
         (
             "data:\n  sources:\n  - {name: a}\n  - {name: b, name: c}\n",
-            ":4: data.sources.1.name is given twice in line 4; remove one",
+            ":4: data.sources.1.name: is given twice in line 4; remove one",
         ),
-        ('seed: 1\n"seed": 2\n', ":2: seed is given twice, in lines 1 and 2; remove one"),
+        ('seed: 1\n"seed": 2\n', ":2: seed: is given twice, in lines 1 and 2; remove one"),
     ],
 )
 @BOTH_PARSERS
@@ -143,7 +143,7 @@ def test_packaged_recipes_are_read_as_pyyaml_reads_their_structure(name):
         ("a" + ".a" * 20 + "=1", "is not a dotted key"),
         ("a=[1", "a: [1 is not valid YAML"),
         ("a=*.txt", "text that starts with * or & needs quotes"),
-        ("a={b: 1, b: 2}", "a: a.b is given twice; remove one"),
+        ("a={b: 1, b: 2}", "a.b: is given twice; remove one"),
         ("a=1\n---\n2", "a: holds a second document"),
         ("a=\ud800", "a: \\ud800 is not valid YAML"),
         ("a=" + "x" * (strict.MAX_BYTES + 1), "a: is longer than 1,000,000 characters"),
