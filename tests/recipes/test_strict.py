@@ -77,7 +77,7 @@ def test_a_key_given_twice_is_refused_with_both_lines(monkeypatch, tmp_path, par
         ("a: 1\nb: [1\n", [": is not valid YAML", "bracket [ is not closed"]),
         ("a: 1\nb: c: d\n", [":2: is not valid YAML", "colon and a space"]),
         ("a:\n\tb: 1\n", [":2: is not valid YAML", "not tabs"]),
-        ("a: 1\nb: \0\n", [":2: is not valid YAML", "control characters"]),
+        ("a: 1\nb: \0\n", [":2: is not valid YAML", "remove the control character"]),
         ('a: "\\UFFFFFFFF"\n', ["is not valid YAML", "escape"]),
         ("a: '1\n", ["is not valid YAML", "a quote is not closed"]),
         ("%YAML " + "9" * 5000 + ".1\n--- a\n", ["is not valid YAML"]),
