@@ -22,47 +22,47 @@ class SourceConfig(Section):
         examples=["files"],
     )
     path: str | None = Field(
-        None,
+        default=None,
         description="With kind files: a file, folder, glob or URL (s3://…) of txt, md, py, "
         "jsonl(.gz, .zst) or parquet. With kind hub: the dataset's name. Needed for both.",
         examples=["/data/books/*.txt"],
     )
     revision: str | None = Field(
-        None,
+        default=None,
         description="Commit of a dataset on the hub, 40 hexadecimal digits; needed with kind hub, "
         "since a branch can move.",
         examples=["b5f90f419b7489cdba26fdbc8c022fcb5562f968"],
     )
     subset: str | None = Field(
-        None,
+        default=None,
         description="Subset (configuration) of a dataset on the hub; null for its default one.",
         examples=["en"],
     )
-    split: str = Field("train", description="Split of a dataset on the hub.")
+    split: str = Field(default="train", description="Split of a dataset on the hub.")
     text_field: str = Field(
-        "text",
+        default="text",
         description="Name of the column or JSON key that holds the text, in jsonl, parquet and hub "
         "sources.",
     )
     length: Count | None = Field(
-        None,
+        default=None,
         description="Tokens of each exercise, 64 or more; needed with kind practice, and only "
         "there.",
         examples=[256],
     )
     weight: Positive = Field(
-        1.0,
+        default=1.0,
         description="Relative weight by which sources without num_tokens divide the rest of each "
         "bucket's tokens.",
     )
     num_tokens: Count | None = Field(
-        None,
+        default=None,
         description="Exact budget of training tokens from this source; null takes a share by "
         "weight.",
         examples=[100_000_000],
     )
     buckets: dict[Bucket, NonNegative] = Field(
-        {"long": 1.0, "short": 1.0, "original": 1.0},
+        default={"long": 1.0, "short": 1.0, "original": 1.0},
         description="Factor on the weight of this source in each bucket; a bucket that is left out "
         "or 0 gets nothing from it.",
         examples=[{"long": 1.0}],
@@ -80,36 +80,41 @@ class ExecutorConfig(Section):
     """Where shards are tokenised; nothing here changes a result."""
 
     kind: Undigested[Literal["pool", "datatrove", "slurm", "ray"]] = Field(
-        "pool",
+        default="pool",
         description="pool uses processes of this machine, datatrove the same through its local "
         "executor; slurm and ray are datatrove's executors for clusters and need a store that all "
         "nodes share.",
     )
     num_workers: Undigested[CountOrZero] = Field(
-        0,
+        default=0,
         description="Number of tokenising processes, on a cluster of tasks at a time; 0 takes as "
         "many as the cores or the cluster allow. Lower it if memory runs out.",
     )
     max_tasks: Undigested[Count] = Field(
-        64,
+        default=64,
         le=1000,
-        description="Largest number of tasks that the shards are divided into; more tasks fail "
-        "and wait independently.",
+        description="Largest number of tasks that the shards are divided into; a lost "
+        "task repeats only its own shards.",
     )
     partition: Undigested[str | None] = Field(
-        None, description="Partition of Slurm's jobs; needed with kind slurm.", examples=["cpu"]
+        default=None,
+        description="Partition of Slurm's jobs; needed with kind slurm.",
+        examples=["cpu"],
     )
     time_limit: Undigested[str] = Field(
-        "12:00:00", description="Longest time of one Slurm job, as hours:minutes:seconds."
+        default="12:00:00", description="Longest time of one Slurm job, as hours:minutes:seconds."
     )
-    memory_gb: Undigested[Count] = Field(2, description="Memory of one core in a Slurm job, in GB.")
+    memory_gb: Undigested[Count] = Field(
+        default=2, description="Memory of one core in a Slurm job, in GB."
+    )
     env_command: Undigested[str] = Field(
-        "",
+        default="",
         description="Shell command that prepares the environment of a Slurm job.",
         examples=["source /opt/longred/bin/activate"],
     )
     poll_seconds: Undigested[Positive] = Field(
-        10.0, description="Seconds between two questions to Slurm whether its jobs still run."
+        default=10.0,
+        description="Seconds between two questions to Slurm whether its jobs still run.",
     )
 
 
@@ -119,7 +124,7 @@ class DataConfig(Section):
     sources: list[SourceConfig] = Field(
         min_length=1,
         description="Corpora that the buckets are filled from; a document fills one bucket.",
-        examples=["[{name: books, kind: files, path: /data/books}]"],
+        examples=[[{"name": "books", "kind": "files", "path": "/data/books"}]],
     )
     num_tokens: Count = Field(
         description="Number of training tokens in all buckets together, divided over them by "
@@ -127,55 +132,55 @@ class DataConfig(Section):
         examples=[100_000_000],
     )
     ratio: dict[Bucket, Count] = Field(
-        {"long": 4, "short": 3, "original": 1},
+        default={"long": 4, "short": 3, "original": 1},
         description="Ratio of tokens of the long, short and original bucket, in the data and in "
         "each optimizer step.",
     )
     short_length: Count = Field(
-        1024,
+        default=1024,
         description="Tokens of a short block, at most half of original_window: there the teacher "
         "is reliable.",
     )
     min_long_tokens: Count | None = Field(
-        None,
+        default=None,
         description="Fewest tokens of a document for the long bucket; null is half of "
         "target_window. Lower it if too few documents are long: several then share a block.",
         examples=[32_768],
     )
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
-        0.1,
+        default=0.1,
         description="Share of documents that is held out from training, for profiling and "
         "evaluation; small for a large corpus.",
     )
     num_held_out_tokens: Count = Field(
-        65536,
+        default=65536,
         description="Number of held-out tokens in each bucket. Raise it if a stage asks for more "
         "held-out text.",
     )
     add_bos: bool = Field(
-        True,
+        default=True,
         description="Whether every document starts with the BOS token; false for a tokenizer "
         "without one.",
     )
     drop_duplicates: bool = Field(
-        True, description="Whether documents with the same text are used only once."
+        default=True, description="Whether documents with the same text are used only once."
     )
     decontaminate: list[str] = Field(
-        [],
+        default=[],
         description="Files, folders or globs of evaluation texts; documents that share 13 words "
         "in a row with one of them are dropped.",
         examples=[["/data/benchmarks/*.jsonl"]],
     )
     max_document_characters: Count = Field(
-        10_000_000, description="Most characters of a document; longer ones are rejected."
+        default=10_000_000, description="Most characters of a document; longer ones are rejected."
     )
     max_rejected_fraction: Share = Field(
-        0.001,
+        default=0.001,
         description="Largest share of rows in a shard that may be unusable (broken encoding, no "
         "text field, too long); more end the stage with a list.",
     )
     shard_bytes: Count = Field(
-        64 * 2**20,
+        default=64 * 2**20,
         description="Bytes of text in one unit of work; a stopped preparation repeats at most one "
         "unit per process. Smaller for a small corpus.",
     )

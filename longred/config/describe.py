@@ -6,27 +6,27 @@ it into recipes, editors read it as JSON Schema, and Prefect's forms refuse keys
 
 import difflib
 import functools
+import inspect
 import json
 import re
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
 
-from longred.config.run import RunConfig, is_copy
+from longred.config.run import COPIES, RunConfig, is_copy
 from longred.config.section import Section, section_in
 from longred.errors import ConfigError
-from longred.method.values import UNDIGESTED
+from longred.method.values import BY_CONTENT, UNDIGESTED
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-COUNTED = (
-    "tokens steps bytes seconds characters rows samples layers processes workers threads "
-    "checkpoints bins tasks spikes"
-).split()
+COUNTED = re.compile(
+    ".*(tokens|steps|bytes|seconds|characters|rows|samples|layers|processes|workers|threads|"
+    "checkpoints|bins|tasks|spikes)"
+)
 """A number whose name ends in one of these words has it as its unit."""
 
 UNITS = {
@@ -56,7 +56,7 @@ class Key:
         allowed: the values to choose from; empty if there are others.
         unit: of a number; None for other types and for numbers without one.
         is_runtime: whether it stays out of digests, because it cannot change a result.
-        example: an override that sets it, quoted for a shell.
+        example: an override that sets it, not quoted for a shell.
         pattern: regular expression of its name in an override, with a possible item's name or
             number.
     """
@@ -84,7 +84,7 @@ class Key:
 
 
 def keys(prefix: str = "") -> list[Key]:
-    """Return the keys under a dotted prefix (a group or a key), in the order of a recipe."""
+    """Return the keys under a dotted prefix (a group or a key), in the order to read them."""
     return [key for name, key in _keys().items() if _is_under(name, prefix)]
 
 
@@ -98,7 +98,7 @@ def key(name: str) -> Key:
     for each in keys():
         if re.fullmatch(each.pattern, in_override):
             return each
-    raise ConfigError(f"{name}: unknown key; {advice(name, [*groups(), *_keys()])}")
+    raise ConfigError(unknown_key(name, [*groups(), *_keys()]))
 
 
 def groups() -> dict[str, str]:
@@ -134,28 +134,31 @@ def check_overrides(overrides: Sequence[str], section: str) -> None:
                 f"{name}: only settings of {section} can change here; to change others, run the "
                 "whole pipeline with the id of the earlier run as its recipe"
             )
-        raise ConfigError(
-            f"{name}: unknown key; {advice(name, [each.name for each in keys(section)])}"
-        )
+        raise ConfigError(unknown_key(name, [each.name for each in keys(section)]))
 
 
-def advice(name: str, known: Sequence[str]) -> str:
-    """Return what may be meant by an unknown name: the nearest known ones, or where they are listed.
+def unknown_key(name: str, known: Sequence[str]) -> str:
+    """Return a message about an unknown name: what it may mean, or where to look.
 
     Dashes, and names without their section, are understood.
     """
-    plain = re.sub(r"\.\d+(?=\.)", ".N", name.lstrip("-").replace("-", "_"))
+    plain = without_numbers(name.lstrip("-").replace("-", "_"))
     parent, _, last = plain.rpartition(".")
+    if parent and is_copy(parent, last):
+        return f"{name}: is a copy of {COPIES[last]}; set {COPIES[last]} instead"
     near = [each for each in known if each.rpartition(".")[2] == last]
-    siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
+    siblings = {
+        each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent
+    }
     near = near or [siblings[one] for one in difflib.get_close_matches(last, siblings, n=2)]
     if not near and (not parent or not siblings):
         by_last = {each.rpartition(".")[2]: each for each in known}
         near = [by_last[one] for one in difflib.get_close_matches(last, by_last, n=2)]
     if near:
-        return f"did you mean {' or '.join(near[:3])}?"
+        near.sort(key=lambda each: -difflib.SequenceMatcher(None, plain, each).ratio())
+        return f"{name}: unknown key; did you mean {' or '.join(near[:3])}?"
     where = f" {parent}" if parent and siblings else ""
-    return f"`longred config{where}` lists what there is"
+    return f"{name}: unknown key; `longred config{where}` lists what there is"
 
 
 @functools.cache
@@ -173,6 +176,11 @@ def json_schema() -> dict[str, Any]:
                 # A group's default holds copies too; the defaults of its keys say the same.
                 part.pop("default", None)
     return {"$schema": DIALECT, "title": "Recipe of longred", **schema}
+
+
+def without_numbers(name: str) -> str:
+    """Return a dotted name with `N` for the numbers of lists' items."""
+    return re.sub(r"\.\d+(?=\.|$)", ".N", name)
 
 
 def yaml_text(value: Any) -> str:
@@ -211,16 +219,31 @@ def _walk(
     kind: type[Section], prefix: str, schema: Mapping[str, Any], *, is_runtime: bool
 ) -> Iterator[Key]:
     """Yield the keys of a section and of the groups in it; `schema` has no copies."""
-    definitions = json_schema()["$defs"]
-    for name, part in schema["properties"].items():
+    for name in _in_order(kind, schema["properties"]):
         field = kind.model_fields[name]
         inner, is_list = section_in(field.annotation), _is_list(field)
-        undigested = is_runtime or UNDIGESTED in field.metadata
+        is_free = UNDIGESTED in field.metadata and BY_CONTENT not in field.metadata
         if inner is None or is_list:
-            yield _key(f"{prefix}{name}", field, part, undigested)
+            yield _key(f"{prefix}{name}", field, schema["properties"][name], is_runtime or is_free)
         if inner is not None:
             below = f"{prefix}{name}.N." if is_list else f"{prefix}{name}."
-            yield from _walk(inner, below, definitions[inner.__name__], is_runtime=undigested)
+            definition = json_schema()["$defs"][inner.__name__]
+            yield from _walk(inner, below, definition, is_runtime=is_runtime or is_free)
+
+
+def _in_order(kind: type[Section], names: Iterable[str]) -> list[str]:
+    """Return a section's own fields, then inherited ones; groups last, except for a whole recipe.
+
+    Method and baselines of a training are its own, learning rate and steps are inherited.
+    """
+    own = inspect.get_annotations(kind)
+
+    def place(name: str) -> tuple[bool, bool]:
+        field = kind.model_fields[name]
+        is_group = section_in(field.annotation) is not None and not _is_list(field)
+        return is_group and kind is not RunConfig, name not in own
+
+    return sorted(names, key=place)
 
 
 def _is_list(field: FieldInfo) -> bool:
@@ -291,15 +314,12 @@ def _unit(name: str, schema: Mapping[str, Any]) -> str | None:
     if items.get("type") not in ("integer", "number"):
         return None
     last = name.rpartition(".")[2]
-    word = last.rpartition("_")[2]
-    return UNITS.get(last) or (word if word in COUNTED else None)
+    counted = COUNTED.fullmatch(last)
+    return UNITS.get(last) or (counted[1] if counted else None)
 
 
 def _example(name: str, field: FieldInfo, allowed: Sequence[Any], default: Any) -> str:
     """Return an override of the key: its own example, another choice, or the default."""
     value = next((one for one in allowed if one != default), default)
     value = field.examples[0] if field.examples else [100, 200] if value == [] else value
-    # The example of a list of groups is YAML already.
-    is_yaml = isinstance(value, str) and _is_list(field)
-    text = value if is_yaml else yaml_text(value)
-    return f"{name.replace('.N.', '.0.')}={shlex.quote(text)}"
+    return f"{name.replace('.N.', '.0.')}={yaml_text(value)}"

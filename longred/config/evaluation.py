@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from longred.config.section import Section
-from longred.method.values import Count, Device, Share, Undigested
+from longred.method.values import ByContent, Count, Device, Share, Undigested
 
 RULER_TASKS = (
     "niah_single_1",
@@ -28,7 +28,7 @@ class RulerConfig(Section):
     """Retrieval and reasoning over long text: which RULER tasks run, at which lengths."""
 
     tasks: list[str] = Field(
-        list(RULER_TASKS),
+        default=list(RULER_TASKS),
         description="RULER tasks by name; kv_retrieval can be added and counts in no average. "
         "Fewer tasks cost less time.",
         examples=[["niah_single_1", "vt"]],
@@ -39,32 +39,32 @@ class RulerConfig(Section):
         examples=[[8192, 32_768]],
     )
     num_samples: Count = Field(
-        100,
+        default=100,
         description="Number of samples of each task at each length; fewer are faster and less "
         "certain.",
     )
     parameters: Literal["auto", "full", "compact"] = Field(
-        "auto",
+        default="auto",
         description="full are RULER's own parameters, compact smaller ones for short windows; "
         "auto is compact below 4,096 tokens.",
     )
     revision: Literal["paper", "current"] = Field(
-        "current", description="RULER's wording: of the paper of 2024, or its current one."
+        default="current", description="RULER's wording: of the paper of 2024, or its current one."
     )
     haystack: str = Field(
-        "library",
+        default="library",
         description="Text that needles are hidden in: Python's documentation (library), the "
         "data's held-out documents (held_out), or the path of a file or folder.",
         examples=["held_out"],
     )
-    squad: Undigested[str | None] = Field(
-        None,
+    squad: ByContent[str | None] = Field(
+        default=None,
         description="File of questions in SQuAD's format for task qa_1; null for a small packaged "
         "set.",
         examples=["/data/squad/dev-v2.0.json"],
     )
-    hotpot: Undigested[str | None] = Field(
-        None,
+    hotpot: ByContent[str | None] = Field(
+        default=None,
         description="File of questions in HotpotQA's format for task qa_2; null for a small "
         "packaged set.",
         examples=["/data/hotpot/dev_distractor_v1.json"],
@@ -82,35 +82,36 @@ class ShortConfig(Section):
     """Which short-text tasks show what the model has kept."""
 
     suite: str = Field(
-        "demo",
+        default="demo",
         description="Name of a packaged suite of short tasks (demo, paper, short-core, longbench, "
         "…), or the path of a suite's YAML file.",
         examples=["short-core"],
     )
     num_samples: Count = Field(
-        200, description="Number of samples of each local task; lm-eval tasks have limit instead."
+        default=200,
+        description="Number of samples of each local task; lm-eval tasks have limit instead.",
     )
     limit: Count | None = Field(
-        None,
+        default=None,
         description="Most samples of each lm-eval task, in addition to the suite's own limits; "
         "null for no other limit.",
         examples=[100],
     )
     capacities: list[str] = Field(
-        [],
+        default=[],
         description="Capacities (groups of tasks) of the suite that run; empty for all.",
         examples=[["general", "reading"]],
     )
     tasks: list[str] = Field(
-        [], description="Tasks of the suite that run; empty for all.", examples=[["cloze"]]
+        default=[], description="Tasks of the suite that run; empty for all.", examples=[["cloze"]]
     )
     on_missing: Literal["error", "skip"] = Field(
-        "error",
+        default="error",
         description="What a task without available data does: it ends the stage (error), or is "
         "reported as n/a (skip).",
     )
     allow_code_execution: bool = Field(
-        False,
+        default=False,
         description="Whether tasks may execute code that the model wrote, on this machine; some "
         "coding tasks need it.",
     )
@@ -120,28 +121,31 @@ class PerplexityConfig(Section):
     """Perplexity by position on held-out text; none by default."""
 
     lengths: list[Count] = Field(
-        [],
+        default=[],
         description="Lengths of the texts in tokens, none above target_window; empty leaves the "
         "measurement out.",
         examples=[[8192, 32_768]],
     )
-    num_tokens: Count = Field(65536, description="Number of held-out tokens read at each length.")
-    num_bins: Count = Field(
-        16, description="Number of equal parts of a text whose perplexity is shown separately."
+    num_tokens: Count = Field(
+        default=65536, description="Number of held-out tokens read at each length."
     )
-    judge: Undigested[str | None] = Field(
-        None,
+    num_bins: Count = Field(
+        default=16,
+        description="Number of equal parts of a text whose perplexity is shown separately.",
+    )
+    judge: ByContent[str | None] = Field(
+        default=None,
         description="Model folder or name on the hub, with the same tokenizer, that adds LongPPL: "
         "perplexity on the tokens that it predicts much better from all preceding text.",
         examples=["meta-llama/Meta-Llama-3-8B"],
     )
-    judge_revision: Undigested[str | None] = Field(
-        None,
+    judge_revision: ByContent[str | None] = Field(
+        default=None,
         description="Commit of a judge on the hub, 40 hexadecimal digits.",
         examples=["8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"],
     )
     short_context: Count | None = Field(
-        None,
+        default=None,
         description="Tokens of the judge's short context, which all preceding text is compared "
         "with; null is original_window.",
         examples=[4096],
@@ -158,7 +162,7 @@ class EvaluationConfig(Section):
     """How every model is evaluated, on the same frozen samples."""
 
     references: list[Literal["original", "rescaled"]] = Field(
-        ["original", "rescaled"],
+        default=["original", "rescaled"],
         description="Models that are evaluated beside the students: the original one, and the "
         "rescaled one before training. Retention needs original.",
     )
@@ -166,47 +170,48 @@ class EvaluationConfig(Section):
     short: ShortConfig = ShortConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
     kept: bool = Field(
-        False,
+        default=False,
         description="Whether the students of training.keep_steps are evaluated too, which shows "
         "what a training restores and forgets over its steps.",
     )
     similarity_tokens: Count = Field(
-        16384,
+        default=16384,
         description="Number of held-out tokens on which each model's hidden states and loss are "
         "compared with the original's.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16",
+        default="bfloat16",
         description="Type of weights and computation; float32 is faster on CPUs without bfloat16 "
         "units.",
     )
     chat_template: Literal["auto", "true", "false"] = Field(
-        "auto",
+        default="auto",
         description="Whether generation tasks are asked through the tokenizer's chat template; "
         "auto does so for models that end turns as the template does.",
         examples=[True],
         json_schema_extra=_allow_booleans,
     )
     backend: Literal["hf", "vllm"] = Field(
-        "hf",
+        default="hf",
         description="What generates answers: transformers (hf), or vllm, which is much faster on a "
         "GPU and must first give the same answers.",
     )
     vllm_memory_fraction: Undigested[Share] = Field(
-        0.6, description="Share of the GPU's memory that vLLM takes, beside the model itself."
+        default=0.6,
+        description="Share of the GPU's memory that vLLM takes, beside the model itself.",
     )
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
     batch_size: Undigested[Count] = Field(
-        8, description="Number of samples or rows at once; lower it if GPU memory runs out."
+        default=8, description="Number of samples or rows at once; lower it if GPU memory runs out."
     )
     device: Undigested[Device] = Field(
-        "auto", description="Device of the evaluation; auto takes a GPU if there is one."
+        default="auto", description="Device of the evaluation; auto takes a GPU if there is one."
     )
     attention_backend: Undigested[str] = "auto"
     num_processes: Undigested[Count] = Field(
-        1,
+        default=1,
         description="Number of processes that divide a model's tasks, each with a whole model and "
         "on GPUs with a GPU of its own.",
     )

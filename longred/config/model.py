@@ -13,13 +13,13 @@ class ModelConfig(Section):
     """The original model, which is extended and is the teacher."""
 
     path: str = Field(
-        "demo",
+        default="demo",
         description="`demo`, the folder of a model in Hugging Face's format, or a model's name on "
         "the hub.",
         examples=["meta-llama/Meta-Llama-3-8B"],
     )
     revision: str | None = Field(
-        None,
+        default=None,
         description="Commit of a model on the hub, 40 hexadecimal digits; needed with a name on "
         "the hub, since a branch can move.",
         examples=["8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"],
@@ -34,12 +34,12 @@ class WindowConfig(Section):
         examples=[32_768],
     )
     rope_theta: Positive | None = Field(
-        None,
+        default=None,
         description="RoPE theta at this window; needed with method abf, and only there.",
         examples=[20_000_000],
     )
     num_steps: Count | None = Field(
-        None,
+        default=None,
         description="Number of optimizer steps at this window; null takes training.num_steps.",
         examples=[256],
     )
@@ -49,51 +49,51 @@ class ExtensionConfig(Section):
     """How RoPE is rescaled to the target window, and the settings of the method."""
 
     method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = Field(
-        "abf",
+        default="abf",
         description="abf raises theta to rope_theta, ntk by rule; pi divides all frequencies, yarn "
         "and llama3 divide the slow ones, longrope divides each by its own factor.",
     )
     rope_theta: Positive | None = Field(
-        None,
+        default=None,
         description="RoPE theta at target_window, above the model's own; needed with method abf, "
         "and only there. The wider the extension, the larger.",
         examples=[20_000_000],
     )
     beta_fast: Positive | None = Field(
-        None,
+        default=None,
         description="With yarn: rotations within the original window from which a frequency stays "
         "as it is; null is 32.",
         examples=[32.0],
     )
     beta_slow: Positive | None = Field(
-        None,
+        default=None,
         description="With yarn: rotations within the original window below which a frequency is "
         "fully divided; null is 1.",
         examples=[1.0],
     )
     low_freq_factor: Positive | None = Field(
-        None,
+        default=None,
         description="With llama3: rotations within the original window below which a frequency is "
         "fully divided; null is 1.",
         examples=[1.0],
     )
     high_freq_factor: Positive | None = Field(
-        None,
+        default=None,
         description="With llama3: rotations within the original window from which a frequency "
         "stays as it is; null is 4.",
         examples=[4.0],
     )
     long_factor: list[Positive] | None = Field(
-        None,
+        default=None,
         description="With longrope: the factor that divides each frequency, one for each pair of "
         "rotated dimensions; null takes them from the NTK-aware rule.",
         examples=[[1.0, 1.2, 1.5, 2.0]],
     )
     windows: list[WindowConfig] = Field(
-        [],
+        default=[],
         description="Intermediate windows in rising order: each student starts from the one of "
         "the window before. Empty extends at once.",
-        examples=["[{target_window: 32768, rope_theta: 20000000}]"],
+        examples=[[{"target_window": 32_768, "rope_theta": 20_000_000}]],
     )
     original_window: int = 0
     target_window: int = 0
@@ -115,7 +115,7 @@ class AttentionConfig(Section):
     """Which kernels compute attention."""
 
     backend: Undigested[AttentionBackend] = Field(
-        "auto",
+        default="auto",
         description="auto takes the fastest kernels that support the model. Kernels differ in the "
         "last bits. FlashAttention computes only in bfloat16: float32 runs use sdpa in any case.",
     )
@@ -125,14 +125,14 @@ class ProfilingConfig(Section):
     """On how much held-out short text the drift of attention and hidden states is measured."""
 
     num_tokens: Count = Field(
-        16384,
+        default=16384,
         description="Number of held-out tokens that both models read; more give steadier scores.",
     )
     batch_rows: Undigested[Count] = Field(
-        8, description="Number of short rows at once; lower it if GPU memory runs out."
+        default=8, description="Number of short rows at once; lower it if GPU memory runs out."
     )
     device: Undigested[Device] = Field(
-        "auto", description="Device of the measurement; auto takes a GPU if there is one."
+        default="auto", description="Device of the measurement; auto takes a GPU if there is one."
     )
     attention_backend: Undigested[str] = "auto"
 
@@ -141,21 +141,22 @@ class SelectionConfig(Section):
     """Which layers are distilled."""
 
     strategy: Literal["attention_kl", "hidden", "auto", "uniform", "manual"] = Field(
-        "attention_kl",
+        default="attention_kl",
         description="attention_kl takes the layers whose attention changed most, hidden those "
         "whose hidden state did; auto the fewest that hold share; uniform spaces them evenly; "
         "manual takes layers.",
     )
     num_distill_layers: Count = Field(
-        6,
+        default=6,
         description="Number of distilled layers, the last one included; auto and manual ignore it.",
     )
     layers: list[Count] | None = Field(
-        None,
+        default=None,
         description="With manual: the distilled layers as hidden_states indices, from 1 to the "
         "number of layers, which must be one of them.",
         examples=[[9, 12, 14, 15, 32]],
     )
     share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.5, description="With auto: share of the total attention KL that the layers must hold."
+        default=0.5,
+        description="With auto: share of the total attention KL that the layers must hold.",
     )

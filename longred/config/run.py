@@ -42,14 +42,26 @@ def is_copy(section: str | None, name: str) -> bool:
     return COPIES.get(name, key) != key
 
 
+def readers(key: str) -> list[str]:
+    """Return the sections that read a dotted key: its own, and those that hold a copy of it."""
+    section, _, name = key.rpartition(".")
+    copying = [
+        each
+        for each, field in RunConfig.model_fields.items()
+        if (kind := section_in(field.annotation)) and name in kind.model_fields
+        if is_copy(each, name) and COPIES[name] == key
+    ]
+    return [*filter(None, [section.partition(".")[0]]), *copying]
+
+
 class ReportConfig(Section):
     """How the models' scores are compared and shown."""
 
     title: str = Field(
-        "Restoration after context extension", description="Title of the report's page."
+        default="Restoration after context extension", description="Title of the report's page."
     )
     min_points_above_chance: NonNegative = Field(
-        10.0,
+        default=10.0,
         description="Percentage points above chance that the original model must reach in a task; "
         "tasks below are left out of the comparison.",
     )
@@ -59,15 +71,15 @@ class StoreConfig(Section):
     """Where artifacts, work in progress and run records lie."""
 
     path: Undigested[str] = Field(
-        "outputs",
+        default="outputs",
         description="Folder of artifacts, work in progress and run records. LONGRED_STORE sets it "
         "too; an override wins.",
         examples=["/data/longred"],
     )
     remote: Undigested[str | None] = Field(
-        None,
-        description="fsspec address that receives a copy of finished artifacts; null for none. "
-        "LONGRED_STORE_REMOTE sets it too.",
+        default=None,
+        description="Address, as fsspec reads it, that receives a copy of finished artifacts; null "
+        "for none. LONGRED_STORE_REMOTE sets it too.",
         examples=["s3://bucket/longred"],
     )
 
@@ -76,13 +88,13 @@ class TrackingConfig(Section):
     """Which MLflow server shows the runs."""
 
     uri: Undigested[str | None] = Field(
-        None,
+        default=None,
         description="Address of the MLflow server; null for the one of the store. "
         "LONGRED_TRACKING_URI sets it too.",
         examples=["http://mlflow:5000"],
     )
     experiment: Undigested[str] = Field(
-        "longred", description="Name of the MLflow experiment that runs are shown in."
+        default="longred", description="Name of the MLflow experiment that runs are shown in."
     )
 
 
@@ -96,7 +108,7 @@ class RunConfig(Section):
         examples=["my-model-128k"],
     )
     seed: CountOrZero = Field(
-        0,
+        default=0,
         description="Number that determines all random choices: held-out documents, order of "
         "blocks, skipped positions, samples.",
     )

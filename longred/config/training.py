@@ -16,10 +16,11 @@ class LoraConfig(Section):
     """The adapters of method lora, and the method whose terms and positions they are trained on."""
 
     rank: Count = Field(
-        16, description="Rank of the adapters; more ranks can learn more and cost memory."
+        default=16, description="Rank of the adapters; more ranks can learn more and cost memory."
     )
     alpha: Positive = Field(
-        32.0, description="Scale of the adapters: their product is multiplied by alpha / rank."
+        default=32.0,
+        description="Scale of the adapters: their product is multiplied by alpha / rank.",
     )
     targets: list[str] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -28,7 +29,8 @@ class LoraConfig(Section):
         "name.",
     )
     objectives: MethodName = Field(
-        "longred-c", description="Method whose objectives and positions the adapters train on."
+        default="longred-c",
+        description="Method whose objectives and positions the adapters train on.",
     )
 
 
@@ -40,27 +42,28 @@ class TrainingConfig(Section, TrainingSettings):  # type: ignore[misc]
     """How students are trained: the method, its baselines, and the settings that they share."""
 
     method: MethodName = Field(
-        "longred-c",
+        default="longred-c",
         description="Training method: which objective reads which bucket. longred-c is best up to "
         "about 4 times the original window, longred-u far beyond it.",
     )
     baselines: list[MethodName] = Field(
-        [],
+        default=[],
         description="Methods that are trained too, for comparison, on the same data and settings. "
         "Each costs another training.",
         examples=[["cpt"]],
     )
     step_tokens: Count = Field(
-        2097152,
+        default=2097152,
         description="Tokens of one optimizer step, divided over the buckets by data.ratio; each "
         "bucket gets whole blocks. A method that reads one bucket spends all of them there.",
     )
     lora: LoraConfig = LoraConfig()
     merge_weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.5, description="Share of the student's weights in method merge; the rest is the original."
+        default=0.5,
+        description="Share of the student's weights in method merge; the rest is the original.",
     )
     sigma: Positive | None = Field(
-        None,
+        default=None,
         description="Spread of the skipped positions of longred-c and cream, in half original "
         "windows; null is the method's own, 5 in longred-c and 3 in cream.",
         examples=[5.0],
