@@ -72,14 +72,14 @@ class StoreConfig(Section):
 
     path: Undigested[str] = Field(
         default="outputs",
-        description="Folder of artifacts, work in progress and run records. LONGRED_STORE sets it "
-        "too; an override wins.",
+        description="Folder of artifacts, work in progress and run records. The variable "
+        "LONGRED_STORE replaces it; an override wins over both.",
         examples=["/data/longred"],
     )
     remote: Undigested[str | None] = Field(
         default=None,
         description="Address, as fsspec reads it, that receives a copy of finished artifacts; null "
-        "for none. LONGRED_STORE_REMOTE sets it too.",
+        "for none. The variable LONGRED_STORE_REMOTE replaces it.",
         examples=["s3://bucket/longred"],
     )
 
@@ -89,8 +89,8 @@ class TrackingConfig(Section):
 
     uri: Undigested[str | None] = Field(
         default=None,
-        description="Address of the MLflow server; null for the one of the store. "
-        "LONGRED_TRACKING_URI sets it too.",
+        description="Address of the MLflow server; null records runs in a file of the store, which "
+        "`longred up` shows. The variable LONGRED_TRACKING_URI replaces it.",
         examples=["http://mlflow:5000"],
     )
     experiment: Undigested[str] = Field(

@@ -63,7 +63,8 @@ class TrainingSettings:
         long_distill_weight: weight of the extra loss that distils the last hidden state on the
             first original window of every long document; 0 leaves it out.
         weighting: how weights relate to tokens. token_share multiplies each by its bucket's tokens
-            over those of the long bucket, as if summed over tokens; formula takes them as given.
+            per token of the long bucket, as the published training did; formula takes them as
+            given.
         weights: whether distillation weights are fixed, or scaled during training so that each
             loss has the gradient norm of the text loss (auto). A weight of 0 stays out.
         weights_every_steps: number of steps between two measurements with weights auto; each costs
@@ -99,7 +100,7 @@ class TrainingSettings:
         fused: whether norms, RoPE and gated MLPs are computed as one function each, which is
             faster and changes the last bits.
         compile: whether torch.compile replaces fused and compiles everything that decoder layers
-            do around attention. Starting takes minutes longer.
+            do around attention. The first steps take longer.
         deterministic: whether only kernels that give the same bits every time are used. Attention's
             backward pass is slower; on a CPU all kernels are deterministic.
         spike_mads: height from which a loss is logged as train/loss_spike, in median absolute
