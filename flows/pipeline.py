@@ -1,13 +1,13 @@
 """The whole method as one flow, from a recipe to a report."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow
-from pydantic import Field
 
 from flows.flow_run import HOOKS, current_flow_run
+from flows.forms import overrides_of
 from flows.windows import Start, starting_points
-from longred.config import EvaluationConfig, TrainingConfig, key_pattern
+from longred.config import EvaluationConfig, TrainingConfig
 from longred.runs.record import load_config, pin_run
 from longred.runs.scope import STAGES, WHAT_CHANGED
 from longred.runs.session import open_run
@@ -27,8 +27,7 @@ from tasks.stages import (
     write_report,
 )
 
-# The deployment's form refuses a wrong value before a flow run exists.
-Overrides = list[Annotated[str, Field(pattern=key_pattern())]]
+Overrides = overrides_of()
 StartFrom = Literal[(WHAT_CHANGED, *STAGES[1:])]
 
 
@@ -41,10 +40,13 @@ def full_pipeline(
     """Extend a model's context window and restore its short-text skill.
 
     Args:
-        recipe: name of a packaged recipe, path of a YAML file, or the id of an earlier run (or
-            `latest`) to use its settings.
-        overrides: changes to the recipe, each `section.key=value`.
-        start_from: rebuild this stage and all later ones, even if nothing changed.
+        recipe: name of a packaged recipe such as `demo`, path of a YAML file where the worker
+            runs, or the id of an earlier run (or `latest`) to use its settings.
+        overrides: changes to the recipe, one in each item, such as `training.num_steps=100`.
+            Sections are model, attention, data, extension, profiling, selection, training,
+            evaluation, report, store and tracking; `longred config` explains their keys.
+        start_from: stage such as `training` that is rebuilt with all later ones, even if nothing
+            changed; by default finished stages are reused.
 
     Returns:
         The id of the run, as accepted by `longred show`.

@@ -4,26 +4,29 @@ Earlier stages are reused, later ones are recorded as stale. `deployments/prefec
 flows as entrypoints.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import Flow, flow
-from pydantic import Field
 
 from flows.flow_run import HOOKS
+from flows.forms import (
+    EXAMPLE_RUN,
+    EarlierRun,
+    check_stage_form,
+    overrides_of,
+    overrides_text,
+)
 from flows.pipeline import full_pipeline
-from longred.config import key_pattern
-from longred.runs.record import RUN_ID
 from longred.runs.scope import Scope
 from longred.runs.session import run_options
-
-EarlierRun = Annotated[str, Field(pattern=f"^(latest|{RUN_ID})$")]
 
 
 def stage_flow(stage: str, summary: str) -> Flow[Any, str]:
     """Create the flow of one stage; all share one name, so that Prefect shows them in one list."""
-    overrides_type = list[Annotated[str, Field(pattern=key_pattern(stage))]]
+    Overrides = overrides_of(stage)
 
-    def make_alone(run: EarlierRun = "latest", overrides: overrides_type = []) -> str:  # noqa: B006
+    def make_alone(run: EarlierRun = "latest", overrides: Overrides = []) -> str:  # noqa: B006
+        check_stage_form(stage, run, overrides)
         with run_options(scope=Scope(only=stage)):
             return full_pipeline.fn(run, overrides)
 
@@ -32,8 +35,8 @@ def stage_flow(stage: str, summary: str) -> Flow[Any, str]:
     make_alone.__doc__ = f"""{summary}
 
     Args:
-        run: id of the earlier run to start from, or `latest`.
-        overrides: changes to its settings, each `section.key=value`.
+        run: id of the earlier run to start from, such as `{EXAMPLE_RUN}`, or `latest`.
+        overrides: {overrides_text(stage)}
 
     Returns:
         The id of the new run.

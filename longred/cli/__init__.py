@@ -1,9 +1,9 @@
 """The `longred` command: one function per verb, registered in `VERBS`.
 
 `runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `compare`,
-`data` (inspect), `drift`, `evaluation`, `export` and `plan` one verb each. `common` has shared
-options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way to the
-flows, `drift_text` the text that drift is measured on.
+`config`, `data` (inspect), `drift`, `evaluation`, `export` and `plan` one verb each. `common` has
+shared options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way
+to the flows, `drift_text` the text that drift is measured on.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.
@@ -17,7 +17,7 @@ from types import FrameType
 
 import typer
 
-from longred.cli import compare, data, drift, evaluation, export, plan, runs, services
+from longred.cli import compare, config, data, drift, evaluation, export, plan, runs, services
 from longred.cli.common import SettingsCommand
 from longred.errors import LongredError, Stopped
 
@@ -31,6 +31,7 @@ VERBS = (
     evaluation.evaluate,
     data.inspect,
     plan.plan,
+    config.config,
     services.up,
     services.down,
     services.status,

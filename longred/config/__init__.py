@@ -3,14 +3,13 @@
 `section` has the base class; `model`, `data`, `training` and `evaluation` hold the sections of the
 stages. `run` puts them together and copies shared values, `checks` has the rules across sections,
 `load` turns a recipe into a `RunConfig`; `messages` says in plain words what is wrong with one, by
-what `keys` knows of every dotted key. What a recipe and a training job share stands once, in
-`longred.method.job`.
+what `keys` knows of every dotted key; `describe` lists what can be set. What a recipe and a
+training job share stands once, in `longred.method.job`.
 """
 
 from longred.config.data import DataConfig as DataConfig
 from longred.config.data import SourceConfig as SourceConfig
 from longred.config.evaluation import EvaluationConfig as EvaluationConfig
-from longred.config.load import key_pattern as key_pattern
 from longred.config.load import load_recipe as load_recipe
 from longred.config.load import load_recorded as load_recorded
 from longred.config.load import without_copies as without_copies

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from longred.config.section import Section
-from longred.method.values import Count, Device, Share, Undigested
+from longred.method.values import ByContent, Count, Device, Share, Undigested
 
 RULER_TASKS = (
     "niah_single_1",
@@ -25,25 +25,50 @@ RULER_TASKS = (
 
 
 class RulerConfig(Section):
-    """Which RULER tasks run at which lengths (tokens), `num_samples` each.
+    """Retrieval and reasoning over long text: which RULER tasks run, at which lengths."""
 
-    Task `kv_retrieval` can be added and counts in no average.
-
-    Parameters are RULER's own (`full`) or smaller ones for short windows (`compact`); `auto` is
-    compact below 4,096 tokens. `revision` selects RULER's wording: `paper` of 2024, or `current`.
-    Needles are hidden in Python's documentation (`haystack: library`), in the data's held-out
-    documents (`held_out`), or in the text of a file or folder. `squad` and `hotpot` are files in
-    those formats; the default is a small packaged set of questions.
-    """
-
-    tasks: list[str] = list(RULER_TASKS)
-    lengths: list[Count] = Field(min_length=1)
-    num_samples: Count = 100
-    parameters: Literal["auto", "full", "compact"] = "auto"
-    revision: Literal["paper", "current"] = "current"
-    haystack: str = "library"
-    squad: Undigested[str | None] = None
-    hotpot: Undigested[str | None] = None
+    tasks: list[str] = Field(
+        default=list(RULER_TASKS),
+        description="RULER tasks by name; kv_retrieval can be added and counts in no average. "
+        "Fewer tasks cost less time.",
+        examples=[["niah_single_1", "vt"]],
+    )
+    lengths: list[Count] = Field(
+        min_length=1,
+        description="Lengths of the prompts in tokens, none above target_window.",
+        examples=[[8192, 32_768]],
+    )
+    num_samples: Count = Field(
+        default=100,
+        description="Number of samples of each task at each length; fewer are faster and less "
+        "certain.",
+    )
+    parameters: Literal["auto", "full", "compact"] = Field(
+        default="auto",
+        description="full are RULER's own parameters, compact smaller ones for short windows; "
+        "auto is compact below 4,096 tokens.",
+    )
+    revision: Literal["paper", "current"] = Field(
+        default="current", description="RULER's wording: of the paper of 2024, or its current one."
+    )
+    haystack: str = Field(
+        default="library",
+        description="Text that needles are hidden in: Python's documentation (library), the "
+        "data's held-out documents (held_out), or the path of a file or folder.",
+        examples=["held_out"],
+    )
+    squad: ByContent[str | None] = Field(
+        default=None,
+        description="File of questions in SQuAD's format for task qa_1; null for a small packaged "
+        "set.",
+        examples=["/data/squad/dev-v2.0.json"],
+    )
+    hotpot: ByContent[str | None] = Field(
+        default=None,
+        description="File of questions in HotpotQA's format for task qa_2; null for a small "
+        "packaged set.",
+        examples=["/data/hotpot/dev_distractor_v1.json"],
+    )
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result; files are identified by their content."""
@@ -54,62 +79,144 @@ class RulerConfig(Section):
 
 
 class ShortConfig(Section):
-    """Which short-text tasks run: a packaged suite, or a suite's YAML file by path.
+    """Which short-text tasks show what the model has kept."""
 
-    `num_samples` applies to local tasks; `limit` caps the samples of lm-eval tasks, in addition to
-    the suite's own limits. `capacities` and `tasks` select a part of the suite. A task without
-    available data ends the stage (`on_missing: error`) or is reported as n/a (`skip`).
-    """
-
-    suite: str = "demo"
-    num_samples: Count = 200
-    limit: Count | None = None
-    capacities: list[str] = []
-    tasks: list[str] = []
-    on_missing: Literal["error", "skip"] = "error"
-    allow_code_execution: bool = False
+    suite: str = Field(
+        default="demo",
+        description="Name of a packaged suite of short tasks (demo, paper, short-core, longbench, "
+        "…), or the path of a suite's YAML file.",
+        examples=["short-core"],
+    )
+    num_samples: Count = Field(
+        default=200,
+        description="Number of samples of each local task; lm-eval tasks have limit instead.",
+    )
+    limit: Count | None = Field(
+        default=None,
+        description="Most samples of each lm-eval task, in addition to the suite's own limits; "
+        "null for no other limit.",
+        examples=[100],
+    )
+    capacities: list[str] = Field(
+        default=[],
+        description="Capacities (groups of tasks) of the suite that run; empty for all.",
+        examples=[["general", "reading"]],
+    )
+    tasks: list[str] = Field(
+        default=[], description="Tasks of the suite that run; empty for all.", examples=[["cloze"]]
+    )
+    on_missing: Literal["error", "skip"] = Field(
+        default="error",
+        description="What a task without available data does: it ends the stage (error), or is "
+        "reported as n/a (skip).",
+    )
+    allow_code_execution: bool = Field(
+        default=False,
+        description="Whether tasks may execute code that the model wrote, on this machine; some "
+        "coding tasks need it.",
+    )
 
 
 class PerplexityConfig(Section):
-    """Perplexity by position on held-out text, at these lengths (tokens); none by default.
+    """Perplexity by position on held-out text; none by default."""
 
-    Each length reads `num_tokens`. A `judge` (a model folder or pinned hub name with the same
-    tokenizer) adds LongPPL: perplexity on the tokens that the judge predicts much better from the
-    whole preceding text than from `short_context` tokens (`original_window` if None).
-    """
+    lengths: list[Count] = Field(
+        default=[],
+        description="Lengths of the texts in tokens, none above target_window; empty leaves the "
+        "measurement out.",
+        examples=[[8192, 32_768]],
+    )
+    num_tokens: Count = Field(
+        default=65536, description="Number of held-out tokens read at each length."
+    )
+    num_bins: Count = Field(
+        default=16,
+        description="Number of equal parts of a text whose perplexity is shown separately.",
+    )
+    judge: ByContent[str | None] = Field(
+        default=None,
+        description="Model folder or name on the hub, with the same tokenizer, that adds LongPPL: "
+        "perplexity on the tokens that it predicts much better from all preceding text.",
+        examples=["meta-llama/Meta-Llama-3-8B"],
+    )
+    judge_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of a judge on the hub, 40 hexadecimal digits.",
+        examples=["8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"],
+    )
+    short_context: Count | None = Field(
+        default=None,
+        description="Tokens of the judge's short context, which all preceding text is compared "
+        "with; null is original_window.",
+        examples=[4096],
+    )
 
-    lengths: list[Count] = []
-    num_tokens: Count = 65536
-    num_bins: Count = 16
-    judge: Undigested[str | None] = None
-    judge_revision: Undigested[str | None] = None
-    short_context: Count | None = None
+
+def _allow_booleans(schema: dict[str, Any]) -> None:
+    """Let YAML's true and false stand for the texts."""
+    del schema["type"]
+    schema["enum"] += [True, False]
 
 
 class EvaluationConfig(Section):
-    """How every model is evaluated, on the same frozen samples.
+    """How every model is evaluated, on the same frozen samples."""
 
-    `backend: vllm` generates answers with vLLM, after checking that they equal those of
-    transformers (`hf`); it takes `vllm_memory_fraction` of the GPU beside the model itself.
-
-    `kept` also evaluates the students of `training.keep_steps`, which shows what a training
-    restores and forgets over its steps.
-    """
-
-    references: list[Literal["original", "rescaled"]] = ["original", "rescaled"]
+    references: list[Literal["original", "rescaled"]] = Field(
+        default=["original", "rescaled"],
+        description="Models that are evaluated beside the students: the original one, and the "
+        "rescaled one before training. Retention needs original.",
+    )
     ruler: RulerConfig
     short: ShortConfig = ShortConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
-    kept: bool = False
-    similarity_tokens: Count = 16384
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    chat_template: Literal["auto", "true", "false"] = "auto"
-    backend: Literal["hf", "vllm"] = "hf"
-    vllm_memory_fraction: Undigested[Share] = 0.6
+    kept: bool = Field(
+        default=False,
+        description="Whether the students of training.keep_steps are evaluated too, which shows "
+        "what a training restores and forgets over its steps.",
+    )
+    similarity_tokens: Count = Field(
+        default=16384,
+        description="Number of held-out tokens on which each model's hidden states and loss are "
+        "compared with the original's.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16",
+        description="Type of weights and computation; float32 is faster on CPUs without bfloat16 "
+        "units.",
+    )
+    chat_template: Literal["auto", "true", "false"] = Field(
+        default="auto",
+        description="Whether generation tasks are asked through the tokenizer's chat template; "
+        "auto does so for models that end turns as the template does.",
+        examples=[True],
+        json_schema_extra=_allow_booleans,
+    )
+    backend: Literal["hf", "vllm"] = Field(
+        default="hf",
+        description="What generates answers: transformers (hf), or vllm, which is much faster on a "
+        "GPU and must first give the same answers.",
+    )
+    vllm_memory_fraction: Undigested[Share] = Field(
+        default=0.6,
+        description="Share of the GPU's memory that vLLM takes, beside the model itself.",
+    )
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
-    batch_size: Undigested[Count] = 8
-    device: Undigested[Device] = "auto"
+    batch_size: Undigested[Count] = Field(
+        default=8, description="Number of samples or rows at once; lower it if GPU memory runs out."
+    )
+    device: Undigested[Device] = Field(
+        default="auto", description="Device of the evaluation; auto takes a GPU if there is one."
+    )
     attention_backend: Undigested[str] = "auto"
-    num_processes: Undigested[Count] = 1
+    num_processes: Undigested[Count] = Field(
+        default=1,
+        description="Number of processes that divide a model's tasks, each with a whole model and "
+        "on GPUs with a GPU of its own.",
+    )
+
+    @field_validator("chat_template", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool) else value

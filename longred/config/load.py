@@ -61,34 +61,6 @@ def _validate(recipe: Recipe) -> RunConfig:
         raise ConfigError(problems_in(error, place=recipe.place)) from None
 
 
-def key_pattern(section: str | None = None) -> str:
-    """Return a regular expression that matches overrides of known keys.
-
-    Args:
-        section: accept only keys of this section; None for all.
-    """
-    if section is None:
-        return f"^{_keys(RunConfig, None)}="
-    kind = RunConfig.model_fields[section].annotation
-    return rf"^{section}\.{_keys(kind, section)}="
-
-
-def _keys(kind: Any, section: str | None) -> str:
-    """Return a regular expression of the keys of a section, each with its possible suffixes."""
-    found = []
-    for name in _settable(kind, section):
-        annotation = kind.model_fields[name].annotation
-        inner = section_in(annotation)
-        after = rf"(\.{_keys(inner, name)})?" if inner else ""
-        origin = getattr(annotation, "__origin__", None)
-        if origin is dict:
-            after = r"(\.\w+)?"
-        elif origin in (list, tuple):
-            after = rf"(\.\d+{after})?"
-        found.append(name + after)
-    return f"({'|'.join(found)})"
-
-
 def _settable(kind: Any, section: str | None) -> list[str]:
     """Return the fields of a section that are not copies of shared values."""
     return [name for name in kind.model_fields if not is_copy(section, name)]

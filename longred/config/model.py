@@ -10,40 +10,91 @@ from longred.method.values import Count, Device, Positive, Undigested
 
 
 class ModelConfig(Section):
-    """The original model: `demo`, a Hugging Face folder, or a hub name with a pinned revision."""
+    """The original model, which is extended and is the teacher."""
 
-    path: str = "demo"
-    revision: str | None = None
+    path: str = Field(
+        default="demo",
+        description="`demo`, the folder of a model in Hugging Face's format, or a model's name on "
+        "the hub.",
+        examples=["meta-llama/Meta-Llama-3-8B"],
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Commit of a model on the hub, 40 hexadecimal digits; needed with a name on "
+        "the hub, since a branch can move.",
+        examples=["8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920"],
+    )
 
 
 class WindowConfig(Section):
-    """An intermediate window of a progressive extension, with its own settings.
+    """An intermediate window of a progressive extension, with its own settings."""
 
-    `rope_theta` and `num_steps` default to those of the target; abf needs a theta for each window.
-    """
-
-    target_window: Count
-    rope_theta: Positive | None = None
-    num_steps: Count | None = None
+    target_window: Count = Field(
+        description="Window of this step in tokens, between those of its neighbours.",
+        examples=[32_768],
+    )
+    rope_theta: Positive | None = Field(
+        default=None,
+        description="RoPE theta at this window; needed with method abf, and only there.",
+        examples=[20_000_000],
+    )
+    num_steps: Count | None = Field(
+        default=None,
+        description="Number of optimizer steps at this window; null takes training.num_steps.",
+        examples=[256],
+    )
 
 
 class ExtensionConfig(Section):
-    """How RoPE is rescaled (`longred.method.rope.ROPE_METHODS`), and the settings of the method.
+    """How RoPE is rescaled to the target window, and the settings of the method."""
 
-    `abf` raises rope_theta to the given value, `ntk` by rule; `pi` divides all frequencies, `yarn`
-    (beta_fast, beta_slow) and `llama3` (low_freq_factor, high_freq_factor) divide the slow ones,
-    and `longrope` divides each by its long_factor (by default from the NTK-aware rule). `windows`
-    raises the window in steps: each student starts from the one of the previous window.
-    """
-
-    method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = "abf"
-    rope_theta: Positive | None = None
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    low_freq_factor: Positive | None = None
-    high_freq_factor: Positive | None = None
-    long_factor: list[Positive] | None = None
-    windows: list[WindowConfig] = []
+    method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = Field(
+        default="abf",
+        description="abf raises theta to rope_theta, ntk by rule; pi divides all frequencies, yarn "
+        "and llama3 divide the slow ones, longrope divides each by its own factor.",
+    )
+    rope_theta: Positive | None = Field(
+        default=None,
+        description="RoPE theta at target_window, above the model's own; needed with method abf, "
+        "and only there. The wider the extension, the larger.",
+        examples=[20_000_000],
+    )
+    beta_fast: Positive | None = Field(
+        default=None,
+        description="With yarn: rotations within the original window from which a frequency stays "
+        "as it is; null is 32.",
+        examples=[32.0],
+    )
+    beta_slow: Positive | None = Field(
+        default=None,
+        description="With yarn: rotations within the original window below which a frequency is "
+        "fully divided; null is 1.",
+        examples=[1.0],
+    )
+    low_freq_factor: Positive | None = Field(
+        default=None,
+        description="With llama3: rotations within the original window below which a frequency is "
+        "fully divided; null is 1.",
+        examples=[1.0],
+    )
+    high_freq_factor: Positive | None = Field(
+        default=None,
+        description="With llama3: rotations within the original window from which a frequency "
+        "stays as it is; null is 4.",
+        examples=[4.0],
+    )
+    long_factor: list[Positive] | None = Field(
+        default=None,
+        description="With longrope: the factor that divides each frequency, one for each pair of "
+        "rotated dimensions; null takes them from the NTK-aware rule.",
+        examples=[[1.0, 1.2, 1.5, 2.0]],
+    )
+    windows: list[WindowConfig] = Field(
+        default=[],
+        description="Intermediate windows in rising order: each student starts from the one of "
+        "the window before. Empty extends at once.",
+        examples=[[{"target_window": 32_768, "rope_theta": 20_000_000}]],
+    )
     original_window: int = 0
     target_window: int = 0
 
@@ -61,31 +112,51 @@ class ExtensionConfig(Section):
 
 
 class AttentionConfig(Section):
-    """Which kernels compute attention: `auto` takes the fastest ones that support the model.
+    """Which kernels compute attention."""
 
-    Kernels add in different orders and so differ in the last bits. FlashAttention computes only in
-    bfloat16: float32 runs use `sdpa` whatever this says.
-    """
-
-    backend: Undigested[AttentionBackend] = "auto"
+    backend: Undigested[AttentionBackend] = Field(
+        default="auto",
+        description="auto takes the fastest kernels that support the model. Kernels differ in the "
+        "last bits. FlashAttention computes only in bfloat16: float32 runs use sdpa in any case.",
+    )
 
 
 class ProfilingConfig(Section):
     """On how much held-out short text the drift of attention and hidden states is measured."""
 
-    num_tokens: Count = 16384
-    batch_rows: Undigested[Count] = 8
-    device: Undigested[Device] = "auto"
+    num_tokens: Count = Field(
+        default=16384,
+        description="Number of held-out tokens that both models read; more give steadier scores.",
+    )
+    batch_rows: Undigested[Count] = Field(
+        default=8, description="Number of short rows at once; lower it if GPU memory runs out."
+    )
+    device: Undigested[Device] = Field(
+        default="auto", description="Device of the measurement; auto takes a GPU if there is one."
+    )
     attention_backend: Undigested[str] = "auto"
 
 
 class SelectionConfig(Section):
-    """Which layers are distilled; `num_distill_layers` counts the last one.
+    """Which layers are distilled."""
 
-    Strategy `auto` takes the fewest layers that hold `share` of the total attention KL instead.
-    """
-
-    strategy: Literal["attention_kl", "hidden", "auto", "uniform", "manual"] = "attention_kl"
-    num_distill_layers: Count = 6
-    layers: list[Count] | None = None
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    strategy: Literal["attention_kl", "hidden", "auto", "uniform", "manual"] = Field(
+        default="attention_kl",
+        description="attention_kl takes the layers whose attention changed most, hidden those "
+        "whose hidden state did; auto the fewest that hold share; uniform spaces them evenly; "
+        "manual takes layers.",
+    )
+    num_distill_layers: Count = Field(
+        default=6,
+        description="Number of distilled layers, the last one included; auto and manual ignore it.",
+    )
+    layers: list[Count] | None = Field(
+        default=None,
+        description="With manual: the distilled layers as hidden_states indices, from 1 to the "
+        "number of layers, which must be one of them.",
+        examples=[[9, 12, 14, 15, 32]],
+    )
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.5,
+        description="With auto: share of the total attention KL that the layers must hold.",
+    )

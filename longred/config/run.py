@@ -32,42 +32,93 @@ COPIES = {
 
 
 def is_copy(section: str | None, name: str) -> bool:
-    """Return whether a section's field is a copy; `section` None is the top level."""
+    """Return whether a section's field is a copy; `section` None is the top level.
+
+    Groups inside of sections hold no copies, whatever their fields are called.
+    """
+    if section is not None and section not in RunConfig.model_fields:
+        return False
     key = f"{section}.{name}" if section else name
     return COPIES.get(name, key) != key
 
 
-class ReportConfig(Section):
-    """How scores are compared; tasks that the original model barely solves are dropped first."""
+def readers(key: str) -> list[str]:
+    """Return the sections that read a dotted key: its own, and those that hold a copy of it."""
+    section, _, name = key.rpartition(".")
+    copying = [
+        each
+        for each, field in RunConfig.model_fields.items()
+        if (kind := section_in(field.annotation)) and name in kind.model_fields
+        if is_copy(each, name) and COPIES[name] == key
+    ]
+    return [*filter(None, [section.partition(".")[0]]), *copying]
 
-    title: str = "Restoration after context extension"
-    min_points_above_chance: NonNegative = 10.0
+
+class ReportConfig(Section):
+    """How the models' scores are compared and shown."""
+
+    title: str = Field(
+        default="Restoration after context extension", description="Title of the report's page."
+    )
+    min_points_above_chance: NonNegative = Field(
+        default=10.0,
+        description="Percentage points above chance that the original model must reach in a task; "
+        "tasks below are left out of the comparison.",
+    )
 
 
 class StoreConfig(Section):
-    """Folder of artifacts, work in progress and run records.
+    """Where artifacts, work in progress and run records lie."""
 
-    `remote` is an fsspec address (`s3://bucket/folder`) that receives a copy of finished artifacts.
-    """
-
-    path: Undigested[str] = "outputs"
-    remote: Undigested[str | None] = None
+    path: Undigested[str] = Field(
+        default="outputs",
+        description="Folder of artifacts, work in progress and run records. The variable "
+        "LONGRED_STORE replaces it; an override wins over both.",
+        examples=["/data/longred"],
+    )
+    remote: Undigested[str | None] = Field(
+        default=None,
+        description="Address, as fsspec reads it, that receives a copy of finished artifacts; null "
+        "for none. The variable LONGRED_STORE_REMOTE replaces it.",
+        examples=["s3://bucket/longred"],
+    )
 
 
 class TrackingConfig(Section):
-    """Address of the MLflow server; without a `uri`, an SQLite file inside the store."""
+    """Which MLflow server shows the runs."""
 
-    uri: Undigested[str | None] = None
-    experiment: Undigested[str] = "longred"
+    uri: Undigested[str | None] = Field(
+        default=None,
+        description="Address of the MLflow server; null records runs in a file of the store, which "
+        "`longred up` shows. The variable LONGRED_TRACKING_URI replaces it.",
+        examples=["http://mlflow:5000"],
+    )
+    experiment: Undigested[str] = Field(
+        default="longred", description="Name of the MLflow experiment that runs are shown in."
+    )
 
 
 class RunConfig(Section):
     """A whole run; windows and seed are set once and copied into the sections that use them."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    seed: CountOrZero = 0
-    original_window: Count
-    target_window: Count
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the recipe, which becomes a part of run ids: small letters, digits, "
+        "dot, - and _.",
+        examples=["my-model-128k"],
+    )
+    seed: CountOrZero = Field(
+        default=0,
+        description="Number that determines all random choices: held-out documents, order of "
+        "blocks, skipped positions, samples.",
+    )
+    original_window: Count = Field(
+        description="Window that the original model was trained for, in tokens.", examples=[8192]
+    )
+    target_window: Count = Field(
+        description="Window of the extended model in tokens, larger than original_window.",
+        examples=[32_768],
+    )
     model: ModelConfig = ModelConfig()
     attention: AttentionConfig = AttentionConfig()
     data: DataConfig

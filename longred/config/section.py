@@ -1,5 +1,8 @@
 """The base class of all sections: frozen, strict, and explicit about what enters a digest."""
 
+import dataclasses
+import inspect
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -32,7 +35,8 @@ FREE_TEXTS = ("title", "env_command")
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys.
 
-    Fields annotated `longred.method.values.Undigested` stay out of digests.
+    Fields annotated `longred.method.values.Undigested` stay out of digests. Every field has a
+    description: its own, or the one in the docstring of the dataclass that it comes from.
     """
 
     model_config = ConfigDict(
@@ -48,6 +52,20 @@ class Section(BaseModel):
             if isinstance(item, str) and (problem := _length_problem(info.field_name, item)):
                 raise ValueError(problem)
         return value
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Describe the fields inherited from a dataclass, which cannot use pydantic's `Field`."""
+        bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+        texts = {name: text for base in bases for name, text in attribute_texts(base).items()}
+        undescribed = [
+            (field, texts[name])
+            for name, field in cls.model_fields.items()
+            if field.description is None and name in texts
+        ]
+        for field, text in undescribed:
+            field.description = text
+        if undescribed:
+            cls.model_rebuild(force=True)
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result, as plain JSON values."""
@@ -91,6 +109,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
+
+
+def attribute_texts(kind: type) -> dict[str, str]:
+    """Return the texts of the section `Attributes:` of a class's docstring, as sentences."""
+    _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    texts = {name: re.sub(r"\s+", " ", text).strip() for name, text in entries}
+    return {name: text[:1].upper() + text[1:] for name, text in texts.items()}
 
 
 def section_in(annotation: Any) -> type[Section] | None:

@@ -13,40 +13,61 @@ from longred.method.values import Count, Positive, Undigested
 
 
 class LoraConfig(Section):
-    """The adapters of method lora, and the method whose terms and positions they are trained on.
+    """The adapters of method lora, and the method whose terms and positions they are trained on."""
 
-    `targets` are linear layers of the decoder by the last part of their name; the adapters' product
-    is scaled by alpha / rank.
-    """
-
-    rank: Count = 16
-    alpha: Positive = 32.0
+    rank: Count = Field(
+        default=16, description="Rank of the adapters; more ranks can learn more and cost memory."
+    )
+    alpha: Positive = Field(
+        default=32.0,
+        description="Scale of the adapters: their product is multiplied by alpha / rank.",
+    )
     targets: list[str] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
+        description="Linear layers of the decoder that get an adapter, by the last part of their "
+        "name.",
     )
-    objectives: MethodName = "longred-c"
+    objectives: MethodName = Field(
+        default="longred-c",
+        description="Method whose objectives and positions the adapters train on.",
+    )
 
 
 class ParallelConfig(Section, Layout):  # type: ignore[misc]
-    """How a training is divided over processes; its fields and checks are those of `Layout`."""
+    """How a training is divided over processes, one per GPU."""
 
 
 class TrainingConfig(Section, TrainingSettings):  # type: ignore[misc]
-    """How students are trained: the method, its baselines, and the settings that they share.
+    """How students are trained: the method, its baselines, and the settings that they share."""
 
-    `step_tokens` is divided over the buckets by `data.ratio`; methods that use only one bucket
-    spend all of it there. `sigma` null is the method's own: 5 in LongReD, 3 in CREAM.
-    `merge_weight` is the student's share in method merge. The student after each of `keep_steps`
-    is saved beside the result, as `kept/step-000010`; `evaluation.kept` evaluates it too.
-    """
-
-    method: MethodName = "longred-c"
-    baselines: list[MethodName] = []
-    step_tokens: Count = 2097152
+    method: MethodName = Field(
+        default="longred-c",
+        description="Training method: which objective reads which bucket. longred-c is best up to "
+        "about 4 times the original window, longred-u far beyond it.",
+    )
+    baselines: list[MethodName] = Field(
+        default=[],
+        description="Methods that are trained too, for comparison, on the same data and settings. "
+        "Each costs another training.",
+        examples=[["cpt"]],
+    )
+    step_tokens: Count = Field(
+        default=2097152,
+        description="Tokens of one optimizer step, divided over the buckets by data.ratio; each "
+        "bucket gets whole blocks. A method that reads one bucket spends all of them there.",
+    )
     lora: LoraConfig = LoraConfig()
-    merge_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    sigma: Positive | None = None
+    merge_weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.5,
+        description="Share of the student's weights in method merge; the rest is the original.",
+    )
+    sigma: Positive | None = Field(
+        default=None,
+        description="Spread of the skipped positions of longred-c and cream, in half original "
+        "windows; null is the method's own, 5 in longred-c and 3 in cream.",
+        examples=[5.0],
+    )
     original_window: int = 0
     target_window: int = 0
     short_length: int = 0

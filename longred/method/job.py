@@ -30,50 +30,83 @@ from longred.method.values import (
 class TrainingSettings:
     """Settings that a recipe's `training` section and a job share.
 
+    The recipe's section takes its descriptions from here: plain words, at most 300 characters.
+
     Attributes:
-        num_steps: optimizer steps.
-        micro_batch_tokens: most tokens of one forward and backward pass; a row is never cut.
-        short_micro_batch_tokens: the same for short and original rows; 0 for the same number.
-        learning_rate: the peak, reached after `warmup_steps` of linear warm-up.
-        schedule: what follows the warm-up, see `longred.method.schedules`.
-        decay_steps: last steps, in which schedule `wsd` falls.
-        min_learning_rate: learning rate of the last step, for schedules that fall.
-        optimizer: `adamw8bit` stores the moments in 8 bits, a quarter of the memory.
-        max_grad_norm: gradients are scaled down to this global norm.
-        short_distill_weight: alpha 1 of the paper.
-        short_to_long_weight: alpha 2 of the paper.
-        attention_distill_weight: weight of the extra term that distils the attention relations of
+        num_steps: number of optimizer steps of each training; it reads num_steps x step_tokens
+            tokens. More than about one epoch of the text repeats it.
+        micro_batch_tokens: most tokens of one forward and backward pass. Rows are never cut: a
+            longer row makes a pass alone. Lower it if GPU memory runs out.
+        short_micro_batch_tokens: most tokens of a pass over short or original rows; 0 takes
+            micro_batch_tokens. Small passes need less memory and may keep all activations.
+        learning_rate: peak learning rate, reached after the warm-up. 2e-5 suits models of billions
+            of parameters; small models need more.
+        warmup_steps: number of first steps, in which the learning rate rises linearly to its peak.
+        schedule: what follows the warm-up. constant keeps the peak, cosine falls over all remaining
+            steps, and wsd falls linearly in the last decay_steps.
+        decay_steps: number of last steps, in which schedule wsd falls. Needed with wsd, and allowed
+            only there.
+        min_learning_rate: learning rate of the last step, for the schedules that fall.
+        optimizer: AdamW; adamw8bit stores its moments in 8 bits, a quarter of the memory, and needs
+            the package torchao.
+        betas: decay rates of AdamW's first and second moment.
+        epsilon: number added to the denominator of AdamW's update, against division by zero.
+        weight_decay: decay of weight matrices in AdamW. Each step shrinks them by this share times
+            the learning rate; vectors such as norms do not decay.
+        max_grad_norm: largest global L2 norm of the gradients; larger ones are scaled down to it.
+        short_distill_weight: weight of the loss that distils hidden states on short blocks, alpha 1
+            of the LongReD paper.
+        short_to_long_weight: weight of the loss that distils the last hidden state on original
+            blocks at skipped positions, alpha 2 of the LongReD paper.
+        attention_distill_weight: weight of the extra loss that distils the attention relations of
             all layers on short blocks; 0 leaves it out.
-        long_distill_weight: weight of the extra term that distils the last hidden state on the
+        long_distill_weight: weight of the extra loss that distils the last hidden state on the
             first original window of every long document; 0 leaves it out.
-        weighting: how weights relate to token counts, see `longred.objectives.table.loss_weights`.
-        weights: `auto` scales the distillation terms so that their gradient norms match that of
-            the text loss, see `longred.training.balance`; a term of weight 0 stays out.
-        weights_every_steps: steps between two measurements of `auto`; each costs one more step.
-        truncation: see `longred.method.positions.skip_positions`.
-        mask_documents: whether attention and targets stop at document boundaries inside a block.
-        dtype: compute type; weights and gradients are always float32.
-        fp8: compute the products of the decoder's linear layers in 8-bit floats, on GPUs from
-            compute capability 8.9; the training first checks that hidden states and losses agree.
-        seed: determines the order of blocks and the skipped positions.
-        keep_steps: steps after which the student is also saved as a model folder.
-        save_every_steps: steps between checkpoints.
+        weighting: how weights relate to tokens. token_share multiplies each by its bucket's tokens
+            per token of the long bucket, as the published training did; formula takes them as
+            given.
+        weights: whether distillation weights are fixed, or scaled during training so that each
+            loss has the gradient norm of the text loss (auto). A weight of 0 stays out.
+        weights_every_steps: number of steps between two measurements with weights auto; each costs
+            the time of one more step.
+        truncation: what happens to skipped positions that would fall outside the window, in
+            longred-c and cream. clipped piles them up at its ends, as the published code does;
+            renormalised spreads them.
+        mask_documents: whether attention and targets stop at the document boundaries inside a
+            block. The LongReD authors did not mask.
+        dtype: type in which the model computes; weights and gradients stay float32. CPUs without
+            bfloat16 units are faster in float32.
+        fp8: whether the linear layers of the decoder compute in 8-bit floats, on GPUs from compute
+            capability 8.9. The training first checks that hidden states and losses agree.
+        seed: number that determines the order of blocks and the skipped positions.
+        keep_steps: steps after which the student is also saved as a model folder, in rising order
+            and before the last step. evaluation.kept evaluates these students too.
+        save_every_steps: number of steps between checkpoints; at most so many steps are repeated
+            after a crash.
         num_checkpoints: number of newest checkpoints that stay on disk.
-        num_threads: CPU threads; 0 leaves the choice to torch. Can change the last bits.
+        num_threads: number of CPU threads; 0 leaves the choice to torch. It can change the last
+            bits of a result.
+        device: device of the training; auto takes a GPU if there is one.
         attention_backend: `auto` or a key of `longred.attention.backends.BACKENDS`.
-        optimizer_offload: keep the optimizer's state in host memory; same bits.
-        activation_checkpointing: recompute decoder layers in the backward pass, without
-            (`selective`) or with (`full`) their attention; same bits.
-        uncheckpointed_tokens: micro-batches of up to this many tokens keep all activations.
-        mlp_tile_tokens: compute MLPs this many tokens at a time, for very long rows; 0 for whole
-            rows.
-        fused: compute norms, RoPE and gated MLPs as one function each; changes the last bits.
-        compile: compile everything that decoder layers do around attention instead.
-        deterministic: use only kernels that give the same bits every time; attention's backward
-            pass is slower. On a CPU all are.
-        spike_mads: a loss this many median absolute deviations above the last 100 is logged as
-            metric `train/loss_spike`.
-        halt_after_spikes: end the training after this many spikes in a row; 0 for never.
+        optimizer_offload: whether the optimizer's state stays in the memory of the host, which
+            frees GPU memory and gives the same bits.
+        activation_checkpointing: how much of each decoder layer is recomputed in the backward pass
+            to save memory, with the same bits: nothing, all but attention (selective), or all
+            (full).
+        uncheckpointed_tokens: most tokens of a micro-batch that keeps all its activations, whatever
+            activation_checkpointing says. Raise it while memory lasts; 0 for none.
+        mlp_tile_tokens: tokens that an MLP computes at a time, which saves memory on very long
+            rows; 0 for whole rows.
+        fused: whether norms, RoPE and gated MLPs are computed as one function each, which is
+            faster and changes the last bits.
+        compile: whether torch.compile replaces fused and compiles everything that decoder layers
+            do around attention. The first steps take longer.
+        deterministic: whether only kernels that give the same bits every time are used. Attention's
+            backward pass is slower; on a CPU all kernels are deterministic.
+        spike_mads: height from which a loss is logged as train/loss_spike, in median absolute
+            deviations above the median of the last 100 steps.
+        halt_after_spikes: number of spikes in a row after which the training ends with an error;
+            0 for never.
     """
 
     num_steps: Count = 512

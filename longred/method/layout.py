@@ -15,13 +15,15 @@ PARTS_ON_DEVICE = 3
 class Layout:
     """The division of one training over processes, one per GPU; it changes only the last bits.
 
+    The recipe's section `training.parallel` takes its descriptions from here.
+
     Attributes:
-        num_processes: number of processes on all machines.
-        replicas: whole copies of the weights; each is sharded over num_processes / replicas
-            processes (FSDP2). One replica needs the least memory, one per process is plain data
-            parallelism, in between is HSDP, with a replica on each machine.
-        sequence_parallel: neighbouring processes that share the tokens of one long row; must
-            divide the model's key-value heads. Other rows are never shared.
+        num_processes: number of processes on all machines, one per GPU.
+        replicas: number of whole copies of the weights; the processes of a copy share it (FSDP2).
+            1 needs the least memory, one per process is plain data parallelism, one per machine is
+            HSDP.
+        sequence_parallel: number of neighbouring processes that share the tokens of one long row;
+            must divide the model's key-value heads. Other rows are never shared.
     """
 
     num_processes: Count = 1

@@ -13,8 +13,10 @@ _T = TypeVar("_T")
 
 UNDIGESTED = "undigested"
 Undigested = Annotated[_T, UNDIGESTED]
-"""A field that stays out of every digest: it cannot change a result, or the content it points to is
-hashed instead."""
+"""A field that stays out of every digest, because it cannot change a result."""
+BY_CONTENT = "by content"
+ByContent = Annotated[_T, UNDIGESTED, BY_CONTENT]
+"""A field that names a file or model: its content is hashed instead of the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
