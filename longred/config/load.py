@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from longred.config.messages import problems_in
 from longred.config.run import RunConfig, is_copy
-from longred.config.section import section_in
 from longred.errors import ConfigError
 from longred.recipes import Recipe, apply_override, read_recipe
 

@@ -52,6 +52,7 @@ class Section(BaseModel):
             if isinstance(item, str) and (problem := _length_problem(info.field_name, item)):
                 raise ValueError(problem)
         return value
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Describe the fields inherited from a dataclass, which cannot use pydantic's `Field`."""
