@@ -246,7 +246,8 @@ def _exact(reading: Reading, text_bytes: int, problem: str | None) -> SourceEsti
     """Return what a source provides that was read as far as needed."""
     config = reading.job.config
     shards = list(shards_of(config, reading.number))
-    read, stated = (sum(shard.num_bytes for shard in part) for part in (reading.shards, shards))
+    whole = [shard for shard in reading.shards if not shard.held_out_only]
+    read, stated = (sum(shard.num_bytes for shard in part) for part in (whole, shards))
     scale = stated / max(1, read)
     held_out = {q.bucket: q for q in reading.quotas if q.split == "held_out"}
 

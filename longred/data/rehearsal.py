@@ -23,7 +23,8 @@ class Rehearsal:
 
     Attributes:
         readings: one per source.
-        text_bytes: size of the text that each one read.
+        text_bytes: size of the text in the shards of each one that were not read for held-out text
+            alone.
     """
 
     readings: list[Reading] = field(default_factory=list)
@@ -56,7 +57,7 @@ def rehearse(
 
         def run(shards: Sequence[Shard]) -> None:
             for shard in shards:
-                tokenise_shard(job, shard, count)
+                tokenise_shard(job, shard, None if shard.held_out_only else count)
 
         for number in numbers:
             num_bytes = 0
