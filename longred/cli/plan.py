@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longred.cli.common import Overrides, print_table
+from longred.cli.data_table import show_data
 from longred.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
@@ -173,56 +174,5 @@ def _rate(flops: float) -> str:
     return f"{flops / 1e12:,.3g} TFLOP/s"
 
 
-def _show_data(sources: Sequence[dict[str, Any]]) -> None:
-    from longred.data.inspection import files_texts
-
-    def text(count: int | None) -> str:
-        return "as needed" if count is None else f"{count:,}"
-
-    print_table(
-        ("source", "bucket", "needed tokens", "long enough", "documents", "held-out", "verdict"),
-        [
-            [
-                source["source"],
-                bucket["bucket"],
-                f"{bucket['needed_tokens']:,}",
-                text(bucket["available_tokens"]),
-                text(bucket["documents"]),
-                text(bucket["held_out_needed_tokens"]),
-                _verdict(bucket),
-            ]
-            for source in sources
-            for bucket in source["buckets"]
-        ],
-    )
-    for source in sources:
-        if source["num_bytes"] is None:
-            continue
-        how = "read as the run will" if source["is_exact"] else "by a sample"
-        typer.echo(
-            f"{source['source']}: {source['num_bytes']:,} bytes of text in {source['shards']:,} "
-            f"shards; {how}: {source['sampled_documents']:,} documents, "
-            f"{source['sampled_tokens']:,} tokens, {source['rejected']:,} rejected rows"
-        )
-        for note in files_texts(source["source"], source):
-            typer.echo(note)
-    typer.echo(
-        "long enough: tokens of training documents for this bucket; a document feeds one bucket, "
-        "and the verdict counts no token twice"
-    )
-    for problem in filter(None, (source["problem"] for source in sources)):
-        typer.echo(f"the run would refuse: {problem}")
-
-
-def _verdict(bucket: Mapping[str, Any]) -> str:
-    """Return a bucket's verdict, with its probability unless it is certain."""
-    held_out = ""
-    if bucket["held_out_chance"] < 1:
-        held_out = ", less held out"
-    if 0 < bucket["chance"] < 1:
-        return f"{bucket['verdict']} (in {bucket['chance']:.0%} of trials){held_out}"
-    return f"{bucket['verdict']}{held_out}"
-
-
-SECTIONS: dict[str, Callable[[Any], None]] = {"data": _show_data, "cost": _show_cost}
+SECTIONS: dict[str, Callable[[Any], None]] = {"data": show_data, "cost": _show_cost}
 """Parts of the plan: name → function that prints it."""

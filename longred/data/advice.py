@@ -57,10 +57,12 @@ def refuse_no_held_out(readings: Sequence[Reading]) -> None:
         and fills(config.model_copy(update={"validation_fraction": fraction}), documents)
     )
     found = next(tried, None)
+    note = _cut_note(readings)
     raise ConfigError(
         f"data.validation_fraction: {config.validation_fraction:g} of the documents are held out, "
         f"and none of them is long enough for a short block ({config.short_length} tokens); "
         f"{f'raise it to {found:g}' if found else 'raise it'} or add text"
+        f"{f'. {note.rstrip()}' if note else ''}"
     )
 
 

@@ -54,6 +54,7 @@ class BucketEstimate:
         verdict: `fits` (the run will fill it), `tight` (by a sample, it may) or `too little`.
         chance: share of trials in which it was filled; 0 or 1 if the source was read.
         held_out_needed_tokens: what the held-out split should have.
+        held_out_tokens: what it will have; None if the source was sampled.
         held_out_chance: as `chance`, for that; less is allowed if it is not empty.
     """
 
@@ -65,6 +66,7 @@ class BucketEstimate:
     verdict: str
     chance: float
     held_out_needed_tokens: int
+    held_out_tokens: int | None
     held_out_chance: float
 
 
@@ -251,9 +253,11 @@ def _exact(reading: Reading, text_bytes: int, problem: str | None) -> SourceEsti
     scale = stated / max(1, read)
     held_out = {q.bucket: q for q in reading.quotas if q.split == "held_out"}
 
+    def blocks(quota: Quota) -> int:
+        return reading.selection.blocks.get((quota.split, quota.bucket), 0)
+
     def chance(quota: Quota) -> float:
-        blocks = reading.selection.blocks.get((quota.split, quota.bucket), 0)
-        return float(blocks >= quota.needed)
+        return float(blocks(quota) >= quota.needed)
 
     buckets = [
         BucketEstimate(
@@ -265,6 +269,7 @@ def _exact(reading: Reading, text_bytes: int, problem: str | None) -> SourceEsti
             verdict=FITS if chance(quota) else TOO_LITTLE,
             chance=chance(quota),
             held_out_needed_tokens=held_out[quota.bucket].needed * quota.block_length,
+            held_out_tokens=blocks(held_out[quota.bucket]) * quota.block_length,
             held_out_chance=chance(held_out[quota.bucket]),
         )
         for quota in reading.quotas
@@ -311,6 +316,7 @@ def _sampled(
                     verdict=FITS if filled == 1 else TIGHT if filled else TOO_LITTLE,
                     chance=filled,
                     held_out_needed_tokens=held_out[quota.bucket].needed * quota.block_length,
+                    held_out_tokens=None,
                     held_out_chance=chance.get(("held_out", quota.bucket), 1.0),
                 )
             )
