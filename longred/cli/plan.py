@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longred.cli.common import Overrides, print_table
+from longred.cli.data_table import show_data
 from longred.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
@@ -173,35 +174,5 @@ def _rate(flops: float) -> str:
     return f"{flops / 1e12:,.3g} TFLOP/s"
 
 
-def _show_data(sources: Sequence[dict[str, Any]]) -> None:
-    def text(count: int | None) -> str:
-        return "as needed" if count is None else f"{count:,}"
-
-    print_table(
-        ("source", "shards", "text bytes", "bucket", "needed tokens", "available", "verdict"),
-        [
-            [
-                source["source"],
-                text(source["shards"]),
-                text(source["num_bytes"]),
-                bucket["bucket"],
-                f"{bucket['needed_tokens']:,}",
-                text(bucket["available_tokens"]),
-                bucket["verdict"],
-            ]
-            for source in sources
-            for bucket in source["buckets"]
-        ],
-    )
-    for source in sources:
-        typer.echo(
-            f"{source['source']}: from {source['sampled_documents']:,} documents, "
-            f"{source['sampled_tokens']:,} tokens, {source['rejected']:,} rejected rows"
-        )
-    typer.echo(
-        "available: tokens of training documents that are long enough; a document fills one bucket"
-    )
-
-
-SECTIONS: dict[str, Callable[[Any], None]] = {"data": _show_data, "cost": _show_cost}
+SECTIONS: dict[str, Callable[[Any], None]] = {"data": show_data, "cost": _show_cost}
 """Parts of the plan: name → function that prints it."""

@@ -6,7 +6,9 @@ second decides from document lengths alone what each block consists of, and then
 `buckets.prepare` runs both and is the entry point. From there down:
 
     buckets.py        calls estimate, executors, reading and writing, in this order
-    estimate.py       samples the sources and refuses a corpus that is too small
+    estimate.py       says before a run whether the text suffices: rehearsal.py reads a small
+                      corpus as the run will, sampling.py samples a large one
+    advice.py         refuses too little text and finds the settings that would fit it
     executors.py      tokenises shards in local processes; cluster.py does so through datatrove
     tokenise.py       tokenises one shard with tokens.py; skips documents by decontamination.py
     reading.py        reads as many shards of a source as its quotas need; skips duplicates
@@ -14,7 +16,8 @@ second decides from document lengths alone what each block consists of, and then
     filling.py        assigns documents to buckets and packs blocks, by lengths
     writing.py        copies the tokens of the blocks and writes the data folder
     sources.py        kinds of source (files.py, hub.py and the demo's), divided into shards
-    files.py          reads files, line by line with lines.py
+    finding.py        lists the files of a folder, and those that no reader takes
+    files.py          reads files, line by line with lines.py; cutting.py cuts long text files
     shards.py         the unit of work and its record; documents.py: documents and rejected rows
     layout.py         the format of a data folder, its index and its blocks
 
