@@ -18,10 +18,14 @@ from longred.cost.recipe import RecipePlan, choose_speeds, plan_recipe
 from longred.cost.shape import shape_of
 from longred.errors import ConfigError
 from longred.models.load import load_config
-from longred.stages.preflight import check_trainings
+from longred.progress import size
+from longred.stages.preflight import Preflight, refuse_all
 from longred.store.artifacts import Store
 from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training.launch import PausedError
+
+BUILT = ("data", "extension", "profiling", "selection", "training")
+"""Stages that a pilot builds or begins."""
 
 MAX_SLOWDOWN = 1.5
 """Measured over planned step time above which the verdict is no-go."""
@@ -111,13 +115,14 @@ def run_pilot(
     training = at_window.training
     method = training.recipe(training.method).merges or training.method
     base = stages.find_model(config.model, config.selection, store=store)
-    check_trainings(config)
+    for warning in refuse_all(Preflight(config, BUILT, reads_text=False)):
+        tell(warning)
     shape = shape_of(load_config(base.folder))
     plan = plan_recipe(config, shape, choose_speeds(config, shape))
     planned = plan.trainings[0]
     tell(
         f"planned: {planned.step_seconds:,.2f} s a step, {planned.tokens_per_second:,.0f} "
-        f"tokens/s, {planned.memory_bytes / 2**30:,.2f} GiB"
+        f"tokens/s, {size(planned.memory_bytes)}"
     )
     extended = stages.extend_model(at_window.extension, base, store=store)
     tell("data: preparing")
@@ -203,9 +208,7 @@ def judge(
     if measured.num_spikes:
         reasons.append(f"the loss spiked in {measured.num_spikes} steps")
     if free < needed:
-        reasons.append(
-            f"checkpoints and result need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-        )
+        reasons.append(f"checkpoints and result need {size(needed)}, {size(free)} are free")
     return Pilot(
         method=planned.method,
         planned=planned,
