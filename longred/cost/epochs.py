@@ -136,15 +136,3 @@ def warning(found: Sequence[Epochs]) -> str | None:
         f"{most.times:,.1f} times; above {MANY_EPOCHS:g} times a training learns little more and "
         "begins to learn by heart; use fewer steps or more text (data.num_tokens)"
     )
-
-
-def summary(found: Sequence[Epochs]) -> str:
-    """Return the epochs of each bucket, such as `long 1.0, short 0.5`: of the training with most.
-
-    Args:
-        found: of one or more trainings.
-    """
-    most: dict[str, float] = {}
-    for one in found:
-        most[one.bucket] = max(most.get(one.bucket, 0.0), one.times)
-    return ", ".join(f"{bucket} {count:,.2g}" for bucket, count in most.items())

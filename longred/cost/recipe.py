@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from longred.cost.advice import Remedy, remedies
 from longred.cost.calibrate import calibrate
 from longred.cost.flops import forward_flops, visible_keys
-from longred.cost.plan import TrainingPlan, flops_seconds, plan_training
+from longred.cost.plan import TOLERANCE, TrainingPlan, flops_seconds, plan_training
 from longred.cost.shape import ModelShape, named_config, shape_of
 from longred.cost.speeds import Speeds, key_of, known
 from longred.errors import PreflightError
@@ -99,6 +99,28 @@ def lengths_of(config: "RunConfig", job: TrainingJob) -> dict[str, int]:
     return {**config.training.block_lengths(), "long": job.target_window}
 
 
+def choose_device(
+    config: "RunConfig", shape: ModelShape, *, device: str = "auto", measure: bool = False
+) -> tuple[str, bool]:
+    """Return the device that a recipe is planned for, and whether this machine has it.
+
+    Args: as `choose_speeds`.
+    """
+    here = _device_here(config)
+    if device == "auto":
+        small = shape.num_parameters <= SMALL_MODEL
+        device = here if here != "cpu" or small or measure else DEFAULT_GPU
+        device = key_of(device) or device
+    return device, device == (key_of(here) or here)
+
+
+def _device_here(config: "RunConfig") -> str:
+    """Return the name of this machine's GPU, or `cpu`."""
+    if config.training.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name()
+
+
 def choose_speeds(
     config: "RunConfig", shape: ModelShape, *, device: str = "auto", measure: bool = False
 ) -> Speeds:
@@ -116,14 +138,8 @@ def choose_speeds(
         PreflightError: `measure` is set and this machine does not have the device.
     """
     training = config.training
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    if training.device == "cpu":
-        here = "cpu"
-    if device == "auto":
-        small = shape.num_parameters <= SMALL_MODEL
-        device = here if here != "cpu" or small or measure else DEFAULT_GPU
-        device = key_of(device) or device
-    is_here = device == (key_of(here) or here)
+    device, is_here = choose_device(config, shape, device=device, measure=measure)
+    here = _device_here(config)
     if measure and not is_here:
         raise PreflightError(
             f"--calibrate: measures this machine ({here}), not {device}; omit --device, or omit "
@@ -192,6 +208,7 @@ class RecipePlan:
             "profiling": dict(self.profiling),
             "evaluation": dict(self.evaluation),
             "fits": self.fits,
+            "tolerance": TOLERANCE,
             "advice": [one._asdict() for one in self.advice],
             "gpu_hours": self.gpu_hours,
             "flops_are": "causal; attention's backward pass counts as two forward passes; "

@@ -70,6 +70,7 @@ class Pilot:
         measured: the measured steps.
         remaining_seconds: time to the end of all trainings at the measured speed.
         remaining_gpu_hours: of trainings, profiling and evaluation.
+        on_gpu: whether they are hours of GPUs.
         price: of those hours, if the price of a GPU hour is known.
         reasons: why not to continue; empty for a go.
     """
@@ -79,6 +80,7 @@ class Pilot:
     measured: Measured
     remaining_seconds: float
     remaining_gpu_hours: float
+    on_gpu: bool
     price: float | None
     reasons: tuple[str, ...]
 
@@ -215,6 +217,7 @@ def judge(
         measured=measured,
         remaining_seconds=seconds,
         remaining_gpu_hours=gpu_hours,
+        on_gpu=plan.speeds.kind == "cuda",
         price=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
         reasons=tuple(reasons),
     )

@@ -19,6 +19,7 @@ from longred.store.artifacts import Store, existing_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from longred.cost.shape import ModelShape
     from longred.runs.session import Run
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,13 @@ class Preflight:
         from longred.cost.recipe import config_of_model
 
         return config_of_model(self.config)
+
+    @cached_property
+    def shape(self) -> "ModelShape":
+        """Shape of the original model."""
+        from longred.cost.shape import shape_of
+
+        return shape_of(self.model)
 
     @cached_property
     def tokenizer_folder(self) -> Path | None:
@@ -154,6 +162,28 @@ def find_problems(asked: Preflight) -> tuple[list[LongredError], list[str]]:
             if str(error) not in map(str, problems):
                 problems.append(error)
     return problems, warnings
+
+
+def claimed_window(asked: Preflight) -> str:
+    """Return one sentence: which window an exported student claims, and why.
+
+    Raises:
+        ConfigError: the model cannot be extended so.
+    """
+    from longred.models.architectures import main_rope
+
+    extended = asked.extended(asked.config)
+    rope = main_rope(extended)
+    how = f"RoPE is rescaled by {asked.config.extension.method}"
+    if rope.get("rope_type", "default") != "default":
+        how += f", which readers must support as rope type {rope['rope_type']}"
+    else:
+        how += f" to rope_theta {rope['rope_theta']:,.0f}"
+    window = extended.max_position_embeddings
+    return (
+        f"exports claim a window of {window:,} tokens (max_position_embeddings), since "
+        f"target_window is {asked.config.target_window:,} and {how}"
+    )
 
 
 def _check_windows(asked: Preflight) -> Iterator[str]:
@@ -252,12 +282,11 @@ def _check_trainings(asked: Preflight) -> Iterator[str]:
     from longred.attention.backends import choose_backend, needs_of
     from longred.cost.fit import refuse_what_cannot_fit
     from longred.cost.recipe import jobs, lengths_of, ways_out
-    from longred.cost.shape import shape_of
     from longred.models.load import choose_device
     from longred.training.launch import LAUNCHER
     from longred.training.machine import check_gpus, check_machine, check_model
 
-    config, shape = asked.config, shape_of(asked.model)
+    config, shape = asked.config, asked.shape
     wanted = [job for job in jobs(config, shape) if asked.trains(job.method)]
     extended = {w.target_window: asked.extended(w) for w in (*config.windows(), config)}
     for job in wanted:
@@ -282,18 +311,16 @@ def _check_disk(asked: Preflight) -> Iterator[str]:
     """Check the disk space of all trainings: their results, and the checkpoints of one."""
     from longred.cost.memory import disk_bytes
     from longred.cost.recipe import jobs
-    from longred.cost.shape import shape_of
 
     if not asked.is_here:
         return
     root = Store(asked.config.store.path).root
     free = shutil.disk_usage(existing_folder(root)).free
-    shape = shape_of(asked.model)
     results = 0.0
-    for job in jobs(asked.config, shape):
+    for job in jobs(asked.config, asked.shape):
         if not asked.trains(job.method):
             continue
-        disk = disk_bytes(shape, job)
+        disk = disk_bytes(asked.shape, job)
         results += disk["result"]
         needed = results + disk["checkpoints"]
         if needed > free:
