@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +157,7 @@ def find_problems(asked: Preflight) -> tuple[list[LongredError], list[str]]:
         if stage not in asked.stages:
             continue
         try:
-            warnings += check(asked)
+            warnings += check(asked) or ()
         except LongredError as error:
             if str(error) not in map(str, problems):
                 problems.append(error)
@@ -217,7 +217,7 @@ def _check_quotas(asked: Preflight) -> Iterator[str]:
         )
 
 
-def _check_executor(asked: Preflight) -> Iterator[str]:
+def _check_executor(asked: Preflight) -> None:
     """Check that this machine has the executor of the data stage."""
     kind = asked.config.data.executor.kind
     if asked.is_here and kind != "pool":
@@ -229,10 +229,9 @@ def _check_executor(asked: Preflight) -> Iterator[str]:
                 "data.executor.kind: slurm needs the command sbatch, which is not on this machine; "
                 "start the run where jobs are submitted, or use pool"
             )
-    yield from ()
 
 
-def _check_text(asked: Preflight) -> Iterator[str]:
+def _check_text(asked: Preflight) -> None:
     """Check that there is enough text."""
     from longred.data.estimate import refuse_hopeless
     from longred.data.tokens import TextTokenizer
@@ -242,16 +241,14 @@ def _check_text(asked: Preflight) -> Iterator[str]:
         for at_window in (*asked.config.windows(), asked.config):
             data = at_window.data
             refuse_hopeless(data, TextTokenizer(folder, add_bos=data.add_bos))
-    yield from ()
 
 
-def _check_selection(asked: Preflight) -> Iterator[str]:
+def _check_selection(asked: Preflight) -> None:
     from longred.method.selection import select_layers
 
     # The scores do not matter: a selection that fails on equal scores fails on any.
     scores = [1.0] * asked.model.num_hidden_layers
     select_layers(scores, **asked.config.selection.model_dump())
-    yield from ()
 
 
 def _check_epochs(asked: Preflight) -> Iterator[str]:
@@ -263,15 +260,14 @@ def _check_epochs(asked: Preflight) -> Iterator[str]:
         yield text
 
 
-def _check_profiling(asked: Preflight) -> Iterator[str]:
+def _check_profiling(asked: Preflight) -> None:
     from longred.models.load import choose_device
 
     if asked.is_here:
         choose_device(asked.config.profiling.device, "profiling.device")
-    yield from ()
 
 
-def _check_trainings(asked: Preflight) -> Iterator[str]:
+def _check_trainings(asked: Preflight) -> None:
     """Check that trainings suit their model and this machine.
 
     If the user's own command starts the trainers, they may run on other machines, and the trainers
@@ -304,10 +300,9 @@ def _check_trainings(asked: Preflight) -> Iterator[str]:
     if asked.checks_memory:
         sized = [(job, lengths_of(config, job)) for job in wanted]
         refuse_what_cannot_fit(shape, sized, device, num_here=num_here, **ways_out(config))
-    yield from ()
 
 
-def _check_disk(asked: Preflight) -> Iterator[str]:
+def _check_disk(asked: Preflight) -> None:
     """Check the disk space of all trainings: their results, and the checkpoints of one."""
     from longred.cost.memory import disk_bytes
     from longred.cost.recipe import jobs
@@ -330,7 +325,6 @@ def _check_disk(asked: Preflight) -> Iterator[str]:
                 "store.path elsewhere, keep fewer (training.num_checkpoints), or keep moments in 8 "
                 "bits (training.optimizer=adamw8bit)"
             )
-    yield from ()
 
 
 def _check_questions(asked: Preflight) -> Iterator[str]:
@@ -363,7 +357,7 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
             )
 
 
-def _check_evaluation(asked: Preflight) -> Iterator[str]:
+def _check_evaluation(asked: Preflight) -> None:
     """Check that models can be evaluated as configured, on this machine."""
     import torch
 
@@ -387,7 +381,6 @@ def _check_evaluation(asked: Preflight) -> Iterator[str]:
         )
     if config.backend == "vllm":
         _check_package("vllm", "evaluation.backend: vllm", "pip install longred[vllm]")
-    yield from ()
 
 
 def _check_package(name: str, key: str, install: str) -> None:
@@ -397,7 +390,7 @@ def _check_package(name: str, key: str, install: str) -> None:
         raise PreflightError(f"{key} needs the package {name}, which is not installed; {install}")
 
 
-CHECKS: Sequence[tuple[str, Callable[[Preflight], Iterator[str]]]] = (
+CHECKS: Sequence[tuple[str, Callable[[Preflight], Iterable[str] | None]]] = (
     ("extension", _check_windows),
     ("data", _check_quotas),
     ("data", _check_executor),
@@ -410,4 +403,4 @@ CHECKS: Sequence[tuple[str, Callable[[Preflight], Iterator[str]]]] = (
     ("evaluation", _check_evaluation),
     ("data", _check_text),
 )
-"""The checks, each with the stage that would refuse; those that read much come last."""
+"""The checks, each with the stage that would refuse; they return warnings. The slowest is last."""
