@@ -1,4 +1,4 @@
-"""Progress of a stage."""
+"""Progress of a stage, and durations and sizes in words."""
 
 from collections.abc import Callable
 
@@ -13,4 +13,15 @@ def duration(seconds: float) -> str:
         return f"{hours / 24:.1f} days"
     if hours >= 1:
         return f"{int(hours)} h {int(minutes % 60)} min"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    if minutes >= 2:
+        return f"{minutes:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 1 or seconds <= 0 else "under 1 s"
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes in its largest binary unit, such as `1.5 GiB` or `340 MiB`."""
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:,.1f} GiB"
+    if num_bytes >= 2**20:
+        return f"{num_bytes / 2**20:.0f} MiB"
+    return f"{num_bytes / 2**10:.0f} KiB"

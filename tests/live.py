@@ -30,7 +30,12 @@ SMALL = [
     "training.micro_batch_tokens=2048",
     "training.baselines=[]",
 ]
-LONG = [*SMALL, "training.num_steps=5000", "training.save_every_steps=1000"]
+LONG = [
+    *SMALL,
+    "training.num_steps=5000",
+    "training.max_epochs=1000",
+    "training.save_every_steps=1000",
+]
 """Overrides of a training that is too long for a test to wait for its end."""
 
 

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import Overrides, print_table
+from longred.cli.common import Overrides
+from longred.cli.cost_tables import show_cost, wrap
 from longred.cli.data_table import show_data
-from longred.errors import ConfigError, PreflightError
+from longred.errors import ConfigError, LongredError, PreflightError
 
 if TYPE_CHECKING:
     from longred.config import RunConfig
-
-GIB = 2**30
 
 
 def plan(
@@ -38,141 +37,117 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Estimate a recipe's data, time, memory and money, and whether it fits; write nothing.
+    """Say whether a recipe would run, and what it costs in time, memory and money; write nothing.
 
-    Works offline for the packaged recipes, without the part on their data.
+    The first line is the verdict: fits, does not fit, or refused and why. Works offline for the
+    packaged recipes, without the part on their data.
     """
-    from longred.data.estimate import estimate, to_json
-    from longred.models.load import resolve_model
     from longred.runs.record import load_config
 
     if section is not None and section not in SECTIONS:
         raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
     processes = [] if gpus is None else [f"training.parallel.num_processes={gpus}"]
     config = load_config(recipe, [*(overrides or []), *processes])
-    sections: dict[str, Any] = {}
-    if section != "cost":
-        try:
-            folder = resolve_model(config.model.path, config.model.revision, weights=False)
-            sections["data"] = to_json(estimate(config.data, folder))
-        except PreflightError as error:
-            # The cost part needs neither hub nor data; print it alone.
-            if section == "data":
-                raise
-            sections["data"] = {"left_out": str(error).partition("; ")[0]}
+    values: dict[str, Any] = {}
+    problems: list[LongredError] = []
     if section != "data":
-        sections["cost"] = _plan_cost(config, device, measure, price)
+        is_elsewhere = gpus is not None or device != "auto"
+        values, problems = _plan_cost(config, device, measure, price, is_elsewhere)
+    if section != "cost":
+        values["data"] = _plan_data(config, is_all=section is None)
+        problems += [ConfigError(text) for text in _data_problems(values["data"])]
+    values["verdict"] = _verdict_of(values, problems)
     if as_json:
-        typer.echo(json.dumps(sections, indent=2))
-        return
-    for name, values in sections.items():
-        if "left_out" in values:
-            typer.echo(f"{name:<12}skipped: {values['left_out']}\n")
-            continue
-        typer.echo(f"{name}\n")
-        SECTIONS[name](values)
+        typer.echo(json.dumps(values, indent=2))
+    else:
+        _show(values)
+    if problems:
+        raise typer.Exit(problems[0].exit_code)
 
 
 def _plan_cost(
-    config: "RunConfig", device: str, measure: bool, price: float | None
-) -> dict[str, Any]:
-    from longred.cost import recipe
+    config: "RunConfig", device: str, measure: bool, price: float | None, is_elsewhere: bool
+) -> tuple[dict[str, Any], list[LongredError]]:
+    """Return the cost, epochs, window and warnings of a recipe, and what would be refused."""
+    from longred.cost import epochs, recipe
+    from longred.stages.preflight import Preflight, claimed_window, find_problems
 
     shape = recipe.shape_of_model(config)
+    _, is_here = recipe.choose_device(config, shape, device=device, measure=measure)
     speeds = recipe.choose_speeds(config, shape, device=device, measure=measure)
-    values = recipe.plan_recipe(config, shape, speeds).to_json()
+    found = recipe.plan_recipe(config, shape, speeds)
+    asked = Preflight(
+        config,
+        is_here=is_here and not is_elsewhere,
+        reads_text=False,
+        needs_model=False,
+        checks_memory=found.fits,
+    )
+    problems, warnings = find_problems(asked)
+    cost = found.to_json()
     if price is not None:
-        values["price"] = values["gpu_hours"] * price
-    return values
+        cost["price"] = cost["gpu_hours"] * price
+    values: dict[str, Any] = {"cost": cost, "warnings": warnings}
+    try:
+        read = epochs.epochs_of(config)
+        values["epochs"] = [{**one._asdict(), "times": one.times} for one in read]
+        values["window"] = claimed_window(asked)
+    except ConfigError:
+        # It is among the problems.
+        values.setdefault("epochs", [])
+    values["max_epochs"] = config.training.max_epochs
+    return values, problems
 
 
-def _show_cost(values: Mapping[str, Any]) -> None:
-    device, trainings = values["device"], values["trainings"]
-    how = "measured here" if device["is_measured"] else "published figures; --calibrate measures"
-    typer.echo(f"model       {values['num_parameters']:,} parameters")
-    typer.echo(
-        f"device      {device['name']}, {device['memory_bytes'] / GIB:,.0f} GiB, {how}: products "
-        f"{_rate(device['matmul_flops'])}, peak {_rate(device['peak_flops'])}\n"
-    )
-    print_table(
-        ("training", "GPUs", "tokens", "FLOPs a step", "MFU", "s a step", "tokens/s", "hours"),
-        [
-            [
-                one["method"],
-                str(one["num_processes"]),
-                f"{one['tokens']:,}",
-                f"{one['flops']:.2e}",
-                f"{one['mfu']:.2f}",
-                f"{one['step_seconds']:,.2f}",
-                f"{one['tokens_per_second']:,.0f}",
-                f"{one['seconds'] / 3600:,.2f}",
-            ]
-            for one in trainings
-        ],
-    )
-    print_table(
-        ("GFLOPs a token", "long", "short", "original"),
-        [
-            [one["method"], *(_gflops(one, bucket) for bucket in ("long", "short", "original"))]
-            for one in trainings
-        ],
-    )
-    _show_memory(trainings)
-    for name in ("profiling", "evaluation"):
-        stage = values[name]
-        typer.echo(
-            f"{name:<12}{stage['tokens']:,.0f} tokens, {stage['flops']:.2e} FLOPs, "
-            f"{stage['seconds'] / 3600:,.2f} hours"
-        )
-    money = f", {values['price']:,.2f} in money" if "price" in values else ""
-    typer.echo(f"all         {values['gpu_hours']:,.2f} GPU hours{money}")
-    typer.echo("FLOPs count causal attention, and no recomputation")
+def _plan_data(config: "RunConfig", *, is_all: bool) -> Any:
+    """Return what the sources can provide; or why that is unknown, which does not end a plan."""
+    from longred.data.estimate import estimate, to_json
+    from longred.models.load import resolve_model
+
+    try:
+        folder = resolve_model(config.model.path, config.model.revision, weights=False)
+        return to_json(estimate(config.data, folder))
+    except PreflightError as error:
+        if not is_all:
+            raise
+        return {"left_out": str(error)}
+    except ConfigError as error:
+        return {"problem": str(error)}
 
 
-def _show_memory(trainings: Sequence[Mapping[str, Any]]) -> None:
-    parts = list(dict.fromkeys(part for one in trainings for part in one["memory"]))
-    used = [part for part in parts if any(one["memory"][part] for one in trainings)]
-    has_reserve = any(one["reserve_bytes"] for one in trainings)
-    print_table(
-        ("GiB a GPU", *(one["method"] for one in trainings)),
-        [
-            *([part, *(_gib(one["memory"][part]) for one in trainings)] for part in used),
-            ["all", *(_gib(one["memory_bytes"]) for one in trainings)],
-            *([["reserve", *(_gib(one["reserve_bytes"]) for one in trainings)]] * has_reserve),
-            ["host", *(_gib(one["host_bytes"]) for one in trainings)],
-            ["checkpoints", *(_gib(one["disk"]["checkpoints"]) for one in trainings)],
-            ["result", *(_gib(one["disk"]["result"]) for one in trainings)],
-        ],
-    )
-    for one in trainings:
-        if one["fits"]:
-            typer.echo(f"{one['method']}: fits")
-            continue
-        reserved = f", {_gib(one['reserve_bytes'])} of it reserved" if one["reserve_bytes"] else ""
-        typer.echo(
-            f"{one['method']}: does not fit into {one['limit_bytes'] / GIB:,.1f} GiB{reserved}"
-        )
-        for step in one["advice"]:
-            how = "or alone" if step["is_alone"] else "with"
-            fits = ", fits" if step["fits"] else ""
-            typer.echo(f"  {how} {step['setting']}: {_gib(step['memory_bytes'])} GiB{fits}")
-        if not one["advice"] or not one["advice"][-1]["fits"]:
-            typer.echo("  more GPUs: --gpus; or a smaller target_window")
-    typer.echo("")
+def _data_problems(data: Any) -> list[str]:
+    """Return what the data stage would refuse."""
+    sources = [data] if isinstance(data, Mapping) else data
+    found = [str(source["problem"]) for source in sources if source.get("problem")]
+    return list(dict.fromkeys(found))
 
 
-def _gflops(one: Mapping[str, Any], bucket: str) -> str:
-    flops = one["flops_by_bucket"].get(bucket)
-    return "-" if flops is None else f"{flops / 1e9:,.3g}"
+def _verdict_of(values: Mapping[str, Any], problems: Sequence[LongredError]) -> dict[str, Any]:
+    """Return the verdict in one or two words, and the reasons of a refusal."""
+    reasons = list(dict.fromkeys(map(str, problems)))
+    fits = values.get("cost", {}).get("fits", True)
+    return {"verdict": "refused" if reasons else "fits" if fits else "does not fit", "why": reasons}
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f}"
+def _show(values: Mapping[str, Any]) -> None:
+    """Print a plan: the verdict, the cost, the data, then warnings."""
+    verdict = values["verdict"]
+    for reason in verdict["why"]:
+        typer.echo(wrap(f"refused: {reason}"))
+    if "cost" in values:
+        show_cost(values)
+    elif not verdict["why"]:
+        typer.echo("fits\n")
+    if isinstance(data := values.get("data"), list):
+        typer.echo("data\n")
+        show_data(data)
+    elif data and "left_out" in data:
+        typer.echo(wrap(f"data: not looked at, {data['left_out']}"))
+    if "window" in values:
+        typer.echo("\n" + wrap(values["window"]))
+    for warning in values.get("warnings", []):
+        typer.echo(wrap(f"warning: {warning}"))
 
 
-def _rate(flops: float) -> str:
-    return f"{flops / 1e12:,.3g} TFLOP/s"
-
-
-SECTIONS: dict[str, Callable[[Any], None]] = {"data": show_data, "cost": _show_cost}
+SECTIONS: dict[str, Callable[[Any], None]] = {"data": show_data, "cost": show_cost}
 """Parts of the plan: name → function that prints it."""

@@ -10,7 +10,7 @@ import typer
 
 from longred.cli.common import Overrides, StoreOption, open_store, print_table
 from longred.errors import ConfigError, Stopped
-from longred.progress import duration
+from longred.progress import duration, size
 from longred.runs.scope import Scope
 
 if TYPE_CHECKING:
@@ -91,15 +91,26 @@ def show(
 
 
 def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> None:
-    """Print which stages of the pipeline would run."""
+    """Print which stages of the pipeline would run; refuse what these would refuse."""
+    from longred.cli.cost_tables import wrap
     from longred.cli.flow_host import dry_run_pipeline
+    from longred.runs.record import load_config
     from longred.runs.session import Watcher, run_options
+    from longred.stages.preflight import Preflight, claimed_window, refuse_all
 
     watcher = Watcher()
     with run_options(scope=scope, listener=watcher):
         dry_run_pipeline(recipe, overrides)
     stages = watcher.stages
     fates = [scope.fate(stage.stage, stage.reason) for stage in stages]
+    running = [stage for stage, fate in zip(stages, fates, strict=True) if fate == "runs"]
+    config = load_config(recipe, overrides)
+    methods = [
+        method
+        for method in config.training.methods()
+        if any(method in stage.name and stage.stage == "training" for stage in running)
+    ]
+    asked = Preflight(config, {stage.stage for stage in running}, methods)
     if as_json:
         keys = ("name", "stage", "digest", "reason")
         rows = [
@@ -107,10 +118,24 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
             for stage, fate in zip(stages, fates, strict=True)
         ]
         typer.echo(json.dumps(rows, indent=2))
-        return
-    for stage, fate in zip(stages, fates, strict=True):
-        typer.echo(f"  {stage.name:<22} {fate:<8} {stage.digest}  {stage.reason or ''}".rstrip())
-    typer.echo(f"{sum(fate == 'runs' for fate in fates)} of {len(stages)} would run")
+    else:
+        for stage, fate in zip(stages, fates, strict=True):
+            typer.echo(
+                f"  {stage.name:<22} {fate:<8} {stage.digest}  {stage.reason or ''}".rstrip()
+            )
+        typer.echo(f"{len(running)} of {len(stages)} would run")
+    missing = [stage.name for stage, fate in zip(stages, fates, strict=True) if fate == "missing"]
+    if missing:
+        raise ConfigError(
+            f"--only {scope.only}: {missing[0]} is not made yet; run it first, or leave out --only"
+        )
+    warnings = refuse_all(asked) if running else []
+    if not as_json:
+        if "extension" in asked.stages or "training" in asked.stages:
+            typer.echo(wrap(claimed_window(asked)))
+        typer.echo("nothing is refused")
+    for warning in warnings:
+        typer.echo(wrap(f"warning: {warning}"), err=as_json)
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
@@ -157,18 +182,15 @@ def _pilot(
 def _print_pilot(found: "Pilot") -> None:
     planned, measured = found.planned, found.measured
     rows = [
-        ("s a step", planned.step_seconds, measured.step_seconds, 1.0),
-        ("tokens/s", planned.tokens_per_second, measured.tokens_per_second, 1.0),
-        ("MFU", planned.mfu, measured.mfu, 1.0),
-        ("peak GiB", planned.memory_bytes, measured.peak_memory_bytes, 2.0**30),
+        ("s a step", planned.step_seconds, measured.step_seconds, "{:,.2f}".format),
+        ("tokens/s", planned.tokens_per_second, measured.tokens_per_second, "{:,.0f}".format),
+        ("MFU", planned.mfu, measured.mfu, "{:,.2f}".format),
+        ("peak memory", planned.memory_bytes, measured.peak_memory_bytes, size),
     ]
     typer.echo(f"{found.method}, steps {measured.first_step} to {measured.last_step}\n")
     print_table(
         ("", "planned", "measured", "off by"),
-        [
-            [name, f"{p / unit:,.2f}", f"{m / unit:,.2f}", f"{m / p - 1:+.0%}"]
-            for name, p, m, unit in rows
-        ],
+        [[name, text(p), text(m), f"{m / p - 1:+.0%}"] for name, p, m, text in rows],
     )
     print_table(
         ("loss", "first steps", "last steps"),
@@ -178,9 +200,12 @@ def _print_pilot(found: "Pilot") -> None:
         ],
     )
     money = "" if found.price is None else f", {found.price:,.2f} in money"
+    hours = found.remaining_gpu_hours
+    # Processes on a CPU share it.
+    whole = f"{hours:,.2f} GPU hours" if found.on_gpu else duration(hours * 3600)
     typer.echo(
         f"remaining   {duration(found.remaining_seconds)} of training, "
-        f"{found.remaining_gpu_hours:,.2f} GPU hours with profiling and evaluation{money}"
+        f"{whole} with profiling and evaluation{money}"
     )
     typer.echo("no-go" if found.reasons else "go          no problem found")
     for reason in found.reasons:

@@ -1,5 +1,6 @@
 """Rules across the sections of a recipe, and secrets that no setting may contain."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,8 @@ def _data_problems(config: "RunConfig") -> Iterator[str]:
     if data.short_length * 2 > config.original_window:
         yield (
             f"data.short_length: {data.short_length} is more than half of original_window "
-            f"({config.original_window}), where the teacher is not reliable"
+            f"({config.original_window}), where the teacher is not reliable; use "
+            f"{max(1, config.original_window // 2)} or less"
         )
     if set(data.ratio) != set(BUCKETS):
         yield "data.ratio: needs exactly the buckets long, short and original"
@@ -176,7 +178,9 @@ def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
             yield f"evaluation.{name}.lengths: {shown(too_long)} exceed target_window ({window})"
 
 
-def _step_problems(config: "RunConfig") -> Iterator[str]:
+def _step_problems(config: "RunConfig", whole: "RunConfig | None" = None) -> Iterator[str]:
+    """Check the rows of a step; advice holds for all windows of the `whole` run."""
+    whole = whole or config
     training, layout = config.training, config.training.parallel
     lengths = training.block_lengths()
     problem = layout.problem()
@@ -186,17 +190,51 @@ def _step_problems(config: "RunConfig") -> Iterator[str]:
     for method in training.methods():
         for bucket, tokens in training.bucket_tokens(method).items():
             if tokens < lengths[bucket] or tokens % lengths[bucket]:
-                unit = sum(config.data.ratio.values()) * max(lengths.values())
                 yield (
                     f"training.step_tokens: {training.step_tokens} gives the {bucket} bucket "
                     f"{float(tokens):g} tokens a step for {method}, not a whole number of blocks "
-                    f"of {lengths[bucket]}; try a multiple of {unit}"
+                    f"of {lengths[bucket]}; {step_advice(whole)}"
                 )
                 continue
-            num_rows = int(tokens) // lengths[bucket]
+            num_rows, readers = int(tokens) // lengths[bucket], layout.readers(bucket)
+            if num_rows % readers:
+                yield (
+                    f"training.parallel.num_processes: {layout.num_processes} processes cannot "
+                    f"divide the {num_rows} rows of the {bucket} bucket in a step of {method}, "
+                    f"since {readers} of them read different rows; use fewer processes, or change "
+                    f"training.step_tokens: {step_advice(whole)}"
+                )
+                continue
             problem = layout.rows_problem(bucket, num_rows, lengths["long"])
             if problem:
                 yield f"{problem} ({method})"
+
+
+def step_unit(config: "RunConfig") -> int:
+    """Return the number whose multiples are the possible values of `training.step_tokens`.
+
+    Each multiple gives every bucket of every method, at every window, a whole number of blocks
+    that the processes can divide.
+    """
+    unit = 1
+    for at_window in (*config.windows(), config):
+        training, lengths = at_window.training, at_window.training.block_lengths()
+        for method in training.methods():
+            buckets = training.recipe(method).buckets()
+            whole = sum(training.ratio[bucket] for bucket in buckets)
+            for bucket in buckets:
+                tokens = lengths[bucket] * training.parallel.readers(bucket) * whole
+                unit = math.lcm(unit, tokens // math.gcd(tokens, training.ratio[bucket]))
+    return unit
+
+
+def step_advice(config: "RunConfig") -> str:
+    """Return which values of `training.step_tokens` next to the given one are possible."""
+    unit = step_unit(config)
+    below = config.training.step_tokens // unit * unit
+    if not below:
+        return f"the smallest that works is {unit}"
+    return f"the nearest that work are {below} and {below + unit}"
 
 
 def _windows_problems(config: "RunConfig") -> Iterator[str]:
@@ -222,6 +260,10 @@ def _windows_problems(config: "RunConfig") -> Iterator[str]:
             "model. Train lora in a run without windows"
         )
     for number, at_window in enumerate(config.windows()):
-        for check in (_extension_problems, _training_problems, _step_problems):
-            for problem in check(at_window):
-                yield f"extension.windows.{number}: at this window, {problem}"
+        found = (
+            *_extension_problems(at_window),
+            *_training_problems(at_window),
+            *_step_problems(at_window, config),
+        )
+        for problem in found:
+            yield f"extension.windows.{number}: at this window, {problem}"

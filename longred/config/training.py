@@ -73,6 +73,11 @@ class TrainingConfig(Section, TrainingSettings):  # type: ignore[misc]
     short_length: int = 0
     ratio: dict[str, int] = {}
     parallel: Undigested[ParallelConfig] = ParallelConfig()
+    max_epochs: Undigested[Positive] = Field(
+        default=16.0,
+        description="How often a training may read a bucket of its data, in epochs; a recipe that "
+        "reads one more often is refused before its first stage.",
+    )
 
     def methods(self) -> list[str]:
         """Return the method and its baselines, each once, in the order of training."""

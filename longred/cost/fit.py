@@ -1,73 +1,85 @@
 """Refuses a training that does not fit this machine's memory, before its weights are loaded."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from longred.cost.advice import advice
+from longred.cost.advice import Sized, peak, remedies
 from longred.cost.calibrate import fastest_product
 from longred.cost.flops import batches, step_flops
 from longred.cost.machine import memory_of
 from longred.cost.memory import memory_parts, reserve_bytes
 from longred.cost.plan import TOLERANCE
 from longred.cost.shape import ModelShape
-from longred.cost.speeds import GIB, key_of, known
+from longred.cost.speeds import key_of, known
 from longred.errors import PreflightError
 from longred.method.job import TrainingJob
+from longred.method.layout import Layout
+from longred.progress import size
 
 log = logging.getLogger(__name__)
 
 
 def refuse_what_cannot_fit(
     shape: ModelShape,
-    job: TrainingJob,
-    lengths: Mapping[str, int],
+    trainings: Sequence[Sized],
     device: torch.device,
     *,
     num_here: int,
+    adapters_for: str | None = None,
+    can_divide: Callable[[Layout], bool] = lambda layout: True,
 ) -> None:
-    """Refuse a training that would not fit even if its plan were too high by `TOLERANCE`.
+    """Refuse trainings that would not fit even if their plan were too high by `TOLERANCE`.
 
-    Log a warning if it fits only within the tolerance or without the reserve.
+    Log a warning if one fits only within the tolerance or without the reserve.
 
     Args:
         shape: the model's shape.
-        job: the training.
-        lengths: row length of each bucket, tokens.
+        trainings: the trainings, with the row lengths of their buckets.
         device: the device of each process.
         num_here: number of processes on this machine.
+        adapters_for, can_divide: see `longred.cost.advice.remedies`.
 
     Raises:
-        PreflightError: the training does not fit; the message names settings that make it fit.
+        PreflightError: one does not fit; the message names what makes all of them fit.
     """
     # Processes on one machine have one GPU each and share the host memory.
     limit = memory_of(device) / (1 if device.type == "cuda" else num_here)
+    reserve = reserve_bytes(limit, device=device.type)
+    largest = max(trainings, key=lambda sized: peak(shape, [sized], device.type))
+    job, lengths = largest
     parts = memory_parts(shape, job, batches(job, lengths), device=device.type)
     needed = sum(parts.values())
-    reserve = reserve_bytes(limit, device=device.type)
     if needed + reserve <= limit:
         return
-    largest = sorted(parts, key=lambda part: -parts[part])[:3]
-    shares = ", ".join(f"{part} {parts[part] / GIB:.1f}" for part in largest)
-    reserved = f", {reserve / GIB:.1f} of it for CUDA itself" if reserve else ""
+    most = sorted(parts, key=lambda part: -parts[part])[:3]
+    shares = ", ".join(f"{part} {size(parts[part])}" for part in most)
+    reserved = f", {size(reserve)} of it for CUDA itself" if reserve else ""
     text = (
-        f"{job.method} needs about {needed / GIB:.1f} GiB ({shares}) and this machine's "
-        f"{device.type} has {limit / GIB:.1f} GiB{reserved}"
+        f"{job.method} needs about {size(needed)} ({shares}) and this machine's "
+        f"{device.type} has {size(limit)}{reserved}"
     )
     if needed * (1 - TOLERANCE) <= limit:
-        log.warning("training: %s; it may run out of memory", text)
+        log.warning("%s; it may run out of memory", text)
         return
-    left = limit - reserve
-    settings = list(advice(shape, job, lengths, kind=device.type, limit_bytes=left))
-    words = "only more GPUs (training.parallel.num_processes) would help"
-    if settings and settings[-1].memory_bytes <= left:
-        last = settings[-1]
-        named = " ".join(one.setting for one in ([last] if last.is_alone else settings))
-        words = f"{named} would need {last.memory_bytes / GIB:.1f} GiB"
-    raise PreflightError(
-        f"{settings[0].setting.partition('=')[0] if settings else 'training'}: {text}; {words}"
+    found = remedies(
+        shape,
+        trainings,
+        kind=device.type,
+        limit_bytes=limit - reserve,
+        adapters_for=adapters_for,
+        can_divide=can_divide,
     )
+    ways = [f"{' '.join(one.settings)} ({size(one.memory_bytes)})" for one in found]
+    advice = f"with {', or '.join(ways)} it fits" if ways else hopeless(device.type)
+    raise PreflightError(f"training: {text}; {advice}")
+
+
+def hopeless(kind: str) -> str:
+    """Return what to do if neither settings nor more devices are enough."""
+    machine = "a GPU with more memory" if kind == "cuda" else "a machine with more memory"
+    return f"no setting is enough: use {machine}, a smaller model, or a smaller target_window"
 
 
 def step_and_peak_flops(

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.cost.advice import Setting, advice
 from longred.cost.flops import (
     Batches,
     Flops,
@@ -54,7 +53,6 @@ class TrainingPlan:
         limit_bytes: memory of one device.
         reserve_bytes: device memory to leave free, see `longred.cost.memory.reserve_bytes`.
         mfu: model FLOPs utilisation.
-        advice: settings that make it fit, see `longred.cost.advice`.
     """
 
     method: str
@@ -74,7 +72,6 @@ class TrainingPlan:
     limit_bytes: float
     reserve_bytes: float
     mfu: float
-    advice: tuple[Setting, ...] = ()
 
     @property
     def memory_bytes(self) -> float:
@@ -97,13 +94,6 @@ class TrainingPlan:
         values["memory_bytes"] = self.memory_bytes
         values["tokens_per_second"] = self.tokens_per_second
         values["fits"] = self.fits
-        values["advice"] = [
-            {
-                **setting._asdict(),
-                "fits": setting.memory_bytes + self.reserve_bytes <= self.limit_bytes,
-            }
-            for setting in self.advice
-        ]
         return values
 
 
@@ -125,7 +115,7 @@ def plan_training(
     needed = step_flops(shape, job, lengths)
     repeated = sum(recomputed_flops(shape, job, batch).total for batch in work) * processes
     seconds = step_seconds(shape, job, work, speeds)
-    plan = TrainingPlan(
+    return TrainingPlan(
         method=job.method,
         num_parameters=shape.num_parameters,
         num_trained=num_trained(shape, job),
@@ -147,11 +137,6 @@ def plan_training(
         reserve_bytes=reserve_bytes(speeds.memory_bytes, device=speeds.kind),
         mfu=needed / seconds / processes / speeds.peak_flops,
     )
-    if plan.fits:
-        return plan
-    limit = plan.limit_bytes - plan.reserve_bytes
-    found = advice(shape, job, lengths, kind=speeds.kind, limit_bytes=limit)
-    return dataclasses.replace(plan, advice=tuple(found))
 
 
 def step_seconds(

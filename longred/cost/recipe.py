@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedConfig
 
+from longred.cost.advice import Remedy, remedies
 from longred.cost.calibrate import calibrate
 from longred.cost.flops import forward_flops, visible_keys
-from longred.cost.plan import TrainingPlan, flops_seconds, plan_training
+from longred.cost.plan import TOLERANCE, TrainingPlan, flops_seconds, plan_training
 from longred.cost.shape import ModelShape, named_config, shape_of
 from longred.cost.speeds import Speeds, key_of, known
 from longred.errors import PreflightError
 from longred.method.job import TrainingJob
+from longred.method.layout import Layout
 from longred.method.methods import METHODS
 from longred.models.load import load_config, resolve_model
 
@@ -26,10 +29,10 @@ SMALL_MODEL = 500_000_000
 DEFAULT_GPU = "h200"
 
 
-def shape_of_model(config: "RunConfig") -> ModelShape:
-    """Return the shape of a recipe's model.
+def config_of_model(config: "RunConfig") -> PreTrainedConfig:
+    """Return the configuration of a recipe's model.
 
-    The shapes of models named by packaged recipes ship with the package. For other hub models only
+    Those of models named by packaged recipes ship with the package. For other hub models only
     small files are downloaded.
 
     Raises:
@@ -37,8 +40,12 @@ def shape_of_model(config: "RunConfig") -> ModelShape:
     """
     path = config.model.path
     packaged = None if Path(path).expanduser().exists() else named_config(path)
-    found = packaged or load_config(resolve_model(path, config.model.revision, weights=False))
-    return shape_of(found)
+    return packaged or load_config(resolve_model(path, config.model.revision, weights=False))
+
+
+def shape_of_model(config: "RunConfig") -> ModelShape:
+    """Return the shape of a recipe's model, see `config_of_model`."""
+    return shape_of(config_of_model(config))
 
 
 def jobs(config: "RunConfig", shape: ModelShape) -> Iterator[TrainingJob]:
@@ -68,9 +75,50 @@ def _job(config: "TrainingConfig", method: str, layers: tuple[int, ...]) -> Trai
     )
 
 
+def ways_out(config: "RunConfig") -> dict[str, Any]:
+    """Return `adapters_for` and `can_divide` of a recipe, see `longred.cost.advice.remedies`."""
+    training = config.training
+    # Adapters on merged weights have no teacher, so not with intermediate windows.
+    can_adapt = not config.extension.windows and "lora" not in training.methods()
+
+    def can_divide(layout: Layout) -> bool:
+        if layout.sequence_parallel > 1 and config.extension.method == "longrope":
+            return False
+        return all(
+            layout.rows_problem(bucket, rows, at_window.target_window) is None
+            for at_window in (*config.windows(), config)
+            for method in training.methods()
+            for bucket, rows in at_window.training.rows(method).items()
+        )
+
+    return {"adapters_for": training.method if can_adapt else None, "can_divide": can_divide}
+
+
 def lengths_of(config: "RunConfig", job: TrainingJob) -> dict[str, int]:
     """Return the row length of each bucket in one of a recipe's trainings, tokens."""
     return {**config.training.block_lengths(), "long": job.target_window}
+
+
+def choose_device(
+    config: "RunConfig", shape: ModelShape, *, device: str = "auto", measure: bool = False
+) -> tuple[str, bool]:
+    """Return the device that a recipe is planned for, and whether this machine has it.
+
+    Args: as `choose_speeds`.
+    """
+    here = _device_here(config)
+    if device == "auto":
+        small = shape.num_parameters <= SMALL_MODEL
+        device = here if here != "cpu" or small or measure else DEFAULT_GPU
+        device = key_of(device) or device
+    return device, device == (key_of(here) or here)
+
+
+def _device_here(config: "RunConfig") -> str:
+    """Return the name of this machine's GPU, or `cpu`."""
+    if config.training.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name()
 
 
 def choose_speeds(
@@ -90,14 +138,8 @@ def choose_speeds(
         PreflightError: `measure` is set and this machine does not have the device.
     """
     training = config.training
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    if training.device == "cpu":
-        here = "cpu"
-    if device == "auto":
-        small = shape.num_parameters <= SMALL_MODEL
-        device = here if here != "cpu" or small or measure else DEFAULT_GPU
-        device = key_of(device) or device
-    is_here = device == (key_of(here) or here)
+    device, is_here = choose_device(config, shape, device=device, measure=measure)
+    here = _device_here(config)
     if measure and not is_here:
         raise PreflightError(
             f"--calibrate: measures this machine ({here}), not {device}; omit --device, or omit "
@@ -132,6 +174,7 @@ class RecipePlan:
         trainings: plans of every method, window by window.
         profiling: tokens, FLOPs and seconds of profiling.
         evaluation: tokens, FLOPs and seconds of RULER prompts, all models.
+        advice: what makes all trainings fit, if one does not, see `longred.cost.advice`.
     """
 
     shape: ModelShape
@@ -139,6 +182,12 @@ class RecipePlan:
     trainings: tuple[TrainingPlan, ...]
     profiling: Mapping[str, float]
     evaluation: Mapping[str, float]
+    advice: tuple[Remedy, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether every training fits the device."""
+        return all(plan.fits for plan in self.trainings)
 
     @property
     def gpu_hours(self) -> float:
@@ -158,6 +207,9 @@ class RecipePlan:
             "trainings": [plan.to_json() for plan in self.trainings],
             "profiling": dict(self.profiling),
             "evaluation": dict(self.evaluation),
+            "fits": self.fits,
+            "tolerance": TOLERANCE,
+            "advice": [one._asdict() for one in self.advice],
             "gpu_hours": self.gpu_hours,
             "flops_are": "causal; attention's backward pass counts as two forward passes; "
             "recomputation counts in executed_flops only",
@@ -166,13 +218,19 @@ class RecipePlan:
 
 def plan_recipe(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> RecipePlan:
     """Plan all stages of a recipe on a device."""
-    found = [
-        plan_training(shape, job, lengths_of(config, job), speeds) for job in jobs(config, shape)
-    ]
+    sized = [(job, lengths_of(config, job)) for job in jobs(config, shape)]
+    found = [plan_training(shape, job, lengths, speeds) for job, lengths in sized]
+    advice: tuple[Remedy, ...] = ()
+    if not all(plan.fits for plan in found):
+        limit = found[0].limit_bytes - found[0].reserve_bytes
+        advice = tuple(
+            remedies(shape, sized, kind=speeds.kind, limit_bytes=limit, **ways_out(config))
+        )
     return RecipePlan(
         shape=shape,
         speeds=speeds,
         trainings=tuple(found),
+        advice=advice,
         profiling=_profiling(config, shape, speeds),
         evaluation=_evaluation(config.evaluation, shape, speeds, len(config.training.methods())),
     )

@@ -83,9 +83,22 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, HFValidationError, httpx.HTTPError) as error:
-        reason = HUB.problem or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise PreflightError(
-            f"model.path: {name} at {revision} cannot be fetched ({reason}); connect to the hub "
-            "and accept the model's licence there, or set model.path to a local folder that holds "
-            "the model"
+            f"model.path: {name} at {revision} cannot be fetched ({_reason(error)}); connect to "
+            "the hub and accept the model's licence there (then set HF_TOKEN), or set model.path "
+            "to a local folder that holds the model"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return in few words why the hub gave no model."""
+    if HUB.problem:
+        return HUB.problem
+    kind = type(error).__name__
+    known = {
+        "LocalEntryNotFoundError": "it is not in the local cache, and HF_HUB_OFFLINE is set",
+        "GatedRepoError": "its licence has not been accepted with this HF_TOKEN",
+        "RepositoryNotFoundError": "the hub has no such model, or shows it only to its owner",
+        "RevisionNotFoundError": "the model has no such revision",
+    }
+    return known.get(kind) or f"{kind}: {error}".strip().partition("\n")[0]

@@ -18,10 +18,14 @@ from longred.cost.recipe import RecipePlan, choose_speeds, plan_recipe
 from longred.cost.shape import shape_of
 from longred.errors import ConfigError
 from longred.models.load import load_config
-from longred.stages.preflight import check_trainings
+from longred.progress import size
+from longred.stages.preflight import Preflight, refuse_all
 from longred.store.artifacts import Store
 from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training.launch import PausedError
+
+BUILT = ("data", "extension", "profiling", "selection", "training")
+"""Stages that a pilot builds or begins."""
 
 MAX_SLOWDOWN = 1.5
 """Measured over planned step time above which the verdict is no-go."""
@@ -66,6 +70,7 @@ class Pilot:
         measured: the measured steps.
         remaining_seconds: time to the end of all trainings at the measured speed.
         remaining_gpu_hours: of trainings, profiling and evaluation.
+        on_gpu: whether they are hours of GPUs.
         price: of those hours, if the price of a GPU hour is known.
         reasons: why not to continue; empty for a go.
     """
@@ -75,6 +80,7 @@ class Pilot:
     measured: Measured
     remaining_seconds: float
     remaining_gpu_hours: float
+    on_gpu: bool
     price: float | None
     reasons: tuple[str, ...]
 
@@ -111,13 +117,14 @@ def run_pilot(
     training = at_window.training
     method = training.recipe(training.method).merges or training.method
     base = stages.find_model(config.model, config.selection, store=store)
-    check_trainings(config)
+    for warning in refuse_all(Preflight(config, BUILT, reads_text=False)):
+        tell(warning)
     shape = shape_of(load_config(base.folder))
     plan = plan_recipe(config, shape, choose_speeds(config, shape))
     planned = plan.trainings[0]
     tell(
         f"planned: {planned.step_seconds:,.2f} s a step, {planned.tokens_per_second:,.0f} "
-        f"tokens/s, {planned.memory_bytes / 2**30:,.2f} GiB"
+        f"tokens/s, {size(planned.memory_bytes)}"
     )
     extended = stages.extend_model(at_window.extension, base, store=store)
     tell("data: preparing")
@@ -203,15 +210,14 @@ def judge(
     if measured.num_spikes:
         reasons.append(f"the loss spiked in {measured.num_spikes} steps")
     if free < needed:
-        reasons.append(
-            f"checkpoints and result need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-        )
+        reasons.append(f"checkpoints and result need {size(needed)}, {size(free)} are free")
     return Pilot(
         method=planned.method,
         planned=planned,
         measured=measured,
         remaining_seconds=seconds,
         remaining_gpu_hours=gpu_hours,
+        on_gpu=plan.speeds.kind == "cuda",
         price=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
         reasons=tuple(reasons),
     )

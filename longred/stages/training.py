@@ -72,7 +72,7 @@ def train_student(
             data_digest=data.digest,
             distill_layers=tuple(selected),
             rows=config.rows(method),
-            **config.runtime_values(),
+            **{k: v for k, v in config.runtime_values().items() if k in TrainingJob.fields()},
         )
         result = launch.run(job, work, on_progress=on_progress, stop_after=stop_after)
         for path in result.iterdir():

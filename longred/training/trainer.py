@@ -100,7 +100,9 @@ class Trainer:
         """
         shape = shape_of(models.load_config(Path(self.job.student_folder)))
         lengths = {bucket: file.block_length for bucket, file in self.loader.files.items()}
-        refuse_what_cannot_fit(shape, self.job, lengths, self.device, num_here=self.world.num_here)
+        refuse_what_cannot_fit(
+            shape, [(self.job, lengths)], self.device, num_here=self.world.num_here
+        )
         return Meter(shape, self.job, lengths, self.device)
 
     def _load_teacher(self, mesh: DeviceMesh | None) -> Teacher | None:

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from longred.cli import app
 from longred.cost import fit
-from longred.cost.advice import LORA
 from longred.cost.flops import Flops, batches
 from longred.cost.plan import (
     FP8_SPEEDUP,
@@ -76,11 +75,18 @@ def test_costs_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Meta-Llama-3-8B" in found["data"]["left_out"]
     assert found["cost"]["num_parameters"] == 8_030_261_248
     assert found["cost"]["trainings"][0]["fits"]
+    assert "HF_HUB_OFFLINE" in found["data"]["left_out"]
+    assert found["verdict"] == {"verdict": "fits", "why": []}
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0
-    lines = [line for line in shown.stdout.splitlines() if line.startswith("data")]
-    assert len(lines) == 1
-    assert "skipped: model.path" in lines[0]
+    lines = shown.stdout.splitlines()
+    assert lines[0].startswith("fits: longred-c needs 54.4 GiB and each of 8 h200 has 139.8 GiB")
+    assert max(map(len, lines)) <= 80
+    # What could not be looked at comes after the cost, and which window is claimed.
+    order = ["cost", "training", "data: not looked at, model.path", "exports claim a window of"]
+    found_at = [next(n for n, line in enumerate(lines) if line.startswith(o)) for o in order]
+    assert found_at == sorted(found_at)
+    assert "claim a window of 32,768 tokens" in shown.stdout
     alone = CliRunner().invoke(app, [*command, "--only", "data"])
     assert isinstance(alone.exception, PreflightError)
 
@@ -181,7 +187,7 @@ def test_a_plan_fits_with_its_reserve(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             fit.refuse_what_cannot_fit(
-                shape, make_job(offload), LENGTHS, torch.device("cuda"), num_here=1
+                shape, [(make_job(offload), LENGTHS)], torch.device("cuda"), num_here=1
             )
 
     start(1.001 * least)
@@ -190,28 +196,6 @@ def test_a_plan_fits_with_its_reserve(
     assert "may run out of memory" in caplog.messages[0]
     with pytest.raises(PreflightError, match="for CUDA itself"):
         start(0.8 * found.memory_bytes)
-
-
-def test_adapters_are_proposed_where_nothing_else_fits(shape: ModelShape) -> None:
-    found = make_plan(shape, known("h100"))
-    *others, last = found.advice
-    assert all(setting.memory_bytes + found.reserve_bytes > 79.1 * GIB for setting in others)
-    assert last.is_alone
-    assert last.setting.startswith("training.method=lora training.lora.objectives=longred-c")
-    assert last.memory_bytes + found.reserve_bytes <= 79.1 * GIB
-    # The proposed adapter training fits and needs the stated memory.
-    adapted = make_plan(shape, known("h100"), *last.setting.split())
-    assert adapted.fits
-    assert adapted.memory_bytes == pytest.approx(last.memory_bytes)
-    assert list(load_config("llama3-8b-32k", []).training.lora.targets) == list(LORA["targets"])
-    # 24 GiB need more settings than these.
-    small = make_plan(shape, known("rtx-4090"), *last.setting.split())
-    assert not small.fits
-
-
-def test_no_adapters_are_proposed_where_a_setting_is_enough(shape: ModelShape) -> None:
-    found = make_plan(shape, known("h200"))
-    assert [setting.setting for setting in found.advice] == ["training.optimizer_offload=True"]
 
 
 def test_a_recipes_lengths_are_these() -> None:

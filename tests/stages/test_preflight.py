@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from longred import stages
+from longred.config import RunConfig
 from longred.cost import fit
 from longred.cost.memory import disk_bytes
 from longred.cost.recipe import jobs, shape_of_model
@@ -14,13 +15,22 @@ from longred.errors import ConfigError, PreflightError
 from longred.runs.record import load_config
 from longred.runs.scope import Scope
 from longred.runs.session import Run, open_run, run_options
-from longred.stages.preflight import check_trainings, refuse_early
+from longred.stages.preflight import Preflight, refuse_all, refuse_early
 from longred.store.artifacts import Artifact, Store
 from longred.training.launch import LAUNCHER
 
 SMALL = 2**28
 """Bytes of memory too small for any trainer."""
-SMALL_DATA = ("data.num_tokens=32768", "data.num_held_out_tokens=4096")
+SMALL_DATA = (
+    "data.num_tokens=32768",
+    "data.num_held_out_tokens=4096",
+    "training.max_epochs=100",
+)
+
+
+def check_trainings(config: RunConfig) -> None:
+    """Check only the training stage."""
+    refuse_all(Preflight(config, ["training"]))
 
 
 @pytest.fixture
@@ -58,7 +68,8 @@ def artifacts(folder: Path) -> list[str]:
 
 @pytest.mark.medium
 def test_what_cannot_fit_is_refused_before_any_stage(small_machine, tmp_path: Path):
-    with pytest.raises(PreflightError, match=r"training\.micro_batch_tokens: longred-c needs"):
+    message = r"^training: longred-c needs about .* no setting is enough"
+    with pytest.raises(PreflightError, match=message):
         begin(tmp_path)
     assert artifacts(tmp_path) == []
 
@@ -148,7 +159,7 @@ def test_room_for_checkpoints_and_result(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free + 1))
     check_trainings(config)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free - 1))
-    with pytest.raises(PreflightError, match=r"store\.path: checkpoints and result of longred-c"):
+    with pytest.raises(PreflightError, match=r"store\.path: .* of the trainings up to longred-c"):
         check_trainings(config)
     # The advised settings pass the check.
     for change in ("training.optimizer=adamw8bit", "training.num_checkpoints=1"):
@@ -163,5 +174,60 @@ def test_room_for_checkpoints_and_result(tmp_path: Path, monkeypatch: pytest.Mon
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fit, "memory_of", lambda device: 2**30)
     check_trainings(load_config("demo"))
-    with pytest.raises(PreflightError, match=r"this machine's cpu has 0\.2 GiB"):
+    with pytest.raises(PreflightError, match=r"this machine's cpu has 256 MiB"):
         check_trainings(load_config("demo", DIVIDED))
+
+
+def test_disk_space_is_that_of_all_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The results of both trainings stay, and the checkpoints of one at a time."""
+    config = load_config("demo", [f"store.path={tmp_path / 'store'}"])
+    shape = shape_of_model(config)
+    longred, cpt = (disk_bytes(shape, job) for job in jobs(config, shape))
+    usage = shutil.disk_usage(tmp_path)
+    needed = int(longred["result"] + cpt["result"] + cpt["checkpoints"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + 1))
+    check_trainings(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(PreflightError, match=r"results of the trainings up to cpt need"):
+        check_trainings(config)
+    # Only what will be trained counts.
+    refuse_all(Preflight(config, ["training"], methods=["longred-c"]))
+
+
+def test_only_the_given_stages_are_checked():
+    config = load_config("demo", ["training.num_steps=5000", "evaluation.ruler.lengths=[64]"])
+    with pytest.raises(ConfigError) as caught:
+        refuse_all(Preflight(config, reads_text=False))
+    # All problems at once, one a line.
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "training.max_epochs",
+        "evaluation.ruler.lengths",
+    ]
+    with pytest.raises(ConfigError, match=r"^evaluation\.ruler\.lengths"):
+        refuse_all(Preflight(config, ["evaluation"]))
+    assert refuse_all(Preflight(config, ["data", "extension"], reads_text=False)) == []
+    assert refuse_all(Preflight(config, ["training"], methods=[])) == []
+
+
+def test_too_little_text_is_refused_before_it_is_prepared(tmp_path: Path):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text("Too little text for anything. " * 40)
+    changes = [f"data.sources=[{{name: own, kind: files, path: {tmp_path}}}]"]
+    changes.append("data.shard_bytes=1000")
+    config = load_config("demo", changes)
+    with pytest.raises(ConfigError, match=r"data\.num_tokens: not enough text"):
+        refuse_all(Preflight(config, ["data"]))
+    assert refuse_all(Preflight(config, ["data"], reads_text=False)) == []
+
+
+def test_packages_and_devices_that_are_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for stage, change, message in (
+        ("evaluation", "evaluation.backend=vllm", "evaluation.backend: vllm needs the package"),
+        ("data", "data.executor.kind=ray", "data.executor.kind: ray needs the package datatrove"),
+    ):
+        config = load_config("demo", [change])
+        with pytest.raises(PreflightError, match=message):
+            refuse_all(Preflight(config, [stage], reads_text=False))
+        # On another machine they may be there.
+        assert not refuse_all(Preflight(config, [stage], is_here=False, reads_text=False))

@@ -78,7 +78,7 @@ def test_a_training_that_cannot_fit_is_refused_before_it_loads_anything(
 
     start(needed, "fits")
     start(0.9 * needed, "fits-perhaps")  # within the tolerance of the plan
-    with pytest.raises(PreflightError, match=r"training.*longred-c needs about .* GiB") as error:
+    with pytest.raises(PreflightError, match=r"training.*longred-c needs about .* MiB") as error:
         start(0.8 * needed, "refused")
     assert error.value.exit_code == 3
     assert not (tmp_path / "refused").exists()
@@ -87,18 +87,18 @@ def test_a_training_that_cannot_fit_is_refused_before_it_loads_anything(
 def test_the_refusal_names_settings_that_would_do(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With memory for the checkpointed training only, the error names that setting."""
+    """With memory for smaller micro-batches only, the error names that setting."""
     job = make_job(num_steps=2, micro_batch_tokens=256)
     trainer = Trainer(job, tmp_path)
     lengths = {bucket: file.block_length for bucket, file in trainer.loader.files.items()}
     shape = shape_of(trainer.student.config)
     monkeypatch.setattr(memory, "PROCESS_BYTES", {"cpu": 0})
-    saving = dataclasses.replace(job, activation_checkpointing="selective")
+    saving = dataclasses.replace(job, micro_batch_tokens=128)
     limit = sum(memory_parts(shape, saving, batches(saving, lengths), device="cpu").values())
     monkeypatch.setattr(fit, "memory_of", lambda device: limit)
     with pytest.raises(PreflightError) as error:
-        fit.refuse_what_cannot_fit(shape, job, lengths, torch.device("cpu"), num_here=1)
-    assert "training.activation_checkpointing=selective would need" in str(error.value)
+        fit.refuse_what_cannot_fit(shape, [(job, lengths)], torch.device("cpu"), num_here=1)
+    assert "with training.micro_batch_tokens=128 (" in str(error.value)
 
 
 @pytest.mark.medium

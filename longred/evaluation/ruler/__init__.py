@@ -114,7 +114,7 @@ def generate(
         haystack=documents,
         questions=qa or own_questions(TASKS[task].questions or "squad"),
     )
-    minimum = _minimum_length(spec)
+    minimum = minimum_length(spec)
     if length < minimum:
         raise ConfigError(
             f"evaluation.ruler.lengths: {length} is too short for {task}, which needs at least "
@@ -140,7 +140,7 @@ def generate(
     ]
 
 
-def _minimum_length(spec: SampleSpec) -> int:
+def minimum_length(spec: SampleSpec) -> int:
     """Return the shortest length at which a task is generated; does not depend on `spec.length`.
 
     It holds the largest of 32 prompts without haystack, a margin of as many tokens as that exceeds

@@ -1,11 +1,15 @@
 """Generate the samples of a configuration, and describe them for the index."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from longred.config.evaluation import RulerConfig
+from longred.errors import ConfigError
 from longred.evaluation import ruler
-from longred.evaluation.ruler.materials import Materials, read_materials
+from longred.evaluation.counting import token_counter
+from longred.evaluation.ruler.fitting import SampleSpec
+from longred.evaluation.ruler.materials import Materials, library_text, read_materials
 from longred.evaluation.ruler.tasks import TASKS
 from longred.store.artifacts import canonical_digest
 
@@ -92,6 +96,47 @@ def _material_use(
         "haystack_words": num_words,
         "haystack_uses": max(1, -(-max_units // num_words)),
     }
+
+
+def check_lengths(config: RulerConfig, tokenizer: Any) -> None:
+    """Refuse tasks that are unknown or do not fit a length, as `freeze_task` would.
+
+    Raises:
+        ConfigError: names every task that does not fit, with the length that it needs.
+    """
+    for task in config.tasks:
+        ruler.check_task(task)
+    # Held-out text does not exist yet; the smallest prompts hold little of it.
+    materials = read_materials(config, library_text())
+    count = token_counter(tokenizer)
+    shortest = {
+        ruler.resolve_parameters(config.parameters, length): length
+        for length in sorted(config.lengths, reverse=True)
+    }
+    needed: dict[str, int] = {}
+    for parameters, task in itertools.product(shortest, config.tasks):
+        spec = SampleSpec(
+            task=task,
+            length=shortest[parameters],
+            parameters=parameters,
+            revision=config.revision,
+            settings=getattr(TASKS[task], parameters),
+            count=count,
+            haystack=materials.documents,
+            questions=materials.questions[TASKS[task].questions or "squad"],
+        )
+        if (minimum := ruler.minimum_length(spec)) > spec.length:
+            needed[task] = max(needed.get(task, 0), minimum)
+    if not needed:
+        return
+    tasks = ", ".join(f"{task} {minimum}" for task, minimum in needed.items())
+    rest = [task for task in config.tasks if task not in needed]
+    short = [length for length in config.lengths if length < max(needed.values())]
+    raise ConfigError(
+        f"evaluation.ruler.lengths: {short} are too short for tasks that need this many tokens "
+        f"with this tokenizer: {tasks}; use longer lengths, or leave these tasks out"
+        + (f" (evaluation.ruler.tasks=[{','.join(rest)}])" if rest else "")
+    )
 
 
 def fingerprints(config: RulerConfig) -> dict[str, str]:
