@@ -37,7 +37,7 @@ class RulerConfig(Section):
     """
 
     tasks: list[str] = list(RULER_TASKS)
-    lengths: list[Count] = Field(min_length=1)
+    lengths: list[Count] = []
     num_samples: Count = 100
     parameters: Literal["auto", "full", "compact"] = "auto"
     revision: Literal["paper", "current"] = "current"
@@ -97,7 +97,7 @@ class EvaluationConfig(Section):
     """
 
     references: list[Literal["original", "rescaled"]] = ["original", "rescaled"]
-    ruler: RulerConfig
+    ruler: RulerConfig = RulerConfig()
     short: ShortConfig = ShortConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
     kept: bool = False
