@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
-
 from longred.config.section import Section
 from longred.method.values import Count, Device, Share, Undigested
 
