@@ -89,3 +89,25 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
             "and accept the model's licence there, or set model.path to a local folder that holds "
             "the model"
         ) from error
+
+
+def newest_commit(name: str) -> str:
+    """Return the commit that a model's main branch is at.
+
+    Raises:
+        PreflightError: the hub cannot be reached, or has no such model.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+
+    HUB.probe()
+    try:
+        found = HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=PROBE_SECONDS)
+    except (OSError, HFValidationError, httpx.HTTPError) as error:
+        reason = HUB.problem or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        raise PreflightError(
+            f"--revision: the newest commit of {name} cannot be looked up ({reason}); give the "
+            "commit (40 hexadecimal digits), or the folder of the model as --model"
+        ) from error
+    return str(found.sha)

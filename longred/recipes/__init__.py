@@ -55,13 +55,18 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(path, values, lines)
 
 
+def names() -> list[str]:
+    """Return the names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def _recipe_path(name: str) -> Path:
     packaged = RECIPES / f"{name}.yaml"
     if "/" not in name and packaged.is_file():
         return packaged
     if Path(name).is_file():
         return Path(name)
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    known = names()
     near = difflib.get_close_matches(name, known, n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError(f"{name}: no such recipe or file (recipes: {', '.join(known)}){hint}")

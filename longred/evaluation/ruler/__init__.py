@@ -103,22 +103,12 @@ def generate(
             f"evaluation.ruler.haystack: {task} hides its needles in text, but the text is empty; "
             "give a text file or folder, or leave the task out"
         )
-    resolved = resolve_parameters(parameters, length)
-    spec = SampleSpec(
-        task=task,
-        length=length,
-        parameters=resolved,
-        revision=revision,
-        settings=getattr(TASKS[task], resolved),
-        count=token_counter(tokenizer),
-        haystack=documents,
-        questions=qa or own_questions(TASKS[task].questions or "squad"),
-    )
+    spec = _spec(task, length, tokenizer, documents, qa, revision, parameters)
     minimum = _minimum_length(spec)
     if length < minimum:
         raise ConfigError(
             f"evaluation.ruler.lengths: {length} is too short for {task}, which needs at least "
-            f"{minimum} tokens with this tokenizer ({resolved} parameters); "
+            f"{minimum} tokens with this tokenizer ({spec.parameters} parameters); "
             "use a longer length or leave the task out"
         )
     start = TASKS[task].prepare(spec)
@@ -132,12 +122,50 @@ def generate(
         {
             "id": f"{task}-{length}-{index}",
             "length": length,
-            "parameters": resolved,
+            "parameters": spec.parameters,
             "max_new_tokens": spec.settings.budget,
             **sample,
         }
         for index, sample in enumerate(samples)
     ]
+
+
+def minimum_length(task: str, *, length: int, tokenizer: Any) -> int:
+    """Return the shortest length at which a task is generated with the parameters of `length`.
+
+    Args:
+        task: a name of `TASKS`.
+        length: tokens; decides between full and compact parameters.
+        tokenizer: the model's tokenizer.
+
+    Raises:
+        ConfigError: the task is unknown.
+        PreflightError: the tokenizer produces no tokens.
+    """
+    check_task(task)
+    return _minimum_length(_spec(task, length, tokenizer, library_text(), None, "current", "auto"))
+
+
+def _spec(
+    task: str,
+    length: int,
+    tokenizer: Any,
+    haystack: Sequence[str],
+    qa: Questions | None,
+    revision: Revision,
+    parameters: Literal["auto", "full", "compact"],
+) -> SampleSpec:
+    resolved = resolve_parameters(parameters, length)
+    return SampleSpec(
+        task=task,
+        length=length,
+        parameters=resolved,
+        revision=revision,
+        settings=getattr(TASKS[task], resolved),
+        count=token_counter(tokenizer),
+        haystack=haystack,
+        questions=qa or own_questions(TASKS[task].questions or "squad"),
+    )
 
 
 def _minimum_length(spec: SampleSpec) -> int:
