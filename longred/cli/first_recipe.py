@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from longred.config import DataConfig, RunConfig, SourceConfig, load_recipe
+from longred.config import DataConfig, RunConfig, SourceConfig, load_recipe, load_recorded
 from longred.config.derived import MIN_STEPS, STEP_TOKENS
 from longred.errors import ConfigError
 from longred.method.rope import ROPE_METHODS, proposed_theta
@@ -223,12 +223,18 @@ def _folder(wish: Wish) -> Path:
 
 def _model(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
     own = int(model.max_position_embeddings)
+    original = wish.original_window or own
+    if original**2 <= 8 * wish.target_window:
+        raise ConfigError(
+            f"--target-window: {wish.target_window} is too far for skipped positions within "
+            f"{original} tokens; give at most {(original**2 - 1) // 8}"
+        )
     yield Entry("name", wish.name)
     yield Entry("seed", 0)
     why = "tokens; the model's own window (max_position_embeddings)"
-    if wish.original_window and wish.original_window != own:
+    if original != own:
         why = f"tokens; the model's configuration says {own}"
-    yield Entry("original_window", wish.original_window or own, why)
+    yield Entry("original_window", original, why)
     yield Entry("target_window", wish.target_window, "tokens")
     local = Path(wish.model).expanduser()
     yield Entry("model.path", str(local.resolve()) if local.exists() else wish.model)
@@ -269,11 +275,6 @@ def _method(
     """Choose the method, its layers, and the types and processes of the device."""
     original, target = config.original_window, config.target_window
     factor = target / original
-    if original**2 <= 8 * target:
-        raise ConfigError(
-            f"--target-window: {target} is too far for skipped positions within {original} tokens; "
-            f"give at most {(original**2 - 1) // 8}"
-        )
     small = factor <= BEST_FOR_CREAM
     method = "longred-c" if small else "longred-u"
     other = "longred-u" if small else "longred-c"
@@ -431,7 +432,7 @@ def _config(entries: Sequence[Entry]) -> RunConfig:
     values = _nested(entries)
     text = {"sources": [{"name": "text", "kind": "library"}], "num_tokens": STEP_TOKENS * MIN_STEPS}
     values["data"] = text | values.get("data", {})
-    return RunConfig.model_validate(values)
+    return load_recorded(values)
 
 
 def _nested(entries: Sequence[Entry]) -> dict[str, Any]:
