@@ -45,6 +45,13 @@ def inspect(
     head = ("source", "kind", *counts, "duplicates", "contaminated")
     print_table(head, inspection.source_rows(index))
     print_table(("source", "what", "reason", "count"), inspection.reason_rows(index))
+    notes = [
+        text
+        for name, source in index["sources"].items()
+        for text in inspection.files_texts(name, source)
+    ]
+    if notes:
+        typer.echo("\n".join(notes) + "\n")
     for bucket, blocks in inspection.sample_blocks(folder).items():
         for number, text in enumerate(blocks):
             typer.echo(f"{bucket} block {number}: {text!r}")

@@ -46,7 +46,7 @@ def read_text_rows(
         return read_rows(Path(data), "short", split="held_out", num_tokens=num_tokens)
     wanted = max(1, num_tokens // length)
     rows: list[list[int]] = []
-    for text in _texts(data):
+    for text in _texts(data, length):
         rows += _rows(text, tokenizer, length)
         if len(rows) >= wanted:
             break
@@ -60,7 +60,7 @@ def read_text_rows(
     return torch.tensor(rows[:wanted], dtype=torch.int64)
 
 
-def _texts(data: str) -> Iterator[str]:
+def _texts(data: str, length: int) -> Iterator[str]:
     if data == LIBRARY:
         from longred.demo.corpus import held_out_documents
 
@@ -75,7 +75,7 @@ def _texts(data: str) -> Iterator[str]:
     from longred.data.files import parts, read
 
     source = SourceConfig(name="data", kind="files", path=data)
-    config = DataConfig(sources=[source], num_tokens=1)
+    config = DataConfig(sources=[source], num_tokens=1, target_window=length)
     intake = Intake(source.name, config.max_rejected_fraction, config.max_document_characters)
     for part in parts(config, source, "--data"):
         for document in read(config, source, (part,), intake):

@@ -174,33 +174,54 @@ def _rate(flops: float) -> str:
 
 
 def _show_data(sources: Sequence[dict[str, Any]]) -> None:
+    from longred.data.inspection import files_texts
+
     def text(count: int | None) -> str:
         return "as needed" if count is None else f"{count:,}"
 
     print_table(
-        ("source", "shards", "text bytes", "bucket", "needed tokens", "available", "verdict"),
+        ("source", "bucket", "needed tokens", "long enough", "documents", "held-out", "verdict"),
         [
             [
                 source["source"],
-                text(source["shards"]),
-                text(source["num_bytes"]),
                 bucket["bucket"],
                 f"{bucket['needed_tokens']:,}",
                 text(bucket["available_tokens"]),
-                bucket["verdict"],
+                text(bucket["documents"]),
+                text(bucket["held_out_needed_tokens"]),
+                _verdict(bucket),
             ]
             for source in sources
             for bucket in source["buckets"]
         ],
     )
     for source in sources:
+        if source["num_bytes"] is None:
+            continue
+        how = "read as the run will" if source["is_exact"] else "by a sample"
         typer.echo(
-            f"{source['source']}: from {source['sampled_documents']:,} documents, "
+            f"{source['source']}: {source['num_bytes']:,} bytes of text in {source['shards']:,} "
+            f"shards; {how}: {source['sampled_documents']:,} documents, "
             f"{source['sampled_tokens']:,} tokens, {source['rejected']:,} rejected rows"
         )
+        for note in files_texts(source["source"], source):
+            typer.echo(note)
     typer.echo(
-        "available: tokens of training documents that are long enough; a document fills one bucket"
+        "long enough: tokens of training documents for this bucket; a document feeds one bucket, "
+        "and the verdict counts no token twice"
     )
+    for problem in filter(None, (source["problem"] for source in sources)):
+        typer.echo(f"the run would refuse: {problem}")
+
+
+def _verdict(bucket: Mapping[str, Any]) -> str:
+    """Return a bucket's verdict, with its probability unless it is certain."""
+    held_out = ""
+    if bucket["held_out_chance"] < 1:
+        held_out = ", less held out"
+    if 0 < bucket["chance"] < 1:
+        return f"{bucket['verdict']} (in {bucket['chance']:.0%} of trials){held_out}"
+    return f"{bucket['verdict']}{held_out}"
 
 
 SECTIONS: dict[str, Callable[[Any], None]] = {"data": _show_data, "cost": _show_cost}

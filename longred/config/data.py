@@ -7,6 +7,11 @@ from pydantic import Field
 from longred.config.section import Bucket, Section
 from longred.method.values import Count, CountOrZero, NonNegative, Positive, Share, Undigested
 
+# Size of a document that is cut from a long text file, if `split_bytes` is `auto`. With up to 8
+# bytes per token, even the shortest piece (half of that) has target_window / 2 tokens.
+BYTES_PER_TOKEN = 8
+MIN_PIECE_BYTES = 2**16
+
 
 class SourceConfig(Section):
     """A named corpus and its share of each bucket's tokens.
@@ -75,6 +80,15 @@ class DataConfig(Section):
     decontaminate: list[str] = []
     max_document_characters: Count = 10_000_000
     max_rejected_fraction: Share = 0.001
+    split_bytes: Undigested[Annotated[int, Field(ge=1024)] | Literal["auto"] | None] = Field(
+        default="auto",
+        description=(
+            "Bytes. Text files (.txt, .md, .py) of twice this size or more are cut into documents "
+            "of about this size, at headings or blank lines where possible. `auto`: 8 bytes per "
+            "token of target_window, at least 65,536; null: never. At most half of "
+            "max_document_characters is used. Rows of JSON lines and parquet files are never cut."
+        ),
+    )
     shard_bytes: Count = 64 * 2**20
     executor: Undigested[ExecutorConfig] = ExecutorConfig()
     original_window: int = 0
@@ -86,3 +100,15 @@ class DataConfig(Section):
         values = super().digest_values()
         values["decontaminate"] = bool(self.decontaminate)
         return values
+
+    def piece_bytes(self) -> int | None:
+        """Return `split_bytes` as a number, or None if text files are never cut.
+
+        It stays out of the digest, because the fingerprint of a source that is cut contains it.
+        """
+        size = self.split_bytes
+        if size is None:
+            return None
+        if size == "auto":
+            size = max(MIN_PIECE_BYTES, BYTES_PER_TOKEN * self.target_window)
+        return min(size, max(1024, self.max_document_characters // 2))

@@ -89,7 +89,8 @@ class RunConfig(Section):
         target: dict[str, Any] = {"target_window": window.target_window}
         theta = window.rope_theta or self.extension.rope_theta
         num_steps = window.num_steps or self.training.num_steps
-        data = self.data.model_copy(update=target)
+        # Text is cut as for the last window, so that its held-out documents stay unseen.
+        data = self.data.model_copy(update=target | {"split_bytes": self.data.piece_bytes()})
         extension = self.extension.model_copy(update=target | {"rope_theta": theta, "windows": []})
         training = self.training.model_copy(
             update=target | {"num_steps": num_steps, "keep_steps": ()}

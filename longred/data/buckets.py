@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longred.config import DataConfig
+from longred.data.advice import refuse_no_held_out, refuse_shortages
 from longred.data.estimate import refuse_hopeless
 from longred.data.executors import MapGroups, run_shards
 from longred.data.layout import DTYPES
-from longred.data.quotas import not_enough_text, source_quotas
+from longred.data.quotas import source_quotas
 from longred.data.reading import Reading
 from longred.data.shards import Shard, read_record
 from longred.data.sources import check_sources, fingerprints
@@ -44,8 +45,8 @@ def prepare(
         map_groups: see `executors.run_shards`.
 
     Raises:
-        ConfigError: a bucket cannot be filled (if a sample already shows it, before tokenising), a
-            source is wrong, or too many rows are bad.
+        ConfigError: a bucket cannot be filled (if a sample already shows it, before tokenising), no
+            held-out document fills a short block, a source is wrong, or too many rows are bad.
         PreflightError: a source or the tokenizer cannot be read, or the disk is too small.
         MismatchError: a finished shard in `work` is damaged.
         StorageError: the disk is full.
@@ -69,7 +70,8 @@ def prepare(
     for number, reading in enumerate(readings):
         reading.finish(runner.run, num_shards, readings[:number])
         num_shards += len(reading.shards)
-    _refuse_shortages(readings)
+    refuse_shortages(readings)
+    refuse_no_held_out(readings)
     write_folder(job, tokenizer, readings, folder, hashes)
 
 
@@ -131,19 +133,3 @@ def _check_disk(
             f"{work}: {needed / 1e9:.1f} GB are needed for {tokens:,} tokens, {free / 1e9:.1f} GB "
             "are free; free some space or change store.path"
         )
-
-
-def _refuse_shortages(readings: Sequence[Reading]) -> None:
-    """Raise a ConfigError that names every training bucket with too little text."""
-    missing = []
-    for reading in readings:
-        for quota in reading.shortages():
-            blocks = reading.selection.blocks[quota.split, quota.bucket]
-            missing.append(
-                f"the {quota.bucket} bucket needs {quota.needed * quota.block_length:,} tokens "
-                f"from source {reading.source.name}, {blocks * quota.block_length:,} could be "
-                f"filled ({quota.available:,} tokens are in documents of {quota.minimum:,} or "
-                "more, and a document feeds one bucket)"
-            )
-    if missing:
-        raise not_enough_text(missing)

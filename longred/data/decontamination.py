@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.config import DataConfig
-from longred.data.files import Files, content_digest, find_files
+from longred.data.files import content_digest
+from longred.data.finding import TEXT_SUFFIXES, Files, find_files, suffix_of
 from longred.errors import ConfigError
 
 NUM_WORDS = 13
@@ -104,8 +105,9 @@ def _texts(files: Files, path: str) -> Iterator[str]:
     """Yield the texts of a file: all strings of its JSON rows, or a text file as a whole."""
     with files.open(path) as file:
         raw = file.read()
-    if not path.endswith(".jsonl"):
-        if path.endswith((".gz", ".zst", ".parquet")):
+    suffix = suffix_of(path)
+    if suffix != ".jsonl":
+        if suffix not in TEXT_SUFFIXES:
             raise ConfigError(f"{KEY}: {path} must be .jsonl or text")
         yield raw.decode("utf-8", errors="replace")
         return

@@ -152,7 +152,7 @@ class Intake:
 
         Args:
             shard: name of the shard in messages.
-            evidence: file that lists the rejected rows.
+            evidence: file that lists the rejected rows; empty if there is none.
 
         Raises:
             ConfigError: too many rows were rejected.
@@ -162,10 +162,11 @@ class Intake:
             return
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.rejected.items()))
         needed = math.ceil(bad / self.seen * 1e4) / 1e4
+        where = f", all in {evidence}" if evidence else ""
         raise ConfigError(
             f"data.max_rejected_fraction: {bad} of {self.seen} rows of {shard} (source "
-            f"{self.source}) cannot be used: {reasons}, the first at {self._first}, all in "
-            f"{evidence}; repair them or raise the limit from {self.max_rejected_fraction:g} to at "
+            f"{self.source}) cannot be used: {reasons}, the first at {self._first}"
+            f"{where}; repair them or raise the limit from {self.max_rejected_fraction:g} to at "
             f"least {needed:g}"
         )
 

@@ -1,24 +1,27 @@
 """Reads documents from text, JSON lines and parquet files, local or behind a URL."""
 
-import glob
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from longred.config import DataConfig, SourceConfig
+from longred.data import cutting
 from longred.data.documents import Document, Intake, Rejection, Row, document_id
+from longred.data.finding import (
+    COMPRESSED_SUFFIXES,
+    TEXT_SUFFIXES,
+    Files,
+    find_files,
+    locate,
+    suffix_of,
+)
 from longred.data.lines import Lines
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
 from longred.store.artifacts import sha256_file
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 UTF8_MARK = b"\xef\xbb\xbf"
 # Errors of the file itself, not of the connection to it.
 FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -28,103 +31,19 @@ EXPANSION = 4
 BYTES_PER_CHARACTER, ROW_BYTES = 6, 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Files below a root.
-
-    Attributes:
-        filesystem: the fsspec file system.
-        root: the folder that paths are relative to.
-        sizes: POSIX path → bytes, in a random-looking order that depends on the paths alone, so
-            that the first files are a fair sample.
-    """
-
-    filesystem: Any
-    root: str
-    sizes: dict[str, int]
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the files are on this machine."""
-        return "file" in self.filesystem.protocol
-
-    def full(self, path: str) -> str:
-        """Return the path in the file system."""
-        return f"{self.root}/{path}" if self.root else path
-
-    def open(self, path: str) -> BinaryIO:
-        """Open one file for reading."""
-        return self.filesystem.open(self.full(path), "rb")  # type: ignore[no-any-return]
-
-
-def find_files(pattern: str, key: str) -> Files:
-    """Return the readable files of a file, folder or glob.
-
-    Args:
-        pattern: path or URL of a file or folder, or a glob (`**` crosses folders).
-        key: dotted key that holds the pattern, for messages.
-
-    Raises:
-        ConfigError: the path does not exist or has no file with a known suffix.
-        PreflightError: the URL cannot be reached.
-    """
-    known = ", ".join(SUFFIXES)
-    try:
-        filesystem, path, root = _locate(pattern, key)
-        if glob.has_magic(path):
-            found = filesystem.glob(path, detail=True)
-        elif filesystem.isfile(path):
-            found = {path: filesystem.info(path)}
-            if not path.endswith(SUFFIXES):
-                raise ConfigError(f"{key}: {path} has none of the suffixes {known}")
-        elif filesystem.isdir(path):
-            found = filesystem.find(path, detail=True)
-        else:
-            raise ConfigError(f"{key}: {path} does not exist")
-    except OSError as error:
-        what = "listed" if isinstance(error, PermissionError) else "reached"
-        raise PreflightError(f"{key}: {pattern} cannot be {what} ({error})") from error
-    prefix = f"{root}/" if root else ""
-    sizes = {
-        name.removeprefix(prefix): int(info.get("size") or 0)
-        for name, info in found.items()
-        if name.endswith(SUFFIXES) and info.get("type") != "directory"
-    }
-    if not sizes:
-        raise ConfigError(f"{key}: no files with the suffixes {known} in {path}")
-    names = sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return Files(filesystem, root, {name: sizes[name] for name in names})
-
-
-def _locate(pattern: str, key: str) -> tuple[Any, str, str]:
-    """Return the file system of a pattern, its path there, and the root of its files."""
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(pattern)
-    except ImportError as error:
-        scheme = pattern.partition("://")[0]
-        raise PreflightError(f"{key}: reading {scheme}:// needs a package ({error})") from error
-    except ValueError as error:
-        raise ConfigError(f"{key}: {pattern} cannot be opened ({error})") from error
-    root = path = str(path)
-    if glob.has_magic(path):
-        folders = path.split("/")[:-1]
-        root = "/".join(itertools.takewhile(lambda name: not glob.has_magic(name), folders))
-    elif filesystem.isfile(path):
-        root = path.rpartition("/")[0]
-    return filesystem, path, root
-
-
 def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
     """Yield whole files, byte ranges of large ones, and row groups of large parquet files."""
     files = find_files(source.path or "", f"{key}.path")
+    piece = config.piece_bytes()
     for path, size in files.sizes.items():
-        if path.endswith(COMPRESSED_SUFFIXES):
+        suffix = suffix_of(path)
+        if suffix.endswith(COMPRESSED_SUFFIXES):
             yield Part(path, num_bytes=size * EXPANSION)
-        elif size <= config.shard_bytes or path.endswith(TEXT_SUFFIXES):
+        elif piece and cutting.num_pieces(path, size, piece) > 1:
+            yield from cutting.cut_parts(path, size, piece, config.shard_bytes)
+        elif size <= config.shard_bytes or suffix in TEXT_SUFFIXES:
             yield Part(path, num_bytes=size)
-        elif path.endswith(".parquet"):
+        elif suffix == ".parquet":
             yield from _row_groups(files, path, config.shard_bytes)
         else:
             for start in range(0, size, config.shard_bytes):
@@ -164,12 +83,14 @@ def read(
         ConfigError: a parquet file has no column named like the text field.
         PreflightError: a URL cannot be reached.
     """
-    filesystem, _, root = _locate(source.path or "", source.name)
+    filesystem, _, root = locate(source.path or "", source.name)
     files = Files(filesystem, root, {})
     for part in parts:
-        reader = _read_parquet if part.path.endswith(".parquet") else _read_rows
         try:
-            yield from reader(files, source, part, intake)
+            if suffix_of(part.path) == ".parquet":
+                yield from _read_parquet(files, source, part, intake)
+            else:
+                yield from _read_rows(files, source, part, intake, config.piece_bytes())
         except OSError as error:
             if not files.is_local and not isinstance(error, FILE_ERRORS):
                 raise PreflightError(
@@ -181,14 +102,19 @@ def read(
 
 
 def _read_rows(
-    files: Files, source: SourceConfig, part: Part, intake: Intake
+    files: Files, source: SourceConfig, part: Part, intake: Intake, piece: int | None
 ) -> Iterator[Document]:
-    """Yield the documents of JSON lines, or the single one of a text file."""
-    is_text = part.path.endswith(TEXT_SUFFIXES)
+    """Yield the documents of JSON lines, the single one of a text file, or those cut from it."""
+    suffix = suffix_of(part.path)
+    is_text = suffix in TEXT_SUFFIXES
     max_bytes = intake.max_characters * BYTES_PER_CHARACTER + ROW_BYTES
     with files.open(part.path) as file:
-        lines = Lines(file, part.path, start=part.start, end=part.end or None, max_bytes=max_bytes)
-        rows: Iterable[Row] = [_whole_text(file, intake)] if is_text else lines
+        lines = Lines(file, suffix, start=part.start, end=part.end or None, max_bytes=max_bytes)
+        rows: Iterable[Row] = lines
+        if is_text and piece and part.end:
+            rows = _pieces(file, part, piece, intake)
+        elif is_text:
+            rows = [_whole_text(file, intake)]
         for row in rows:
             try:
                 if row.problem:
@@ -206,6 +132,15 @@ def _read_rows(
                 yield Document(id, part.path, row.offset, text)
         if not is_text:
             intake.num_lines[part.path] += lines.num_lines
+
+
+def _pieces(file: BinaryIO, part: Part, size: int, intake: Intake) -> Iterator[Row]:
+    """Yield the pieces of a text file, each numbered by its first line in the part."""
+    num_lines = 0
+    for offset, raw in cutting.read_pieces(file, part, size):
+        yield Row(num_lines + 1, offset, raw)
+        num_lines += raw.count(b"\n")
+    intake.num_lines[part.path] += num_lines
 
 
 def _whole_text(file: BinaryIO, intake: Intake) -> Row:
@@ -280,8 +215,13 @@ def read_row(
 
 
 def fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
-    """Return the `content_digest` of a source's files."""
-    return content_digest(find_files(source.path or "", f"{key}.path"))
+    """Return the `content_digest` of a source's files, and how they are cut if any is."""
+    files = find_files(source.path or "", f"{key}.path")
+    digest, piece = content_digest(files), config.piece_bytes()
+    if any(cutting.num_pieces(path, size, piece) > 1 for path, size in files.sizes.items()):
+        cuts = f"{digest} cut {cutting.VERSION} {piece}"
+        return hashlib.sha256(cuts.encode()).hexdigest()
+    return digest
 
 
 def content_digest(files: Files) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from longred.data.cutting import cut_text
+from longred.data.finding import ignored_text
 from longred.data.layout import DTYPES, SPLITS, BlockFile, read_index
 from longred.errors import MismatchError
 
@@ -60,6 +62,17 @@ def reason_rows(index: Mapping[str, Any]) -> list[list[str]]:
         )
         for reason, count in counts.items()
     ]
+
+
+def files_texts(name: str, source: Mapping[str, Any]) -> list[str]:
+    """Return sentences on the files of a source that were cut or not read, from its entry."""
+    texts = []
+    if source.get("cut_files"):
+        texts.append(f"{name}: {cut_text(source['cut_files'], source['cut_documents'])}")
+    if source.get("ignored_files"):
+        ignored = ignored_text(source["ignored_files"], source["ignored_names"])
+        texts.append(f"{name}: not read: {ignored}")
+    return texts
 
 
 def sample_blocks(folder: Path) -> dict[str, list[str]]:

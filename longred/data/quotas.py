@@ -175,9 +175,18 @@ def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
     return None
 
 
-def not_enough_text(shortages: Sequence[str], note: str = "") -> ConfigError:
-    """Return the error for buckets that cannot be filled."""
+def not_enough_text(
+    shortages: Sequence[str], note: str = "", remedies: Sequence[str] = ()
+) -> ConfigError:
+    """Return the error for buckets that cannot be filled.
+
+    Args:
+        shortages: what is missing where.
+        note: a sentence with a space at its end.
+        remedies: changes that are known to suffice; default: unknown.
+    """
+    lower = f"Lower {', or '.join(remedies)}" if remedies else "Lower data.num_tokens"
     return ConfigError(
-        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}Lower data.num_tokens, "
+        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}{lower}, "
         "change data.ratio or the shares in data.sources, or add text"
     )

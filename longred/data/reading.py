@@ -104,6 +104,10 @@ class Reading:
         """Return the training quotas that are not met."""
         return [q for q in self.quotas if q.split == "train" and self._blocks(q) < q.needed]
 
+    def tables(self) -> list[npt.NDArray[Any]]:
+        """Return the table of each shard, of dtype `shards.TABLE`."""
+        return [read_table(shard, self.job.folder) for shard in self.shards]
+
     def texts(self) -> list[dict[str, Any]]:
         """Return whole held-out texts, as many as wanted and available."""
         kept: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from longred.config import DataConfig, SourceConfig
 from longred.data import files, hub
 from longred.data.decontamination import evaluation_digest
 from longred.data.documents import Document, Intake
+from longred.data.finding import find_files, locate
 from longred.data.shards import Part, Shard
 from longred.errors import ConfigError
 
@@ -77,6 +78,18 @@ def shards_of(config: DataConfig, number: int) -> Iterator[Shard]:
         num_bytes += part.num_bytes
     if held:
         yield Shard(number, source.name, count, tuple(held))
+
+
+def is_local(source: SourceConfig) -> bool:
+    """Return whether a source can be read without a network."""
+    if source.kind == "files":
+        return "file" in locate(source.path or "", source.name)[0].protocol
+    return source.kind != "hub"
+
+
+def ignored_files(source: SourceConfig) -> dict[str, str]:
+    """Return the files of a source that no reader takes, as `Files.ignored`."""
+    return find_files(source.path or "", source.name).ignored if source.kind == "files" else {}
 
 
 def check_sources(config: DataConfig) -> None:

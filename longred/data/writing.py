@@ -16,14 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.config import DataConfig
+from longred.data.cutting import count_cut
 from longred.data.filling import SEGMENT
+from longred.data.finding import SHOWN_NAMES, count_ignored
+from longred.data.inspection import files_texts
 from longred.data.layout import DTYPES, FOLDERS, FORMAT_VERSION, SPLITS
 from longred.data.quotas import block_lengths
 from longred.data.reading import HISTOGRAM_EDGES, Reading
 from longred.data.shards import read_rows, to_lines, write_atomically
+from longred.data.sources import ignored_files
 from longred.data.tokenise import Job
 from longred.data.tokens import TextTokenizer
-from longred.errors import ConfigError
 from longred.method.methods import BUCKETS
 from longred.store.artifacts import storage_errors, write_json
 from longred.store.journal import Journal
@@ -50,7 +53,6 @@ def write_folder(
         hashes: `sources.fingerprints`.
 
     Raises:
-        ConfigError: no held-out document is long enough for a short block.
         StorageError: the disk is full.
     """
     _keep_mixture(readings)
@@ -65,11 +67,6 @@ def write_folder(
             bucket: _write_split_bucket(job, tokenizer.dtype, readings, folder, split, bucket)
             for bucket in BUCKETS
         }
-    if not index["held_out"]["short"]["num_blocks"]:
-        raise ConfigError(
-            "data.validation_fraction: no held-out document is long enough for a short block "
-            f"({job.config.short_length} tokens); raise it or add text"
-        )
     texts = [reading.texts() for reading in readings]
     index["sources"] = {
         reading.source.name: _source_entry(reading, len(found), hashes)
@@ -260,7 +257,24 @@ def _source_entry(reading: Reading, num_texts: int, hashes: Mapping[str, str]) -
         "rejected": dict(sorted(rejected.items())),
         "lengths": {"edges": HISTOGRAM_EDGES, "documents": reading.lengths.tolist()},
         "shards": len(reading.shards),
+        **_files_entry(reading),
     }
+
+
+def _files_entry(reading: Reading) -> dict[str, Any]:
+    """Return which files were cut and which were not read; empty if there are none."""
+    entry: dict[str, Any] = {}
+    piece = reading.job.config.piece_bytes()
+    cut = count_cut((part for shard in reading.shards for part in shard.parts), piece)
+    if cut[0]:
+        entry |= {"cut_files": cut[0], "cut_documents": cut[1], "cut_bytes": piece}
+    ignored = ignored_files(reading.source)
+    if ignored:
+        entry["ignored_files"] = count_ignored(ignored)
+        entry["ignored_names"] = sorted(ignored)[:SHOWN_NAMES]
+    for text in files_texts(reading.source.name, entry):
+        logger.info("%s", text)
+    return entry
 
 
 def _conserved(sources: Mapping[str, Any], config: DataConfig) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import zstandard
 from longred.config import DataConfig
 from longred.data import files
 from longred.data.documents import Document, Intake, document_id
-from longred.data.files import find_files
+from longred.data.finding import describe_ignored, find_files
 from longred.errors import ConfigError
 
 ZOO = {
@@ -238,3 +239,34 @@ def test_paths_that_lead_nowhere(tmp_path: Path, name: str, message: str) -> Non
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match=message):
         find_files(str(tmp_path / name), "data.sources.0.path")
+
+
+def test_suffixes_are_read_whatever_their_case(tmp_path: Path) -> None:
+    (tmp_path / "A.TXT").write_text("a")
+    (tmp_path / "rows.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "b"}\n'))
+    assert sorted(document.text for document in read(tmp_path, count(0.0))) == ["a", "b"]
+
+
+def test_files_that_no_reader_takes_are_named_and_counted(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.html", "c.HTML", "d.json", "Makefile", ".git/x.txt", ".note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "link.md").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "pipe.md").symlink_to(tmp_path / "pipe.txt")
+    found = find_files(str(tmp_path), "key")
+    # A dangling link is rejected by the reader, with a reason. Hidden files are not looked at.
+    assert sorted(found.sizes) == ["a.txt", "gone.md", "link.md"]
+    assert describe_ignored(found.ignored) == (
+        "6 files: 2 .html, 2 not regular (pipe, device or link to a folder), 1 .json, "
+        "1 without a suffix (Makefile, b.html, c.HTML, …)"
+    )
+    with pytest.raises(ConfigError, match=r"key: .*pipe\.txt is not a regular file"):
+        find_files(str(tmp_path / "pipe.txt"), "key")
+    hidden = find_files(str(tmp_path / ".git"), "key")
+    assert list(hidden.sizes) == ["x.txt"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.pdf").write_text("")
+    with pytest.raises(ConfigError, match=r"suffixes \.txt.* in .*only; found 1 file: 1 \.pdf"):
+        find_files(str(tmp_path / "only"), "key")

@@ -1,5 +1,6 @@
 """Output of `inspect` and `plan`, compared with the real content."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from longred.cli import app
 from longred.config import DataConfig
 from longred.data.buckets import prepare
+from longred.data.documents import document_id, is_held_out
 from longred.data.estimate import estimate
 from longred.data.tokens import TextTokenizer
 from longred.errors import ConfigError
@@ -61,12 +63,18 @@ def test_an_estimate_from_a_whole_small_corpus_is_close(
     assert found.sampled_documents == 300
     assert found.sampled_tokens == sum(lengths)
     assert found.num_bytes == sum(len(text.encode()) for text in texts)
-    expected = 0.8 * sum(length for length in lengths if length >= 128)
+    offsets = itertools.accumulate(map(len, corpus.read_bytes().splitlines(True)), initial=0)
+    ids = [document_id("words", corpus.name, offset) for offset in offsets]
+    long_enough = [
+        length
+        for id, length in zip(ids, lengths, strict=False)
+        if length >= 128 and not is_held_out(id, 0.2)
+    ]
     (long,) = [bucket for bucket in found.buckets if bucket.bucket == "long"]
-    assert long.available_tokens == pytest.approx(expected, abs=1)
+    assert (long.available_tokens, long.documents) == (sum(long_enough), len(long_enough))
     assert {bucket.bucket: bucket.verdict for bucket in found.buckets}["original"] == "fits"
     (huge,) = estimate(make_config(num_tokens=8_000_000), tiny_model_folder)
-    assert {bucket.verdict for bucket in huge.buckets} == {"short"}
+    assert {bucket.verdict for bucket in huge.buckets} == {"too little"}
 
 
 def test_an_estimate_knows_how_far_compressed_text_expands(

@@ -71,6 +71,7 @@ def test_every_bad_thing_is_counted_and_kept(
         sources=[source],
         max_document_characters=MAX_CHARACTERS,
         max_rejected_fraction=0.5,
+        split_bytes=None,
         executor={"num_workers": 1},
     )
     folder = tmp_path / "folder"
@@ -97,6 +98,7 @@ def test_the_zoo_is_refused_at_the_usual_limit(
     config = make_config(
         sources=[{"name": "zoo", "kind": "files", "path": str(zoo)}],
         max_document_characters=MAX_CHARACTERS,
+        split_bytes=None,
     )
     with pytest.raises(ConfigError, match=r"max_rejected_fraction: 21 of \d+ rows of .* 2 bad"):
         prepare(config, tiny_model_folder, tmp_path, tmp_path / "work")
