@@ -1,9 +1,9 @@
 """The `longred` command: one function per verb, registered in `VERBS`.
 
 `runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `compare`,
-`data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb each. `common` has shared
-options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way to the
-flows, `drift_text` the text that drift is measured on, `first_recipe` what `init` derives.
+`data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb each. `common` has
+shared options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way
+to the flows, `drift_text` the text that drift is measured on, `first_recipe` what `init` derives.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.

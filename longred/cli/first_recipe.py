@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CORPORA = "llama3-8b-32k"
 """The packaged recipe whose corpora a recipe without own text reads, and whose size it takes."""
 
-SPARE_TEXT = 0.8
+SPARE_TEXT = 0.9
 """Share of the text that is planned for; the rest is room for what a sample does not show."""
 
 LEARNING_RATES = ((1e9, 2e-5), (1e8, 5e-5), (1e7, 2e-4), (0, 5e-4))
@@ -343,7 +343,7 @@ def _size(
     Raises:
         ConfigError: it cannot fill the buckets once.
     """
-    from longred.data.estimate import most_tokens
+    from longred.data.capacity import most_tokens
 
     asked = DataConfig.model_validate({**config.model_dump(), "sources": sources})
     most = most_tokens(asked, folder)

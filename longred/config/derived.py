@@ -7,7 +7,7 @@ the recipe had named them.
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 from longred.config.data import DataConfig
 from longred.config.training import TrainingConfig
@@ -140,7 +140,7 @@ def _windows(values: Mapping[str, Any], target: int) -> list[int]:
     if not isinstance(steps, list | tuple):
         return [target]
     found = [step.get("target_window") for step in steps if isinstance(step, Mapping)]
-    return [*filter(_is_count, found), target]
+    return [*(window for window in found if _is_count(window)), target]
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -152,5 +152,5 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any] | None:
     return copy
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
