@@ -186,9 +186,10 @@ def derive(wish: Wish) -> FirstRecipe:
         **settings.settings(),
     )
     shape = shape_of(model)
+    entries += _data(_config(entries), wish)
+    # Measures a CPU, so it comes after what may be refused.
     speeds = choose_speeds(_config(entries), shape, device=wish.device)
     entries += _method(_config(entries), shape, speeds, wish)
-    entries += _data(_config(entries), wish)
     entries += _steps(_config(entries))
     entries += _evaluation(_config(entries), wish, speeds)
     entries += _memory(_config(entries), shape, speeds)
