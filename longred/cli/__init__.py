@@ -1,9 +1,10 @@
 """The `longred` command: one function per verb, registered in `VERBS`.
 
 `runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `compare`,
-`config`, `data` (inspect), `drift`, `evaluation`, `export` and `plan` one verb each. `common` has
-shared options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way
-to the flows, `drift_text` the text that drift is measured on.
+`config`, `data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb each.
+`common` has shared options and tables, `terminal` and `score_board` the live displays, `flow_host`
+the only way to the flows, `drift_text` the text that drift is measured on, `first_recipe` what
+`init` derives.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.
@@ -17,7 +18,7 @@ from types import FrameType
 
 import typer
 
-from longred.cli import compare, config, data, drift, evaluation, export, plan, runs, services
+from longred.cli import compare, config, data, drift, evaluation, export, init, plan, runs, services
 from longred.cli.common import SettingsCommand
 from longred.errors import LongredError, Stopped
 
@@ -32,6 +33,7 @@ VERBS = (
     data.inspect,
     plan.plan,
     config.config,
+    init.init,
     services.up,
     services.down,
     services.status,

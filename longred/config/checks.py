@@ -249,8 +249,11 @@ def _windows_problems(config: "RunConfig") -> Iterator[str]:
                 f"target_window ({config.target_window}); give windows in rising order"
             )
         reached = window.target_window
-        if is_abf and window.rope_theta is None:
-            yield f"{key}.rope_theta: method abf needs a raised theta for each"
+        if is_abf and window.rope_theta is None and config.extension.rope_theta is not None:
+            yield (
+                f"{key}.rope_theta: give a theta for this window too, or leave out "
+                "extension.rope_theta, and all follow the rule theta x factor squared"
+            )
         if not is_abf and window.rope_theta is not None:
             yield f"{key}.rope_theta: only method abf reads it; remove it"
     if windows and "lora" in config.training.methods():

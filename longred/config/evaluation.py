@@ -34,7 +34,7 @@ class RulerConfig(Section):
         examples=[["niah_single_1", "vt"]],
     )
     lengths: list[Count] = Field(
-        min_length=1,
+        default=[],
         description="Lengths of the prompts in tokens, none above target_window.",
         examples=[[8192, 32_768]],
     )
@@ -166,7 +166,7 @@ class EvaluationConfig(Section):
         description="Models that are evaluated beside the students: the original one, and the "
         "rescaled one before training. Retention needs original.",
     )
-    ruler: RulerConfig
+    ruler: RulerConfig = RulerConfig()
     short: ShortConfig = ShortConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
     kept: bool = Field(

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from longred.config.checks import problems, refused_texts
 from longred.config.data import DataConfig
+from longred.config.derived import with_derived
 from longred.config.evaluation import EvaluationConfig
 from longred.config.model import (
     AttentionConfig,
@@ -126,7 +127,7 @@ class RunConfig(Section):
     profiling: ProfilingConfig = ProfilingConfig()
     selection: SelectionConfig = SelectionConfig()
     training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     store: StoreConfig = StoreConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -155,7 +156,7 @@ class RunConfig(Section):
             raise ValueError(problem)
         if not isinstance(values, Mapping):
             return values
-        result = dict(values)
+        result = with_derived(values)
         shared = {"seed": cls.model_fields["seed"].default}
         shared |= {key: result[key] for key in COPIES if key in result and key in cls.model_fields}
         data, attention = result.get("data"), result.get("attention", {})

@@ -49,7 +49,7 @@ def refuse_no_held_out(readings: Sequence[Reading]) -> None:
     blocks = [reading.selection.blocks for reading in readings]
     if _has_held_out(config, source_quotas(config), blocks):
         return
-    documents = _documents(readings)
+    documents = documents_of(readings)
     tried = (
         fraction
         for fraction in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -99,6 +99,12 @@ def fills(config: DataConfig, documents: Documents) -> bool:
     return _has_held_out(config, quotas, selected)
 
 
+def least_num_tokens(config: DataConfig) -> int:
+    """Return the smallest `num_tokens` that gives every bucket a whole block."""
+    total, lengths = sum(config.ratio.values()), block_lengths(config)
+    return max(-(-lengths[bucket] * total // config.ratio[bucket]) for bucket in BUCKETS)  # type: ignore[index]
+
+
 def largest_num_tokens(config: DataConfig, works: Callable[[DataConfig], bool]) -> int | None:
     """Return about the largest `num_tokens`, below the present one, for which a section works.
 
@@ -113,10 +119,7 @@ def largest_num_tokens(config: DataConfig, works: Callable[[DataConfig], bool]) 
     def tried(num_tokens: int) -> bool:
         return works(config.model_copy(update={"num_tokens": num_tokens}))
 
-    total = sum(config.ratio.values())
-    lengths = block_lengths(config)
-    low = max(-(-lengths[bucket] * total // config.ratio[bucket]) for bucket in BUCKETS)  # type: ignore[index]
-    high = config.num_tokens
+    low, high = least_num_tokens(config), config.num_tokens
     if low >= high or not tried(low):
         return None
     for _ in range(BISECTIONS):
@@ -130,7 +133,7 @@ def largest_num_tokens(config: DataConfig, works: Callable[[DataConfig], bool]) 
 
 def _remedies(readings: Sequence[Reading]) -> list[str]:
     """Return changes of single keys with which the same documents fill the buckets."""
-    config, documents = readings[0].job.config, _documents(readings)
+    config, documents = readings[0].job.config, documents_of(readings)
     if sum(len(table) for shards in documents.values() for table, _ in shards) > (
         MAX_TRIED_DOCUMENTS
     ):
@@ -166,7 +169,8 @@ def _cut_note(readings: Sequence[Reading]) -> str:
     )
 
 
-def _documents(readings: Sequence[Reading]) -> Documents:
+def documents_of(readings: Sequence[Reading]) -> Documents:
+    """Return what `fills` needs to know of sources that were read."""
     return {
         reading.number: list(zip(reading.tables(), reading.masks, strict=True))
         for reading in readings

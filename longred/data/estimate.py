@@ -118,7 +118,7 @@ def estimate(config: DataConfig, tokenizer_folder: Path) -> list[SourceEstimate]
     tokenizer = TextTokenizer(tokenizer_folder, add_bos=config.add_bos)
     quotas = source_quotas(config)
     check_sources(config)
-    exact = _small_sources(config)
+    exact = small_sources(config)
     found: dict[int, SourceEstimate] = {}
     if exact:
         with rehearse(config, tokenizer_folder, exact) as rehearsal:
@@ -153,7 +153,7 @@ def refuse_too_little(config: DataConfig, tokenizer_folder: Path) -> list[str]:
     tokenizer = TextTokenizer(tokenizer_folder, add_bos=config.add_bos)
     source_quotas(config)
     check_sources(config)
-    exact = _small_sources(config)
+    exact = small_sources(config)
     if exact:
         with rehearse(config, tokenizer_folder, exact) as rehearsal:
             refuse_shortages(rehearsal.readings)
@@ -218,7 +218,13 @@ def _hopeless(config: DataConfig, name: str, quotas: Sequence[Quota], sample: Sa
     return alone or together
 
 
-def _small_sources(config: DataConfig) -> list[int]:
+def is_filled(config: DataConfig, quotas: Sequence[Quota], sample: Sample) -> bool:
+    """Return whether documents like the sampled ones surely fill the training buckets."""
+    chance = chances(config, quotas, sample, SAFE_FACTORS)
+    return all(chance["train", quota.bucket] == 1 for quota in quotas)
+
+
+def small_sources(config: DataConfig) -> list[int]:
     """Return the local sources of natural text if they are small enough to be read, else none."""
     numbers = [
         number
@@ -359,9 +365,7 @@ def _sampled_problem(
         return None
 
     def works(changed: DataConfig) -> bool:
-        quotas = source_quotas(changed)[name]
-        found = chances(changed, quotas, sample, SAFE_FACTORS)
-        return all(found["train", quota.bucket] == 1 for quota in quotas)
+        return is_filled(changed, source_quotas(changed)[name], sample)
 
     fitting = largest_num_tokens(config, works)
     remedies = [f"data.num_tokens to {fitting}"] if fitting else []

@@ -48,9 +48,27 @@ class RopeMethod:
     extends: tuple[str, ...]
 
 
+def proposed_theta(theta: float, factor: float) -> float:
+    """Return the θ that `abf` raises a model's to if none is given: θ s².
+
+    Published choices lie on both sides of it. As powers of s: 1.33 in ProLong (arXiv 2410.02660, 8K
+    to 64K), 1.88 in ABF's paper (4K to 32K), 2.66 in LongReD's script (8K to 32K). A smaller θ
+    leaves slow pairs beyond the angles seen in pre-training, a larger one moves the model farther
+    from the original.
+
+    Args:
+        theta: rope_theta of the original model.
+        factor: s.
+    """
+    return theta * factor**2
+
+
 def _raise_theta(rope: Values, window: Window, settings: Values) -> Rope:
     """Raise θ and leave the rest (ABF, arXiv 2309.16039)."""
-    theta, before = settings["rope_theta"], rope["rope_theta"]
+    before = rope["rope_theta"]
+    # A rescaling that the model has already stays; theta answers only for what is added to it.
+    added = window.factor / float(rope.get("factor", 1.0))
+    theta = settings.get("rope_theta") or proposed_theta(before, added)
     if theta <= before:
         raise ConfigError(
             f"extension.rope_theta: {theta:g} does not raise the model's own rope_theta of "
@@ -186,8 +204,6 @@ def settings_problem(method: str, settings: Values) -> str | None:
         return f"extension.method: {method!r} is not one of {', '.join(ROPE_METHODS)}"
     for name in sorted(settings.keys() - ROPE_METHODS[method].settings):
         return f"extension.{name}: method {method} does not use it; remove it or set it to null"
-    if method == "abf" and "rope_theta" not in settings:
-        return "extension.rope_theta: method abf needs the raised theta"
     for name, value in settings.items():
         if name != "long_factor" and not _is_finite(value):
             return f"extension.{name}: must be a finite number, got {value!r}"

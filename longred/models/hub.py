@@ -102,3 +102,24 @@ def _reason(error: Exception) -> str:
         "RevisionNotFoundError": "the model has no such revision",
     }
     return known.get(kind) or f"{kind}: {error}".strip().partition("\n")[0]
+
+
+def newest_commit(name: str) -> str:
+    """Return the commit that a model's main branch is at.
+
+    Raises:
+        PreflightError: the hub cannot be reached, or has no such model.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+
+    HUB.probe()
+    try:
+        found = HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=PROBE_SECONDS)
+    except (OSError, HFValidationError, httpx.HTTPError) as error:
+        raise PreflightError(
+            f"--revision: the newest commit of {name} cannot be looked up ({_reason(error)}); give "
+            "the commit (40 hexadecimal digits), or the folder of the model as --model"
+        ) from error
+    return str(found.sha)

@@ -61,7 +61,7 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
         folder = Path(__file__).parents[1] / "demo" / "model"
     elif local.exists():
         folder = local.resolve()
-    elif _HUB_NAME.fullmatch(path):
+    elif is_hub_name(path):
         folder = download(path, revision, weights=weights)
     else:
         raise PreflightError(
@@ -71,6 +71,11 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
     if weights:
         check_folder(folder)
     return folder
+
+
+def is_hub_name(path: str) -> bool:
+    """Return whether a model's path is a name on the hub, and no local file or folder."""
+    return _HUB_NAME.fullmatch(path) is not None and not Path(path).expanduser().exists()
 
 
 def choose_device(name: str, key: str = "device") -> torch.device:

@@ -71,10 +71,15 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def names() -> list[str]:
+    """Return the names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def _recipe_path(name: str) -> Path:
-    known = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    known = names()
     if name in known:
-        return known[name]
+        return RECIPES / f"{name}.yaml"
     try:
         if Path(name).is_file():
             return Path(name)
@@ -85,7 +90,7 @@ def _recipe_path(name: str) -> Path:
         raise ConfigError(f"{shown(name, 200)}: is a folder; name the recipe's file in it")
     near = difflib.get_close_matches(name[:100], known, n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    recipes = ", ".join(sorted(known))
+    recipes = ", ".join(known)
     raise ConfigError(
         shorten(
             f"{shown(name, 200)}: no such recipe or file{where_paths_start(name)}; "

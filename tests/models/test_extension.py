@@ -85,6 +85,7 @@ LONG_FACTORS = [1.0, 1.1, 1.3, 1.7, 2.2, 3.0, 3.8, 4.5]
 NTK = [4 ** (2 * i / 14) for i in range(8)]
 METHOD_CASES: dict[str, tuple[str, dict[str, Any], Expected]] = {
     "abf": ("abf", {"rope_theta": 2e7}, (plain(2e7), 1.0)),
+    "abf-computed": ("abf", {}, (plain(1e4 * 4**2), 1.0)),
     "pi": ("pi", {}, ([f / 4 for f in plain()], 1.0)),
     "ntk": ("ntk", {}, (plain(1e4 * 4 ** (16 / 14)), 1.0)),
     "yarn": ("yarn", {}, yarn(1e4, 4, 256, 16, 32, 1)),
@@ -173,6 +174,7 @@ LLAMA31 = {
     [
         (LLAMA31, "llama3", {}, llama3(5e5, 32, 32, 16)),
         (LLAMA31, "abf", {"rope_theta": 4e6}, llama3(4e6, 8, 32, 16)),
+        (LLAMA31, "abf", {}, llama3(5e5 * 4**2, 8, 32, 16)),
         (
             {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
             "pi",
@@ -366,7 +368,6 @@ def test_version_4_has_no_words_for_rescaled_sliding_layers(tmp_path: Path) -> N
     ("changes", "arguments", "message"),
     [
         ({}, {"method": "yarm"}, r"extension\.method: 'yarm' is not one of abf, pi"),
-        ({}, {"method": "abf"}, r"extension\.rope_theta: method abf needs"),
         ({}, {"method": "abf", "rope_theta": 1e4}, r"extension\.rope_theta: 10000 does not raise"),
         ({}, {"method": "abf", "rope_theta": "2e7"}, r"extension\.rope_theta: must be a finite"),
         ({}, {"method": "abf", "rope_theta": float("nan")}, r"rope_theta: must be a finite"),

@@ -118,7 +118,7 @@ def generate(
     if length < minimum:
         raise ConfigError(
             f"evaluation.ruler.lengths: {length} is too short for {task}, which needs at least "
-            f"{minimum} tokens with this tokenizer ({resolved} parameters); "
+            f"{minimum} tokens with this tokenizer ({spec.parameters} parameters); "
             "use a longer length or leave the task out"
         )
     start = TASKS[task].prepare(spec)
@@ -132,7 +132,7 @@ def generate(
         {
             "id": f"{task}-{length}-{index}",
             "length": length,
-            "parameters": resolved,
+            "parameters": spec.parameters,
             "max_new_tokens": spec.settings.budget,
             **sample,
         }

@@ -104,6 +104,26 @@ def check_lengths(config: RulerConfig, tokenizer: Any) -> None:
     Raises:
         ConfigError: names every task that does not fit, with the length that it needs.
     """
+    needed = tasks_beyond(config, tokenizer)
+    if not needed:
+        return
+    tasks = ", ".join(f"{task} {minimum}" for task, minimum in needed.items())
+    rest = [task for task in config.tasks if task not in needed]
+    short = [length for length in config.lengths if length < max(needed.values())]
+    raise ConfigError(
+        f"evaluation.ruler.lengths: {short} are too short for tasks that need this many tokens "
+        f"with this tokenizer: {tasks}; use longer lengths, or leave these tasks out"
+        + (f" (evaluation.ruler.tasks=[{','.join(rest)}])" if rest else "")
+    )
+
+
+def tasks_beyond(config: RulerConfig, tokenizer: Any) -> dict[str, int]:
+    """Return the tasks that do not fit a length of the configuration → tokens that they need.
+
+    Raises:
+        ConfigError: a task is unknown.
+        PreflightError: the tokenizer produces no tokens.
+    """
     for task in config.tasks:
         ruler.check_task(task)
     # Held-out text does not exist yet; the smallest prompts hold little of it.
@@ -127,16 +147,7 @@ def check_lengths(config: RulerConfig, tokenizer: Any) -> None:
         )
         if (minimum := ruler.minimum_length(spec)) > spec.length:
             needed[task] = max(needed.get(task, 0), minimum)
-    if not needed:
-        return
-    tasks = ", ".join(f"{task} {minimum}" for task, minimum in needed.items())
-    rest = [task for task in config.tasks if task not in needed]
-    short = [length for length in config.lengths if length < max(needed.values())]
-    raise ConfigError(
-        f"evaluation.ruler.lengths: {short} are too short for tasks that need this many tokens "
-        f"with this tokenizer: {tasks}; use longer lengths, or leave these tasks out"
-        + (f" (evaluation.ruler.tasks=[{','.join(rest)}])" if rest else "")
-    )
+    return needed
 
 
 def fingerprints(config: RulerConfig) -> dict[str, str]:

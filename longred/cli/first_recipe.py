@@ -1,0 +1,446 @@
+"""Derives a first recipe from a model, a target window, a text and a machine."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from longred.config import DataConfig, RunConfig, SourceConfig, load_recipe, load_recorded
+from longred.config.derived import MIN_STEPS, STEP_TOKENS
+from longred.config.evaluation import RulerConfig
+from longred.errors import ConfigError
+from longred.method.rope import ROPE_METHODS, proposed_theta
+from longred.recipes import names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from longred.cost.recipe import RecipePlan
+    from longred.cost.shape import ModelShape
+    from longred.cost.speeds import Speeds
+
+CORPORA = "llama3-8b-32k"
+"""The packaged recipe whose corpora a recipe without own text reads, and whose size it takes."""
+
+SPARE_TEXT = 0.9
+"""Share of the text that is planned for; the rest is room for what a sample does not show."""
+
+LEARNING_RATES = ((1e9, 2e-5), (1e8, 5e-5), (1e7, 2e-4), (0, 5e-4))
+"""Parameters from which on a learning rate is proposed: the paper's, the demo's, ours between."""
+
+BEST_FOR_CREAM = 8
+"""Growth of the window up to which longred-c is proposed: cream was better at 4 times the window
+and uniform at 16 times (paper, section 5)."""
+
+
+WIDTH = 100
+"""Columns of the file."""
+
+PAPER_LAYERS = 6
+"""Distilled layers of the paper's model of 32 layers, at 4 times the window."""
+
+MICRO_BATCH_TOKENS = 32768
+"""Tokens of a forward and backward pass that keep a GPU busy."""
+
+LONG_PROMPT = 16384
+"""Tokens of prompts that are evaluated one at a time."""
+
+CPU_MICRO_BATCH_TOKENS = 4096
+"""The same for a CPU, whose caches are small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for.
+
+    Attributes:
+        name: of the run and the file.
+        model, revision: as `model.path` and `model.revision`.
+        target_window: tokens.
+        original_window: tokens; None for the model's own.
+        texts: files or folders; empty for public corpora.
+        device: as of `longred plan`.
+        num_processes: GPUs; None for those of this machine.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    target_window: int
+    original_window: int | None
+    texts: Sequence[str]
+    device: str
+    num_processes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a recipe.
+
+    Attributes:
+        key: its dotted key.
+        value: plain value.
+        why: comment; empty for none.
+    """
+
+    key: str
+    value: Any
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRecipe:
+    """A derived recipe.
+
+    Attributes:
+        entries: its lines, in the order of sections.
+        plan: its cost.
+    """
+
+    entries: tuple[Entry, ...]
+    plan: "RecipePlan"
+
+    def text(self) -> str:
+        """Return the YAML file."""
+        tree: dict[str, Any] = {}
+        for entry in self.entries:
+            *sections, last = entry.key.split(".")
+            node = tree
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[last] = entry
+        order = [name for name in RunConfig.model_fields if name in tree]
+        blocks = ["".join(f"{line}\n" for line in _lines(name, tree[name], 0)) for name in order]
+        head = [block for block, name in zip(blocks, order, strict=True) if _is_entry(tree[name])]
+        sections = [b for b, name in zip(blocks, order, strict=True) if not _is_entry(tree[name])]
+        return "\n".join(["".join(head), *sections])
+
+
+def _is_entry(node: Any) -> bool:
+    return isinstance(node, Entry)
+
+
+def _lines(name: str, node: Any, depth: int) -> Iterator[str]:
+    """Yield the lines of a key or section."""
+    indent = "  " * depth
+    if not isinstance(node, Entry):
+        yield f"{indent}{name}:"
+        for key, child in node.items():
+            yield from _lines(key, child, depth + 1)
+        return
+    is_list_of_sections = isinstance(node.value, list) and any(
+        isinstance(item, Mapping) for item in node.value
+    )
+    if is_list_of_sections:
+        yield from _comment(node.why, indent)
+        yield f"{indent}{name}:"
+        for item in node.value:
+            yield f"{indent}  - {_flow(item)}"
+        return
+    line = f"{indent}{name}: {_flow(node.value)}"
+    if node.why and len(line) + len(node.why) + 3 <= WIDTH:
+        yield f"{line} # {node.why}"
+        return
+    yield from _comment(node.why, indent)
+    yield line
+
+
+def _comment(text: str, indent: str) -> Iterator[str]:
+    for line in textwrap.wrap(text, WIDTH - len(indent) - 2):
+        yield f"{indent}# {line}"
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    if isinstance(value, float):
+        # YAML 1.1 reads 2e-05 as text.
+        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else repr(value)
+    text: str = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def derive(wish: Wish) -> FirstRecipe:
+    """Derive a recipe.
+
+    Raises:
+        ConfigError: the windows do not suit the model, or the text is too short for them.
+        PreflightError: the model or the text cannot be read.
+    """
+    from longred.cost.recipe import choose_speeds, plan_recipe
+    from longred.cost.shape import shape_of
+    from longred.models.extension import extend_config
+
+    wish = _pinned(wish)
+    model = _model_config(wish)
+    entries = [*_model(wish, model), *_extension(wish, model)]
+    settings = _config(entries).extension
+    extend_config(
+        model,
+        method=settings.method,
+        original_window=settings.original_window,
+        target_window=settings.target_window,
+        **settings.settings(),
+    )
+    shape = shape_of(model)
+    entries += _data(_config(entries), wish)
+    # Measures a CPU, so it comes after what may be refused.
+    speeds = choose_speeds(_config(entries), shape, device=wish.device)
+    entries += _method(_config(entries), shape, speeds, wish)
+    entries += _steps(_config(entries))
+    entries += _evaluation(_config(entries), wish, speeds)
+    entries += _memory(_config(entries), shape, speeds)
+    return FirstRecipe(tuple(entries), plan_recipe(_config(entries), shape, speeds))
+
+
+def _pinned(wish: Wish) -> Wish:
+    """Return the wish with the commit of a hub name: the packaged recipes', else the newest."""
+    from longred.models.hub import newest_commit
+    from longred.models.load import is_hub_name
+
+    if wish.revision or not is_hub_name(wish.model):
+        return wish
+    known = {recipe.model.path: recipe.model.revision for recipe in map(load_recipe, names())}
+    return replace(wish, revision=known.get(wish.model) or newest_commit(wish.model))
+
+
+def _model_config(wish: Wish) -> "PreTrainedConfig":
+    """Return the model's configuration; that of a packaged recipe's model needs no network."""
+    from longred.cost.shape import named_config
+    from longred.models.load import is_hub_name, load_config
+
+    packaged = named_config(wish.model) if is_hub_name(wish.model) else None
+    return packaged or load_config(_folder(wish))
+
+
+def _folder(wish: Wish) -> Path:
+    from longred.models.load import resolve_model
+
+    return resolve_model(wish.model, wish.revision, weights=False)
+
+
+def _model(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
+    own = int(model.max_position_embeddings)
+    original = wish.original_window or own
+    if original**2 <= 8 * wish.target_window:
+        raise ConfigError(
+            f"--target-window: {wish.target_window} is too far for skipped positions within "
+            f"{original} tokens; give at most {(original**2 - 1) // 8}"
+        )
+    yield Entry("name", wish.name)
+    yield Entry("seed", 0)
+    why = "tokens; the model's own window (max_position_embeddings)"
+    if original != own:
+        why = f"tokens; the model's configuration says {own}"
+    yield Entry("original_window", original, why)
+    yield Entry("target_window", wish.target_window, "tokens")
+    local = Path(wish.model).expanduser()
+    yield Entry("model.path", str(local.resolve()) if local.exists() else wish.model)
+    if wish.revision:
+        yield Entry("model.revision", wish.revision, "a pinned commit; a branch can move")
+
+
+def _extension(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
+    """Choose abf where it is defined, else the model's own kind of rescaling."""
+    from longred.models.architectures import main_rope
+
+    rope = main_rope(model)
+    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
+    able = [name for name, method in ROPE_METHODS.items() if kind in method.extends]
+    if not able or not isinstance(theta, int | float):
+        raise ConfigError(
+            f"--model: no method rescales the RoPE of {wish.model} (rope_type {kind}); start from "
+            "the model before its extension"
+        )
+    if "abf" not in able:
+        yield Entry("extension.method", able[0], f"the model's RoPE is rescaled already ({kind})")
+        return
+    own = int(model.max_position_embeddings)
+    before = (wish.original_window or own) if kind == "default" else own
+    factor = wish.target_window / before
+    yield Entry("extension.method", "abf", "raises rope_theta; others: " + ", ".join(able[1:]))
+    yield Entry(
+        "extension.rope_theta",
+        round(proposed_theta(theta, factor)),
+        f"{theta:,.0f} x {factor:g} squared; published choices lie between the powers 1.3 and 2.7. "
+        "`longred drift` compares values",
+    )
+
+
+def _method(
+    config: RunConfig, shape: "ModelShape", speeds: "Speeds", wish: Wish
+) -> Iterator[Entry]:
+    """Choose the method, its layers, and the types and processes of the device."""
+    original, target = config.original_window, config.target_window
+    factor = target / original
+    small = factor <= BEST_FOR_CREAM
+    method = "longred-c" if small else "longred-u"
+    other = "longred-u" if small else "longred-c"
+    yield Entry(
+        "training.method",
+        method,
+        f"CREAM or uniform skipped positions: {method} is better at {factor:g} times the window, "
+        f"{other} far {'beyond' if small else 'below'} it",
+    )
+    yield Entry("training.baselines", [], "[cpt] also trains plain continued pre-training")
+    rate = next(rate for least, rate in LEARNING_RATES if shape.num_parameters >= least)
+    why = "the paper's" if rate == LEARNING_RATES[0][1] else "ours; the paper's 2e-5 is for 8B"
+    yield Entry("training.learning_rate", rate, why)
+    if speeds.kind == "cpu":
+        yield Entry("training.dtype", "float32", "bfloat16 is slow on most CPUs")
+        yield Entry("evaluation.dtype", "float32")
+    processes = wish.num_processes or _num_gpus(wish.device)
+    if processes > 1:
+        yield Entry("training.parallel.num_processes", processes, "GPUs, one process each")
+    layers = min(PAPER_LAYERS, max(2, round(shape.num_layers * PAPER_LAYERS / 32)))
+    yield Entry(
+        "selection.num_distill_layers",
+        layers,
+        f"by attention KL, and the last one counts; the model has {shape.num_layers}",
+    )
+
+
+def _num_gpus(device: str) -> int:
+    """Return the GPUs of this machine; 1 if the recipe is for another one."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device == "auto" else 1
+
+
+def _data(config: RunConfig, wish: Wish) -> Iterator[Entry]:
+    """Choose the sources and how many tokens they give."""
+    if not wish.texts:
+        corpora = load_recipe(CORPORA).data
+        sources = [_in_order(source) for source in corpora.sources]
+        yield Entry("data.sources", sources, "public corpora from the hub, by pinned revision")
+        for key in ("num_tokens", "validation_fraction", "num_held_out_tokens"):
+            yield Entry(f"data.{key}", getattr(corpora, key))
+        return
+    sources = []
+    for number, text in enumerate(wish.texts):
+        name = "text" if len(wish.texts) == 1 else f"text-{number}"
+        sources.append({"name": name, "kind": "files", "path": str(Path(text).resolve())})
+    yield Entry("data.sources", sources, "txt, md, py, jsonl(.gz, .zst) and parquet files")
+    num_tokens, num_held_out = _size(config.data, sources, _folder(wish))
+    yield Entry("data.num_tokens", num_tokens, "training tokens; most of what the text gives")
+    if num_held_out != config.data.num_held_out_tokens:
+        yield Entry("data.num_held_out_tokens", num_held_out, "in each bucket; the text is short")
+
+
+def _in_order(source: SourceConfig) -> dict[str, Any]:
+    """Return the settings of a source that are not defaults, in the order of its fields."""
+    given = source.model_dump(exclude_defaults=True)
+    return {name: given[name] for name in SourceConfig.model_fields if name in given}
+
+
+def _size(
+    config: DataConfig, sources: Sequence[Mapping[str, Any]], folder: Path
+) -> tuple[int, int]:
+    """Return the training and the held-out tokens that a text can give.
+
+    Raises:
+        ConfigError: it cannot fill the buckets once.
+    """
+    from longred.data.capacity import most_tokens
+
+    asked = DataConfig.model_validate({**config.model_dump(), "sources": sources})
+    most = most_tokens(asked, folder)
+    # A quarter of the held-out text, which is divided over three buckets.
+    share = int(most * config.validation_fraction) // 4
+    held_out = min(config.num_held_out_tokens, max(config.target_window, share))
+    return int(most * SPARE_TEXT), held_out
+
+
+def _steps(config: RunConfig) -> Iterator[Entry]:
+    training = config.training
+    rows = training.rows(training.method)
+    words = " + ".join(f"{rows[b]} x {training.block_lengths()[b]:,} {b}" for b in rows)
+    yield Entry("data.short_length", config.data.short_length, "tokens; distilled on such blocks")
+    yield Entry("training.step_tokens", training.step_tokens, words)
+    yield Entry("training.num_steps", training.num_steps, "about one epoch of data.num_tokens")
+
+
+def _evaluation(config: RunConfig, wish: Wish, speeds: "Speeds") -> Iterator[Entry]:
+    """Choose RULER's lengths, the tasks that fit the smallest of them, and the short suite."""
+    lengths = config.evaluation.ruler.lengths
+    yield Entry("evaluation.ruler.lengths", lengths, "tokens of prompt and answer")
+    fitting = _fitting_tasks(config.evaluation.ruler, wish)
+    if fitting != config.evaluation.ruler.tasks:
+        yield Entry("evaluation.ruler.tasks", fitting, f"the ones that fit {min(lengths)} tokens")
+    is_small = speeds.kind == "cpu"
+    yield Entry("evaluation.ruler.num_samples", 20 if is_small else 100, "of each task and length")
+    local = "demo: made from held-out text"
+    remote = "short-core and paper: lm-eval's benchmarks, from the hub"
+    suite, why = (
+        ("demo", f"{local}; {remote}") if wish.texts else ("short-core", f"{remote}; {local}")
+    )
+    yield Entry("evaluation.short.suite", suite, why)
+    if suite == "demo":
+        yield Entry("evaluation.short.num_samples", 50 if is_small else 200, "of each task")
+    if max(lengths) >= LONG_PROMPT:
+        yield Entry("evaluation.batch_size", 1, "prompts at a time")
+
+
+def _fitting_tasks(config: RulerConfig, wish: Wish) -> list[str]:
+    """Return RULER's tasks that fit all lengths.
+
+    Raises:
+        ConfigError: none does.
+    """
+    from longred.evaluation.ruler.fitting import FULL_LENGTH
+    from longred.evaluation.ruler.freeze import tasks_beyond
+    from longred.models.load import load_tokenizer
+
+    if min(config.lengths) >= FULL_LENGTH:
+        return config.tasks
+    beyond = tasks_beyond(config, load_tokenizer(_folder(wish)))
+    fitting = [task for task in config.tasks if task not in beyond]
+    if not fitting:
+        raise ConfigError(
+            f"--original-window: no RULER task fits {min(config.lengths)} tokens with this "
+            f"tokenizer; the shortest needs {min(beyond.values())}"
+        )
+    return fitting
+
+
+def _memory(config: RunConfig, shape: "ModelShape", speeds: "Speeds") -> Iterator[Entry]:
+    """Choose micro-batches of one long row, and the settings that make the training fit."""
+    from longred.cost.recipe import plan_recipe
+
+    most = CPU_MICRO_BATCH_TOKENS if speeds.kind == "cpu" else MICRO_BATCH_TOKENS
+    tokens = max(config.target_window, min(most, config.training.step_tokens))
+    sized = config.model_copy(
+        update={"training": config.training.model_copy(update={"micro_batch_tokens": tokens})}
+    )
+    yield Entry("training.micro_batch_tokens", tokens, "of one forward and backward pass")
+    plan = plan_recipe(sized, shape, speeds).trainings[0]
+    settings = plan.advice
+    if settings and settings[-1].is_alone:
+        settings = settings[-1:]
+    for setting in settings:
+        for words in setting.setting.split():
+            key, _, value = words.partition("=")
+            yield Entry(key, yaml.safe_load(value), f"to fit {speeds.name}")
+
+
+def _config(entries: Sequence[Entry]) -> RunConfig:
+    """Return the settings so far; before the data are known, with the demo's text."""
+    values = _nested(entries)
+    text = {"sources": [{"name": "text", "kind": "library"}], "num_tokens": STEP_TOKENS * MIN_STEPS}
+    values["data"] = text | values.get("data", {})
+    return load_recorded(values)
+
+
+def _nested(entries: Sequence[Entry]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for entry in entries:
+        *sections, last = entry.key.split(".")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = entry.value
+    return values

@@ -1,0 +1,70 @@
+"""`longred init`: writes a first recipe for a model, a target window and a text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longred.errors import ConfigError
+from longred.progress import duration
+
+if TYPE_CHECKING:
+    from longred.cli.first_recipe import FirstRecipe
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="name of the run; the file is NAME.yaml")],
+    model: Annotated[
+        str, typer.Option(help="a Hugging Face folder, a hub name with --revision, or demo")
+    ],
+    target_window: Annotated[int, typer.Option(min=2, help="context window to reach, tokens")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="a file or folder of text; repeatable (default: public corpora)"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="commit of a hub name, 40 hexadecimal digits")
+    ] = None,
+    original_window: Annotated[
+        int | None, typer.Option(min=2, help="the model's window, tokens (default: its own)")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="the device to plan for: auto (this machine), cpu, h100, h200, …")
+    ] = "auto",
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="number of GPUs (default: this machine's)")
+    ] = None,
+) -> None:
+    """Write a commented recipe, derived from a model, a text and a machine."""
+    from longred.cli.first_recipe import Wish, derive
+
+    path = Path(f"{name}.yaml")
+    if path.exists():
+        raise ConfigError(f"{path}: exists already; choose another name, or remove it")
+    wish = Wish(
+        name=name,
+        model=model,
+        revision=revision,
+        target_window=target_window,
+        original_window=original_window,
+        texts=text or (),
+        device=device,
+        num_processes=gpus,
+    )
+    recipe = derive(wish)
+    path.write_text(recipe.text(), encoding="utf-8")
+    _print(path, recipe)
+
+
+def _print(path: Path, recipe: "FirstRecipe") -> None:
+    plan = recipe.plan
+    training = plan.trainings[0]
+    fits = "fits" if training.fits else "does not fit, see `longred plan`"
+    typer.echo(
+        f"{path}: {training.method}, {training.tokens:,} tokens, about "
+        f"{duration(training.seconds)} of training on {training.num_processes} x "
+        f"{plan.speeds.name}; {fits}"
+    )
+    typer.echo("look at it, then:")
+    for words in (f"run {path} --dry-run", f"plan {path}", f"run {path}"):
+        typer.echo(f"  longred {words}")

@@ -1,0 +1,156 @@
+"""Defaults that follow from other settings, so that a recipe works on any window.
+
+They are filled in before a recipe is checked: records, digests and plans hold the numbers, as if
+the recipe had named them.
+"""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, TypeGuard
+
+from longred.config.data import DataConfig
+from longred.config.training import TrainingConfig
+from longred.method.layout import Layout
+from longred.method.methods import METHODS, method_terms
+
+SHORT_LENGTH = 1024
+"""Length of short blocks in the paper."""
+
+STEP_TOKENS = 2**21
+"""Tokens of a step in the paper."""
+
+MIN_STEPS = 64
+"""Fewer optimizer steps than this hardly train; the size of a step gives way first."""
+
+DERIVED = {
+    "data.short_length": f"half of original_window, at most {SHORT_LENGTH:,}",
+    "training.step_tokens": f"the largest whole step of at most {STEP_TOKENS:,} tokens that leaves "
+    f"{MIN_STEPS} steps for data.num_tokens, at least the smallest whole step",
+    "training.num_steps": "as many as read data.num_tokens once",
+    "evaluation.ruler.lengths": "original_window, doubled up to target_window",
+}
+"""Key → its default in words."""
+
+
+def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe with the derived defaults that it does not set.
+
+    Values of the wrong type are left alone, and so is what would follow from them: validation
+    names them.
+
+    Args:
+        values: sections before validation.
+    """
+    result = dict(values)
+    original, target = (result.get(f"{name}_window") for name in ("original", "target"))
+    if not (_is_count(original) and _is_count(target)):
+        return result
+    data = _section(result, "data")
+    if data is not None:
+        data.setdefault("short_length", max(1, min(SHORT_LENGTH, original // 2)))
+        training = _section(result, "training")
+        if training is not None:
+            _derive_steps(training, data, original, _windows(result, target))
+    evaluation = _section(result, "evaluation")
+    ruler = None if evaluation is None else _section(evaluation, "ruler")
+    if ruler is not None and not ruler.get("lengths"):
+        ruler["lengths"] = doubled(original, target)
+    return result
+
+
+def doubled(original: int, target: int) -> list[int]:
+    """Return the original window, its doublings below the target window, and the target window."""
+    lengths = []
+    while original < target:
+        lengths.append(original)
+        original *= 2
+    return [*lengths, target]
+
+
+def step_unit(
+    lengths: Mapping[str, int],
+    ratio: Mapping[str, int],
+    methods: Mapping[str, str],
+    layout: Layout,
+) -> int:
+    """Return the smallest step that every method can divide into whole blocks; multiples work too.
+
+    Args:
+        lengths: tokens of a block of each bucket.
+        ratio: parts of each bucket in a step.
+        methods: method → the method that carries its terms, for those that train adapters.
+        layout: how processes divide the blocks of a step.
+    """
+    units = [1]
+    for method, carried in methods.items():
+        buckets = method_terms(METHODS[method].merges or method, carried).buckets()
+        whole = sum(ratio[bucket] for bucket in buckets)
+        for bucket in buckets:
+            # The bucket's share of the step must be a multiple of this.
+            rows = lengths[bucket] * max(1, layout.readers(bucket))
+            units.append(Fraction(rows * whole, ratio[bucket]).numerator)
+    return math.lcm(*units)
+
+
+def _derive_steps(
+    training: dict[str, Any], data: Mapping[str, Any], original: int, windows: list[int]
+) -> None:
+    """Fill in the tokens of a step and the number of steps, if the settings they need are right."""
+    num_tokens = data.get("num_tokens")
+    if not _is_count(num_tokens):
+        return
+    if "step_tokens" not in training:
+        unit = _unit(training, data, original, windows)
+        if unit is None:
+            return
+        most = min(STEP_TOKENS, num_tokens // MIN_STEPS)
+        training["step_tokens"] = max(1, most // unit) * unit
+    step_tokens = training["step_tokens"]
+    if "num_steps" not in training and _is_count(step_tokens):
+        training["num_steps"] = max(1, num_tokens // step_tokens)
+
+
+def _unit(
+    training: Mapping[str, Any], data: Mapping[str, Any], original: int, windows: list[int]
+) -> int | None:
+    """Return the smallest step that works at every window; None if a setting is wrong."""
+    defaults = TrainingConfig()
+    ratio = data.get("ratio", DataConfig.model_fields["ratio"].default)
+    method, baselines = training.get("method", defaults.method), training.get("baselines", [])
+    carried = _section(dict(training), "lora") or {}
+    parallel = _section(dict(training), "parallel")
+    try:
+        layout = Layout(**(parallel or {}))
+        objectives = carried.get("objectives", defaults.lora.objectives)
+        methods = {name: objectives for name in (method, *baselines)}
+        lengths = {"short": data["short_length"], "original": original}
+        return math.lcm(
+            *(step_unit(lengths | {"long": w}, ratio, methods, layout) for w in windows)
+        )
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, ValueError):
+        # A value of the wrong type, which validation names.
+        return None
+
+
+def _windows(values: Mapping[str, Any], target: int) -> list[int]:
+    """Return all target windows of a progressive extension."""
+    extension = values.get("extension")
+    steps = extension.get("windows") if isinstance(extension, Mapping) else None
+    if not isinstance(steps, list | tuple):
+        return [target]
+    found = [step.get("target_window") for step in steps if isinstance(step, Mapping)]
+    return [*(window for window in found if _is_count(window)), target]
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Replace a section by a copy and return it; None if it is not a mapping."""
+    section = values.get(name, {})
+    if not isinstance(section, Mapping):
+        return None
+    values[name] = copy = dict(section)
+    return copy
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,125 @@
+"""`longred init`: the file it writes, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from longred.cli import app
+from longred.config import load_recipe
+from longred.errors import LongredError
+
+LLAMA = "meta-llama/Meta-Llama-3-8B"
+Init = Callable[..., Result]
+
+
+@pytest.fixture
+def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Init:
+    """Run the verb in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["init", *arguments])
+
+    return run
+
+
+def test_a_recipe_for_a_known_model_needs_no_network(init: Init) -> None:
+    result = init("own", "--model", LLAMA, "--target-window", "32768", "--device", "h200")
+    assert result.exit_code == 0, result.output
+    assert "longred run own.yaml" in result.output
+    config, packaged = load_recipe("own.yaml"), load_recipe("llama3-8b-32k")
+    assert config.model == packaged.model
+    assert config.data == packaged.data
+    assert config.extension.rope_theta == 8e6  # 500,000 x 4 squared
+    for name in ("method", "step_tokens", "num_steps", "learning_rate", "micro_batch_tokens"):
+        assert getattr(config.training, name) == getattr(packaged.training, name)
+    assert config.selection.num_distill_layers == 6
+    assert config.training.optimizer_offload
+    assert max(map(len, Path("own.yaml").read_text().splitlines())) <= 140
+
+
+def test_every_choice_is_explained(init: Init) -> None:
+    init("own", "--model", LLAMA, "--target-window", "131072", "--device", "h200", "--gpus", "8")
+    config = load_recipe("own.yaml")
+    assert config.training.method == "longred-u"
+    assert config.training.parallel.num_processes == 8
+    text = Path("own.yaml").read_text()
+    for words in ("500,000 x 16 squared", "tokens; the model's own window", "to fit h200"):
+        assert words in text
+    assert list(yaml.safe_load(text))[:5] == [
+        "name",
+        "seed",
+        "original_window",
+        "target_window",
+        "model",
+    ]
+
+
+def test_a_model_that_is_rescaled_already_keeps_its_kind_of_rope(
+    init: Init, tmp_path: Path
+) -> None:
+    from longred.models.load import load_config, resolve_model
+
+    model = load_config(resolve_model("demo"))
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    model.rope_parameters = rope | {"original_max_position_embeddings": 128}
+    model.save_pretrained(tmp_path / "yarn")
+    result = init("own", "--model", "yarn", "--target-window", "512", "--device", "h200")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, LongredError)  # it has no tokenizer
+    assert "tokenizer" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "demo", "--target-window", "8192"], "--target-window: 8192 is too far"),
+        (["--model", "demo", "--target-window", "128"], "target_window: 128 must be larger"),
+        (["--model", "demo", "--target-window", "1024", "--original-window", "512"], "exceeds"),
+        (["--model", "nowhere", "--target-window", "1024"], "no folder on this machine"),
+        (["--model", LLAMA, "--target-window", "32768", "--device", "h300"], "h300"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_nothing_is_written(
+    init: Init, arguments: list[str], message: str
+) -> None:
+    result = init("own", *arguments)
+    assert isinstance(result.exception, LongredError)
+    assert message in str(result.exception)
+    assert not Path("own.yaml").exists()
+
+
+def test_a_file_is_never_overwritten(init: Init) -> None:
+    Path("own.yaml").write_text("mine")
+    result = init("own", "--model", LLAMA, "--target-window", "32768")
+    assert "own.yaml: exists already" in str(result.exception)
+    assert Path("own.yaml").read_text() == "mine"
+
+
+def test_a_recipe_for_own_text_plans_what_the_text_gives(init: Init, tmp_path: Path) -> None:
+    from longred.data.estimate import refuse_too_little
+    from longred.models.load import resolve_model
+
+    words = "The library describes what each function takes, returns and raises. "
+    paragraphs = (f"Chapter {n}. {words * (1 + n % 7)}\n\n" for n in range(4000))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "book.txt").write_text("".join(paragraphs))
+    model = ("--model", "demo", "--target-window", "1024", "--device", "h200")
+    result = init("own", *model, "--text", "text")
+    assert result.exit_code == 0, result.output
+    config = load_recipe("own.yaml")
+    assert config.data.sources[0].path == str(tmp_path / "text")
+    read = config.training.num_steps * config.training.step_tokens
+    assert 0.9 * config.data.num_tokens <= read <= config.data.num_tokens
+    assert refuse_too_little(config.data, resolve_model("demo")) == []
+
+
+def test_text_that_fills_no_block_is_refused(init: Init, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("Too short for anything.\n")
+    result = init("own", "--model", "demo", "--target-window", "1024", "--text", "note.txt")
+    assert isinstance(result.exception, LongredError)
+    assert "not enough text" in str(result.exception)
+    assert not Path("own.yaml").exists()
