@@ -79,7 +79,7 @@ KEYS = ["Â²", "", " ", "a.b", "0", "-1", "9" * 400, "training", "<<", "null", "Ã
 FOREIGN = re.compile(
     r"Input should|Value error|should be a valid|Extra inputs|Field required|pydantic"
     r"|greater than or equal|less than or equal|unable to parse|should have at|String should|<class"
-    r"|object at 0x|Traceback|Error\(|ctx|input_value|instance of|model_type|NoneType|codec"
+    r"|object at 0x|Traceback|Error\(|\bctx\b|input_value|instance of|model_type|NoneType|\bcodec"
 )
 """What no message says: the words of pydantic and of Python."""
 
