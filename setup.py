@@ -24,29 +24,35 @@ class BuildPipeline(Command):
     user_options = [("build-lib=", "d", "folder of the wheel's content")]  # noqa: RUF012
 
     def initialize_options(self) -> None:
+        """Set the options that setuptools fills in."""
         self.build_lib = None
         self.editable_mode = False
 
     def finalize_options(self) -> None:
+        """Take the folder of the wheel's content from `build_py`."""
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
+        """Copy the files; replace those of an earlier build."""
         if self.editable_mode:
             return
-        # An earlier build may have left files that no longer exist.
+        # It may have left files that no longer exist.
         shutil.rmtree(Path(self.build_lib, TARGET), ignore_errors=True)
         for copy, source in self.get_output_mapping().items():
             Path(copy).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
 
     def get_source_files(self) -> list[str]:
+        """Return the files to copy, relative to the repository."""
         found = [path for folder in FOLDERS for path in Path(folder).rglob("*") if path.is_file()]
-        return sorted(str(path) for path in found if "__pycache__" not in path.parts) + [*FILES]
+        return [*sorted(str(path) for path in found if "__pycache__" not in path.parts), *FILES]
 
     def get_outputs(self) -> list[str]:
+        """Return the copies."""
         return list(self.get_output_mapping())
 
     def get_output_mapping(self) -> dict[str, str]:
+        """Return copy → source; nothing for an editable install."""
         if self.editable_mode:
             return {}
         return {str(Path(self.build_lib, TARGET, name)): name for name in self.get_source_files()}

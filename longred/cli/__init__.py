@@ -12,6 +12,7 @@ inside the verbs that need them, so that every command starts fast.
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from longred.cli import compare, data, drift, evaluation, export, plan, runs, se
 from longred.cli.completion import add_completions
 from longred.errors import LongredError, Stopped
 
-VERBS = {
+VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run": (runs.demo, runs.run, plan.plan),
     "Look at what was made": (runs.show, compare.compare, data.inspect),
     "Work on any model": (drift.drift, evaluation.evaluate, export.export),

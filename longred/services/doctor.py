@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -80,7 +81,7 @@ def check_versions(repository: Path) -> Iterator[Finding]:
         installed = _installed(name)
         if installed and installed.partition("+")[0] != version:
             differing.append(f"{name} {installed}, tested with {version}")
-    remedy = f"install the tested set: {sys.executable} -m pip install -c {constraints} longred"
+    remedy = f"install the tested set: {_pip_install()} -c {constraints} longred"
     if wrong:
         yield Finding("requirements", "fail", "; ".join(wrong), remedy)
     else:
@@ -93,6 +94,13 @@ def check_versions(repository: Path) -> Iterator[Finding]:
         yield Finding("tested set", "warn", text + more, remedy)
     else:
         yield Finding("tested set", "ok", "every installed version is the tested one")
+
+
+def _pip_install() -> str:
+    """Return the start of a command that installs packages into this environment."""
+    if importlib.util.find_spec("pip"):
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
 
 
 def _installed(name: str) -> str | None:
@@ -164,9 +172,9 @@ def _check_worker(api: str, repository: Path) -> Iterator[Finding]:
     else:
         advice = "`longred up` restarts this machine's worker"
         yield Finding("worker", "fail", "none is online, so flow runs wait", advice)
-    missing = services.deployment_names(repository) - deployed(api)
+    missing = services.deployment_names(repository) - deployed(api, repository)
     if missing:
-        text = f"not applied: {', '.join(sorted(missing))}"
+        text = f"not applied by this installation: {', '.join(sorted(missing))}"
         yield Finding("deployments", "warn", text, "`longred deploy`")
     else:
         yield Finding("deployments", "ok", "all are applied")
