@@ -4,7 +4,7 @@
 `config`, `data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb each.
 `common` has shared options and tables, `terminal` and `score_board` the live displays, `flow_host`
 the only way to the flows, `drift_text` the text that drift is measured on, `first_recipe` what
-`init` derives.
+`init` derives, `completion` what the shell completes.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.
@@ -13,44 +13,87 @@ inside the verbs that need them, so that every command starts fast.
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from inspect import signature
 from types import FrameType
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+import longred
 from longred.cli import compare, config, data, drift, evaluation, export, init, plan, runs, services
 from longred.cli.common import SettingsCommand
+from longred.cli.completion import add_completions
 from longred.errors import LongredError, Stopped
 
-VERBS = (
-    runs.demo,
-    runs.run,
-    runs.show,
-    compare.compare,
-    drift.drift,
-    export.export,
-    evaluation.evaluate,
-    data.inspect,
-    plan.plan,
-    config.config,
-    init.init,
-    services.up,
-    services.down,
-    services.status,
-    services.deploy,
-    services.doctor,
-    services.reap,
-)
+VERBS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Prepare": (init.init, config.config, plan.plan),
+    "Run": (runs.demo, runs.run),
+    "Look at what was made": (runs.show, compare.compare, data.inspect),
+    "Work on any model": (drift.drift, evaluation.evaluate, export.export),
+    "Services on this machine": (
+        services.up,
+        services.down,
+        services.status,
+        services.deploy,
+        services.doctor,
+        services.reap,
+    ),
+}
+"""The verbs by their heading in `longred --help`."""
+
+SUMMARY_CHARACTERS = 200
+"""Space for a verb's first sentence, which may take several lines."""
+
+
+class Verbs(TyperGroup):
+    """The command, whose help lists the verbs under their headings."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per heading; all have one width."""
+        width = max(map(len, self.commands))
+        for heading, verbs in VERBS.items():
+            commands = {verb.__name__: self.commands[verb.__name__] for verb in verbs}
+            rows = [
+                (name.ljust(width), command.get_short_help_str(SUMMARY_CHARACTERS))
+                for name, command in commands.items()
+            ]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
+    cls=Verbs,
     help="Extend a language model's context window and restore its short-text skill.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in VERBS:
-    app.command(cls=SettingsCommand if "overrides" in signature(verb).parameters else None)(verb)
+for group in VERBS.values():
+    for verb in group:
+        takes_settings = "overrides" in signature(verb).parameters
+        add_completions(verb)
+        app.command(cls=SettingsCommand if takes_settings else None)(verb)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longred {longred.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _end_on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -17,17 +17,18 @@ from longred.store.artifacts import Store
 
 
 def repository() -> Path:
-    """Return the folder that contains `flows/`: the clone, or the current folder.
+    """Return the folder that contains `flows/`: the clone, or the copy inside an installed wheel.
 
     Raises:
-        PreflightError: neither contains it.
+        PreflightError: the package was copied without either.
     """
-    for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent, package / "_pipeline"):
         if (folder / "flows" / "pipeline.py").is_file():
             return folder
     raise PreflightError(
-        "flows/pipeline.py: found neither next to the installed package nor in the current folder; "
-        "run this from a clone of the repository"
+        f"flows/pipeline.py: stands neither beside {package} nor in {package / '_pipeline'}; "
+        "this installation is incomplete, install longred again"
     )
 
 

@@ -71,13 +71,8 @@ def doctor(
     from longred.errors import PreflightError
     from longred.services.doctor import examine
 
-    try:
-        sources = repository()
-    except PreflightError:
-        # Without a clone, deployments cannot be checked; everything else can.
-        sources = None
     findings = []
-    for finding in examine(open_store(store), sources):
+    for finding in examine(open_store(store), repository()):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{finding.level:<5} {finding.name:<13} {finding.text}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -43,12 +44,12 @@ class Finding:
     advice: str = ""
 
 
-def examine(store: Store, repository: Path | None) -> Iterator[Finding]:
+def examine(store: Store, repository: Path) -> Iterator[Finding]:
     """Yield one finding per check; nothing is changed or started.
 
     Args:
         store: the store to check.
-        repository: folder that holds `flows` and the tested set of versions, if known.
+        repository: folder that holds `flows`, the deployments and the tested set of versions.
     """
     yield from check_versions(repository)
     yield check_store(store.root)
@@ -60,7 +61,7 @@ def examine(store: Store, repository: Path | None) -> Iterator[Finding]:
     yield from check_kernels()
 
 
-def check_versions(repository: Path | None) -> Iterator[Finding]:
+def check_versions(repository: Path) -> Iterator[Finding]:
     """Compare installed packages with longred's requirements and with the tested set."""
     from packaging.requirements import Requirement
 
@@ -72,16 +73,15 @@ def check_versions(repository: Path | None) -> Iterator[Finding]:
         installed = _installed(required.name)
         if installed is None or not required.specifier.contains(installed, prereleases=True):
             wrong.append(f"{required.name} {installed or 'missing'}, needs {required.specifier}")
-    tested = {}
-    if repository:
-        lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
-        tested = {name: version for name, _, version in pins}
+    constraints = repository / "constraints.txt"
+    lines = constraints.read_text(encoding="utf-8").splitlines()
+    pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    tested = {name: version for name, _, version in pins}
     for name, version in tested.items():
         installed = _installed(name)
         if installed and installed.partition("+")[0] != version:
             differing.append(f"{name} {installed}, tested with {version}")
-    remedy = "install the tested set: pip install -c constraints.txt -e ."
+    remedy = f"install the tested set: {_pip_install()} -c {constraints} longred"
     if wrong:
         yield Finding("requirements", "fail", "; ".join(wrong), remedy)
     else:
@@ -92,8 +92,15 @@ def check_versions(repository: Path | None) -> Iterator[Finding]:
         text = "; ".join(differing[:4])
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         yield Finding("tested set", "warn", text + more, remedy)
-    elif tested:
+    else:
         yield Finding("tested set", "ok", "every installed version is the tested one")
+
+
+def _pip_install() -> str:
+    """Return the start of a command that installs packages into this environment."""
+    if importlib.util.find_spec("pip"):
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
 
 
 def _installed(name: str) -> str | None:
@@ -131,7 +138,7 @@ def check_disk(root: Path) -> Finding:
     return Finding("disk", "ok", text)
 
 
-def check_services(root: Path, repository: Path | None) -> Iterator[Finding]:
+def check_services(root: Path, repository: Path) -> Iterator[Finding]:
     """Query each running server, and check the ports of the others."""
     running = services.load(root)
     for name, port in services.DEFAULT_PORTS.items():
@@ -156,7 +163,7 @@ def check_services(root: Path, repository: Path | None) -> Iterator[Finding]:
         yield from _check_worker(running["prefect"].url + "/api", repository)
 
 
-def _check_worker(api: str, repository: Path | None) -> Iterator[Finding]:
+def _check_worker(api: str, repository: Path) -> Iterator[Finding]:
     workers = ask(f"{api}/work_pools/{WORK_POOL}/workers/filter", {})
     if workers is None:
         return
@@ -165,9 +172,9 @@ def _check_worker(api: str, repository: Path | None) -> Iterator[Finding]:
     else:
         advice = "`longred up` restarts this machine's worker"
         yield Finding("worker", "fail", "none is online, so flow runs wait", advice)
-    missing = services.deployment_names(repository) - deployed(api) if repository else set()
+    missing = services.deployment_names(repository) - deployed(api, repository)
     if missing:
-        text = f"not applied: {', '.join(sorted(missing))}"
+        text = f"not applied by this installation: {', '.join(sorted(missing))}"
         yield Finding("deployments", "warn", text, "`longred deploy`")
     else:
         yield Finding("deployments", "ok", "all are applied")

@@ -12,10 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
+
+import longred
 
 FLOW = "longred"
 PAGE = 200
+WORKING_DIRECTORY_STEP = "prefect.deployments.steps.set_working_directory"
 ANSWER_SECONDS = 30.0
 """Generous, because on a small machine the server shares its processors with a training."""
 
@@ -72,10 +76,22 @@ def request_json(
         time.sleep(0.5)
 
 
-def deployed(api: str) -> set[str]:
-    """Return the names of longred's deployments on a server."""
+def deployed(api: str, folder: Path | None = None) -> set[str]:
+    """Return the names of longred's deployments on a server.
+
+    Args:
+        api: URL of the server's API.
+        folder: return only those that this version of longred applied from this folder: another
+            version has other settings in its forms, and the folder of another installation may be
+            gone.
+    """
     question = {"flows": {"name": {"any_": [FLOW]}}, "limit": PAGE}
-    return {each["name"] for each in ask(f"{api}/deployments/filter", question) or []}
+    found = ask(f"{api}/deployments/filter", question) or []
+    if folder is not None:
+        steps = [{WORKING_DIRECTORY_STEP: {"directory": str(folder)}}]
+        current = {"version": longred.__version__, "pull_steps": steps}
+        found = [each for each in found if current.items() <= each.items()]
+    return {each["name"] for each in found}
 
 
 def unfinished_flow_runs(api: str) -> list[dict[str, Any]]:

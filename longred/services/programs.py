@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import longred
 from longred.errors import PreflightError
 from longred.runs.mlflow_home import artifact_folder, local_uri
 from longred.runs.record import STORE_VARIABLE, TRACKING_VARIABLE
@@ -17,6 +18,8 @@ WORK_POOL = "longred"
 MLFLOW_DATABASE_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
 MLFLOW_AUTH_VARIABLE = "MLFLOW_AUTH_CONFIG_PATH"
 MLFLOW_SESSIONS_VARIABLE = "MLFLOW_FLASK_SERVER_SECRET_KEY"
+VERSION_VARIABLE = "LONGRED_VERSION"
+"""Environment variable that `deployments/prefect.yaml` takes the deployments' version from."""
 REAP_SECONDS = 20
 
 
@@ -73,6 +76,7 @@ def environment(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        VERSION_VARIABLE: longred.__version__,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         STORE_VARIABLE: str(root),
         **{name: value for name, value in optional.items() if value},

@@ -6,6 +6,7 @@ identified by process id and start time, so that no other process is ever stoppe
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -149,7 +150,8 @@ def up(
         if "reaper" not in services:
             say("starting a reaper")
             start("reaper")
-        if not deployment_names(repository) <= deployed(api):
+        # A worker that runs already belongs to the installation that applied the deployments.
+        if not deployment_names(repository) <= deployed(api, repository if workers else None):
             say("applying the deployments")
             deploy(root, repository, api)
     return services
@@ -259,15 +261,24 @@ def status(root: Path) -> list[str]:
 def describe(services: Mapping[str, Service], repository: Path) -> str:
     """Return the URLs of the services and the commands that start a flow run."""
     prefect = services["prefect"]
+    command = _prefect_command()
     lines = [f"Prefect  {prefect.url}", f"MLflow   {services['mlflow'].url}", ""]
     if prefect.port != DEFAULT_PORTS["prefect"] or Path.cwd() != repository:
         lines.append(f"export PREFECT_API_URL={prefect.url}/api")
-    lines.append(f"prefect deployment run {DEPLOYMENT}")
+    lines.append(f"{command} deployment run {DEPLOYMENT}")
     lines.append(
-        "prefect deployment run longred/evaluation -p run=latest "
+        f"{command} deployment run longred/evaluation -p run=latest "
         "-p 'overrides=[\"evaluation.short.num_samples=200\"]'"
     )
     return "\n".join(lines)
+
+
+def _prefect_command() -> str:
+    """Return the command of this environment's Prefect, in full if the shell would not find it."""
+    here = Path(sys.executable).with_name("prefect")
+    found = shutil.which("prefect")
+    # pipx and uv link the command of the installed package only.
+    return "prefect" if found and Path(found) == here else f"{sys.executable} -m prefect"
 
 
 def port_problem(port: int) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +49,25 @@ def test_versions_that_differ_from_the_tested_set_are_named(tmp_path: Path) -> N
     assert found["tested set"].level == "warn"
     assert "tested with 0.1.0" in found["tested set"].text
     assert "absent" not in found["tested set"].text
-    assert "constraints.txt" in found["tested set"].advice
+    assert "constraints.txt longred" in found["tested set"].advice
 
 
-def test_a_requirement_that_is_not_met_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pip_the_advice_is_uvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "constraints.txt").write_text("torch==0.1.0\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    *_, finding = doctor.check_versions(tmp_path)
+    assert f"uv pip install --python {sys.executable} -c {tmp_path}" in finding.advice
+
+
+def test_a_requirement_that_is_not_met_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "constraints.txt").write_text("# tested\n")
     wanted = ["fastapi>=0.139,<0.140", "no-such-package>=1", "vllm; extra == 'vllm'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
-    (finding,) = doctor.check_versions(None)
+    finding, _ = doctor.check_versions(tmp_path)
     assert finding.level == "fail"
+    assert finding.advice.endswith(f" install -c {tmp_path}/constraints.txt longred")
     assert "needs <0.140,>=0.139" in finding.text
     assert "no-such-package missing" in finding.text
     assert "vllm" not in finding.text

@@ -12,10 +12,12 @@ import httpx
 import pytest
 from live import free_ports, until
 
+import longred
 from longred.cli.flow_host import repository
 from longred.errors import PreflightError
 from longred.runs.record import is_alive, process_identity
 from longred.runs.scope import STAGES
+from longred.services import prefect_api
 from longred.services import servers as services
 from longred.services.prefect_api import deployed
 from longred.services.programs import WORK_POOL, command, environment
@@ -79,6 +81,39 @@ def test_logins_of_mlflow_need_a_key_of_its_sessions(
 def test_deployments_are_not_applied_where_no_server_answers(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match="no Prefect server answers"):
         services.deploy(tmp_path, repository(), "http://127.0.0.1:9/api")
+
+
+def test_deployments_of_another_version_or_folder_are_applied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deployment(name: str, version: str, folder: Path) -> dict[str, object]:
+        steps = [{prefect_api.WORKING_DIRECTORY_STEP: {"directory": str(folder)}}]
+        return {"name": name, "version": version, "pull_steps": steps, "tags": ["longred"]}
+
+    found = [
+        deployment("data", longred.__version__, tmp_path),
+        deployment("report", "0.0.1", tmp_path),
+        deployment("training", longred.__version__, tmp_path / "gone"),
+    ]
+    monkeypatch.setattr(prefect_api, "ask", lambda *question: found)
+    assert deployed("http://127.0.0.1:9/api") == {"data", "report", "training"}
+    assert deployed("http://127.0.0.1:9/api", tmp_path) == {"data"}
+
+
+def test_the_command_that_starts_a_flow_run_can_be_pasted_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {
+        name: services.Service(name, [], f"http://127.0.0.1:{port}", port)
+        for name, port in services.DEFAULT_PORTS.items()
+    }
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / "bin" / name))
+    assert "\nprefect deployment run longred/full" in services.describe(running, tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: f"/elsewhere/{name}")
+    text = services.describe(running, tmp_path)
+    assert f"\n{sys.executable} -m prefect deployment run longred/full" in text
+    assert "export PREFECT_API_URL=http://127.0.0.1:4200/api\n" in text
 
 
 def test_without_services_there_is_nothing_to_stop(tmp_path: Path) -> None:
