@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import Overrides, print_table
+from longred.cli.common import Overrides, StoreOption, print_table
 from longred.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
+    recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, a YAML file, or a run")],
     overrides: Overrides = None,
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=1, help="number of GPUs (default: the recipe's)")
@@ -36,11 +36,13 @@ def plan(
         str | None, typer.Option("--only", metavar="SECTION", help="only data, or only cost")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    store: StoreOption = None,
 ) -> None:
     """Estimate a recipe's data, time, memory and money, and whether it fits; write nothing.
 
     Works offline for the packaged recipes, without the part on their data.
     """
+    from longred.cli.resolve import pin_recipe, use_store
     from longred.data.estimate import estimate, to_json
     from longred.models.load import resolve_model
     from longred.runs.record import load_config
@@ -48,6 +50,8 @@ def plan(
     if section is not None and section not in SECTIONS:
         raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
     processes = [] if gpus is None else [f"training.parallel.num_processes={gpus}"]
+    use_store(store, overrides or [])
+    recipe = pin_recipe(recipe, overrides or [])
     config = load_config(recipe, [*(overrides or []), *processes])
     sections: dict[str, Any] = {}
     if section != "cost":

@@ -155,7 +155,7 @@ def test_a_run_whose_process_is_gone_is_lost(config: RunConfig) -> None:
     values["status"], values["process"] = "running", [2**22 + 7, 1.0]
     values["stages"][0]["status"] = "running"
     path.write_text(json.dumps(values))
-    record = load_run(run.store)
+    record = load_run(run.store, run.record.id)
     assert (record.status, record.stages[0].status) == ("lost", "lost")
     assert json.loads(path.read_text())["status"] == "lost"
 
@@ -248,7 +248,7 @@ def test_a_run_of_another_machine_is_not_taken_for_lost(config: RunConfig) -> No
     run.record.status, run.record.process = "running", [1, 0.0]
     run.record.host = "another-machine"
     run.record.save(run.store.runs)
-    assert load_run(run.store).status == "running"
+    assert load_run(run.store, run.record.id).status == "running"
     run.record.host = socket.gethostname()
     run.record.save(run.store.runs)
-    assert load_run(run.store).status == "lost"
+    assert load_run(run.store, run.record.id).status == "lost"
