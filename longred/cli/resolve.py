@@ -142,7 +142,7 @@ def _near_model(store: "Store", name: str) -> str:
 
     known = ["demo", "latest", *list_runs(store)]
     known += [path.name for stage in MODEL_STAGES for path in store.artifacts.glob(f"{stage}-*")]
-    newest = next(newest_runs(store), None)
+    newest = next((run for run in newest_runs(store) if _trained(run)), None)
     methods = [] if newest is None else [each.partition("/")[2] for each in _trained(newest)]
     found = difflib.get_close_matches(name, [*methods, *known], n=1, cutoff=0.7)
     if not found:
