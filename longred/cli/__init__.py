@@ -1,9 +1,10 @@
 """The `longred` command: one function per verb, registered in `VERBS`.
 
 `runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `compare`,
-`data` (inspect), `drift`, `evaluation`, `export` and `plan` one verb each. `common` has shared
-options and tables, `terminal` and `score_board` the live displays, `flow_host` the only way to the
-flows, `drift_text` the text that drift is measured on.
+`data` (inspect), `drift`, `evaluation`, `export` and `plan` one verb each. `resolve` knows what the
+name of a run, model or data set means, `common` has shared options and tables. `terminal` and
+`score_board` are the live displays, `flow_host` the only way to the flows, `drift_text` the text
+that drift is measured on.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.
