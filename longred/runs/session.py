@@ -262,7 +262,8 @@ def open_run(
         _current.reset(token)
         record.finished = time.time()
         if not is_recorded:
-            (store.runs / record.id).rmdir()
+            with contextlib.suppress(OSError):
+                (store.runs / record.id).rmdir()
         else:
             try:
                 run_store.begin()
