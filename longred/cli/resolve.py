@@ -34,6 +34,8 @@ REFERENCES = {"original": "model", "rescaled": "extension"}
 
 _ARTIFACT = re.compile(r"([a-z]+)-[0-9a-f]+")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_said: set[tuple[str, str, str]] = set()
+"""Which names of runs this process has explained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,11 @@ def find_run(store: "Store", name: str, *, says_which: bool = True) -> "RunRecor
     from longred.runs.record import LATEST, load_run
 
     record = load_run(store, name)
+    said = (str(store.runs), name, record.id)
+    if said in _said:
+        return record
     if says_which and name != record.id:
+        _said.add(said)
         typer.echo(f"{name:<8} is run {record.id}", err=True)
     if name == LATEST:
         say_newer(store, record)
