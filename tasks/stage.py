@@ -193,7 +193,7 @@ def _describe(artifact: Artifact, record: StageRecord, run: RunRecord) -> None:
         f"| status | {record.status} |",
         f"| why it ran | {record.reason or 'it existed already'} |",
         f"| run | `{run.id}` {f'from `{run.origin}`' if run.origin else ''} |",
-        f"| MLflow | {f'[run]({run.mlflow_url})' if run.mlflow_url else 'not available'} |",
+        f"| MLflow | {f'[run]({run.mlflow_url})' if run.mlflow_url else 'no page yet'} |",
     ]
     try:
         create_markdown_artifact(

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="changes to the recipe", metavar="[SECTION.KEY=VALUE]...")
 ]
-StoreOption = Annotated[str | None, typer.Option("--store", help="the store (default: outputs)")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="the store (default: $LONGRED_STORE, else the folder outputs)"),
+]
 
 
 class SettingsCommand(TyperCommand):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def compare(
     run_ids: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="ids of runs, or `latest`")
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="ids of runs (or their start), or `latest`"),
     ],
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="write an HTML page")
@@ -23,11 +24,11 @@ def compare(
     store: StoreOption = None,
 ) -> None:
     """Compare runs: the settings that differ, then the scores of each model."""
+    from longred.cli.resolve import find_run
     from longred.report.compare import compare as compare_runs
-    from longred.runs.record import load_run
 
     folder = open_store(store)
-    comparison = compare_runs([load_run(folder, run_id) for run_id in run_ids])
+    comparison = compare_runs([find_run(folder, run_id) for run_id in run_ids])
     if html is not None:
         _write_page(comparison, html)
         typer.echo(f"page     {html}", err=True)

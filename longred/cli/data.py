@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from longred.cli.common import StoreOption, open_store, print_table
-from longred.errors import ConfigError
 
 
 def inspect(
@@ -24,9 +23,10 @@ def inspect(
     """Print prepared data: buckets, sources, rejected rows, samples and a length histogram."""
     import tempfile
 
+    from longred.cli.resolve import find_data
     from longred.data import inspection
 
-    folder = _data_folder(artifact, store)
+    folder = find_data(open_store(store), artifact)
     index = inspection.summary(folder)
     if as_json:
         typer.echo(json.dumps(index, indent=2, sort_keys=True))
@@ -56,22 +56,3 @@ def inspect(
         for number, text in enumerate(blocks):
             typer.echo(f"{bucket} block {number}: {text!r}")
     typer.echo(f"\nlengths  {plot}")
-
-
-def _data_folder(name: str, store: str | None) -> Path:
-    """Return the folder of the named data artifact.
-
-    Raises:
-        ConfigError: the run has none.
-    """
-    from longred.runs.record import load_run
-
-    if (Path(name) / "index.json").is_file():
-        return Path(name)
-    found = open_store(store)
-    if (found.artifacts / name / "index.json").is_file() and "/" not in name:
-        return found.artifacts / name
-    stage = load_run(found, name).last_attempts().get("data")
-    if stage is None or not stage.path:
-        raise ConfigError(f"{name}: this run has no prepared data")
-    return Path(stage.path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longred.cli.common import StoreOption, open_store
 from longred.errors import ConfigError, MismatchError
 from longred.progress import Progress
 
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
 
     from longred.profiling.drift import Drift
     from longred.profiling.sweep import Setting
+    from longred.store.artifacts import Store
 
 
 def drift(
     model_a: Annotated[str, typer.Argument(help="the original: demo, a folder, or NAME@COMMIT")],
-    model_b: Annotated[str | None, typer.Argument(help="the model to compare with it")] = None,
+    model_b: Annotated[
+        str | None, typer.Argument(help="the model to compare with it, such as `latest`")
+    ] = None,
     data: Annotated[
-        str, typer.Option(help="text file, folder, jsonl, parquet, or a data artifact's folder")
+        str,
+        typer.Option(help="text file, folder, jsonl, parquet; prepared data: a run or artifact"),
     ] = "library",
     length: Annotated[
         int, typer.Option(help="tokens per row; 0: half the window, at most 1,024")
@@ -38,6 +43,7 @@ def drift(
     methods: Annotated[str, typer.Option(help="sweep: RoPE methods to use with --factor")] = "pi",
     out: Annotated[Path | None, typer.Option(help="folder for JSON, parquet and PNGs")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    store: StoreOption = None,
 ) -> None:
     """Measure how far MODEL_B's attention and hidden states are from MODEL_A's, layer by layer.
 
@@ -58,14 +64,16 @@ def drift(
     for option, value in options.items():
         if value < 1:
             raise ConfigError(f"{option}: must be 1 or more, got {value}")
-    folder_a = _resolve(model_a)
-    folder_b = None if model_b is None else _resolve(model_b)
+    opened = open_store(store)
+    folder_a = _resolve(opened, model_a)
+    folder_b = None if model_b is None else _resolve(opened, model_b)
     if folder_b is not None:
         _check_tokenizers(folder_a, folder_b)
     teacher = _load(folder_a, device, dtype)
     half_window = max(1, min(1024, int(teacher.config.max_position_embeddings) // 2))
     tokenizer = TextTokenizer(folder_a, add_bos=False)
-    rows_NT = read_text_rows(data, tokenizer, length=length or half_window, num_tokens=tokens)
+    text = _text(opened, data)
+    rows_NT = read_text_rows(text, tokenizer, length=length or half_window, num_tokens=tokens)
     values: dict[str, Any] = {
         "model_a": model_a,
         "data": data,
@@ -107,13 +115,23 @@ def _numbers(option: str, text: str) -> list[float]:
         raise ConfigError(f"{option}: {text!r} is not a list of numbers like 2e4,4e4") from None
 
 
-def _resolve(model: str) -> Path:
+def _resolve(store: "Store", model: str) -> Path:
+    from longred.cli.resolve import name_model
     from longred.models.load import resolve_model
 
-    if Path(model).expanduser().exists() or "@" not in model:
-        return resolve_model(model)
-    name, _, commit = model.rpartition("@")
-    return resolve_model(name, commit)
+    named = name_model(store, model)
+    return resolve_model(named.path, named.revision)
+
+
+def _text(store: "Store", data: str) -> str:
+    """Return the folder of prepared data that a run or artifact names; any other text unchanged."""
+    from longred.cli.resolve import find_artifact, find_data
+    from longred.runs.record import is_run_name
+
+    if Path(data).expanduser().exists():
+        return data
+    is_named = is_run_name(data) or find_artifact(store, data, ("data",)) is not None
+    return str(find_data(store, data)) if is_named else data
 
 
 def _load(

@@ -14,12 +14,17 @@ from longred.errors import ConfigError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+    from longred.cli.resolve import NamedModel
     from longred.config import EvaluationConfig
     from longred.store.artifacts import Artifact, Store
 
 
 Models = Annotated[
-    list[str], typer.Argument(help="`demo`, folders or hub names", metavar="MODEL...")
+    list[str],
+    typer.Argument(
+        help="`demo`, `latest` or another run, RUN/METHOD, artifacts, folders or hub names",
+        metavar="MODEL...",
+    ),
 ]
 Original = Annotated[
     str | None, typer.Option(help="the model that retention and similarity compare with")
@@ -110,10 +115,12 @@ def evaluate(
     }
     _apply_settings(values, settings or [])
     opened = open_store(store)
-    names = _names(models, original)
+    named = _name(opened, models, original)
     found = {
-        name: stages.find_model(ModelConfig(path=path, revision=revision), store=opened)
-        for name, path in names.items()
+        name: stages.find_model(
+            ModelConfig(path=model.path, revision=model.revision or revision), store=opened
+        )
+        for name, model in named.items()
     }
     config = _config(found, values, beyond_window=beyond_window)
     base = _base(found)
@@ -207,15 +214,19 @@ def _problem(error: "ValidationError") -> str:
     return "\n".join(lines)
 
 
-def _names(models: Sequence[str], original: str | None) -> dict[str, str]:
-    """Name each model after its folder; number duplicates."""
-    found = {} if original is None else {"original": original}
-    for path in models:
-        name = Path(path).expanduser().resolve().name if Path(path).exists() else path
-        name = name.replace("/", "--")
+def _name(store: "Store", models: Sequence[str], original: str | None) -> "dict[str, NamedModel]":
+    """Name each model after its method or folder; tell equal names apart by run or number."""
+    from longred.cli.resolve import name_model
+
+    found = {} if original is None else {"original": name_model(store, original)}
+    for text in models:
+        model = name_model(store, text)
+        name = model.label
+        if name in found and model.run is not None:
+            name = f"{name}-{model.run}"
         if name in found:
             name = f"{name}-{len(found) + 1}"
-        found[name] = path
+        found[name] = model
     return found
 
 

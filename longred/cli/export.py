@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, or `latest`")],
+    run_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="a run's id, `latest`, RUN/METHOD, or a training artifact's name"
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder for the model")],
     method: Annotated[
         str | None,
@@ -38,13 +43,17 @@ def export(
     store: StoreOption = None,
 ) -> None:
     """Write a run's student as a folder for Hugging Face, vLLM, SGLang and llama.cpp."""
+    from longred.cli.resolve import find_student
+    from longred.errors import ConfigError
     from longred.export.check import check_export
     from longred.export.write import export_student
-    from longred.runs.record import load_run
 
     opened = open_store(store)
+    run, named = find_student(opened, run_id)
+    if method and named and method != named:
+        raise ConfigError(f"--method: {method} is not the method that {run_id} names, {named}")
     exported = export_student(
-        opened, load_run(opened, run_id), folder, method=method, step=step, by=by, dtype=dtype
+        opened, run, folder, method=method or named, step=step, by=by, dtype=dtype
     )
     if not as_json:
         _print_export(exported)

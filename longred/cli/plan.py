@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import Overrides
+from longred.cli.common import Overrides, StoreOption
 from longred.cli.cost_tables import show_cost, wrap
 from longred.cli.data_table import show_data
 from longred.errors import ConfigError, LongredError, PreflightError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, or a YAML file")],
+    recipe: Annotated[str, typer.Argument(help="a packaged recipe's name, a YAML file, or a run")],
     overrides: Overrides = None,
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=1, help="number of GPUs (default: the recipe's)")
@@ -36,17 +36,21 @@ def plan(
         str | None, typer.Option("--only", metavar="SECTION", help="only data, or only cost")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    store: StoreOption = None,
 ) -> None:
     """Say whether a recipe would run, and what it costs in time, memory and money; write nothing.
 
     The first line is the verdict: fits, does not fit, or refused and why. Works offline for the
     packaged recipes, without the part on their data.
     """
+    from longred.cli.resolve import pin_recipe, use_store
     from longred.runs.record import load_config
 
     if section is not None and section not in SECTIONS:
         raise ConfigError(f"--only: {section!r} is not one of {', '.join(SECTIONS)}")
     processes = [] if gpus is None else [f"training.parallel.num_processes={gpus}"]
+    use_store(store, overrides or [])
+    recipe = pin_recipe(recipe, overrides or [])
     config = load_config(recipe, [*(overrides or []), *processes])
     values: dict[str, Any] = {}
     problems: list[LongredError] = []

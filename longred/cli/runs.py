@@ -22,8 +22,11 @@ SUMMARY = ("recipe", "digest", "status", "overrides", "origin", "part", "prefect
 """Fields of a run's record that `show --json` prints."""
 
 
-def demo(overrides: Overrides = None) -> None:
+def demo(overrides: Overrides = None, store: StoreOption = None) -> None:
     """Run the whole pipeline on the small model shipped with longred."""
+    from longred.cli.resolve import use_store
+
+    use_store(store, overrides or [])
     _run("demo", overrides or [])
 
 
@@ -59,8 +62,13 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="with --dry-run or --pilot: print JSON")
     ] = False,
+    store: StoreOption = None,
 ) -> None:
     """Run the pipeline on a recipe; finished stages are reused."""
+    from longred.cli.resolve import pin_recipe, use_store
+
+    use_store(store, overrides or [])
+    recipe = pin_recipe(recipe, overrides or [])
     if pilot is not None:
         if only or start or dry_run:
             raise ConfigError("--pilot: cannot be combined with --only, --from or --dry-run")
@@ -75,15 +83,15 @@ def run(
 
 def show(
     run_id: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run's id, or `latest`")
+        str, typer.Argument(metavar="RUN", help="a run's id or its start, or `latest`")
     ] = "latest",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     store: StoreOption = None,
 ) -> None:
     """Print a run: its stages, scores and report page."""
-    from longred.runs.record import load_run
+    from longred.cli.resolve import find_run
 
-    record = load_run(open_store(store), run_id)
+    record = find_run(open_store(store), run_id, says_which=False)
     if as_json:
         typer.echo(json.dumps(_summary(record), indent=2))
     else:

@@ -120,13 +120,18 @@ def reap(
 
 
 def status(store: StoreOption = None) -> None:
-    """Print the running services and the latest run."""
-    from longred.runs.record import list_runs, load_run
+    """Print the running services, the latest run and newer ones that are not finished."""
+    from longred.runs.record import mark_lost, newest_runs
     from longred.services import servers as services
 
     opened = open_store(store)
     for line in services.status(opened.root):
         typer.echo(line)
-    if list_runs(opened):
-        record = load_run(opened)
-        typer.echo(f"{'latest run':<12} {record.status:<10} {record.id}")
+    newer = []
+    for record in newest_runs(opened):
+        if record.status == "finished":
+            typer.echo(f"{'latest run':<12} {record.status:<10} {record.id}")
+            break
+        newer.append(mark_lost(opened, record))
+    for record in newer[:3][::-1]:
+        typer.echo(f"{'not finished':<12} {record.status:<10} {record.id}")

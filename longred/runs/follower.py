@@ -7,11 +7,13 @@ later, by this run or the next one; sending a metric point twice stores it once.
 import logging
 import threading
 import time
+from itertools import islice
 
 from longred.config import TrackingConfig
+from longred.errors import LongredError
 from longred.runs.mirror import Mirror
 from longred.runs.mlflow_home import local_uri, unreachable
-from longred.runs.record import RunRecord, StageRecord, list_runs, load_run
+from longred.runs.record import RunRecord, StageRecord, mark_lost, newest_runs
 from longred.runs.run_store import RunStore
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class Follower:
         """Send the rest within `FINISH_SECONDS`."""
         self._ending = True
         self._wake.set()
+        if self._thread.ident is None:
+            return
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
             self._warn("it takes too long")
@@ -78,6 +82,9 @@ class Follower:
                         self._store.save()
                     if ending:
                         self._show_earlier_runs(mirror, errors)
+                except LongredError as error:
+                    self._say(f"MLflow is left out, the run continues: {error}")
+                    next_try = time.monotonic() + RETRY_SECONDS
                 except errors as error:
                     self._warn(str(error).strip().partition("\n")[0])
                     next_try = time.monotonic() + RETRY_SECONDS
@@ -89,24 +96,27 @@ class Follower:
 
     def _show_earlier_runs(self, mirror: Mirror, errors: tuple[type[Exception], ...]) -> None:
         """Send the newest earlier runs that MLflow lacks: it was away, or their process died."""
-        tracking = self._store.record.config["tracking"]
-        for run_id in list_runs(self._store)[-NUM_EARLIER_RUNS - 1 :]:
-            record = load_run(self._store, run_id)
-            is_elsewhere = record.config["tracking"] != tracking
+        own = self._store.record
+        for record in islice(newest_runs(self._store), NUM_EARLIER_RUNS + 1):
+            mark_lost(self._store, record)
+            is_elsewhere = record.config["tracking"] != own.config["tracking"]
             if record.in_mlflow or record.status == "running" or is_elsewhere:
                 continue
             try:
                 mirror.show(record)
+            except LongredError as error:
+                log.warning("run %s cannot be sent to MLflow: %s", record.id, error)
             except errors as error:
-                log.info("run %s could not be sent to MLflow: %s", run_id, error)
+                log.info("run %s could not be sent to MLflow: %s", record.id, error)
             record.save(self._store.runs)
 
     def _warn(self, reason: str) -> None:
+        self._say(
+            f"MLflow at {self._tracking.uri or local_uri(self._store.root)} does not answer "
+            f"({reason}); the run continues, its metrics are saved in the journals and sent later"
+        )
+
+    def _say(self, text: str) -> None:
         if not self._warned:
             self._warned = True
-            log.warning(
-                "MLflow at %s does not answer (%s); the run continues, its metrics are saved in "
-                "the journals and sent later",
-                self._tracking.uri or local_uri(self._store.root),
-                reason,
-            )
+            log.warning("%s", text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from longred.config import TrackingConfig, without_copies
 from longred.errors import MismatchError
+from longred.runs.description import headlines, note, run_name, run_page, source_tags
 from longred.runs.mlflow_home import connect
 from longred.runs.record import RunRecord, StageRecord
 from longred.store.artifacts import read_json
@@ -80,12 +81,12 @@ class Mirror:
                 "longred.part": run.part,
                 "prefect.flow_run_id": run.prefect_flow_run_id,
                 "prefect.url": run.prefect_url,
-                "mlflow.note.content": _note(run),
+                "mlflow.note.content": note(run),
+                **source_tags(run),
             }
-            run.mlflow_run_id = self._create(run.id, run.started, tags)
+            run.mlflow_run_id = self._create(run_name(run), run.started, tags)
         if self._page:
-            path = f"experiments/{self.experiment_id}/runs/{run.mlflow_run_id}"
-            run.mlflow_url = f"{self._page}/#/{path}"
+            run.mlflow_url = run_page(self._page, self.experiment_id, run.mlflow_run_id)
         if run.mlflow_run_id not in self._described and not run.in_mlflow:
             self._log_params(run.mlflow_run_id, comparable(run.config))
             self.client.log_dict(run.mlflow_run_id, run.config, "config.json")
@@ -106,6 +107,7 @@ class Mirror:
             "longred.origin": run.origin,
             "prefect.flow_run_id": run.prefect_flow_run_id,
             "prefect.task_run_id": stage.prefect_task_run_id,
+            **source_tags(run),
         }
         child = stage.mlflow_run_id
         if child in self._ended:
@@ -141,10 +143,11 @@ class Mirror:
     def _end_parent(self, run: RunRecord) -> None:
         parent = str(run.mlflow_run_id)
         stages = run.last_attempts()
-        report = stages.get("report")
+        report, folder = stages.get("report"), None
         if report is not None and report.path and report.status in ("ran", "skipped"):
             folder = Path(report.path)
-            self._send_journal(parent, folder)
+            lines = _journal(folder)
+            self._send(parent, [*headlines(lines), *lines])
             for name in ("index.html", "table.md", "scores.json"):
                 if (folder / name).is_file():
                     self.client.log_artifact(parent, str(folder / name), "report")
@@ -152,7 +155,11 @@ class Mirror:
             self._send_scores(parent, run)
         self._log_datasets(parent, run, ("data", SAMPLES), "run")
         stale = [name for name, stage in stages.items() if stage.status == "stale"]
-        tags = {"longred.status": run.status, "longred.stale": ", ".join(stale)}
+        tags = {
+            "longred.status": run.status,
+            "longred.stale": ", ".join(stale),
+            "mlflow.note.content": note(run, folder),
+        }
         self._send_tags(parent, tags)
         end = int((run.finished or time.time()) * 1000)
         self.client.set_terminated(parent, _STATUS.get(run.status, "FINISHED"), end)
@@ -163,10 +170,10 @@ class Mirror:
             model = name.removeprefix("evaluation/")
             if stage.stage != "evaluation" or name == SAMPLES or not stage.path:
                 continue
-            lines = read_lines(Path(stage.path) / JOURNAL_NAME, 0)[0]
+            lines = _journal(Path(stage.path))
             self._send(parent, [{**line, "key": f"{model}/{line['key']}"} for line in lines])
             if model == run.config["training"]["method"]:
-                self._send(parent, lines)
+                self._send(parent, [*headlines(lines), *lines])
 
     def _create(self, name: str, started: float, tags: Mapping[str, str | None]) -> str:
         created = self.client.create_run(
@@ -195,13 +202,13 @@ class Mirror:
         """
         if not stage.work:
             return
-        lines, offset = read_lines(Path(stage.work) / JOURNAL_NAME, self._offsets.get(child, 0))
+        lines, offset = _lines(Path(stage.work), self._offsets.get(child, 0))
         if child in self._offsets or any(line["time"] >= stage.started for line in lines):
             self._send(child, lines)
             self._offsets[child] = offset
 
     def _send_journal(self, run_id: str, folder: Path) -> None:
-        self._send(run_id, read_lines(folder / JOURNAL_NAME, 0)[0])
+        self._send(run_id, _journal(folder))
 
     def _send(self, run_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Send the lines of a journal that were not sent before; of equal points the last one."""
@@ -308,14 +315,20 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return flatten({k: v for k, v in own.items() if k not in ("store", "tracking")})
 
 
-def _note(run: RunRecord) -> str:
-    """Return the description of a run in MLflow."""
-    lines = [f"`longred run {' '.join([run.recipe, *run.overrides])}`"]
-    if run.origin:
-        lines.append(f"{run.part or 'started'} from run `{run.origin}`")
-    if run.prefect_url:
-        lines.append(f"[flow run in Prefect]({run.prefect_url})")
-    return "\n\n".join(lines)
+def _lines(folder: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a folder's journal after an offset, and the next offset.
+
+    Raises:
+        MismatchError: the journal is damaged.
+    """
+    try:
+        return read_lines(folder / JOURNAL_NAME, offset)
+    except ValueError as error:
+        raise MismatchError(f"{folder / JOURNAL_NAME}: is damaged ({error})") from error
+
+
+def _journal(folder: Path) -> list[dict[str, Any]]:
+    return _lines(folder, 0)[0]
 
 
 def _profile(folder: Path) -> str | None:

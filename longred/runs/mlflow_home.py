@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longred.config import TrackingConfig
+from longred.runs.description import EXPERIMENT_TAGS
+from longred.store.databases import refuse_damaged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,9 +23,14 @@ _ENVIRONMENT = {
 }
 
 
+def database(root: Path) -> Path:
+    """Return a store's own SQLite file."""
+    return root / "mlflow.db"
+
+
 def local_uri(root: Path) -> str:
     """Return the tracking URI of a store's own SQLite file."""
-    return f"sqlite:///{root / 'mlflow.db'}"
+    return f"sqlite:///{database(root)}"
 
 
 def artifact_folder(root: Path) -> Path:
@@ -47,6 +54,7 @@ def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
 
     Raises:
         OSError, MlflowException, SQLAlchemyError, RequestException: MLflow cannot be reached.
+        PreflightError: the store's own database is damaged.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -57,11 +65,17 @@ def connect(root: Path, tracking: TrackingConfig) -> tuple["MlflowClient", str]:
     root.mkdir(parents=True, exist_ok=True)
     with (root / "mlflow.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if tracking.uri in (None, local_uri(root)):
+            refuse_damaged(database(root), "MLflow")
         client = MlflowClient(tracking.uri or local_uri(root))
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment is not None:
+            for key, value in EXPERIMENT_TAGS.items():
+                if key not in experiment.tags:
+                    client.set_experiment_tag(experiment.experiment_id, key, value)
             return client, str(experiment.experiment_id)
         # With a plain database MLflow would upload into the current folder.
         served = (tracking.uri or "").startswith("http")
         folder = None if served else artifact_folder(root).as_uri()
-        return client, str(client.create_experiment(tracking.experiment, artifact_location=folder))
+        created = client.create_experiment(tracking.experiment, folder, EXPERIMENT_TAGS)
+        return client, str(created)

@@ -1,19 +1,27 @@
-"""The record of a run on disk: its settings, stages, artifacts and ids in MLflow and Prefect."""
+"""The record of a run on disk: its settings, stages, artifacts and ids in MLflow and Prefect.
+
+`load_run` says which run a name means.
+"""
 
 import dataclasses
+import difflib
+import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from longred.config import RunConfig, StoreConfig, load_recipe, load_recorded
 from longred.errors import ConfigError, MismatchError
 from longred.store.artifacts import Store, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 STORE_VARIABLE = "LONGRED_STORE"
 REMOTE_VARIABLE = "LONGRED_STORE_REMOTE"
@@ -24,15 +32,19 @@ _VARIABLES = {
     TRACKING_VARIABLE: "tracking.uri",
 }
 MAX_EARLIER_RUNS = 100
+LATEST = "latest"
 RUN_ID = r"[0-9]{8}-[0-9]{6}-[a-z0-9._-]+"
 _RUN_ID = re.compile(RUN_ID + r"\Z")
+_RUN_NAME = re.compile(rf"({LATEST}|[0-9]{{8}}(-[0-9]{{0,6}}|-[0-9]{{6}}-[a-z0-9._-]*)?)\Z")
+_reported: set[str] = set()
+"""Damaged records that this process has warned about."""
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe; environment variables set the store and MLflow unless an override does.
 
     Args:
-        recipe: name or file of a recipe, or the id of an earlier run (or `latest`), whose recorded
+        recipe: name or file of a recipe, or an earlier run as in `load_run`, whose recorded
             settings are used.
         overrides: changes, each `section.key=value`.
 
@@ -58,8 +70,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def is_run_name(name: str) -> bool:
-    """Return whether a name refers to a run: an id or `latest`."""
-    return name == "latest" or _RUN_ID.match(name) is not None
+    """Return whether a name refers to a run: `latest`, an id, or at least the date of an id."""
+    return _RUN_NAME.match(name) is not None
 
 
 def is_loopback(url: str) -> bool:
@@ -92,6 +104,8 @@ class StageRecord:
         reason: why the artifact had to be built; None if it existed.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     name: str
     stage: str
     status: str = "running"
@@ -122,6 +136,8 @@ class RunRecord:
         stages: every attempt in order; the last one of each name counts.
         in_mlflow: whether MLflow has the complete run.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
     recipe: str
@@ -174,6 +190,9 @@ def is_alive(identity: Sequence[float]) -> bool:
         return False
 
 
+_RECORD = TypeAdapter(RunRecord)
+
+
 def list_runs(store: Store) -> list[str]:
     """Return the ids of the recorded runs, oldest first."""
     names = [path.parent.name for path in store.runs.glob("*/run.json")]
@@ -184,50 +203,91 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     """Read a run's record.
 
     Raises:
-        MismatchError: the record cannot be read.
+        MismatchError: the record is damaged or cannot be read.
     """
     path = store.runs / run_id / "run.json"
-    values = read_json(path)
     try:
-        stages = [StageRecord(**stage) for stage in values.pop("stages")]
-        return RunRecord(**values, stages=stages)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MismatchError(f"{path}: is not a run record ({error})") from error
+        record = _RECORD.validate_python(read_json(path))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise MismatchError(f"{path}: is not a run record ({key}: {problem['msg']})") from error
+    except OSError as error:
+        raise MismatchError(f"{path}: cannot be read ({error.strerror})") from error
+    if record.id != run_id:
+        raise MismatchError(f"{path}: is the record of another run ({record.id})")
+    for key, kind in (("name", str), ("tracking", dict), ("training", dict)):
+        if not isinstance(record.config.get(key), kind):
+            raise MismatchError(f"{path}: is not a run record (config.{key} is missing)")
+    return record
 
 
-def read_runs(store: Store) -> list[RunRecord]:
-    """Read all records, oldest first.
+def report_damage(error: MismatchError) -> None:
+    """Warn of a damaged record, once per process."""
+    if str(error) not in _reported:
+        _reported.add(str(error))
+        log.warning("%s; this run is left out: restore the file or move its folder away", error)
 
-    Raises:
-        MismatchError: a record cannot be read.
-    """
-    return [read_run(store, run_id) for run_id in list_runs(store)]
+
+def read_runs(
+    store: Store, on_damage: Callable[[MismatchError], None] = report_damage
+) -> list[RunRecord]:
+    """Read all records that can be read, oldest first; `on_damage` is called with each other."""
+    return list(_readable(store, list_runs(store), on_damage))
 
 
 def newest_runs(store: Store) -> Iterator[RunRecord]:
-    """Yield the records of the last `MAX_EARLIER_RUNS` runs, newest first.
-
-    Raises:
-        MismatchError: a record cannot be read.
-    """
-    for run_id in reversed(list_runs(store)[-MAX_EARLIER_RUNS:]):
-        yield read_run(store, run_id)
+    """Yield the records of the last `MAX_EARLIER_RUNS` runs that can be read, newest first."""
+    yield from _readable(store, list_runs(store)[: -MAX_EARLIER_RUNS - 1 : -1], report_damage)
 
 
-def load_run(store: Store, run_id: str = "latest") -> RunRecord:
+def _readable(
+    store: Store, run_ids: Sequence[str], on_damage: Callable[[MismatchError], None]
+) -> Iterator[RunRecord]:
+    for run_id in run_ids:
+        try:
+            yield read_run(store, run_id)
+        except MismatchError as error:
+            on_damage(error)
+
+
+def load_run(store: Store, name: str = LATEST) -> RunRecord:
     """Read a run's record; mark the run as lost if its process is gone.
 
+    `latest` is the newest finished run: not one that is running, and not one that failed, was
+    stopped or is lost. Every other run is named by its id, or by the start of the id if only one
+    run has it.
+
     Raises:
-        ConfigError: there is no such run; the message names the newest ones.
-        MismatchError: the record cannot be read.
+        ConfigError: there is no such run; the message says which there are.
+        MismatchError: the record is damaged.
     """
     runs = list_runs(store)
     if not runs:
         raise ConfigError(f"{store.runs}: holds no runs yet; start one with `longred demo`")
-    wanted = runs[-1] if run_id == "latest" else run_id
-    if wanted not in runs:
-        raise ConfigError(f"{run_id}: no such run in {store.runs} (newest: {', '.join(runs[-3:])})")
-    record = read_run(store, wanted)
+    if name == LATEST:
+        for record in _readable(store, runs[::-1], report_damage):
+            if record.status == "finished":
+                return record
+        raise ConfigError(
+            f"{LATEST}: no run in {store.runs} is finished; there are {_listing(store, runs)}; "
+            "repeat the command of one to finish it, or name one by its id"
+        )
+    found = [name] if name in runs else [each for each in runs if each.startswith(name)]
+    if len(found) > 1 and is_run_name(name):
+        raise ConfigError(
+            f"{name}: {len(found)} runs in {store.runs} begin with it, the newest are "
+            f"{_listing(store, found)}; give more of the id"
+        )
+    if len(found) != 1 or not is_run_name(name):
+        near = difflib.get_close_matches(name, runs, n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]}?" if near else f"the newest are {_listing(store, runs)}"
+        raise ConfigError(f"{name}: no such run in {store.runs}; {hint}")
+    return mark_lost(store, read_run(store, found[0]))
+
+
+def mark_lost(store: Store, record: RunRecord) -> RunRecord:
+    """Record a running run and its stages as lost if its process is gone; return the record."""
     if record.status == "running" and record.is_gone():
         record.status = "lost"
         record.error = "its process ended unexpectedly; run the same command to resume"
@@ -237,24 +297,47 @@ def load_run(store: Store, run_id: str = "latest") -> RunRecord:
     return record
 
 
+def newer_unfinished(store: Store, record: RunRecord) -> list[RunRecord]:
+    """Return the runs after a finished one, oldest first; none of them is finished."""
+    newer = [run_id for run_id in list_runs(store) if run_id > record.id]
+    found = [mark_lost(store, each) for each in _readable(store, newer, report_damage)]
+    return [each for each in found if each.status != "finished"]
+
+
+def _listing(store: Store, run_ids: Sequence[str], most: int = 3) -> str:
+    """Return the newest of the runs with their states, for a message."""
+    states = []
+    for run_id in run_ids[-most:]:
+        try:
+            states.append(f"{run_id} ({mark_lost(store, read_run(store, run_id)).status})")
+        except MismatchError:
+            states.append(f"{run_id} (its record is damaged)")
+    rest = len(run_ids) - len(states)
+    return ", ".join(states) + (f" and {rest} older" if rest else "")
+
+
 def pin_run(
     recipe: str, overrides: Sequence[str] = (), prefect_flow_run_id: str | None = None
 ) -> str:
-    """Replace `latest` by the id of a run; return any other recipe unchanged.
+    """Replace `latest`, or the start of an id, by the id of a run; return any recipe unchanged.
 
     A retried flow run resolves `latest` to the same run as its first attempt.
 
     Raises:
-        ConfigError: there are no runs.
+        ConfigError: there is no such run.
+        MismatchError: the run's record is damaged.
     """
-    if recipe != "latest":
+    if not is_run_name(recipe):
         return recipe
     store = find_store(overrides)
-    if prefect_flow_run_id:
+    if recipe == LATEST and prefect_flow_run_id:
         for record in newest_runs(store):
             if record.prefect_flow_run_id == prefect_flow_run_id and record.origin:
                 return record.origin
-    return load_run(store).id
+    pinned = load_run(store, recipe).id
+    if pinned != recipe:
+        log.info("%s is run %s", recipe, pinned)
+    return pinned
 
 
 def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:

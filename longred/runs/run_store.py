@@ -28,6 +28,8 @@ class RunStore(Store):
 
     Attributes:
         before_build: called with the name of a stage about to be built; may raise to refuse it.
+        on_begin: called once, before the first stage is built, after nothing refused it.
+        has_begun: whether that has happened; until then the run has no record on disk.
         unbuilt: digests of missing artifacts that are outside the scope.
     """
 
@@ -39,12 +41,20 @@ class RunStore(Store):
         self.record = record
         self.writes = not scope.is_dry
         self.before_build: Callable[[str], None] = lambda stage: None
+        self.on_begin: Callable[[], None] = lambda: None
+        self.has_begun = False
         self.unbuilt: set[str] = set()
         self._lock = threading.Lock()
 
+    def begin(self) -> None:
+        """Record the run from now on; does nothing the second time."""
+        if not self.has_begun:
+            self.has_begun = True
+            self.on_begin()
+
     def save(self) -> None:
-        """Write the run's record unless the run is dry; safe to call from several threads."""
-        if self.writes:
+        """Write the record of a run that has begun and is not dry; safe to call from threads."""
+        if self.writes and self.has_begun:
             with self._lock:
                 self.record.save(self.runs)
 
@@ -87,6 +97,8 @@ class RunStore(Store):
             return Artifact(stage, digest, str(self._folder(stage, digest)))
         if reason is not None:
             self.before_build(stage)
+        if reason is not None or found is None:
+            self.begin()
         return super().build(stage, values, inputs, make, version)
 
     def _why_missing(self, digest: str, identity: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from longred.config import RunConfig
-from longred.errors import LongredError, Stopped
+from longred.errors import ConfigError, LongredError, PreflightError, Stopped
 from longred.progress import Progress
 from longred.runs.follower import Follower
 from longred.runs.record import (
@@ -101,6 +101,7 @@ class Run:
         self.announce()
 
         def progressed(done: int, total: int, text: str) -> None:
+            self.store.begin()
             for listener in self._listeners:
                 listener.progressed(stage, done, total, text)
             if on_progress:
@@ -122,7 +123,9 @@ class Run:
         return artifact
 
     def announce(self) -> None:
-        """Save the record and notify the listeners."""
+        """Save the record and notify the listeners, once the run has begun."""
+        if not self.store.has_begun:
+            return
         self.store.save()
         for listener in self._listeners:
             listener.changed(self.record)
@@ -195,7 +198,9 @@ def open_run(
 ) -> Iterator[Run]:
     """Start a run and make it current; its outcome is recorded however the block ends.
 
-    A dry run writes nothing and notifies only its listeners.
+    The run begins with the first stage that has to be built, or at the end of the block. A run that
+    is refused or stopped before it begins leaves no record, so that wrong settings never become an
+    earlier run. A dry run writes nothing and notifies only its listeners.
 
     Args:
         config: settings of the run.
@@ -229,24 +234,49 @@ def open_run(
         part=scope.part,
     )
     run_store = RunStore(store.root, scope, record, remote)
-    run_store.save()
     follower = None if scope.is_dry else Follower(run_store, config.tracking, mlflow_page)
     run = Run(run_store, (*listeners, follower) if follower else listeners)
+
+    def begin() -> None:
+        run.store.save()
+        if follower:
+            follower.start()
+        if record.stages and record.stages[-1].status == "running":
+            # The stage that begins now did not take the time until MLflow was reached.
+            record.stages[-1].started = time.time()
+        run.announce()
+
+    run_store.on_begin = begin
+    if scope.is_dry:
+        run_store.begin()
     token = _current.set(run)
+    is_recorded = True
     try:
         with _outcome(record):
-            if follower:
-                follower.start()
             yield run
             record.status = "finished"
+    except BaseException as error:
+        is_recorded = run_store.has_begun or not _is_refusal(error)
+        raise
     finally:
         _current.reset(token)
         record.finished = time.time()
-        try:
-            run.announce()
-        finally:
-            if follower:
-                follower.finish()
+        if not is_recorded:
+            with contextlib.suppress(OSError):
+                (store.runs / record.id).rmdir()
+        else:
+            try:
+                run_store.begin()
+                run.announce()
+            finally:
+                if follower:
+                    follower.finish()
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return whether an error says no to the settings or machine, or is a stop by a signal."""
+    refusals = (ConfigError, PreflightError, Stopped)
+    return isinstance(error, refusals) or not isinstance(error, Exception)
 
 
 def _new_id(runs: Path, name: str) -> str:

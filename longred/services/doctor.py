@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from longred.errors import MismatchError
+from longred.runs.mlflow_home import database
 from longred.runs.record import read_runs
 from longred.services import servers as services
 from longred.services.prefect_api import ask, deployed
 from longred.services.programs import WORK_POOL
+from longred.services.temporary_server import prefect_database
 from longred.store.artifacts import Store, existing_folder
+from longred.store.databases import advice_for, damage_of
 
 Level = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -54,8 +58,9 @@ def examine(store: Store, repository: Path) -> Iterator[Finding]:
     yield from check_versions(repository)
     yield check_store(store.root)
     yield check_disk(store.root)
+    yield from check_databases(store.root)
     yield from check_services(store.root, repository)
-    yield check_runs(store)
+    yield from check_runs(store)
     yield check_gpu()
     yield check_attention()
     yield from check_kernels()
@@ -138,6 +143,22 @@ def check_disk(root: Path) -> Finding:
     return Finding("disk", "ok", text)
 
 
+def check_databases(root: Path) -> Iterator[Finding]:
+    """Check that the databases of Prefect and MLflow are whole."""
+    found = {"Prefect": prefect_database(root), "MLflow": database(root)}
+    damaged = {owner: problem for owner, path in found.items() if (problem := damage_of(path))}
+    for owner, problem in damaged.items():
+        path = found[owner]
+        yield Finding("databases", "fail", f"{path} is damaged: {problem}", advice_for(path, owner))
+    if not damaged:
+        sizes = [
+            f"{path.name} {path.stat().st_size / 1e6:.1f} MB"
+            for path in found.values()
+            if path.is_file()
+        ]
+        yield Finding("databases", "ok", ", ".join(sizes) or "none yet")
+
+
 def check_services(root: Path, repository: Path) -> Iterator[Finding]:
     """Query each running server, and check the ports of the others."""
     running = services.load(root)
@@ -180,14 +201,19 @@ def _check_worker(api: str, repository: Path) -> Iterator[Finding]:
         yield Finding("deployments", "ok", "all are applied")
 
 
-def check_runs(store: Store) -> Finding:
-    """Look for running records of dead processes."""
-    records = read_runs(store)
+def check_runs(store: Store) -> Iterator[Finding]:
+    """Look for damaged records, and for running records of dead processes."""
+    damaged: list[MismatchError] = []
+    records = read_runs(store, damaged.append)
+    for error in damaged:
+        advice = "restore the file or move its folder out of runs/; all commands leave the run out"
+        yield Finding("runs", "warn", str(error), advice)
     gone = [run.id for run in records if run.status == "running" and run.is_gone()]
     if gone:
         text = f"{len(gone)} are open but their process is gone: {', '.join(gone[-3:])}"
-        return Finding("runs", "warn", text, "`longred reap` closes them everywhere")
-    return Finding("runs", "ok", f"{len(records)} recorded, none left open by a dead process")
+        yield Finding("runs", "warn", text, "`longred reap` closes them everywhere")
+    elif not damaged:
+        yield Finding("runs", "ok", f"{len(records)} recorded, none left open by a dead process")
 
 
 def check_gpu() -> Finding:

@@ -58,6 +58,8 @@ def close_in_mlflow(store: Store, warn: Callable[[str], None]) -> Iterator[str]:
         tracking = TrackingConfig(**dict(server))
         try:
             yield from _close_at_server(store, tracking, ended)
+        except LongredError as error:
+            warn(str(error))
         except unreachable() as error:
             reason = str(error).strip().partition("\n")[0]
             warn(f"MLflow at {tracking.uri or store.root} does not answer ({reason})")

@@ -15,17 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 import yaml
 
 from longred.config import TrackingConfig
-from longred.errors import PreflightError
-from longred.runs.mlflow_home import connect
+from longred.errors import MismatchError, PreflightError
+from longred.runs.description import runs_page
+from longred.runs.mlflow_home import connect, database
 from longred.runs.record import is_alive, process_identity
 from longred.services.prefect_api import ask, deployed
 from longred.services.programs import MLFLOW_DATABASE_VARIABLE, WORK_POOL, command, environment
+from longred.services.temporary_server import prefect_database
 from longred.store.artifacts import locked, make_folder, read_json, storage_errors, write_json
+from longred.store.databases import refuse_damaged, remove_log
 
 DEPLOYMENT = "longred/full-pipeline"
 DEPLOYMENTS_FILE = "deployments/prefect.yaml"
@@ -65,11 +69,20 @@ def folder(root: Path) -> Path:
 
 
 def load(root: Path) -> dict[str, Service]:
-    """Return the services of a store that are still running."""
+    """Return the services of a store that are still running.
+
+    Raises:
+        MismatchError: their list is damaged.
+    """
     path = folder(root) / "services.json"
     if not path.is_file():
         return {}
-    services = {name: Service(**values) for name, values in read_json(path).items()}
+    try:
+        services = {name: Service(**values) for name, values in read_json(path).items()}
+    except (AttributeError, TypeError) as error:
+        raise MismatchError(
+            f"{path}: is not a list of services ({error}); end them by hand (`ps`) and delete it"
+        ) from error
     return {name: service for name, service in services.items() if is_alive(service.process)}
 
 
@@ -77,6 +90,14 @@ def mlflow_page(root: Path) -> str:
     """Return the URL of the store's own MLflow server; empty if none runs."""
     service = load(root).get("mlflow")
     return service.url if service else ""
+
+
+def mlflow_runs_page(url: str) -> str:
+    """Return the URL of the list of runs on an MLflow server; its first page if there is none."""
+    name = TrackingConfig().experiment
+    query = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(name)}"
+    found = ask(query, is_prefect=False)
+    return runs_page(url, found["experiment"]["experiment_id"]) if found else url
 
 
 def prefect_url(root: Path) -> str | None:
@@ -115,7 +136,8 @@ def up(
             executes one flow run at a time; others wait in the server's database.
 
     Raises:
-        PreflightError: a port is taken, or a service does not start; the message says what to do.
+        PreflightError: a port is taken, a database is damaged, or a service does not start; the
+            message says what to do.
         LockedError: another `up` or `down` is running on this store.
     """
     with storage_errors(root), locked(folder(root) / "lock", "the set of services"):
@@ -127,6 +149,8 @@ def up(
         workers = _missing_workers(services, gpu_sets)
         missing = [name for name in DEFAULT_PORTS if name not in services]
         chosen = {name: choose_port(name, ports[name]) for name in missing}
+        if "prefect" in missing:
+            refuse_damaged(prefect_database(root), "Prefect")
         if "mlflow" in missing:
             # Create or migrate the database before several processes open it.
             connect(root, TrackingConfig(uri=os.environ.get(MLFLOW_DATABASE_VARIABLE)))
@@ -240,6 +264,8 @@ def down(root: Path) -> list[str]:
         for service in stopped:
             _stop(service)
         state.unlink(missing_ok=True)
+        for path in (prefect_database(root), database(root)):
+            remove_log(path)
     return [service.title for service in stopped]
 
 
@@ -262,7 +288,7 @@ def describe(services: Mapping[str, Service], repository: Path) -> str:
     """Return the URLs of the services and the commands that start a flow run."""
     prefect = services["prefect"]
     command = _prefect_command()
-    lines = [f"Prefect  {prefect.url}", f"MLflow   {services['mlflow'].url}", ""]
+    lines = [f"Prefect  {prefect.url}", f"MLflow   {mlflow_runs_page(services['mlflow'].url)}", ""]
     if prefect.port != DEFAULT_PORTS["prefect"] or Path.cwd() != repository:
         lines.append(f"export PREFECT_API_URL={prefect.url}/api")
     lines.append(f"{command} deployment run {DEPLOYMENT}")

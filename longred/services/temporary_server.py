@@ -17,9 +17,15 @@ from pathlib import Path
 from longred.errors import PreflightError
 from longred.services.prefect_api import ask
 from longred.store.artifacts import make_folder
+from longred.store.databases import refuse_damaged, remove_log
 
 START_SECONDS = 300.0
 STOP_SECONDS = 10.0
+
+
+def prefect_database(root: Path) -> Path:
+    """Return the SQLite file of a store's own Prefect server."""
+    return root / "prefect" / "prefect.db"
 
 
 def prefect_environment(root: Path) -> dict[str, str]:
@@ -41,14 +47,23 @@ def prefect_environment(root: Path) -> dict[str, str]:
 class TemporaryServer:
     """A Prefect server in a child process that ends whenever this process ends.
 
+    The write-ahead log of its database is removed when it ends; the one of a server that was killed
+    when the next one starts or ends.
+
     Args:
         root: root folder of the store; its `prefect` folder holds the server's database and log.
 
     Attributes:
         url: URL of its API.
+
+    Raises:
+        PreflightError: its database is damaged.
     """
 
     def __init__(self, root: Path) -> None:
+        self._database = prefect_database(root)
+        refuse_damaged(self._database, "Prefect")
+        remove_log(self._database)
         self._log = root / "prefect" / "server.log"
         make_folder(self._log.parent)
         with socket.create_server(("127.0.0.1", 0)) as listening, self._log.open("wb") as output:
@@ -91,6 +106,7 @@ class TemporaryServer:
             self._process.wait(STOP_SECONDS)
         self._process.kill()  # does nothing if it has ended
         self._process.communicate()  # waits and closes its standard input
+        remove_log(self._database)
 
 
 @contextlib.contextmanager
@@ -120,7 +136,13 @@ def main() -> None:
     config = uvicorn.Config(
         "prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on"
     )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    # uvicorn raises the signal that ended it again, which would end the process here.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    finally:
+        # The owner does it too, unless it was killed.
+        remove_log(Path(os.environ["PREFECT_HOME"]) / "prefect.db")
 
 
 if __name__ == "__main__":

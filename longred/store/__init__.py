@@ -3,4 +3,5 @@
 `artifacts` is the only module that writes final paths: it computes digests, locks, commits and
 verifies artifact folders. `remote` copies committed artifacts to and from object storage. `hashes`
 caches the SHA-256 of large files. `journal` is the append-only metrics file of a stage.
+`databases` looks after the SQLite files of Prefect and MLflow beside the store.
 """

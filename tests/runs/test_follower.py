@@ -56,19 +56,24 @@ def report(store: Store, progress: Progress) -> Artifact:
     def make(folder: Path, work: Path) -> None:
         write_json(folder / "scores.json", SCORES)
         journal = Journal(folder / "metrics.jsonl")
-        journal.append({"cpt/short/cloze": 61.5}, step=0)
+        journal.append({"cpt/short/cloze": 61.5, "capacity/short": 61.5}, step=0)
         journal.append({"cpt/ruler/average": 40.0}, step=256)
         journal.close()
         (folder / "index.html").write_text("<html></html>")
+        (folder / "table.md").write_text("| model | short average |\n")
 
     return store.build("report", {}, {}, make)
 
 
 def runs_of(config: RunConfig) -> tuple[Any, dict[str, Any]]:
-    """Return an MLflow client, and the experiment's runs by name, the newest of each name."""
+    """Return an MLflow client, and the experiment's runs by id or stage, the newest of each."""
     client, experiment = connect(Path(config.store.path), config.tracking)
     found = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
-    return client, {run.info.run_name: run for run in found}
+    children = {"mlflow.parentRunId"}
+    return client, {
+        run.info.run_name if children & run.data.tags.keys() else run.data.tags["longred.run"]: run
+        for run in found
+    }
 
 
 @pytest.mark.medium
@@ -88,6 +93,13 @@ def test_parent_and_children_hold_params_metrics_and_artifacts(config: RunConfig
     assert parent.data.tags["prefect.flow_run_id"] == "flow-1"
     assert parent.data.metrics["cpt/short/cloze"] == 61.5
     assert parent.data.metrics["cpt/ruler/average"] == 40.0
+    assert parent.info.run_name == f"longred-c · {record.id}"
+    assert parent.data.metrics["1_short_average_percent"] == 61.5
+    description = parent.data.tags["mlflow.note.content"]
+    assert description.startswith("| model | short average |")
+    assert parent.data.tags["mlflow.source.name"] == "longred/recipes/demo.yaml"
+    experiment = client.get_experiment(parent.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "store.path" not in parent.data.params
     assert child.data.params["learning_rate"] == "0.0005"
     assert child.data.params["part"] == "cpt"
@@ -288,3 +300,36 @@ def test_a_run_of_one_stage_names_its_origin_what_is_stale_and_what_was_scored(
     assert runs["evaluation/longred-c"].data.tags["longred.origin"] == first.record.id
     scored = parent.data.metrics
     assert scored["longred-c/ruler/niah_single_1"] == scored["ruler/niah_single_1"] == 40.0
+
+
+def test_damaged_records_and_journals_keep_no_other_run_out_of_mlflow(
+    config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_run(config, "demo") as broken:
+        made = broken.make("training/cpt", train)
+    broken.record.in_mlflow = False
+    broken.record.save(broken.store.runs)
+    (made.folder / "metrics.jsonl").write_bytes(b"{broken\n")
+    damaged = broken.store.runs / "20991231-235959-demo-ffff" / "run.json"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"\x00\xff")
+    with caplog.at_level(logging.WARNING), open_run(config, "demo") as run:
+        pass
+    assert load_run(run.store, run.record.id).in_mlflow
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(str(damaged) in text for text in said) == 1
+    assert sum("metrics.jsonl: is damaged" in text for text in said) == 1
+
+
+def test_a_damaged_database_does_not_stop_the_run_and_is_named(
+    config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = config.model_copy(update={"tracking": TrackingConfig()})
+    database = Path(config.store.path) / "mlflow.db"
+    database.parent.mkdir()
+    database.write_bytes(b"garbage" * 1000)
+    with caplog.at_level(logging.WARNING), open_run(own, "demo") as run:
+        pass
+    assert load_run(run.store).status == "finished"
+    (said,) = (each.getMessage() for each in caplog.records if "MLflow" in each.getMessage())
+    assert f"mv {database}" in said

@@ -1,6 +1,7 @@
 """A run's record is correct however the run ended."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longred.config import RunConfig
-from longred.errors import ConfigError, MismatchError, Stopped, StorageError
+from longred.errors import ConfigError, MismatchError, PreflightError, Stopped, StorageError
 from longred.progress import Progress
 from longred.runs.record import (
     RunRecord,
@@ -19,9 +20,14 @@ from longred.runs.record import (
     list_runs,
     load_config,
     load_run,
+    newer_unfinished,
+    newest_runs,
     pin_run,
     process_identity,
+    read_runs,
 )
+from longred.runs.run_store import RunStore
+from longred.runs.scope import Scope
 from longred.runs.session import current_run, open_run, run_options
 from longred.store.artifacts import Artifact, Store
 
@@ -155,7 +161,7 @@ def test_a_run_whose_process_is_gone_is_lost(config: RunConfig) -> None:
     values["status"], values["process"] = "running", [2**22 + 7, 1.0]
     values["stages"][0]["status"] = "running"
     path.write_text(json.dumps(values))
-    record = load_run(run.store)
+    record = load_run(run.store, run.record.id)
     assert (record.status, record.stages[0].status) == ("lost", "lost")
     assert json.loads(path.read_text())["status"] == "lost"
 
@@ -248,7 +254,113 @@ def test_a_run_of_another_machine_is_not_taken_for_lost(config: RunConfig) -> No
     run.record.status, run.record.process = "running", [1, 0.0]
     run.record.host = "another-machine"
     run.record.save(run.store.runs)
-    assert load_run(run.store).status == "running"
+    assert load_run(run.store, run.record.id).status == "running"
     run.record.host = socket.gethostname()
     run.record.save(run.store.runs)
-    assert load_run(run.store).status == "lost"
+    assert load_run(run.store, run.record.id).status == "lost"
+
+
+def test_a_refused_run_leaves_no_record(config: RunConfig) -> None:
+    with open_run(config, "demo") as first:
+        first.make("data", lambda store, progress: build(store))
+    heard: list[str] = []
+
+    class Ear:
+        def changed(self, run: RunRecord) -> None:
+            heard.append(run.status)
+
+        def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
+            heard.append(text)
+
+    with (
+        run_options(scope=Scope(only="evaluation"), listener=Ear()),
+        pytest.raises(ConfigError, match="data is not made yet"),
+        open_run(config, first.record.id) as run,
+    ):
+        run.make("data", lambda store, progress: build(store, "changed"))
+    assert [path.name for path in first.store.runs.iterdir()] == [first.record.id]
+    assert load_run(first.store).id == first.record.id
+    assert not heard
+
+
+def test_a_machine_that_refuses_and_an_early_stop_leave_no_record(config: RunConfig) -> None:
+    def refuse(stage: str) -> None:
+        raise PreflightError(f"{stage} needs more memory")
+
+    def build_checked(store: Store, progress: Progress) -> Artifact:
+        assert isinstance(store, RunStore)
+        store.before_build = refuse
+        return build(store)
+
+    with pytest.raises(PreflightError), open_run(config, "demo") as run:
+        run.make("data", build_checked)
+    with pytest.raises(Stopped), open_run(config, "demo") as run:
+        raise Stopped(15)
+    assert not list(run.store.runs.iterdir())
+    # An unforeseen error is kept, to look into.
+    with pytest.raises(ValueError, match="unforeseen"), open_run(config, "demo") as run:
+        raise ValueError("unforeseen")
+    assert load_run(run.store, run.record.id).status == "failed"
+
+
+def test_latest_is_the_newest_finished_run(config: RunConfig) -> None:
+    def stop(store: Store, progress: Progress) -> Artifact:
+        def make(folder: Path, work: Path) -> None:
+            raise Stopped(15)
+
+        return store.build("training", {}, {}, make)
+
+    with pytest.raises(Stopped), open_run(config, "demo") as unfinished:
+        unfinished.make("training/cpt", stop)
+    store = unfinished.store
+    with pytest.raises(ConfigError, match=rf"no run in .* {unfinished.record.id} \(stopped\)"):
+        load_run(store)
+    with open_run(config, "demo") as finished:
+        pass
+    with pytest.raises(Stopped), open_run(config, "demo") as newer:
+        newer.make("training/cpt", stop)
+    assert load_run(store).id == load_config_origin(store) == finished.record.id
+    assert [each.id for each in newer_unfinished(store, load_run(store))] == [newer.record.id]
+    assert pin_run(newer.record.id[:-2]) == load_run(store, newer.record.id).id == newer.record.id
+
+
+def load_config_origin(store: Store) -> str:
+    return pin_run("latest", [f"store.path={store.root}"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"id": "2026',
+        b"\x00\xff\xfe",
+        b"[1, 2]",
+        b"null",
+        b'{"id": 3}',
+        b'{"config": "text"}',
+        b'{"unknown": 1}',
+        b'{"id": "20260101-000000-other-aaaa"}',
+        b'{"config": {"name": "demo", "tracking": null, "training": {}}}',
+    ],
+)
+def test_a_damaged_record_is_left_out_and_named_once(
+    config: RunConfig, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_run(config, "demo") as whole:
+        pass
+    store, damaged = whole.store, "20991231-235959-demo-ffff"
+    path = store.runs / damaged / "run.json"
+    path.parent.mkdir()
+    values = json.loads((store.runs / whole.record.id / "run.json").read_text())
+    if content.startswith(b'{"') and content.endswith(b"}"):
+        content = json.dumps({**values, "id": damaged, **json.loads(content)}).encode()
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert [run.id for run in read_runs(store)] == [whole.record.id]
+        assert [run.id for run in newest_runs(store)] == [whole.record.id]
+        assert load_run(store).id == whole.record.id
+    assert [record.getMessage().count(str(path)) for record in caplog.records] == [1]
+    with pytest.raises(MismatchError, match=r"run\.json"):
+        load_run(store, damaged)
+    with pytest.raises(ConfigError, match="its record is damaged"):
+        load_run(store, "20260101")

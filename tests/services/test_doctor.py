@@ -112,14 +112,27 @@ def test_a_service_that_runs_and_does_not_answer_fails(
 
 def test_runs_of_dead_processes_are_pointed_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert doctor.check_runs(store).level == "ok"
-    record = RunRecord("20260101-000000-demo-aaaa", "demo", [], {}, "d", process=[1 << 22, 0.0])
+    assert [each.level for each in doctor.check_runs(store)] == ["ok"]
+    config = {"name": "demo", "tracking": {}, "training": {}}
+    record = RunRecord("20260101-000000-demo-aaaa", "demo", [], config, "d", process=[1 << 22, 0.0])
     (store.runs / record.id).mkdir(parents=True)
     record.save(store.runs)
-    finding = doctor.check_runs(store)
+    (finding,) = doctor.check_runs(store)
     assert finding.level == "warn"
     assert record.id in finding.text
     assert "longred reap" in finding.advice
+    (store.runs / record.id / "run.json").write_bytes(b"\x00\xff")
+    (finding,) = doctor.check_runs(store)
+    assert finding.level == "warn"
+    assert f"{record.id}/run.json" in finding.text
+
+
+def test_damaged_databases_are_pointed_out(tmp_path: Path) -> None:
+    assert [each.text for each in doctor.check_databases(tmp_path)] == ["none yet"]
+    (tmp_path / "mlflow.db").write_bytes(b"garbage" * 1000)
+    (finding,) = doctor.check_databases(tmp_path)
+    assert finding.level == "fail"
+    assert f"mv {tmp_path / 'mlflow.db'}" in finding.advice
 
 
 OWN_CUDNN = {"cudnn_version": "9.19.0", "cudnn_path": "/site/nvidia/cudnn/lib"}

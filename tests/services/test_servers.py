@@ -164,6 +164,18 @@ def test_a_temporary_server_answers_and_ends_with_its_owner(tmp_path: Path) -> N
     owner.wait()
     until(lambda: not is_alive(server))
     assert (tmp_path / "prefect" / "prefect.db").is_file()
+    log = tmp_path / "prefect" / "prefect.db-wal"
+    assert not log.exists() or log.stat().st_size == 0
+
+
+def test_a_damaged_database_is_named_before_a_server_starts(tmp_path: Path) -> None:
+    database = tmp_path / "prefect" / "prefect.db"
+    database.parent.mkdir()
+    database.write_bytes(b"garbage" * 1000)
+    with pytest.raises(PreflightError, match=f"mv {database}"), temporary_server(tmp_path):
+        raise AssertionError("the server was started")
+    with pytest.raises(PreflightError, match=f"mv {database}"):
+        services.up(tmp_path, repository(), ports=free_ports(), say=print)
 
 
 @pytest.mark.medium
