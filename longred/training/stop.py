@@ -19,7 +19,7 @@ _ORPHAN_WAIT_SECONDS = 600.0
 
 
 class StopRequest:
-    """Remembers the first signal; the loop reads it between steps, so a save is never interrupted.
+    """Remembers the first signal; the loop reads it between micro-batches, never during a save.
 
     Args:
         liveness_fd: read end of a pipe whose write end only the parent holds: end of file means
@@ -67,7 +67,7 @@ class StopRequest:
 def only_trainer(work: Path, *, parent: int | None) -> Iterator[None]:
     """Hold the trainer lock of the work folder.
 
-    A trainer whose parent died exits after its current step; wait for it, so that the same command
+    A trainer whose parent died exits after its current micro-batch; wait for it, so that the same command
     can be repeated at once.
 
     Args:
