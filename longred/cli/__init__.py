@@ -17,7 +17,9 @@ from types import FrameType
 import typer
 
 from longred.cli import compare, data, drift, evaluation, export, plan, runs, services
+from longred.cli.common import StandardError
 from longred.errors import LongredError, Stopped
+from longred.training.stop import interrupt
 
 VERBS = (
     runs.demo,
@@ -55,7 +57,9 @@ def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command; print a `LongredError` as one line and exit with its code."""
     signal.signal(signal.SIGTERM, _end_on_sigterm)
-    handler = logging.StreamHandler()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    handler = StandardError()
     handler.setFormatter(logging.Formatter("longred: %(message)s"))
     logging.getLogger("longred").addHandler(handler)
     try:

@@ -1,5 +1,7 @@
 """Options, store lookup and table printing shared by the verbs."""
 
+import logging
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,17 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="changes to the recipe", metavar="[SECTION.KEY=VALUE]...")
 ]
 StoreOption = Annotated[str | None, typer.Option("--store", help="the store (default: outputs)")]
+
+
+class StandardError(logging.Handler):
+    """Writes log lines to the present standard error.
+
+    A live display replaces it while it is shown, and prints what is written above itself.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        sys.stderr.write(self.format(record) + "\n")
 
 
 def open_store(path: str | None) -> "Store":
