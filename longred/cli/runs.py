@@ -115,7 +115,7 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     """Run the pipeline in this process, then print its scores."""
-    from longred.cli.flow_host import run_pipeline
+    from longred.cli.flow_host import reuse_pipeline, run_pipeline
     from longred.cli.terminal import Terminal
     from longred.runs.record import load_config, load_run
     from longred.runs.session import run_options
@@ -125,7 +125,9 @@ def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
     store = open_store(config.store.path)
     try:
         with run_options(scope=scope, listener=Terminal()):
-            run_id = run_pipeline(store, recipe, overrides)
+            run_id = reuse_pipeline(config, recipe, overrides) or run_pipeline(
+                store, recipe, overrides
+            )
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
     _print_scores(load_run(store, run_id))

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from longred.cli.terminal import Terminal
@@ -46,3 +47,53 @@ def test_on_a_terminal_a_bar_is_shown_and_taken_away() -> None:
     terminal.changed(run)
     assert terminal._bar is None
     assert "failed" in output.getvalue()
+
+
+STEP = (
+    "1,234,567 tokens/s, longred-c: loss 2.7500 (long 2.5000, short_distill 0.0213), "
+    "gradient 1.23, MFU 0.41, 3.0 GiB, 2 h 5 min left"
+)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_only_the_text_of_a_training_yields_to_a_narrow_terminal(width: int) -> None:
+    terminal = Terminal(Console(file=io.StringIO(), width=width, force_terminal=True))
+    stage = StageRecord("training/attention-distill-131072", "training")
+    # A resumed training: its steps take longer than the bar's own period for estimates.
+    terminal.progressed(stage, 1999, 12000, STEP)
+    bar, seconds = terminal._bar, 1000.0
+    assert bar is not None
+    bar.get_time = lambda: seconds
+    for step in (2000, 2001, 2002):
+        seconds += 193
+        terminal.progressed(stage, step, 12000, STEP)
+    terminal._close_bar()
+    output = io.StringIO()
+    Console(file=output, width=width).print(bar.get_renderable())
+    (line,) = output.getvalue().splitlines()
+    assert len(line) <= width
+    assert line.rstrip().endswith("…")
+    bar_width = 24 if width == 160 else 10
+    columns = line[2:].split()
+    assert columns[0] == "training/attention-di…"
+    assert set(columns[1]) <= set("━╸╺")
+    assert line.index("2002/12000") - line.index("━") == bar_width + 1
+    assert columns[2:6] == ["2002/12000", "536:00:14", "1,234,567", "tokens/s,"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_reason_that_does_not_fit_stands_below_its_stage(width: int) -> None:
+    output = io.StringIO()
+    console = Console(
+        file=output, width=width, force_terminal=True, no_color=True, highlight=False
+    )
+    terminal = Terminal(console)
+    run = record()
+    reason = "training.learning_rate: 0.0002 -> 0.0001; data changed"
+    stage = StageRecord("training/cpt", "training", "ran", digest="0" * 16, reason=reason)
+    stage.seconds = 12.3
+    run.stages.append(stage)
+    terminal.changed(run)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()[1:]]
+    line = f"  training/cpt           ran          12.3 s  {'0' * 16}"
+    assert lines == ([line, f"    {reason}"] if width == 80 else [f"{line}  {reason}"])
