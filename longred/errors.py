@@ -66,7 +66,9 @@ class Stopped(LongredError):
     """
 
     def __init__(self, signal_number: int, *, is_saved: bool = True) -> None:
-        progress = "progress is saved" if is_saved else "nothing was saved since the last checkpoint"
+        progress = (
+            "progress is saved" if is_saved else "nothing was saved since the last checkpoint"
+        )
         super().__init__(
             f"stopped by signal {signal_number}; {progress}, run the same command to go on"
         )

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from longred.runs.scope import Scope
 if TYPE_CHECKING:
     from longred.runs.record import RunRecord
     from longred.stages.pilot import Pilot
+    from longred.store.artifacts import Store
 
 
 SUMMARY = ("recipe", "digest", "status", "overrides", "origin", "part", "prefect_url", "mlflow_url")
@@ -114,12 +116,11 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
-    """Run the pipeline in this process, then print its scores."""
+    """Run the pipeline in this process, then print its scores and where to look next."""
     from longred.cli.flow_host import reuse_pipeline, run_pipeline
     from longred.cli.terminal import Terminal
     from longred.runs.record import load_config, load_run
     from longred.runs.session import run_options
-    from longred.services import servers as services
 
     config = load_config(recipe, overrides)
     store = open_store(config.store.path)
@@ -130,9 +131,9 @@ def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
             )
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
-    _print_scores(load_run(store, run_id))
-    urls = [service.url for service in services.load(store.root).values() if service.url]
-    typer.echo(f"UIs      {' and '.join(urls) or 'longred up'}")
+    record = load_run(store, run_id)
+    _print_scores(record)
+    _print_end(record, store)
 
 
 def _pilot(
@@ -227,16 +228,78 @@ def _print_run(record: "RunRecord") -> None:
     for name, value in facts.items():
         if value:
             typer.echo(f"{name:<9}{value}")
+    folders = {Path(stage.path).parent for stage in record.stages if stage.path}
+    # The folder of the artifacts once, so that a stage is one line on a terminal.
+    folder = next(iter(folders)) if len(folders) == 1 and sys.stdout.isatty() else None
+    if folder:
+        typer.echo(f"in       {folder}")
     for name, stage in record.last_attempts().items():
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
-        typer.echo(f"  {name:<22} {stage.status:<8} {seconds:>10}  {stage.path or ''}")
+        path = Path(stage.path).name if stage.path and folder else stage.path
+        typer.echo(f"  {name:<22} {stage.status:<8} {seconds:>10}  {path or ''}".rstrip())
     _print_scores(record)
 
 
 def _print_scores(record: "RunRecord") -> None:
-    if (report := _report_folder(record)) is None:
+    """Print the scores of a run: of its report, or of its evaluations if the report is stale."""
+    from longred.cli.results import print_markdown
+
+    report = _report_folder(record)
+    if report is not None:
+        table = report / "table.md"
+        if table.is_file():
+            typer.echo("")
+            print_markdown(table.read_text(encoding="utf-8"))
+        typer.echo(f"page     {report / 'index.html'}")
         return
-    table = report / "table.md"
-    if table.is_file():
-        typer.echo("\n" + table.read_text(encoding="utf-8").rstrip() + "\n")
-    typer.echo(f"page     {report / 'index.html'}")
+    from longred.report.compare import evaluated
+
+    comparison = evaluated(record)
+    if comparison is None:
+        return
+    from longred.report.tables import markdown_page
+
+    typer.echo("")
+    print_markdown(markdown_page(comparison))
+    stage = record.last_attempts().get("report")
+    what = "is stale: these scores are newer" if stage else "is not written"
+    typer.echo(f"report   {what}; `longred run {record.id} --only report` writes it")
+
+
+def _print_end(record: "RunRecord", store: "Store") -> None:
+    """Print how long a run took, on what, and where to look next."""
+    from longred.services import servers as services
+
+    stages = list(record.last_attempts().values())
+    num_ran = sum(stage.status == "ran" for stage in stages)
+    seconds = (record.finished or record.started) - record.started
+    facts = {
+        "done": f"in {duration(seconds)}: {num_ran} of {len(stages)} stages ran",
+        "on": _hardware(record),
+        "store": str(store.root),
+        "again": f"longred show {record.id}",
+    }
+    if any(stage.stage == "training" and stage.path for stage in stages):
+        facts["export"] = "longred export latest FOLDER  (the student for Hugging Face, vLLM, …)"
+    facts["compare"] = "longred compare RUN latest  (with an earlier run)"
+    urls = {name: service.url for name, service in services.load(store.root).items()}
+    names = {"mlflow": "MLflow", "prefect": "Prefect"}
+    found = [f"{names[name]} {url}" for name, url in urls.items() if url and name in names]
+    facts["pages"] = ", ".join(found) or "longred up  (starts MLflow and Prefect, with all runs)"
+    for name, value in facts.items():
+        if value:
+            typer.echo(f"{name:<9}{value}")
+
+
+def _hardware(record: "RunRecord") -> str:
+    """Return what the students of a run were trained on; empty if it has none."""
+    from longred.store.artifacts import read_json
+
+    found = {}
+    for stage in record.last_attempts().values():
+        if stage.stage == "training" and stage.path:
+            where = read_json(Path(stage.path) / "training.json").get("environment", {})
+            number = where.get("num_processes", 1)
+            times = f"{number} × " if number > 1 else ""
+            found[f"{times}{where.get('hardware')} ({where.get('device')})"] = None
+    return ", ".join(found)

@@ -30,13 +30,13 @@ from longred.attention.backends import choose_backend, needs_of
 from longred.attention.function import ATTENTION_NAME, Capture, Captured, guard, register
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.models.architectures import layer_types, rope_is_nested
+from longred.models.find import resolve_model as resolve_model
 from longred.models.folder import (
     copy_companions,
     read_object,
     weight_files,
     write_config,
 )
-from longred.models.find import resolve_model as resolve_model
 from longred.store.artifacts import storage_errors
 
 

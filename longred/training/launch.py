@@ -5,8 +5,9 @@ Several processes are started by accelerate's launcher, which is torch's elastic
 needs no agent and no rendezvous. An agent's processes survive the death (kill -9) of the process
 that runs it; a trainer notices it by its pipe, saves and exits. An agent that is stopped kills its
 processes 30 seconds after SIGTERM, but a save alone may take minutes; a byte in the pipe lets the
-micro-batch end and the last step be saved. An agent reports an exit code of its own; the first process reports its
-error, exit code and progress through named pipes, because launchers pass no descriptors on.
+micro-batch end and the last step be saved. An agent reports an exit code of its own; the first
+process reports its error, exit code and progress through named pipes, because launchers pass no
+descriptors on.
 `elastic_launch` in the parent would also import torch there and use its main thread.
 """
 

@@ -92,8 +92,8 @@ class StopRequest:
 def only_trainer(work: Path, *, parent: int | None) -> Iterator[None]:
     """Hold the trainer lock of the work folder.
 
-    A trainer whose parent died exits after its current micro-batch; wait for it, so that the same command
-    can be repeated at once.
+    A trainer whose parent died exits after its current micro-batch; wait for it, so that the same
+    command can be repeated at once.
 
     Args:
         work: the training's work folder.

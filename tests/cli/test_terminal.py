@@ -84,9 +84,7 @@ def test_only_the_text_of_a_training_yields_to_a_narrow_terminal(width: int) -> 
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_reason_that_does_not_fit_stands_below_its_stage(width: int) -> None:
     output = io.StringIO()
-    console = Console(
-        file=output, width=width, force_terminal=True, no_color=True, highlight=False
-    )
+    console = Console(file=output, width=width, force_terminal=True, no_color=True, highlight=False)
     terminal = Terminal(console)
     run = record()
     reason = "training.learning_rate: 0.0002 -> 0.0001; data changed"
