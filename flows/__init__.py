@@ -1,8 +1,8 @@
 """Prefect flows that compose the stages.
 
-`pipeline` is the whole method, `composition` its body without Prefect, `windows` its progressive extension, `stages` one flow per stage.
-`flow_run` describes the current flow run and posts its end to a webhook; `local` runs the pipeline
-in the process of the command line.
+`pipeline` is the whole method, `composition` its body without Prefect, `windows` its progressive
+extension, `stages` one flow per stage. `flow_run` describes the current flow run and posts its end
+to a webhook; `local` runs the pipeline in the process of the command line.
 
 What a cancelled flow run does: Prefect signals the process, `longred.training.stop` lets the
 trainer finish its step and save, `tasks.stage` does not retry, `flow_run` notifies the webhook, and

@@ -92,8 +92,7 @@ def reuse_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> 
     if not set(fates) <= {"skipped", "stale"}:
         return None
     with open_run(config, recipe, overrides, is_followed=False) as run:
-        for stage in watcher.stages:
-            run.reuse(stage)
+        run.reuse(watcher.stages)
     return run.record.id
 
 

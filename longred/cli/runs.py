@@ -295,11 +295,11 @@ def _hardware(record: "RunRecord") -> str:
     """Return what the students of a run were trained on; empty if it has none."""
     from longred.store.artifacts import read_json
 
-    found = {}
+    found: dict[str, None] = {}
     for stage in record.last_attempts().values():
         if stage.stage == "training" and stage.path:
             where = read_json(Path(stage.path) / "training.json").get("environment", {})
             number = where.get("num_processes", 1)
-            times = f"{number} × " if number > 1 else ""
+            times = f"{number} of " if number > 1 else ""
             found[f"{times}{where.get('hardware')} ({where.get('device')})"] = None
     return ", ".join(found)

@@ -121,9 +121,9 @@ class Run:
             self.announce()
         return artifact
 
-    def reuse(self, stage: StageRecord) -> None:
-        """Record a stage that does not have to be executed."""
-        self.record.stages.append(stage)
+    def reuse(self, stages: Sequence[StageRecord]) -> None:
+        """Record stages that do not have to be executed."""
+        self.record.stages += stages
         self.announce()
 
     def announce(self) -> None:
