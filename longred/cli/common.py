@@ -1,8 +1,10 @@
 """Options, store lookup and table printing shared by the verbs."""
 
 import logging
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +35,23 @@ def open_store(path: str | None) -> "Store":
     from longred.store.artifacts import Store
 
     return Store(path) if path else find_store()
+
+
+def print_facts(facts: Mapping[str, str | None]) -> None:
+    """Print names and values, those that have one; on a terminal, long values take several lines.
+
+    A path or a setting stays in one piece, so that it can be copied.
+    """
+    width = shutil.get_terminal_size().columns
+    for name, value in facts.items():
+        if not value:
+            continue
+        lines = [value]
+        if sys.stdout.isatty() and "\n" not in value:
+            lines = textwrap.wrap(
+                value, max(width - 9, 20), break_long_words=False, break_on_hyphens=False
+            )
+        typer.echo("\n".join([f"{name:<9}{lines[0]}", *(" " * 9 + line for line in lines[1:])]))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import Overrides, StoreOption, open_store, print_table
+from longred.cli.common import Overrides, StoreOption, open_store, print_facts, print_table
 from longred.errors import ConfigError, Stopped
 from longred.progress import duration
 from longred.runs.scope import Scope
@@ -225,17 +225,15 @@ def _print_run(record: "RunRecord") -> None:
         "MLflow": record.mlflow_url,
         "error": record.error,
     }
-    for name, value in facts.items():
-        if value:
-            typer.echo(f"{name:<9}{value}")
-    folders = {Path(stage.path).parent for stage in record.stages if stage.path}
-    # The folder of the artifacts once, so that a stage is one line on a terminal.
-    folder = next(iter(folders)) if len(folders) == 1 and sys.stdout.isatty() else None
-    if folder:
-        typer.echo(f"in       {folder}")
+    # On a terminal the folder of the artifacts once, so that a stage takes one line.
+    paths = [Path(stage.path) for stage in record.stages if stage.path and stage.stage != "model"]
+    folder = paths[-1].parent if paths and sys.stdout.isatty() else None
+    print_facts({**facts, "in": folder and str(folder)})
     for name, stage in record.last_attempts().items():
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
-        path = Path(stage.path).name if stage.path and folder else stage.path
+        path = stage.path
+        if path and folder and Path(path).parent == folder:
+            path = Path(path).name
         typer.echo(f"  {name:<22} {stage.status:<8} {seconds:>10}  {path or ''}".rstrip())
     _print_scores(record)
 
@@ -250,7 +248,7 @@ def _print_scores(record: "RunRecord") -> None:
         if table.is_file():
             typer.echo("")
             print_markdown(table.read_text(encoding="utf-8"))
-        typer.echo(f"page     {report / 'index.html'}")
+        print_facts({"page": str(report / "index.html")})
         return
     from longred.report.compare import evaluated
 
@@ -263,7 +261,7 @@ def _print_scores(record: "RunRecord") -> None:
     print_markdown(markdown_page(comparison))
     stage = record.last_attempts().get("report")
     what = "is stale: these scores are newer" if stage else "is not written"
-    typer.echo(f"report   {what}; `longred run {record.id} --only report` writes it")
+    print_facts({"report": f"{what}; `longred run {record.id} --only report` writes it"})
 
 
 def _print_end(record: "RunRecord", store: "Store") -> None:
@@ -286,9 +284,7 @@ def _print_end(record: "RunRecord", store: "Store") -> None:
     names = {"mlflow": "MLflow", "prefect": "Prefect"}
     found = [f"{names[name]} {url}" for name, url in urls.items() if url and name in names]
     facts["pages"] = ", ".join(found) or "longred up  (starts MLflow and Prefect, with all runs)"
-    for name, value in facts.items():
-        if value:
-            typer.echo(f"{name:<9}{value}")
+    print_facts(facts)
 
 
 def _hardware(record: "RunRecord") -> str:
