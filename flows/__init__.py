@@ -5,6 +5,6 @@ extension, `stages` one flow per stage. `flow_run` describes the current flow ru
 to a webhook; `local` runs the pipeline in the process of the command line.
 
 What a cancelled flow run does: Prefect signals the process, `longred.training.stop` lets the
-trainer finish its step and save, `tasks.stage` does not retry, `flow_run` notifies the webhook, and
-`longred.services.reap` ends a run whose worker missed the cancellation.
+trainer finish its micro-batch and save, `tasks.stage` does not retry, `flow_run` notifies the
+webhook, and `longred.services.reap` ends a run whose worker missed the cancellation.
 """

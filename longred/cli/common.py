@@ -1,4 +1,4 @@
-"""Options, store lookup and table printing shared by the verbs."""
+"""Options, store lookup, log lines and printing shared by the verbs; `results` prints scores."""
 
 import logging
 import shutil
