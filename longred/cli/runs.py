@@ -228,7 +228,7 @@ def _print_run(record: "RunRecord") -> None:
     # On a terminal the folder of the artifacts once, so that a stage takes one line.
     paths = [Path(stage.path) for stage in record.stages if stage.path and stage.stage != "model"]
     folder = paths[-1].parent if paths and sys.stdout.isatty() else None
-    print_facts({**facts, "in": folder and str(folder)})
+    print_facts({**facts, "in": str(folder) if folder else None})
     for name, stage in record.last_attempts().items():
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
         path = stage.path
