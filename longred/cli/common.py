@@ -38,20 +38,22 @@ def open_store(path: str | None) -> "Store":
 
 
 def print_facts(facts: Mapping[str, str | None]) -> None:
-    """Print names and values, those that have one; on a terminal, long values take several lines.
+    """Print names and values, those that have one; long values take several lines on a terminal."""
+    for name, value in facts.items():
+        if value:
+            print_indented(f"{name:<9}", value)
+
+
+def print_indented(head: str, text: str) -> None:
+    """Print a text after a head; on a terminal, its further lines are indented by the head's width.
 
     A path or a setting stays in one piece, so that it can be copied.
     """
-    width = shutil.get_terminal_size().columns
-    for name, value in facts.items():
-        if not value:
-            continue
-        lines = [value]
-        if sys.stdout.isatty() and "\n" not in value:
-            lines = textwrap.wrap(
-                value, max(width - 9, 20), break_long_words=False, break_on_hyphens=False
-            )
-        typer.echo("\n".join([f"{name:<9}{lines[0]}", *(" " * 9 + line for line in lines[1:])]))
+    lines = [text]
+    if sys.stdout.isatty() and "\n" not in text:
+        width = max(20, shutil.get_terminal_size().columns - len(head))
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    typer.echo(head + ("\n" + " " * len(head)).join(lines))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import StoreOption, open_store
+from longred.cli.common import StoreOption, open_store, print_indented
 from longred.cli.results import print_table_or_markdown
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def _print(comparison: "RunComparison") -> None:
     for letter, run in zip(letters, comparison.runs, strict=True):
         origin = f", from {run.origin}" if run.origin else ""
         words = " ".join([run.recipe, *run.overrides])
-        typer.echo(f"{letter}  {run.id}  ({run.status}{origin})\n   {words}")
+        typer.echo(f"{letter}  {run.id}  ({run.status}{origin})")
+        print_indented("   ", words)
+    typer.echo("")
     if comparison.results:
-        typer.echo("")
         print_table_or_markdown(comparison.results)
-    typer.echo("\nSettings that differ")
+    typer.echo("Settings that differ")
     limit = _value_characters(comparison)
     rows = [
         [row.key, *(_value(value, limit) for value in row.values)] for row in comparison.differences

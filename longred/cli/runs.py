@@ -270,9 +270,10 @@ def _print_end(record: "RunRecord", store: "Store") -> None:
 
     stages = list(record.last_attempts().values())
     num_ran = sum(stage.status == "ran" for stage in stages)
+    num_reused = sum(stage.status == "skipped" for stage in stages)
     seconds = (record.finished or record.started) - record.started
     facts = {
-        "done": f"in {duration(seconds)}: {num_ran} of {len(stages)} stages ran",
+        "done": f"in {duration(seconds)}: {num_ran} stages ran, {num_reused} were reused",
         "on": _hardware(record),
         "store": str(store.root),
         "again": f"longred show {record.id}",
@@ -296,6 +297,6 @@ def _hardware(record: "RunRecord") -> str:
         if stage.stage == "training" and stage.path:
             where = read_json(Path(stage.path) / "training.json").get("environment", {})
             number = where.get("num_processes", 1)
-            times = f"{number} of " if number > 1 else ""
+            times = f"{number} x " if number > 1 else ""
             found[f"{times}{where.get('hardware')} ({where.get('device')})"] = None
     return ", ".join(found)

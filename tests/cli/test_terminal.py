@@ -5,7 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from longred.cli.score_board import ScoreBoard
 from longred.cli.terminal import Terminal
+from longred.evaluation.tasks import Task
 from longred.runs.record import RunRecord, StageRecord
 
 
@@ -95,3 +97,31 @@ def test_a_reason_that_does_not_fit_stands_below_its_stage(width: int) -> None:
     lines = [line.rstrip() for line in output.getvalue().splitlines()[1:]]
     line = f"  training/cpt           ran          12.3 s  {'0' * 16}"
     assert lines == ([line, f"    {reason}"] if width == 80 else [f"{line}  {reason}"])
+
+
+def test_a_narrow_score_board_cuts_the_names_of_tasks_and_no_score() -> None:
+    models = ["original", "rescaled", "mix-cpt", "longred-c"]
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    board = ScoreBoard(models, console)
+    task = Task(
+        kind="ruler",
+        name="multi_hop_tracking_of_variables_in_long_texts",
+        length=131_072,
+        metric="recall",
+        chance=0.0,
+        num_samples=10,
+        max_tokens=131_072,
+        path="samples/a.jsonl",
+        sha256="0" * 64,
+    )
+    for model in models:
+        board.add(model, task, {"score": 87.5, "stderr": 12.5})
+    output.seek(0)
+    output.truncate()
+    console.print(board._table())
+    lines = output.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    (row,) = (line for line in lines if "multi" in line)
+    assert row.count("87.5 ± 12.5") == 4
+    assert "…" in row
