@@ -1,6 +1,7 @@
 """Terminal output: each stage once, in order; progress bars only on a real terminal."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -112,7 +113,7 @@ def test_a_narrow_score_board_cuts_the_names_of_tasks_and_no_score() -> None:
         chance=0.0,
         num_samples=10,
         max_tokens=131_072,
-        path="samples/a.jsonl",
+        path=Path("samples/a.jsonl"),
         sha256="0" * 64,
     )
     for model in models:
