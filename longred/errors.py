@@ -65,15 +65,19 @@ class LostProcessError(LongredError):
 
 
 class Stopped(LongredError):
-    """A signal stopped the process; progress is saved.
+    """A signal stopped the process.
 
     Args:
         signal_number: the signal received; the exit code is 128 + its number.
+        is_saved: whether progress was saved first.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, *, is_saved: bool = True) -> None:
+        progress = (
+            "progress is saved" if is_saved else "nothing was saved since the last checkpoint"
+        )
         super().__init__(
-            f"stopped by signal {signal_number}; progress is saved, run the same command to go on"
+            f"stopped by signal {signal_number}; {progress}, run the same command to go on"
         )
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number

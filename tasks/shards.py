@@ -2,19 +2,9 @@
 
 from collections.abc import Callable
 
-from prefect import task, unmapped
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
-
 from longred.data.executors import Group
 
 TICK_SECONDS = 1.0
-
-
-@task(task_run_name="tokenise {label}", cache_policy=NO_CACHE, persist_result=False)
-def tokenise_group(label: str, number: int, run: Callable[[int], None]) -> None:
-    """Wait for the processes that tokenise one group of shards."""
-    run(number)
 
 
 def map_groups(run: Callable[[Group], None], groups: list[Group], tick: Callable[[], None]) -> None:
@@ -25,6 +15,15 @@ def map_groups(run: Callable[[Group], None], groups: list[Group], tick: Callable
         groups: the groups of shards.
         tick: called about every `TICK_SECONDS` while groups are running.
     """
+    from prefect import task, unmapped
+    from prefect.cache_policies import NO_CACHE
+    from prefect.futures import wait
+
+    @task(task_run_name="tokenise {label}", cache_policy=NO_CACHE, persist_result=False)
+    def tokenise_group(label: str, number: int, run: Callable[[int], None]) -> None:
+        """Wait for the processes that tokenise one group of shards."""
+        run(number)
+
     futures = tokenise_group.map(
         [f"{g[0].name} {g[0].number} to {g[-1].name} {g[-1].number}" for g in groups],
         list(range(len(groups))),

@@ -1,4 +1,7 @@
-"""Turn stage functions into Prefect tasks: retry policy, progress and links to reused work."""
+"""Turn stage functions into Prefect tasks: retry policy, progress and links to reused work.
+
+Prefect is imported when the first task runs: its import takes seconds, which a dry run saves.
+"""
 
 import contextlib
 import contextvars
@@ -7,28 +10,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from functools import wraps
-from typing import Any
-
-import httpx
-from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.logging import get_run_logger
-from prefect.runtime import task_run
-from prefect.states import Completed
-from prefect.tasks import Task
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any
 
 from longred.errors import LostProcessError, Stopped
 from longred.progress import Progress
 from longred.runs.record import RunRecord, StageRecord
 from longred.runs.session import current_run
 from longred.store.artifacts import Artifact, Store
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.tasks import Task
 
 PROGRESS_SECONDS = 5.0
 LOG_SECONDS = 30.0
@@ -40,7 +33,7 @@ _STATES = {
 """Name and message of the Prefect state of a stage that did not have to run."""
 
 
-def is_worth_another_try(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+def is_worth_another_try(task: "Task[Any, Any]", run: "TaskRun", state: "State[Any]") -> bool:
     """Return whether a stage failed because its process was lost or preempted.
 
     A stop by the user reaches this process too, as Prefect's own signal or as SIGINT. Wrong
@@ -73,7 +66,7 @@ def stage_task(
     shows_progress = "on_progress" in parameters
 
     @wraps(stage)
-    def execute(*arguments: Any, **named: Any) -> State[Artifact] | Artifact:
+    def execute(*arguments: Any, **named: Any) -> "State[Artifact] | Artifact":
         bound = signature.bind(*arguments, **named)
         bound.apply_defaults()
 
@@ -84,17 +77,23 @@ def stage_task(
         return _make(name.format(**bound.arguments), make, shows_progress=shows_progress)
 
     execute.__signature__ = signature
-    # No tags: before a tagged task Prefect asks its server for the tags' limits, and waits two
-    # seconds whenever the server's database is busy.
-    prefect_task = task(
-        task_run_name=name.replace("/", " "),
-        retries=2,
-        retry_delay_seconds=[2, 30],
-        retry_condition_fn=is_worth_another_try,
-        # Manifests in the store decide what is finished; they also notice a deleted file.
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )(execute)
+
+    @cache
+    def prefect_task() -> "Task[Any, Any]":
+        from prefect import task
+        from prefect.cache_policies import NO_CACHE
+
+        # No tags: before a tagged task Prefect asks its server for the tags' limits, and waits two
+        # seconds whenever the server's database is busy.
+        return task(
+            task_run_name=name.replace("/", " "),
+            retries=2,
+            retry_delay_seconds=[2, 30],
+            retry_condition_fn=is_worth_another_try,
+            # Manifests in the store decide what is finished; they also notice a deleted file.
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )(execute)
 
     @wraps(execute)
     def call(*arguments: Any, **named: Any) -> Artifact:
@@ -102,18 +101,21 @@ def stage_task(
             # Nothing is built, so Prefect has nothing to show or retry.
             return execute(*arguments, **named)
         # A state that a task returns would otherwise reach the caller instead of its artifact.
-        return prefect_task(*arguments, **named, return_state=True).result()
+        return prefect_task()(*arguments, **named, return_state=True).result()
 
     return call
 
 
 def _make(
     name: str, make: Callable[[Store, Progress], Artifact], *, shows_progress: bool
-) -> State[Artifact] | Artifact:
+) -> "State[Artifact] | Artifact":
     """Execute a stage in the open run; return the state to show if it did not have to run."""
     run = current_run()
     if run.is_dry:
         return run.make(name, make)
+    from prefect.runtime import task_run
+    from prefect.states import Completed
+
     with StageProgress(name) if shows_progress else contextlib.nullcontext() as progress:
         artifact = run.make(name, make, on_progress=progress, prefect_task_run_id=str(task_run.id))
     record = run.record.stages[-1]
@@ -142,6 +144,8 @@ class StageProgress:
 
     def __call__(self, done: int, total: int, text: str) -> None:
         """Show `done` of `total` at a limited rate."""
+        from prefect.logging import get_run_logger
+
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
@@ -167,6 +171,10 @@ class StageProgress:
             self._thread.join(END_SECONDS)
 
     def _follow(self) -> None:
+        import httpx
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+        from prefect.logging import get_run_logger
+
         artifact: Any = None
         while not self._ended or self._wake.is_set():
             self._wake.wait()
@@ -184,6 +192,10 @@ class StageProgress:
 
 def _describe(artifact: Artifact, record: StageRecord, run: RunRecord) -> None:
     """Create a Prefect artifact with the digest, folder and reason of the stage's artifact."""
+    import httpx
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.logging import get_run_logger
+
     lines = [
         f"# {record.name}",
         "| | |",

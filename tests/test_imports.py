@@ -57,6 +57,9 @@ HEAVY = (
 QUICK = ("longred.cli.__main__", "flows.pipeline", "longred.data.executors", "longred.data.cluster")
 """What a command or a process of the data preparation imports first; torch would take seconds."""
 
+WITHOUT_PREFECT = ("flows.composition", "longred.models.find", "longred.cli.flow_host")
+"""What a run whose artifacts all exist imports; it must take less than three seconds."""
+
 DOOR = PACKAGE / "cli" / "flow_host.py"
 """The only file of the library that imports flows, and only inside functions."""
 
@@ -166,6 +169,12 @@ def test_what_only_starts_work_or_prepares_text_imports_no_torch(module: str) ->
         f"import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import {module}"
     )
     check_runs(program, "--help")
+
+
+def test_a_run_that_only_reuses_imports_no_prefect_torch_or_mlflow() -> None:
+    heavy = ("torch", "transformers", "prefect", "mlflow")
+    lines = [f"sys.modules[{name!r}] = None" for name in heavy]
+    check_runs("\n".join(["import sys", *lines, *(f"import {name}" for name in WITHOUT_PREFECT)]))
 
 
 @pytest.mark.parametrize("module", ["store/artifacts", "store/journal", "errors", "progress"])

@@ -183,6 +183,22 @@ def _terminate_after_step(step: int) -> Any:
     return _at(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
+def _terminate_in_step(step: int) -> Any:
+    """Send SIGTERM to this process after the first micro-batch of a step."""
+    from longred.training.trainer import Trainer
+
+    backward = Trainer._backward
+
+    def terminated(trainer: Trainer, *args: Any) -> Any:
+        losses = backward(trainer, *args)
+        if trainer.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    Trainer._backward = terminated
+    return _at(-1, None)
+
+
 def _disk_full_after_step(step: int) -> Any:
     limit = (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     return _at(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
@@ -233,9 +249,9 @@ def _multiply_long_loss(factor: float, steps: range) -> Any:
     train_step, long_loss = Trainer.train_step, table.long_loss
     now = [0]
 
-    def remember_step(trainer: Trainer) -> Any:
+    def remember_step(trainer: Trainer, *args: Any) -> Any:
         now[0] = trainer.step + 1
-        return train_step(trainer)
+        return train_step(trainer, *args)
 
     def changed_loss(*args: Any, **kwargs: Any) -> Any:
         loss = long_loss(*args, **kwargs)
@@ -264,6 +280,7 @@ FAULTS = {
     "none": lambda step: _at(-1, None),
     "kill": _kill_after_step,
     "terminate": _terminate_after_step,
+    "terminate-in-step": _terminate_in_step,
     "disk-full": _disk_full_after_step,
     "kill-in-save": _during_save(signal.SIGKILL, after="model.safetensors"),
     "terminate-in-save": _during_save(signal.SIGTERM, after="model.safetensors"),

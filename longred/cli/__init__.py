@@ -24,9 +24,10 @@ from typer.core import TyperGroup
 
 import longred
 from longred.cli import compare, config, data, drift, evaluation, export, init, plan, runs, services
-from longred.cli.common import SettingsCommand
+from longred.cli.common import SettingsCommand, StandardError
 from longred.cli.completion import add_completions
 from longred.errors import LongredError, Stopped
+from longred.training.stop import interrupt
 
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     "Prepare": (init.init, config.config, plan.plan),
@@ -104,7 +105,9 @@ def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command; print a `LongredError` as one line and exit with its code."""
     signal.signal(signal.SIGTERM, _end_on_sigterm)
-    handler = logging.StreamHandler()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    handler = StandardError()
     handler.setFormatter(logging.Formatter("longred: %(message)s"))
     logging.getLogger("longred").addHandler(handler)
     try:

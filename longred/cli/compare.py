@@ -1,12 +1,15 @@
 """`longred compare`: prints the settings and scores of several runs side by side."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import StoreOption, open_store
+from longred.cli.common import StoreOption, open_store, print_indented
+from longred.cli.results import print_table_or_markdown
 
 if TYPE_CHECKING:
     from longred.report.compare import RunComparison
@@ -23,7 +26,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Compare runs: the settings that differ, then the scores of each model."""
+    """Compare runs: their results, the settings that differ, then the scores of each model."""
     from longred.cli.resolve import find_run
     from longred.report.compare import compare as compare_runs
 
@@ -43,9 +46,16 @@ def _print(comparison: "RunComparison") -> None:
     for letter, run in zip(letters, comparison.runs, strict=True):
         origin = f", from {run.origin}" if run.origin else ""
         words = " ".join([run.recipe, *run.overrides])
-        typer.echo(f"{letter}  {run.id}  ({run.status}{origin})\n   {words}")
-    typer.echo("\nSettings that differ")
-    rows = [[row.key, *map(_value, row.values)] for row in comparison.differences]
+        typer.echo(f"{letter}  {run.id}  ({run.status}{origin})")
+        print_indented("   ", words)
+    typer.echo("")
+    if comparison.results:
+        print_table_or_markdown(comparison.results)
+    typer.echo("Settings that differ")
+    limit = _value_characters(comparison)
+    rows = [
+        [row.key, *(_value(value, limit) for value in row.values)] for row in comparison.differences
+    ]
     _print_columns([["", *letters], *rows] if rows else [["none"]])
     if comparison.questions_differ:
         typer.echo(
@@ -56,7 +66,7 @@ def _print(comparison: "RunComparison") -> None:
         header = ["", *letters, *(f"{letter} - {letters[0]}" for letter in letters[1:])]
         rows = [
             [
-                row.key,
+                row.name,
                 *(score(value, row.digits) for value in row.values),
                 *(change(value, row.digits) for value in row.changes()),
             ]
@@ -88,9 +98,18 @@ def _write_page(comparison: "RunComparison", file: Path) -> None:
     file.write_text(page, encoding="utf-8")
 
 
-def _value(value: Any) -> str:
+def _value_characters(comparison: "RunComparison") -> int:
+    """Return how many characters of a setting's value fit the terminal, in every run's column."""
+    if not sys.stdout.isatty() or not comparison.differences:
+        return 40
+    longest = max(len(row.key) for row in comparison.differences)
+    width = shutil.get_terminal_size().columns
+    return max(8, min(40, (width - 2 - longest) // len(comparison.letters) - 2))
+
+
+def _value(value: Any, limit: int) -> str:
     text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def score(value: float | None, digits: int) -> str:

@@ -278,6 +278,7 @@ def _print_scores(
     report: Path | None,
     as_json: bool,
 ) -> None:
+    from longred.cli.results import print_markdown
     from longred.report.scores import collect
     from longred.report.tables import markdown_page
 
@@ -296,7 +297,7 @@ def _print_scores(
         }
         typer.echo(json.dumps(found, indent=2, sort_keys=True))
         return
-    typer.echo(markdown_page(comparison))
+    print_markdown(markdown_page(comparison))
     for name, artifact in scores.items():
         typer.echo(f"{name:<12} {artifact.path}")
     if report is not None:

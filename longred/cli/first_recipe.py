@@ -199,8 +199,8 @@ def derive(wish: Wish) -> FirstRecipe:
 
 def _pinned(wish: Wish) -> Wish:
     """Return the wish with the commit of a hub name: the packaged recipes', else the newest."""
+    from longred.models.find import is_hub_name
     from longred.models.hub import newest_commit
-    from longred.models.load import is_hub_name
 
     if wish.revision or not is_hub_name(wish.model):
         return wish
@@ -211,14 +211,15 @@ def _pinned(wish: Wish) -> Wish:
 def _model_config(wish: Wish) -> "PreTrainedConfig":
     """Return the model's configuration; that of a packaged recipe's model needs no network."""
     from longred.cost.shape import named_config
-    from longred.models.load import is_hub_name, load_config
+    from longred.models.find import is_hub_name
+    from longred.models.load import load_config
 
     packaged = named_config(wish.model) if is_hub_name(wish.model) else None
     return packaged or load_config(_folder(wish))
 
 
 def _folder(wish: Wish) -> Path:
-    from longred.models.load import resolve_model
+    from longred.models.find import resolve_model
 
     return resolve_model(wish.model, wish.revision, weights=False)
 

@@ -7,9 +7,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from longred.config import RunConfig
 from longred.errors import PreflightError
+from longred.runs.record import newest_runs
+from longred.runs.session import Watcher, current_scope, open_run, run_options, settings_digest
 from longred.services import servers as services
 from longred.services.prefect_api import ask
 from longred.services.temporary_server import prefect_environment, temporary_server
@@ -46,15 +50,51 @@ def run_pipeline(store: Store, recipe: str, overrides: Sequence[str]) -> str:
 
 
 def dry_run_pipeline(recipe: str, overrides: Sequence[str]) -> None:
-    """Call the full pipeline inside a dry scope, without a server.
+    """Call the stages of the pipeline inside a dry scope, without Prefect.
 
     Raises:
         LongredError: a stage refused its input.
     """
     _make_importable()
-    from flows.pipeline import full_pipeline
+    from flows.composition import run_stages
 
-    full_pipeline.fn(recipe, list(overrides))
+    run_stages(recipe, overrides)
+
+
+def reuse_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> str | None:
+    """Record a run whose artifacts all exist, without Prefect; return its id.
+
+    MLflow learns of it from the next run that builds something. Where a Prefect server runs, or
+    artifacts have copies elsewhere, the run takes the ordinary way, so that both know of it too.
+
+    Args:
+        config: settings of the recipe with the overrides.
+        recipe: name or file of a recipe, or the id of an earlier run.
+        overrides: changes to the recipe.
+
+    Returns:
+        The id; None if something has to be built, or no run with these settings has finished yet.
+
+    Raises:
+        LongredError: a stage refused its input.
+    """
+    store = Store(config.store.path)
+    if config.store.remote or os.environ.get("PREFECT_API_URL") or services.prefect_url(store.root):
+        return None
+    digest = settings_digest(config)
+    if not any(run.digest == digest and run.status == "finished" for run in newest_runs(store)):
+        # Hashing a large model and its text only to find nothing would take minutes.
+        return None
+    scope = current_scope()
+    watcher = Watcher()
+    with run_options(scope=replace(scope, is_dry=True), listener=watcher, is_only=True):
+        dry_run_pipeline(recipe, overrides)
+    fates = [scope.fate(stage.stage, stage.reason) for stage in watcher.stages]
+    if not set(fates) <= {"skipped", "stale"}:
+        return None
+    with open_run(config, recipe, overrides, is_followed=False) as run:
+        run.reuse(watcher.stages)
+    return run.record.id
 
 
 def _make_importable() -> None:

@@ -2,13 +2,14 @@
 
 import json
 import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.cli.common import Overrides, StoreOption, open_store, print_table
+from longred.cli.common import Overrides, StoreOption, open_store, print_facts, print_table
 from longred.errors import ConfigError, Stopped
 from longred.progress import duration, size
 from longred.runs.scope import Scope
@@ -16,6 +17,7 @@ from longred.runs.scope import Scope
 if TYPE_CHECKING:
     from longred.runs.record import RunRecord
     from longred.stages.pilot import Pilot
+    from longred.store.artifacts import Store
 
 
 SUMMARY = ("recipe", "digest", "status", "overrides", "origin", "part", "prefect_url", "mlflow_url")
@@ -147,23 +149,24 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
-    """Run the pipeline in this process, then print its scores."""
-    from longred.cli.flow_host import run_pipeline
+    """Run the pipeline in this process, then print its scores and where to look next."""
+    from longred.cli.flow_host import reuse_pipeline, run_pipeline
     from longred.cli.terminal import Terminal
     from longred.runs.record import load_config, load_run
     from longred.runs.session import run_options
-    from longred.services import servers as services
 
     config = load_config(recipe, overrides)
     store = open_store(config.store.path)
     try:
         with run_options(scope=scope, listener=Terminal()):
-            run_id = run_pipeline(store, recipe, overrides)
+            run_id = reuse_pipeline(config, recipe, overrides) or run_pipeline(
+                store, recipe, overrides
+            )
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT) from None
-    _print_scores(load_run(store, run_id))
-    urls = [service.url for service in services.load(store.root).values() if service.url]
-    typer.echo(f"UIs      {' and '.join(urls) or 'longred up'}")
+    record = load_run(store, run_id)
+    _print_scores(record)
+    _print_end(record, store)
 
 
 def _pilot(
@@ -255,19 +258,78 @@ def _print_run(record: "RunRecord") -> None:
         "MLflow": record.mlflow_url,
         "error": record.error,
     }
-    for name, value in facts.items():
-        if value:
-            typer.echo(f"{name:<9}{value}")
+    # On a terminal the folder of the artifacts once, so that a stage takes one line.
+    paths = [Path(stage.path) for stage in record.stages if stage.path and stage.stage != "model"]
+    folder = paths[-1].parent if paths and sys.stdout.isatty() else None
+    print_facts({**facts, "in": str(folder) if folder else None})
     for name, stage in record.last_attempts().items():
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
-        typer.echo(f"  {name:<22} {stage.status:<8} {seconds:>10}  {stage.path or ''}")
+        path = stage.path
+        if path and folder and Path(path).parent == folder:
+            path = Path(path).name
+        typer.echo(f"  {name:<22} {stage.status:<8} {seconds:>10}  {path or ''}".rstrip())
     _print_scores(record)
 
 
 def _print_scores(record: "RunRecord") -> None:
-    if (report := _report_folder(record)) is None:
+    """Print the scores of a run: of its report, or of its evaluations if the report is stale."""
+    from longred.cli.results import print_markdown
+
+    report = _report_folder(record)
+    if report is not None:
+        table = report / "table.md"
+        if table.is_file():
+            typer.echo("")
+            print_markdown(table.read_text(encoding="utf-8"))
+        print_facts({"page": str(report / "index.html")})
         return
-    table = report / "table.md"
-    if table.is_file():
-        typer.echo("\n" + table.read_text(encoding="utf-8").rstrip() + "\n")
-    typer.echo(f"page     {report / 'index.html'}")
+    from longred.report.compare import evaluated
+
+    comparison = evaluated(record)
+    if comparison is None:
+        return
+    from longred.report.tables import markdown_page
+
+    typer.echo("")
+    print_markdown(markdown_page(comparison))
+    stage = record.last_attempts().get("report")
+    what = "is stale: these scores are newer" if stage else "is not written"
+    print_facts({"report": f"{what}; `longred run {record.id} --only report` writes it"})
+
+
+def _print_end(record: "RunRecord", store: "Store") -> None:
+    """Print how long a run took, on what, and where to look next."""
+    from longred.services import servers as services
+
+    stages = list(record.last_attempts().values())
+    num_ran = sum(stage.status == "ran" for stage in stages)
+    num_reused = sum(stage.status == "skipped" for stage in stages)
+    seconds = (record.finished or record.started) - record.started
+    facts = {
+        "done": f"in {duration(seconds)}: {num_ran} stages ran, {num_reused} were reused",
+        "on": _hardware(record),
+        "store": str(store.root),
+        "again": f"longred show {record.id}",
+    }
+    if any(stage.stage == "training" and stage.path for stage in stages):
+        facts["export"] = "longred export latest FOLDER  (the student for Hugging Face, vLLM, …)"
+    facts["compare"] = "longred compare RUN latest  (with an earlier run)"
+    urls = {name: service.url for name, service in services.load(store.root).items()}
+    names = {"mlflow": "MLflow", "prefect": "Prefect"}
+    found = [f"{names[name]} {url}" for name, url in urls.items() if url and name in names]
+    facts["pages"] = ", ".join(found) or "longred up  (starts MLflow and Prefect, with all runs)"
+    print_facts(facts)
+
+
+def _hardware(record: "RunRecord") -> str:
+    """Return what the students of a run were trained on; empty if it has none."""
+    from longred.store.artifacts import read_json
+
+    found: dict[str, None] = {}
+    for stage in record.last_attempts().values():
+        if stage.stage == "training" and stage.path:
+            where = read_json(Path(stage.path) / "training.json").get("environment", {})
+            number = where.get("num_processes", 1)
+            times = f"{number} x " if number > 1 else ""
+            found[f"{times}{where.get('hardware')} ({where.get('device')})"] = None
+    return ", ".join(found)

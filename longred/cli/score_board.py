@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from longred.evaluation.tasks import Task
@@ -57,7 +58,10 @@ class ScoreBoard:
             self.console.print(f"  {model:<16} {name:<32} {text}", soft_wrap=True, markup=False)
 
     def _table(self) -> Table:
-        table = Table("task", *self._models)
+        # The name of the task is cut before a score is.
+        columns = [Column(model, no_wrap=True, justify="right") for model in self._models]
+        table = Table("task", *columns)
         for name, scores in self._scores.items():
-            table.add_row(name, *(scores.get(model, "…") for model in self._models))
+            task = Text(name, no_wrap=True, overflow="ellipsis")
+            table.add_row(task, *(scores.get(model, "…") for model in self._models))
         return table

@@ -4,11 +4,17 @@ import time
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from longred.runs.record import RunRecord, StageRecord
 
 LINE_SECONDS = 30.0
+NAME_CHARACTERS = 22
+SPEED_SECONDS = 1800.0
+"""Period over which the remaining time is estimated; a step alone may take minutes."""
 _COLOURS = {
     "ran": "green",
     "skipped": "cyan",
@@ -45,19 +51,26 @@ class Terminal:
             self._shown += 1
             status = f"[{_COLOURS.get(stage.status, 'default')}]{stage.status:<8}[/]"
             seconds = f"{stage.seconds or 0.0:8.1f} s"
-            why = f"  {stage.reason}" if stage.reason and stage.status == "ran" else ""
-            self.console.print(
-                f"  {stage.name:<22} {status} {seconds}  {stage.digest or ''}{escape(why)}",
-                soft_wrap=True,
-            )
+            line = f"  {stage.name:<{NAME_CHARACTERS}} {status} {seconds}  {stage.digest or ''}"
+            self._print_with_reason(line, stage.reason if stage.status == "ran" else None)
         if run.status != "running":
             self._close_bar()
+
+    def _print_with_reason(self, line: str, reason: str | None) -> None:
+        """Print a stage's line; a reason that does not fit a terminal's line goes below it."""
+        whole = f"{line}  {escape(reason)}" if reason else line
+        is_long = Text.from_markup(whole).cell_len > self.console.width
+        if reason and is_long and self.console.is_terminal:
+            self.console.print(line)
+            self.console.print(Padding(Text(reason), (0, 0, 0, 4)))
+        else:
+            self.console.print(whole, soft_wrap=True)
 
     def progressed(self, stage: StageRecord, done: int, total: int, text: str) -> None:
         """Print the progress of a stage."""
         if self.console.is_terminal:
             if self._bar is None:
-                self._open_bar(stage.name)
+                self._open_bar(stage.name, done, total)
             if self._bar is not None:
                 self._bar.update(self._task, completed=done, total=total, text=text)
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
@@ -65,17 +78,20 @@ class Terminal:
             line = f"  {stage.name:<22} {done} of {total}  {text}"
             self.console.print(line, soft_wrap=True, markup=False)
 
-    def _open_bar(self, name: str) -> None:
+    def _open_bar(self, name: str, done: int, total: int) -> None:
         self._bar = Progress(
-            TextColumn("  {task.description:<22}"),
-            BarColumn(bar_width=24),
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24 if self.console.width >= 120 else 10),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[text]}", markup=False),
+            _CutColumn(),
             console=self.console,
             transient=True,
+            speed_estimate_period=SPEED_SECONDS,
         )
-        self._task = self._bar.add_task(name, text="")
+        short = name if len(name) <= NAME_CHARACTERS else f"{name[: NAME_CHARACTERS - 1]}…"
+        # What an earlier run had done says nothing about this one's speed.
+        self._task = self._bar.add_task(short, completed=done, total=total, text="")
         self._bar.start()
 
     def _close_bar(self) -> None:
@@ -83,3 +99,15 @@ class Terminal:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _CutColumn(TextColumn):
+    """The text of a stage: the only column that yields, cut at the end of the line."""
+
+    def __init__(self) -> None:
+        # A column that may wrap is the first that a table narrows; the text itself does not wrap.
+        super().__init__("", table_column=Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")

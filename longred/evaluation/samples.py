@@ -18,7 +18,7 @@ from longred.evaluation.perplexity import freeze_rows
 from longred.evaluation.ruler.freeze import freeze_task, identity
 from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
-from longred.evaluation.suites import SuiteTask, load_suite
+from longred.evaluation.suites import SuiteTask, suite_of
 from longred.evaluation.tasks import FORMAT_VERSION, Row, read_lines, write_lines
 from longred.models.load import load_tokenizer, resolve_model
 from longred.store.artifacts import Store, folder_digest, read_json, sha256_file, write_json
@@ -30,16 +30,6 @@ SAMPLES_VERSION = 1
 
 Frozen = tuple[list[Row], Row]
 """The samples of a file, and their entry in the index."""
-
-
-def suite_of(config: EvaluationConfig) -> list[SuiteTask]:
-    """Return the short tasks of a configuration.
-
-    Raises:
-        ConfigError: suite, capacity or task are unknown.
-    """
-    short_ = config.short
-    return load_suite(short_.suite, capacities=short_.capacities, tasks=short_.tasks)
 
 
 def freeze(

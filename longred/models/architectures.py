@@ -1,9 +1,10 @@
 """Differences between supported architectures: which layers slide, where RoPE is set."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -18,7 +19,7 @@ ARCHITECTURES = (
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def layer_types(config: PreTrainedConfig) -> tuple[str, ...]:
+def layer_types(config: "PreTrainedConfig") -> tuple[str, ...]:
     """Return `full_attention` or `sliding_attention` for each decoder layer."""
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -27,18 +28,18 @@ def layer_types(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(types)
 
 
-def rope_is_nested(config: PreTrainedConfig) -> bool:
+def rope_is_nested(config: "PreTrainedConfig") -> bool:
     """Return whether each type of layer has its own RoPE, as in Gemma-3."""
     return isinstance((config.rope_parameters or {}).get(FULL), Mapping)
 
 
-def main_rope(config: PreTrainedConfig) -> dict[str, Any]:
+def main_rope(config: "PreTrainedConfig") -> dict[str, Any]:
     """Return the RoPE parameters of the full-attention layers."""
     rope = config.rope_parameters or {}
     return dict(rope[FULL] if rope_is_nested(config) else rope)
 
 
-def set_main_rope(config: PreTrainedConfig, rope: Mapping[str, Any]) -> None:
+def set_main_rope(config: "PreTrainedConfig", rope: Mapping[str, Any]) -> None:
     """Set the RoPE parameters of the full-attention layers.
 
     In every architecture but Gemma-3 all layers share them.
@@ -49,25 +50,25 @@ def set_main_rope(config: PreTrainedConfig, rope: Mapping[str, Any]) -> None:
         config.rope_parameters = dict(rope)
 
 
-def extended_layers(config: PreTrainedConfig) -> list[int]:
+def extended_layers(config: "PreTrainedConfig") -> list[int]:
     """Return the decoder layers whose RoPE an extension changes."""
     types = layer_types(config)
     return [layer for layer, kind in enumerate(types) if kind == FULL or not rope_is_nested(config)]
 
 
-def rotary_dim(config: PreTrainedConfig) -> int:
+def rotary_dim(config: "PreTrainedConfig") -> int:
     """Return the number of dimensions of a head that RoPE rotates."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(head_dim * main_rope(config).get("partial_rotary_factor", 1.0))
 
 
-def logit_softcap(config: PreTrainedConfig) -> float | None:
+def logit_softcap(config: "PreTrainedConfig") -> float | None:
     """Return the soft cap of the output logits (Gemma-2); it is not part of the LM head."""
     cap = getattr(config, "final_logit_softcapping", None)
     return None if cap is None else float(cap)
 
 
-def sequence_problem(config: PreTrainedConfig, degree: int) -> str | None:
+def sequence_problem(config: "PreTrainedConfig", degree: int) -> str | None:
     """Return why `degree` processes cannot share a row of this model's tokens, or None."""
     key = f"training.parallel.sequence_parallel: {degree}"
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

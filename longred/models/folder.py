@@ -4,15 +4,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from transformers import PreTrainedConfig
 
 from longred.errors import ConfigError, PreflightError
 from longred.method.rope import DYNAMIC_REFUSED, ROPE_TYPES
 from longred.models.architectures import ARCHITECTURES, SLIDING, main_rope, rope_is_nested
 from longred.store.artifacts import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
@@ -74,7 +76,8 @@ def check_folder(folder: Path) -> None:
     _check_vocabulary(folder / "tokenizer.json", config)
     for file in weight_files(folder):
         try:
-            with safetensors.safe_open(file, framework="pt") as shard:
+            # Reading the header does not need torch, whose import takes seconds.
+            with safetensors.safe_open(file, framework="np") as shard:
                 shard.keys()
         except (OSError, safetensors.SafetensorError) as error:
             raise PreflightError(
@@ -116,7 +119,7 @@ def weight_files(folder: Path, *, original: Path | None = None) -> list[Path]:
     raise PreflightError(f"{folder}: has no weights ({WEIGHTS_NAME} or {WEIGHTS_INDEX_NAME})")
 
 
-def write_config(config: PreTrainedConfig, folder: Path) -> None:
+def write_config(config: "PreTrainedConfig", folder: Path) -> None:
     """Write config.json with RoPE in the keys of transformers 5 (`rope_parameters`) and 4.
 
     Version 4 reads `rope_theta` and `rope_scaling`; without them it silently runs with a
@@ -137,7 +140,7 @@ def write_config(config: PreTrainedConfig, folder: Path) -> None:
     write_json(folder / "config.json", values)
 
 
-def _legacy_rope(config: PreTrainedConfig) -> dict[str, Any]:
+def _legacy_rope(config: "PreTrainedConfig") -> dict[str, Any]:
     """Return a configuration's RoPE in the keys of transformers 4."""
     rope = main_rope(config)
     rope.pop("type", None)

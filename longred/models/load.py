@@ -6,7 +6,6 @@ output of decoder layer i - 1, except that N is taken after the final norm, as i
 """
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,53 +28,16 @@ from transformers.utils import logging as transformers_logging
 
 from longred.attention.backends import choose_backend, needs_of
 from longred.attention.function import ATTENTION_NAME, Capture, Captured, guard, register
-from longred.errors import ConfigError, MismatchError, PreflightError, where_paths_start
+from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.models.architectures import layer_types, rope_is_nested
+from longred.models.find import resolve_model as resolve_model
 from longred.models.folder import (
-    check_folder,
     copy_companions,
     read_object,
     weight_files,
     write_config,
 )
-from longred.models.hub import download
 from longred.store.artifacts import storage_errors
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def resolve_model(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Return the checked local folder of a model.
-
-    Args:
-        path: `demo`, a Hugging Face folder, or a name on the hub.
-        revision: the commit of a hub name; required for reproducible runs.
-        weights: also fetch the weights and check the folder.
-
-    Raises:
-        ConfigError: a hub name has no revision, or the kind of model is unsupported.
-        PreflightError: the model does not exist, cannot be reached, or its files are damaged.
-    """
-    local = Path(path).expanduser()
-    if path == "demo":
-        folder = Path(__file__).parents[1] / "demo" / "model"
-    elif local.exists():
-        folder = local.resolve()
-    elif is_hub_name(path):
-        folder = download(path, revision, weights=weights)
-    else:
-        raise PreflightError(
-            f"model.path: {path!r} is no folder on this machine{where_paths_start(path)}; give "
-            "'demo', the folder of a Hugging Face model, or a hub name of the form owner/model"
-        )
-    if weights:
-        check_folder(folder)
-    return folder
-
-
-def is_hub_name(path: str) -> bool:
-    """Return whether a model's path is a name on the hub, and no local file or folder."""
-    return _HUB_NAME.fullmatch(path) is not None and not Path(path).expanduser().exists()
 
 
 def choose_device(name: str, key: str = "device") -> torch.device:

@@ -9,6 +9,8 @@ writes the same kind of folder for an evaluation outside of a run.
     restoration.py       the same by training step, and the correlation with similarity
     findings.py          the claims about the method and their outcomes
     tables.py            all of these as tables of text
+    text_table.py        a table of text, as Markdown and back
+    names.py             the names of metrics in all tables
     plots.py             drawing primitives, and the data that figures are drawn from
     score_figures.py     figures of scores
     drift_figures.py     figures of drift, also for `longred drift`

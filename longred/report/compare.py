@@ -1,15 +1,20 @@
-"""Compares several runs: the settings that differ, then the scores of their models."""
+"""Compares several runs: their results, the settings that differ, the scores of each model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longred.errors import ConfigError
+from longred.report.names import metric_name
+from longred.report.text_table import NOT_AVAILABLE, Table, read_blocks
 from longred.runs.mirror import comparable
-from longred.runs.record import RunRecord
+from longred.runs.record import RunRecord, StageRecord
 from longred.store.journal import JOURNAL_NAME, read_lines
+
+if TYPE_CHECKING:
+    from longred.report.scores import Comparison
 
 SAMPLES = "evaluation/samples"
 Scores = Mapping[str, Mapping[str, float]]
@@ -27,6 +32,12 @@ class Row:
 
     key: str
     values: list[Any]
+
+    @property
+    def name(self) -> str:
+        """The name of a measure in tables."""
+        key, _, length = self.key.partition(" @ ")
+        return metric_name(key, int(length.replace(",", "") or 0))
 
     @property
     def digits(self) -> int:
@@ -56,6 +67,8 @@ class RunComparison:
     Attributes:
         letters: a short name for each run, in order.
         runs: their records.
+        results: the main results of all runs, the letters before each model's name; None if no
+            run has any.
         differences: settings that they do not share.
         models: models with a measure that differs, the trained student first.
         same: names of the models that scored the same in all runs.
@@ -64,6 +77,7 @@ class RunComparison:
 
     letters: list[str]
     runs: list[RunRecord]
+    results: Table | None
     differences: list[Row]
     models: list[Model]
     same: list[str]
@@ -101,9 +115,11 @@ def compare(runs: Sequence[RunRecord]) -> RunComparison:
     changed = [model for model in models if any(_differ(each.values) for each in model.measures)]
     attempts = [run.last_attempts() for run in runs]
     samples = {stages[SAMPLES].digest for stages in attempts if SAMPLES in stages}
+    letters = list(ascii_uppercase[: len(runs)])
     return RunComparison(
-        letters=list(ascii_uppercase[: len(runs)]),
+        letters=letters,
         runs=list(runs),
+        results=merged_results(letters, [read_results(run) for run in runs]),
         differences=config_differences([run.config for run in runs]),
         models=changed,
         same=[model.name for model in models if model not in changed],
@@ -128,13 +144,8 @@ def read_scores(run: RunRecord) -> Scores:
 
     They come from the run's report, or from the evaluations if there is no report.
     """
-    stages = run.last_attempts()
-    evaluations = {
-        name.partition("/")[2]: stage
-        for name, stage in stages.items()
-        if name.startswith("evaluation/") and name != SAMPLES
-    }
-    report = stages.get("report")
+    evaluations = _evaluations(run)
+    report = run.last_attempts().get("report")
     if report is not None and report.path:
         found: dict[str, dict[str, float]] = {model: {} for model in evaluations}
         for line in read_lines(Path(report.path) / JOURNAL_NAME, 0)[0]:
@@ -142,17 +153,11 @@ def read_scores(run: RunRecord) -> Scores:
             if model in found:
                 found[model][_key(key, line["step"])] = line["value"]
         return found
-    folders = {name: Path(stage.path) for name, stage in evaluations.items() if stage.path}
-    if not folders:
+    comparison = evaluated(run)
+    if comparison is None:
         return {}
-    # Imported here: numpy would slow down the start of the command.
-    from longred.report.scores import collect, model_metrics
+    from longred.report.scores import model_metrics
 
-    comparison = collect(
-        folders,
-        original_window=run.config["original_window"],
-        min_points_above_chance=run.config["report"]["min_points_above_chance"],
-    )
     return {
         model: {
             _key(key, step): value
@@ -160,6 +165,69 @@ def read_scores(run: RunRecord) -> Scores:
             for key, value in values.items()
         }
         for model in comparison.models
+    }
+
+
+def evaluated(run: RunRecord) -> "Comparison | None":
+    """Compare the models of a run by its evaluations; None if no model was evaluated.
+
+    Raises:
+        MismatchError: an artifact of the run cannot be read.
+    """
+    folders = {name: Path(stage.path) for name, stage in _evaluations(run).items() if stage.path}
+    if not folders:
+        return None
+    # Imported here: numpy would slow down the start of the command.
+    from longred.report.scores import collect
+
+    return collect(
+        folders,
+        original_window=run.config["original_window"],
+        min_points_above_chance=run.config["report"]["min_points_above_chance"],
+    )
+
+
+def read_results(run: RunRecord) -> Table | None:
+    """Return the main results of a run, one row per model, as its report has them.
+
+    Without a report they come from the evaluations; None if there are none.
+    """
+    report = run.last_attempts().get("report")
+    if report is not None and report.path:
+        file = Path(report.path) / "table.md"
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        return next((each for each in read_blocks(text) if isinstance(each, Table)), None)
+    comparison = evaluated(run)
+    if comparison is None:
+        return None
+    from longred.report.tables import result_table
+
+    return result_table(comparison)
+
+
+def merged_results(letters: Sequence[str], results: Sequence[Table | None]) -> Table | None:
+    """Return the results of several runs as one table; None if no run has results.
+
+    A model with the same results in several runs is one row, headed by the letters of all of them.
+    """
+    given = [(letter, table) for letter, table in zip(letters, results, strict=True) if table]
+    header = list(dict.fromkeys(name for _, table in given for name in table.header))
+    rows: dict[tuple[str, ...], str] = {}
+    for letter, table in given:
+        for row in table.rows:
+            cells = dict(zip(table.header, row, strict=True))
+            key = tuple(cells.get(name, NOT_AVAILABLE) for name in header)
+            rows[key] = rows.get(key, "") + letter
+    merged = [[f"{which} {model}", *cells] for (model, *cells), which in rows.items()]
+    return Table(header, merged) if merged else None
+
+
+def _evaluations(run: RunRecord) -> dict[str, StageRecord]:
+    """Return the last evaluation of each model of a run, by name."""
+    return {
+        name.partition("/")[2]: stage
+        for name, stage in run.last_attempts().items()
+        if name.startswith("evaluation/") and name != SAMPLES
     }
 
 

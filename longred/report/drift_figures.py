@@ -24,7 +24,8 @@ from longred.report.plots import (
     write_cell,
 )
 from longred.report.scores import RESCALED
-from longred.report.tables import Table, number, series_table
+from longred.report.tables import number, series_table
+from longred.report.text_table import Table
 
 Lines = dict[str, dict[int, float]]
 """Model → layer or position → value."""

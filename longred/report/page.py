@@ -16,6 +16,7 @@ from longred.report.plots import Plot, inline_svg
 from longred.report.restoration import Correlation, Point
 from longred.report.samples import examples, frozen_prompts
 from longred.report.scores import RESCALED, Comparison
+from longred.report.text_table import NOT_AVAILABLE
 from longred.store.artifacts import DIGEST_LENGTH, canonical_digest
 
 PROMPT_START, PROMPT_END = 500, 900
@@ -106,7 +107,7 @@ def _facts(inputs: Inputs) -> dict[str, str]:
     recipe = inputs.recipe
     extension: Mapping[str, Any] = recipe.get("extension", {})
     facts = {
-        "recipe": str(recipe.get("name", tables.NOT_AVAILABLE)),
+        "recipe": str(recipe.get("name", NOT_AVAILABLE)),
         "digest": canonical_digest(json.loads(json.dumps(recipe)))[:DIGEST_LENGTH],
         "window": f"{recipe['original_window']:,} → {recipe.get('target_window', 0):,} tokens",
     }
@@ -128,7 +129,7 @@ def _headlines(inputs: Inputs, comparison: Comparison) -> list[dict[str, str]]:
         return []
 
     def percent(value: float | None) -> str:
-        return tables.NOT_AVAILABLE if value is None else f"{value:.1f} %"
+        return NOT_AVAILABLE if value is None else f"{value:.1f} %"
 
     measures: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "short retention": lambda model: percent(model["retention"]["short"])

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from longred.report.inputs import Series
 from longred.report.restoration import Correlation, Point
 from longred.report.scores import Comparison
-from longred.report.tables import Table
+from longred.report.text_table import Table
 
 INK, REFERENCE_INK = "#202124", "#1f1f1f"
 # Okabe and Ito's colours, distinguishable with every common colour blindness; the references are

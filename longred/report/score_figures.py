@@ -23,7 +23,8 @@ from longred.report.plots import (
 )
 from longred.report.samples import Floats, Unit, read_answers
 from longred.report.scores import ORIGINAL, Comparison, score_of
-from longred.report.tables import Table, number, retention_table, series_table, units_table
+from longred.report.tables import number, retention_table, series_table, units_table
+from longred.report.text_table import Table
 
 Z95 = 1.96
 WINDOW_INK = "#5f6368"

@@ -1,41 +1,22 @@
 """Tables of the report as text cells, for the page and for Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longred.report import names
 from longred.report.restoration import Point
 from longred.report.samples import Unit
 from longred.report.scores import Comparison, score_of
+from longred.report.text_table import NOT_AVAILABLE, Table
 from longred.store.artifacts import MANIFEST, read_json
 
-NOT_AVAILABLE = "n/a"
-MARKDOWN_ESCAPES = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " "})
 MARKDOWN_NOTE = (
     "Scores in percent. Retention: score of the model / score of the original on the same samples, "
     "with the 95 % interval of a paired bootstrap. Similarity: mean cosine of the last hidden "
     "state to the original's. Nats per token: loss on held-out text. Average: mean over capacities "
     "and RULER at its longest length."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A header and rows of text; the first column names the row, the others are numbers."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """Return the table in GitHub's Markdown."""
-
-        def line(cells: Sequence[str]) -> str:
-            escaped = [cell.translate(MARKDOWN_ESCAPES) for cell in cells]
-            return "| " + " | ".join(escaped) + " |\n"
-
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
-        return "".join(map(line, [self.header, rule, *self.rows]))
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -53,14 +34,14 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
 def result_table(comparison: Comparison) -> Table:
     """Return the main results, one row per model; scores and retention in percent."""
     header = [
-        "model",
+        names.MODEL,
         *comparison.short_tasks,
-        "short average",
-        "short retention",
-        *(f"RULER {length:,}" for length in comparison.lengths),
-        "average",
-        "similarity",
-        "nats/token",
+        names.SHORT_AVERAGE,
+        names.SHORT_RETENTION,
+        *map(names.ruler_name, comparison.lengths),
+        names.AVERAGE,
+        names.SIMILARITY,
+        names.NATS,
     ]
     rows = [
         [
@@ -105,8 +86,8 @@ def retention_table(comparison: Comparison) -> Table:
         cells = [with_interval(values["short"], intervals["short"])]
         cells += [with_interval(values[group][key], intervals[group][key]) for group, key in keys]
         rows.append([name, *cells])
-    lengths = [f"RULER {length:,}" for length in comparison.lengths]
-    return Table(["model", "short average", *comparison.capacities, *lengths], rows)
+    lengths = map(names.ruler_name, comparison.lengths)
+    return Table([names.MODEL, names.SHORT_AVERAGE, *comparison.capacities, *lengths], rows)
 
 
 def difference_table(comparison: Comparison) -> Table:
@@ -134,7 +115,8 @@ def points_table(points: Sequence[Point]) -> Table:
         ]
         for point in points
     ]
-    header = ["student", "short average", "RULER", "short retention", "similarity", "attention KL"]
+    header = ["student", names.SHORT_AVERAGE, names.RULER, names.SHORT_RETENTION]
+    header += [names.SIMILARITY, names.ATTENTION_KL]
     return Table(header, rows)
 
 

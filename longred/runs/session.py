@@ -122,6 +122,11 @@ class Run:
             self.announce()
         return artifact
 
+    def reuse(self, stages: Sequence[StageRecord]) -> None:
+        """Record stages that do not have to be executed."""
+        self.record.stages += stages
+        self.announce()
+
     def announce(self) -> None:
         """Save the record and notify the listeners, once the run has begun."""
         if not self.store.has_begun:
@@ -169,13 +174,28 @@ def current_run() -> Run:
         raise LookupError("no run is open; call the stage inside open_run") from None
 
 
+def settings_digest(config: RunConfig) -> str:
+    """Return the digest of the settings that can change a result, as a run's record has it."""
+    return canonical_digest(config.digest_values())[:16]
+
+
+def current_scope() -> Scope:
+    """Return the scope of a run that would be opened here."""
+    return _options.get()[0]
+
+
 @contextlib.contextmanager
-def run_options(*, scope: Scope | None = None, listener: Listener | None = None) -> Iterator[None]:
+def run_options(
+    *, scope: Scope | None = None, listener: Listener | None = None, is_only: bool = False
+) -> Iterator[None]:
     """Set the scope of, and add a listener to, every run opened inside the block.
 
-    Runs are opened inside Prefect flows, whose parameters are a form for users.
+    Runs are opened inside Prefect flows, whose parameters are a form for users. With `is_only` the
+    listener replaces those set outside of the block.
     """
     outer_scope, listeners = _options.get()
+    if is_only:
+        listeners = ()
     if listener is not None:
         listeners = (*listeners, listener)
     token = _options.set((scope or outer_scope, listeners))
@@ -195,6 +215,7 @@ def open_run(
     prefect_flow_run_id: str | None = None,
     prefect_url: str | None = None,
     mlflow_page: str = "",
+    is_followed: bool = True,
 ) -> Iterator[Run]:
     """Start a run and make it current; its outcome is recorded however the block ends.
 
@@ -210,6 +231,7 @@ def open_run(
         prefect_flow_run_id: id of the Prefect flow run.
         prefect_url: page of that flow run.
         mlflow_page: URL of the MLflow server that shows the store's own database, if one runs.
+        is_followed: whether it is sent to MLflow now; otherwise a later run sends it.
 
     Raises:
         ConfigError: the stage to start from is unknown.
@@ -225,7 +247,7 @@ def open_run(
         recipe=origin.recipe if origin else recipe,
         overrides=merge_overrides(origin.overrides if origin else (), overrides),
         config=config.model_dump(mode="json"),
-        digest=canonical_digest(config.digest_values())[:16],
+        digest=settings_digest(config),
         started=time.time(),
         process=process_identity(),
         prefect_flow_run_id=prefect_flow_run_id,
@@ -234,7 +256,9 @@ def open_run(
         part=scope.part,
     )
     run_store = RunStore(store.root, scope, record, remote)
-    follower = None if scope.is_dry else Follower(run_store, config.tracking, mlflow_page)
+    follower = None
+    if is_followed and not scope.is_dry:
+        follower = Follower(run_store, config.tracking, mlflow_page)
     run = Run(run_store, (*listeners, follower) if follower else listeners)
 
     def begin() -> None:

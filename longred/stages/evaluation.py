@@ -18,8 +18,13 @@ def freeze_samples(
     """Write every question once, so that all models answer the same ones."""
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
-    from longred.evaluation.samples import freeze, suite_of
-    from longred.models.load import resolve_model
+    from longred.evaluation.suites import suite_of
+    from longred.models.find import resolve_model
+
+    def make(folder: Path, work: Path) -> None:
+        from longred.evaluation.samples import freeze
+
+        freeze(config, base.folder, data.folder, folder, store=store)
 
     suite = suite_of(config)
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
@@ -38,13 +43,7 @@ def freeze_samples(
     if config.perplexity.judge:
         judge = resolve_model(config.perplexity.judge, config.perplexity.judge_revision)
         inputs["perplexity/judge"] = folder_digest(judge)
-    return store.build(
-        "evaluation",
-        values,
-        inputs,
-        lambda folder, work: freeze(config, base.folder, data.folder, folder, store=store),
-        VERSIONS["evaluation"],
-    )
+    return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 
 
 def evaluate_model(

@@ -23,7 +23,7 @@ def find_model(
         PreflightError: the model is missing, unreadable or cannot be reached.
         ConfigError: its architecture or file format is not supported, or it lacks a selected layer.
     """
-    from longred.models.load import resolve_model
+    from longred.models.find import resolve_model
 
     folder = resolve_model(config.path, config.revision)
     if selection is not None:
@@ -43,9 +43,10 @@ def extend_model(
     The weights are those of the original, or of `start`, a student of a smaller window. RoPE is
     always rescaled from the original's.
     """
-    from longred.models.extension import write_extension
 
     def make(folder: Path, work: Path) -> None:
+        from longred.models.extension import write_extension
+
         write_extension(
             base.folder,
             folder,

@@ -4,9 +4,10 @@ Several processes are started by accelerate's launcher, which is torch's elastic
 (`torch.distributed.run`). What this module adds is what the agent cannot do, and a single process
 needs no agent and no rendezvous. An agent's processes survive the death (kill -9) of the process
 that runs it; a trainer notices it by its pipe, saves and exits. An agent that is stopped kills its
-processes 30 seconds after SIGTERM, but a step alone may take minutes; a byte in the pipe lets the
-step end and be saved. An agent reports an exit code of its own; the first process reports its
-error, exit code and progress through named pipes, because launchers pass no descriptors on.
+processes 30 seconds after SIGTERM, but a save alone may take minutes; a byte in the pipe lets the
+micro-batch end and the last step be saved. An agent reports an exit code of its own; the first
+process reports its error, exit code and progress through named pipes, because launchers pass no
+descriptors on.
 `elastic_launch` in the parent would also import torch there and use its main thread.
 """
 
@@ -29,7 +30,7 @@ from longred.errors import BY_EXIT_CODE, LongredError, LostProcessError, Stopped
 from longred.method.job import TrainingJob
 from longred.progress import Progress, duration
 from longred.store.artifacts import storage_errors, write_json
-from longred.training.stop import SIGNALS
+from longred.training.stop import REPLACEABLE, SIGNALS, announce
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def run(
                 on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
         code = child.process.wait()
     if received:
-        raise Stopped(received[0])
+        raise Stopped(received[0], is_saved=received.count(signal.SIGINT) < 2)
     if code == 0:
         return work / "result"
     error = _error(end.get("exit_code", code), end.get("error", ""), work / LOG_NAME)
@@ -150,7 +151,7 @@ def _child(job: TrainingJob, work: Path, stop_after: int | None) -> Iterator[_Ch
             liveness.close()
             if process.poll() is None:
                 # A signal to a launcher would kill its processes soon; the closed pipe lets them
-                # finish their step.
+                # save.
                 if num_processes == 1:
                     process.terminate()
                 process.wait()
@@ -172,6 +173,9 @@ def _launcher(num_processes: int) -> list[str]:
 def _forwarded_signals(child: _Child) -> Iterator[list[int]]:
     """Write SIGTERM and SIGINT into the child's pipe; yield the list of those received.
 
+    A second SIGINT kills the child, since it is a user who will not wait for the save. A second
+    SIGTERM changes nothing: schedulers repeat it.
+
     A host that handles a signal itself (an orchestrator) keeps its handler; if that raises, the
     child is ended by `_child`.
     """
@@ -179,13 +183,18 @@ def _forwarded_signals(child: _Child) -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if received.count(signal.SIGINT) > 1:
+            announce("stopping without saving")
+            _kill(child.process.pid)
+            return
+        again = "; Ctrl-C again: stop without saving" if number == signal.SIGINT else ""
+        announce(f"stopping after this micro-batch, then saving{again}")
         child.liveness.write(bytes([number]))
 
-    defaults = (signal.SIG_DFL, signal.default_int_handler)
     previous: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if signal.getsignal(number) in defaults:
+            if signal.getsignal(number) in REPLACEABLE:
                 previous[number] = signal.signal(number, forward)
     try:
         yield received
@@ -194,8 +203,19 @@ def _forwarded_signals(child: _Child) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _kill(pid: int) -> None:
+    """Kill a process and all below it; a launcher's processes are in sessions of their own."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
 def _text(method: str, metrics: dict[str, float]) -> str:
-    """Return one line about a step."""
+    """Return one line about a step; it begins with what a narrow screen must show."""
     parts = ", ".join(
         f"{key.removeprefix('train/').removesuffix('_loss')} {value:.4f}"
         for key, value in metrics.items()
@@ -203,9 +223,10 @@ def _text(method: str, metrics: dict[str, float]) -> str:
     )
     spike = " (a spike)" if "train/loss_spike" in metrics else ""
     return (
+        f"{metrics['train/tokens_per_second']:,.0f} tokens/s, "
         f"{method}: loss {metrics['train/loss']:.4f}{spike} ({parts}), "
         f"gradient {metrics['train/grad_norm']:.3g}, "
-        f"{metrics['train/tokens_per_second']:,.0f} tokens/s, MFU {metrics['train/mfu']:.2f}, "
+        f"MFU {metrics['train/mfu']:.2f}, "
         f"{metrics['train/peak_memory_bytes'] / 2**30:.1f} GiB, "
         f"{duration(metrics['train/eta_seconds'])} left"
     )

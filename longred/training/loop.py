@@ -1,6 +1,7 @@
 """The training loop: load, step, save."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from longred.errors import LossSpikeError, Stopped
@@ -25,8 +26,8 @@ def train(
         job: what to train.
         work: folder for checkpoints, the journal and the result; one trainer at a time.
         on_step: called after every optimizer step with its number, from 1, and its metrics.
-        stop_requested: called before every step and after the last one; a signal number ends the
-            training.
+        stop_requested: called before every micro-batch and after the last step; a signal number
+            ends the training, without the step in progress.
         world: the processes that train together; each of them calls this function.
 
     Returns:
@@ -40,31 +41,46 @@ def train(
         PreflightError: the disk has no room for a checkpoint.
         StorageError: saving failed; older checkpoints are intact.
     """
+
+    def check() -> None:
+        leave_if(stop_requested(), world)
+
     trainer = Trainer(job, work, world)
     load(trainer)
     while trainer.step < job.num_steps:
-        leave_if(stop_requested(), trainer)
-        metrics = trainer.train_step()
+        with saved_if_stopped(trainer):
+            check()
+            metrics = trainer.train_step(check)
         on_step(trainer.step, metrics)
         leave_if_spiking(trainer)
         keep_student(trainer)
         if trainer.step % job.save_every_steps == 0:
             save(trainer)
-    leave_if(stop_requested(), trainer)
+    with saved_if_stopped(trainer):
+        check()
     save(trainer)
     return write_result(trainer)
 
 
-def leave_if(signal_number: int | None, trainer: Trainer) -> None:
-    """Save and raise if this process or another one received a signal.
+def leave_if(signal_number: int | None, world: World) -> None:
+    """Raise in all processes if this one or another one received a signal.
 
     Raises:
         Stopped: one did.
     """
-    signal_number = max(trainer.world.gather(signal_number or 0))
-    if signal_number:
+    received = world.max(signal_number or 0)
+    if received:
+        raise Stopped(received)
+
+
+@contextlib.contextmanager
+def saved_if_stopped(trainer: Trainer) -> Iterator[None]:
+    """Save the last finished step if a stop leaves the block."""
+    try:
+        yield
+    except Stopped:
         save(trainer)
-        raise Stopped(signal_number)
+        raise
 
 
 def leave_if_spiking(trainer: Trainer) -> None:

@@ -84,10 +84,8 @@ def checkpoint_of(trainer: Trainer) -> Checkpoint:
     tensors = {
         "model": {name: local(w.detach()) for name, w in weights.items()},
         "optimizer": optimizer_tensors(trainer.optimizer, trainer.student),
-        "random": {"cpu": torch.get_rng_state()},
+        "random": trainer.random_states(),
     }
-    if trainer.device.type == "cuda":
-        tensors["random"]["cuda"] = torch.cuda.get_rng_state()
     rows = {name: rows_of(w) for name, w in weights.items()}
     moment_rows = {f"{moment}.{name}": r for moment in MOMENTS for name, r in rows.items()}
     part = _part_of(trainer)
@@ -149,9 +147,7 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     load_optimizer_tensors(trainer.optimizer, trainer.student, optimizer)
     random = checkpoint.tensors["random"]
     random.number = trainer.world.rank
-    torch.set_rng_state(random["cpu"])
-    if trainer.device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"])
+    trainer.load_random_states(random)
     state = checkpoint.state
     trainer.loader.load_state(state["loader"])
     trainer.step = trainer.saved_step = checkpoint.step

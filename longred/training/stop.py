@@ -1,9 +1,11 @@
 """Stop requests by a signal, a dead parent or a step limit; and the lock of the work folder."""
 
 import contextlib
+import contextvars
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +20,31 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ORPHAN_WAIT_SECONDS = 600.0
 
 
+def announce(text: str) -> None:
+    """Log a warning from a handler of a signal.
+
+    In a thread: the handler may have interrupted a write or a log line of this one, whose locks it
+    would wait for.
+    """
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(log.warning, text)).start()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle Ctrl-C in a command: say so at once, then raise KeyboardInterrupt.
+
+    Work that cannot be interrupted, such as a training, replaces this handler for its duration.
+    """
+    announce("stopping; finished work is kept, run the same command to go on")
+    raise KeyboardInterrupt
+
+
+REPLACEABLE = (signal.SIG_DFL, signal.default_int_handler, interrupt)
+"""Handlers of a signal that a training may replace; any other belongs to its host."""
+
+
 class StopRequest:
-    """Remembers the first signal; the loop reads it between steps, so a save is never interrupted.
+    """Remembers the first signal; the loop reads it between micro-batches, never during a save.
 
     Args:
         liveness_fd: read end of a pipe whose write end only the parent holds: end of file means
@@ -67,8 +92,8 @@ class StopRequest:
 def only_trainer(work: Path, *, parent: int | None) -> Iterator[None]:
     """Hold the trainer lock of the work folder.
 
-    A trainer whose parent died exits after its current step; wait for it, so that the same command
-    can be repeated at once.
+    A trainer whose parent died exits after its current micro-batch; wait for it, so that the same
+    command can be repeated at once.
 
     Args:
         work: the training's work folder.

@@ -1,8 +1,9 @@
 """The state of one training and its optimizer step."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from longred.cost.fit import refuse_what_cannot_fit
 from longred.cost.shape import shape_of
 from longred.data.loader import StepLoader
-from longred.errors import NonFiniteLossError
+from longred.errors import NonFiniteLossError, Stopped
 from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
@@ -121,19 +122,30 @@ class Trainer:
             mesh=mesh,
         )
 
-    def train_step(self) -> Mapping[str, float]:
+    def train_step(self, check: Callable[[], None] = lambda: None) -> Mapping[str, float]:
         """Take one optimizer step, append its metrics to the journal and return them.
+
+        Args:
+            check: called before each micro-batch, at the same ones in all processes; raises
+                `Stopped` in all of them to drop the step.
 
         Raises:
             NonFiniteLossError: before any weight is changed.
+            Stopped: by `check`; the trainer is as it was after the last finished step.
         """
         started = time.perf_counter()
         step = self.step + 1
-        batches = self._batches()
-        if self.balance.is_due(step):
-            measure(self.balance, batches, self._backward, self.student.parameters())
-        weights = self.balance.weights()
-        losses = [self._backward(batch, weights) for batch in batches]
+
+        def backward(batch: MicroBatch, weights: Mapping[Term, float]) -> dict[Term, Tensor]:
+            check()
+            return self._backward(batch, weights)
+
+        with self._dropped_if_stopped():
+            batches = self._batches()
+            if self.balance.is_due(step):
+                measure(self.balance, batches, backward, self.student.parameters())
+            weights = self.balance.weights()
+            losses = [backward(batch, weights) for batch in batches]
         grad_norm = whole(
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.job.max_grad_norm)
         )
@@ -170,6 +182,32 @@ class Trainer:
             with storage_errors(self.journal.path):
                 self.journal.append(self.metrics, step=step)
         return self.metrics
+
+    @contextlib.contextmanager
+    def _dropped_if_stopped(self) -> Iterator[None]:
+        """Undo what the passes of a step change besides gradients, if a stop leaves the block."""
+        loader, balance, random = self.loader.state(), self.balance.state(), self.random_states()
+        try:
+            yield
+        except Stopped:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.loader.load_state(loader)
+            self.balance.load_state(balance)
+            self.load_random_states(random)
+            raise
+
+    def random_states(self) -> dict[str, Tensor]:
+        """Return the state of each random generator by kind of device."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state()
+        return states
+
+    def load_random_states(self, states: Mapping[str, Tensor]) -> None:
+        """Restore what `random_states` returned; a state of a device not in use is ignored."""
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
 
     def _total(self, values: Mapping[Term, float]) -> dict[Term, float]:
         """Return the sums over all processes."""

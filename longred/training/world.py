@@ -62,6 +62,14 @@ class World:
         """Return whether the value is true in any process."""
         return any(self.gather(value))
 
+    def max(self, value: int) -> int:
+        """Return the largest value of all processes, in one exchange of 8 bytes."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all processes, bit-identical in each of them."""
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]

@@ -1,10 +1,14 @@
 """Terminal output: each stage once, in order; progress bars only on a real terminal."""
 
 import io
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from longred.cli.score_board import ScoreBoard
 from longred.cli.terminal import Terminal
+from longred.evaluation.tasks import Task
 from longred.runs.record import RunRecord, StageRecord
 
 
@@ -46,3 +50,79 @@ def test_on_a_terminal_a_bar_is_shown_and_taken_away() -> None:
     terminal.changed(run)
     assert terminal._bar is None
     assert "failed" in output.getvalue()
+
+
+STEP = (
+    "1,234,567 tokens/s, longred-c: loss 2.7500 (long 2.5000, short_distill 0.0213), "
+    "gradient 1.23, MFU 0.41, 3.0 GiB, 2 h 5 min left"
+)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_only_the_text_of_a_training_yields_to_a_narrow_terminal(width: int) -> None:
+    terminal = Terminal(Console(file=io.StringIO(), width=width, force_terminal=True))
+    stage = StageRecord("training/attention-distill-131072", "training")
+    # A resumed training: its steps take longer than the bar's own period for estimates.
+    terminal.progressed(stage, 1999, 12000, STEP)
+    bar, seconds = terminal._bar, 1000.0
+    assert bar is not None
+    bar.get_time = lambda: seconds
+    for step in (2000, 2001, 2002):
+        seconds += 193
+        terminal.progressed(stage, step, 12000, STEP)
+    terminal._close_bar()
+    output = io.StringIO()
+    Console(file=output, width=width).print(bar.get_renderable())
+    (line,) = output.getvalue().splitlines()
+    assert len(line) <= width
+    assert line.rstrip().endswith("…")
+    bar_width = 24 if width == 160 else 10
+    columns = line[2:].split()
+    assert columns[0] == "training/attention-di…"
+    assert set(columns[1]) <= set("━╸╺")
+    assert line.index("2002/12000") - line.index("━") == bar_width + 1
+    assert columns[2:6] == ["2002/12000", "536:00:14", "1,234,567", "tokens/s,"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_reason_that_does_not_fit_stands_below_its_stage(width: int) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=True, no_color=True, highlight=False)
+    terminal = Terminal(console)
+    run = record()
+    reason = "training.learning_rate: 0.0002 -> 0.0001; data changed"
+    stage = StageRecord("training/cpt", "training", "ran", digest="0" * 16, reason=reason)
+    stage.seconds = 12.3
+    run.stages.append(stage)
+    terminal.changed(run)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()[1:]]
+    line = f"  training/cpt           ran          12.3 s  {'0' * 16}"
+    assert lines == ([line, f"    {reason}"] if width == 80 else [f"{line}  {reason}"])
+
+
+def test_a_narrow_score_board_cuts_the_names_of_tasks_and_no_score() -> None:
+    models = ["original", "rescaled", "mix-cpt", "longred-c"]
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    board = ScoreBoard(models, console)
+    task = Task(
+        kind="ruler",
+        name="multi_hop_tracking_of_variables_in_long_texts",
+        length=131_072,
+        metric="recall",
+        chance=0.0,
+        num_samples=10,
+        max_tokens=131_072,
+        path=Path("samples/a.jsonl"),
+        sha256="0" * 64,
+    )
+    for model in models:
+        board.add(model, task, {"score": 87.5, "stderr": 12.5})
+    output.seek(0)
+    output.truncate()
+    console.print(board._table())
+    lines = output.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    (row,) = (line for line in lines if "multi" in line)
+    assert row.count("87.5 ± 12.5") == 4
+    assert "…" in row

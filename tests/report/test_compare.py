@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from longred.cli import app
 from longred.config import load_recipe
 from longred.errors import ConfigError
-from longred.report.compare import compare, config_differences, read_scores
+from longred.report.compare import compare, config_differences, read_results, read_scores
+from longred.report.text_table import Table
 from longred.runs.record import RunRecord, StageRecord
 from longred.store.journal import Journal
 
@@ -28,6 +29,8 @@ def recorded(
             name, _, step = key.partition("@")
             journal.append({f"{model}/{name}": value}, step=int(step or 0))
     journal.close()
+    rows = [[model, f"{values['short/cloze']:.1f}"] for model, values in scores.items()]
+    (report / "table.md").write_text(Table(["model", "cloze"], rows).markdown() + "\nA note.\n")
     stages = [
         StageRecord("evaluation/samples", "evaluation", "ran", digest="aa"),
         *(StageRecord(f"evaluation/{model}", "evaluation", "ran") for model in scores),
@@ -110,8 +113,40 @@ def test_without_a_report_scores_come_from_the_evaluations(
     raw = json.loads((study.scores["original"] / "scores.json").read_text())
     task = next(iter(scores["original"].keys() & {f"short/{name}" for name in raw["short"]}))
     assert scores["original"][task] == pytest.approx(raw["short"][task[6:]]["score"])
+    results = read_results(run)
+    assert results is not None
+    assert [row[0] for row in results.rows] == list(study.scores)
+    assert "RULER 1,024" in results.header
     run.stages = []
     assert read_scores(run) == {}
+    assert read_results(run) is None
+
+
+def test_results_begin_the_comparison_and_equal_rows_are_shown_once(runs: list[RunRecord]) -> None:
+    results = compare(runs).results
+    assert results == Table(
+        ["model", "cloze"], [["AB original", "70.0"], ["A longred-c", "68.0"], ["B cpt", "61.5"]]
+    )
+
+
+def test_show_prints_the_scores_of_an_evaluation_alone_and_that_the_report_is_stale(
+    runs: list[RunRecord], tmp_path: Path
+) -> None:
+    study, run = make_study(tmp_path), runs[0]
+    run.stages = [
+        StageRecord(f"evaluation/{model}", "evaluation", "ran", path=str(folder))
+        for model, folder in study.scores.items()
+    ]
+    run.stages.append(StageRecord("report", "report", "stale"))
+    (tmp_path / "store/runs" / run.id).mkdir(parents=True)
+    run.save(tmp_path / "store/runs")
+    shown = CliRunner().invoke(app, ["show", run.id, "--store", str(tmp_path / "store")])
+    assert shown.exit_code == 0, shown.output
+    assert "| longred-c | " in shown.stdout
+    assert "RULER 1,024" in shown.stdout
+    assert f"report   is stale: these scores are newer; `longred run {run.id} --only report`" in (
+        shown.stdout
+    )
 
 
 def test_other_questions_are_pointed_out(runs: list[RunRecord]) -> None:
@@ -137,10 +172,11 @@ def test_the_verb_prints_a_table_a_page_and_json(runs: list[RunRecord], tmp_path
     assert table.exit_code == 0, table.output
     lines = [line.split() for line in table.stdout.splitlines()]
     assert ["seed", "0", "3"] in lines
-    assert ["short/cloze", "68.0", "61.5", "-6.5"] in lines
-    assert ["similarity/last", "0.9800", "0.9500", "-0.0300"] in lines
+    assert ["cloze", "68.0", "61.5", "-6.5"] in lines
+    assert ["similarity", "0.9800", "0.9500", "-0.0300"] in lines
     text = table.stdout
-    assert text.index("Settings that differ") < text.index("student (longred-c, cpt)")
+    places = ["| AB original | 70.0 |", "Settings that differ", "student (longred-c, cpt)"]
+    assert sorted(places, key=text.index) == places
     machine = CliRunner().invoke(app, ["compare", *ids, "--json"])
     value = json.loads(machine.stdout)
     assert [run["id"] for run in value["runs"]] == [run.id for run in runs]

@@ -26,6 +26,7 @@ def saved_steps(work: Path) -> list[str]:
         ("kill-in-save@10", -9, [".tmp-step-000010", "step-000005"]),
         ("kill-before-rename@10", -9, [".tmp-step-000010", "step-000005"]),
         ("terminate@7", 143, ["step-000005", "step-000007"]),
+        ("terminate-in-step@8", 143, ["step-000005", "step-000007"]),
         ("terminate-in-save@10", 143, ["step-000005", "step-000010"]),
         ("disk-full@7", 4, [".tmp-step-000010", "step-000005"]),
         ("nan@8", 5, ["step-000005"]),

@@ -83,6 +83,36 @@ def test_signal_to_the_parent_reaches_the_trainer(make_job: MakeJob, tmp_path: P
 
 
 @pytest.mark.medium
+def test_a_second_interrupt_kills_the_trainer_before_it_saves(
+    make_job: MakeJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trainer: list[psutil.Process] = []
+
+    def interrupt_twice() -> None:
+        for number in (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+            while len(caplog.messages) < number:
+                time.sleep(0.01)
+
+    def hold(step: int, *_: object) -> None:
+        if step == 2:
+            note = json.loads((tmp_path / "trainer.json").read_text())
+            trainer.append(psutil.Process(note["process"]))
+            # It can neither save nor end before the second signal.
+            trainer[0].suspend()
+            threading.Thread(target=interrupt_twice, daemon=True).start()
+
+    with pytest.raises(Stopped, match="nothing was saved since the last checkpoint") as stopped:
+        launch.run(make_job(num_steps=5000, save_every_steps=5000), tmp_path, on_progress=hold)
+    assert stopped.value.exit_code == 130
+    first, second = caplog.messages
+    assert first.startswith("stopping after this micro-batch, then saving; Ctrl-C again")
+    assert second == "stopping without saving"
+    assert not trainer[0].is_running()
+    assert saved_steps(tmp_path) == []
+
+
+@pytest.mark.medium
 def test_an_error_in_the_parent_ends_the_trainer(make_job: MakeJob, tmp_path: Path):
     def fail(step: int, num_steps: int, text: str) -> None:
         raise ZeroDivisionError

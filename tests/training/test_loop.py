@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import shutil
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from dense_step import reference_step
 from safetensors.torch import load_file, save_file
-from tiny_training import MakeJob, curve
+from tiny_training import MakeJob, assert_same_run, curve
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +22,7 @@ from longred.training import optimizer
 from longred.training import trainer as trainer_module
 from longred.training.loop import train
 from longred.training.optimizer import named_weights
-from longred.training.persistence import save
+from longred.training.persistence import checkpoint_of, save
 from longred.training.step import micro_batches, term_counts
 from longred.training.trainer import Trainer
 
@@ -201,6 +203,68 @@ def test_stop_before_the_first_step_saves_nothing(make_job: MakeJob, tmp_path: P
         train(make_job(), tmp_path, stop_requested=lambda: 2)
     assert stopped.value.exit_code == 130
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("values", "num_checks"),
+    [
+        ({}, 3),
+        # The gradient norms of the third step are measured before its passes.
+        ({"weights": "auto", "weights_every_steps": 2}, 6),
+    ],
+)
+def test_a_stop_inside_a_step_drops_it_and_changes_no_bit(
+    values, num_checks, make_job: MakeJob, tmp_path: Path
+):
+    job = make_job(num_steps=4, save_every_steps=100, micro_batch_tokens=64, **values)
+    calls = {"steps": 0, "checks": 0}
+
+    def finish(step: int, metrics: Mapping[str, float]) -> None:
+        calls.update(steps=step, checks=0)
+
+    def stop() -> int | None:
+        calls["checks"] += 1
+        inside = calls["steps"] == 2 and calls["checks"] > num_checks
+        return int(signal.SIGINT) if inside else None
+
+    with pytest.raises(Stopped, match="progress is saved"):
+        train(job, tmp_path / "cut", on_step=finish, stop_requested=stop)
+    assert calls == {"steps": 2, "checks": num_checks + 1}
+    assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["step-000002"]
+    assert_same_run(train(job, tmp_path / "cut"), train(job, tmp_path / "whole"))
+
+
+@pytest.mark.medium
+def test_a_dropped_step_leaves_the_trainer_as_it_was(make_job: MakeJob, tmp_path: Path):
+    trainer = Trainer(make_job(weights="auto", weights_every_steps=1), tmp_path)
+    checks = []
+
+    def check() -> None:
+        torch.rand(3)
+        checks.append(None)
+        if len(checks) == last:
+            raise Stopped(signal.SIGTERM)
+
+    before = checkpoint_of(trainer)
+    last = 1000
+    num_checks = 0
+    for last in range(1, 1000):
+        checks.clear()
+        try:
+            trainer.train_step(check)
+            break
+        except Stopped:
+            num_checks = last
+        after = checkpoint_of(trainer)
+        assert after.state == before.state
+        for kind, tensors in before.tensors.items():
+            assert after.tensors[kind].keys() == tensors.keys()
+            for name, tensor in tensors.items():
+                assert torch.equal(after.tensors[kind][name], tensor), name
+        assert all(weight.grad is None for weight in trainer.student.parameters())
+    assert num_checks > 3
+    assert trainer.step == 1
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ def test_progress_is_told_in_words() -> None:
         },
     )
     assert text == (
-        "longred-c: loss 2.7500 (long 2.5000, short_distill 0.0213), gradient 1.23, "
-        "8,123 tokens/s, MFU 0.41, 3.0 GiB, 2 h 5 min left"
+        "8,123 tokens/s, longred-c: loss 2.7500 (long 2.5000, short_distill 0.0213), "
+        "gradient 1.23, MFU 0.41, 3.0 GiB, 2 h 5 min left"
     )
 
 

@@ -176,6 +176,7 @@ def test_several_processes_go_on_where_one_stopped(
     ("fault", "exit_code", "left"),
     [
         ("terminate@4", 143, ["step-000003", "step-000004"]),
+        ("terminate-in-step@5", 143, ["step-000003", "step-000004"]),
         ("disk-full@4", 4, [".tmp-step-000006", "step-000003"]),
         ("nan@5", 5, ["step-000003"]),
         ("kill-in-sharded-save@6", -9, [".tmp-step-000006", "step-000003"]),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from longred.config import EvaluationConfig
 from longred.config.keys import kind_of
 from longred.errors import ConfigError, shorten, shown, where_paths_start
 
@@ -51,6 +52,16 @@ class SuiteTask(BaseModel):
     scale: float = Field(100.0, gt=0.0)
     data_files: dict[str, str] = {}
     overrides: dict[str, Any] = {}
+
+
+def suite_of(config: EvaluationConfig) -> list[SuiteTask]:
+    """Return the short tasks of a configuration.
+
+    Raises:
+        ConfigError: suite, capacity or task are unknown.
+    """
+    short = config.short
+    return load_suite(short.suite, capacities=short.capacities, tasks=short.tasks)
 
 
 def load_suite(

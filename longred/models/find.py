@@ -1,0 +1,44 @@
+"""Finds the folder of a model without loading it, so that finished stages are recognised fast."""
+
+import re
+from pathlib import Path
+
+from longred.errors import PreflightError
+from longred.models.folder import check_folder
+from longred.models.hub import download
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_name(path: str) -> bool:
+    """Return whether a model's path is a name on the hub, and no local file or folder."""
+    return _HUB_NAME.fullmatch(path) is not None and not Path(path).expanduser().exists()
+
+
+def resolve_model(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Return the checked local folder of a model.
+
+    Args:
+        path: `demo`, a Hugging Face folder, or a name on the hub.
+        revision: the commit of a hub name; required for reproducible runs.
+        weights: also fetch the weights and check the folder.
+
+    Raises:
+        ConfigError: a hub name has no revision, or the kind of model is unsupported.
+        PreflightError: the model does not exist, cannot be reached, or its files are damaged.
+    """
+    local = Path(path).expanduser()
+    if path == "demo":
+        folder = Path(__file__).parents[1] / "demo" / "model"
+    elif local.exists():
+        folder = local.resolve()
+    elif is_hub_name(path):
+        folder = download(path, revision, weights=weights)
+    else:
+        raise PreflightError(
+            f"model.path: {path!r} is no folder on this machine; give 'demo', the folder of a "
+            "Hugging Face model, or a hub name of the form owner/model"
+        )
+    if weights:
+        check_folder(folder)
+    return folder

@@ -1,0 +1,53 @@
+"""The names of metrics for readers: the same in `show`, `compare`, `evaluate` and the pages.
+
+MLflow and the journals have the keys; every key has one name, and every table takes it from here.
+"""
+
+MODEL = "model"
+SHORT_AVERAGE = "short average"
+SHORT_RETENTION = "short retention"
+RULER = "RULER"
+AVERAGE = "average"
+SIMILARITY = "similarity"
+ATTENTION_KL = "attention KL"
+NATS = "nats/token"
+RETENTION = "retention"
+
+NAMES = {
+    "capacity/short": SHORT_AVERAGE,
+    "retention/short": SHORT_RETENTION,
+    "ruler/average": RULER,
+    "retention/ruler": f"{RULER} {RETENTION}",
+    "similarity/last": SIMILARITY,
+    "similarity/attention_kl": ATTENTION_KL,
+    "held_out/nats_per_token": NATS,
+    "held_out/bits_per_byte": "bits/byte",
+}
+"""Metric key → its name, for metrics that are not named after a task or a capacity."""
+
+
+def metric_name(key: str, length: int = 0) -> str:
+    """Return the name of a metric.
+
+    Args:
+        key: a metric's key, without the name of the model.
+        length: tokens at which a RULER metric was measured; 0 for any other metric.
+    """
+    group, _, part = key.partition("/")
+    if key == "ruler/average":
+        return ruler_name(length)
+    name = NAMES.get(key) or (f"{part} {RETENTION}" if group == "retention" else part) or key
+    return f"{name} at {length:,}" if length else name
+
+
+def ruler_name(length: int) -> str:
+    """Return the name of the RULER average at a length in tokens."""
+    return f"{RULER} {length:,}"
+
+
+def by_importance(columns: list[str]) -> list[str]:
+    """Return the columns of a result table, the most important first, for a narrow screen."""
+    rulers = [column for column in columns if column.startswith(f"{RULER} ")]
+    first = [SHORT_AVERAGE, SHORT_RETENTION, *reversed(rulers), AVERAGE, SIMILARITY, NATS]
+    known = [column for column in first if column in columns]
+    return known + [column for column in columns if column not in known]
