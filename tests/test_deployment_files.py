@@ -269,6 +269,27 @@ def test_logins_of_mlflow_are_read_as_they_were_given(tmp_path: Path) -> None:
         script["write_logins"](file, {k: v for k, v in given.items() if "PASSWORD" not in k})
 
 
+@pytest.mark.medium
+def test_missing_buckets_are_created(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moto import mock_aws
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "longred")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "longred")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    prepare = runpy.run_path(str(ROOT / "docker" / "prepare.py"))
+    with mock_aws():
+        prepare["main"](["mlflow"])
+        prepare["main"](["mlflow", "longred"])
+    assert capsys.readouterr().out.split("\n")[:3] == [
+        "mlflow: created",
+        "mlflow: existed",
+        "longred: created",
+    ]
+
+
 @pytest.mark.parametrize("service", ["prefect", "mlflow"])
 def test_health_needs_an_answer(service: str) -> None:
     command = [sys.executable, str(ROOT / "docker" / "health.py"), service, "http://127.0.0.1:9"]
