@@ -157,6 +157,7 @@ def _record(store: Path, run_id: str, status: str) -> None:
     write_json(trained / "training.json", {"num_steps": 4})
     stage = StageRecord("training/longred-c", "training", status="ran", digest="0123456789ab")
     stage.path = str(trained)
+    (store / "runs" / run_id).mkdir(parents=True)
     config = load_recipe("demo", ["training.num_steps=4"]).model_dump(mode="json")
     RunRecord(
         id=run_id,
@@ -270,16 +271,19 @@ def _clean_process() -> Iterator[None]:
         constants.HF_HUB_OFFLINE,
     )
     popen = subprocess.Popen.__init__
+    program, package = sys.modules["__main__"], sys.modules["__main__"].__package__
     for name in list(os.environ):
         if CLEARED.match(name):
             del os.environ[name]
     os.environ.update(COLUMNS="100", HF_HUB_OFFLINE="1")
+    program.__package__ = None  # click would name it in `Usage:`
     constants.HF_HUB_OFFLINE = True
     subprocess.Popen.__init__ = _refusing(popen)  # type: ignore[method-assign]
     try:
         yield
     finally:
         subprocess.Popen.__init__ = popen  # type: ignore[method-assign]
+        program.__package__ = package
         constants.HF_HUB_OFFLINE = offline
         os.environ.clear()
         os.environ.update(environment)
