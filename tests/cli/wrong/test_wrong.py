@@ -5,6 +5,7 @@ anew: `RECORD_OUTPUTS=1 python -m pytest -n 0 tests/cli/wrong`.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,13 @@ from longred.config import load_recipe
 
 RECORDED = recorded()
 RECORDS = bool(os.environ.get("RECORD_OUTPUTS"))
+HEAVY = re.compile(r"--dry-run|^(plan|drift|evaluate|export|init|up|deploy|doctor)\b|^run demo$|--pilot \d")
+"""Commands that import torch, Prefect or MLflow before they are refused: once for all, seconds."""
+
+
+def _parameter(case: Case) -> object:
+    marks = [pytest.mark.medium] if HEAVY.search(case.command) else []
+    return pytest.param(case, id=case.id, marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,7 @@ def outcomes() -> Iterator[dict[str, Outcome]]:
         OUTPUTS.write_text(markdown(found), encoding="utf-8")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", map(_parameter, CASES))
 def test_a_stranger_can_act_on_the_answer(
     case: Case, tmp_path: Path, outcomes: dict[str, Outcome]
 ) -> None:
