@@ -58,6 +58,7 @@ class Case:
         says: what the output must contain: plain text, or a regular expression between slashes.
         never: what it must not contain.
         problems: number of mistakes in the command; each may take `MAX_CHARACTERS`.
+        varies: whether the output has figures of the machine, so that it is not compared.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Case:
     env: Mapping[str, str] = field(default_factory=dict)
     never: list[str] = field(default_factory=list)
     problems: int = 1
+    varies: bool = False
 
     def exit_codes(self) -> list[int]:
         """Return the acceptable exit codes."""
