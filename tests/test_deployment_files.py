@@ -3,9 +3,12 @@
 No container engine and no cluster is needed: only the files that they read are checked.
 """
 
+import configparser
 import json
 import os
 import re
+import runpy
+import stat
 import subprocess
 import sys
 import tomllib
@@ -20,6 +23,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deployments" / "kubernetes"
 VERSION = "1.32"
+PINNED = re.compile(r"\S+:[\w.-]*\d+[.-]\d+\S*@sha256:[0-9a-f]{64}")
+"""An image by full version and digest."""
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +60,86 @@ def test_our_containers_can_do_little(compose: dict[str, Any]) -> None:
     assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001:10001"]
 
 
+def test_each_of_our_images_is_built_once(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    ours = {name: s for name, s in services.items() if s["image"].startswith("longred:")}
+    builders = {s["image"]: name for name, s in ours.items() if "build" in s}
+    assert builders == {"longred:cpu": "prefect", "longred:gpu": "worker-gpu"}
+    for name, service in ours.items():
+        is_builder = builders[service["image"]] == name
+        # `never`: otherwise compose looks for the image in a registry first.
+        assert service["pull_policy"] == ("build" if is_builder else "never")
+        # A builder outside the profile of a service would leave it without its image.
+        assert is_builder or "profiles" not in services[builders[service["image"]]]
+
+
+def test_images_of_others_are_pinned(compose: dict[str, Any]) -> None:
+    images = [s["image"] for s in compose["services"].values()]
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG PYTHON=(.+)$", dockerfile, re.MULTILINE)
+    others = [image for image in images if not image.startswith("longred:")]
+    assert len(others) == 2
+    assert all(PINNED.fullmatch(image) for image in [*others, base])
+    stages = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    assert stages == ["${PYTHON}", "${PYTHON}", "${DEVICE}"]
+
+
+def test_writable_places_let_kernels_be_loaded_and_belong_to_the_user(
+    compose: dict[str, Any],
+) -> None:
+    for service in compose["services"].values():
+        if service.get("read_only"):
+            places = dict(place.split(":") for place in service["tmpfs"])
+            assert all("exec" in options.split(",") for options in places.values())
+            assert places["/home/longred"] == "exec,uid=10001,gid=10001,mode=0700"
+            # Compose cannot add a file to a container with a read-only root.
+            assert "configs" not in service
+            assert "secrets" not in service
+
+
+def test_downloads_stay_on_the_store(compose: dict[str, Any]) -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    home = "/store/huggingface"
+    assert f"HF_HOME={home}" in dockerfile
+    for name in ("worker", "worker-gpu"):
+        service = compose["services"][name]
+        assert service["environment"]["HF_TOKEN"] == "${HF_TOKEN:-}"
+        assert service["volumes"] == ["store:/store"]
+    pool = json.loads((KUBERNETES / "work-pool.json").read_text())
+    assert pool["variables"]["properties"]["env"]["default"]["HF_HOME"] == home
+    for file in ("run.yaml", "training-nodes.yaml"):
+        assert f"{{name: HF_HOME, value: {home}}}" in (KUBERNETES / file).read_text()
+
+
+def test_pip_caches_where_the_cache_is_mounted() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    (folder,) = re.findall(r"^ARG PIP_CACHE_DIR=(\S+)", text, re.MULTILINE)
+    steps = [
+        step for step in re.split(r"^(?=RUN )", text, flags=re.MULTILINE) if "pip inst" in step
+    ]
+    assert len(steps) == 2
+    for step in steps:
+        assert step.startswith(f"RUN --mount=type=cache,target={folder} ")
+    # In the environment of the image the variable would outlive the mount.
+    assert not re.search(r"^ENV .*PIP_CACHE_DIR|no-cache-dir|PIP_NO_CACHE_DIR", text, re.MULTILINE)
+
+
+def test_torch_index_has_the_pinned_torch() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    (torch,) = [line for line in _constraints() if line.startswith("torch==")]
+    built = {"torch==2.13.0": {"cpu", "cu126", "cu130"}}
+    assert set(re.findall(r"download\.pytorch\.org/whl/(\w+)", text)) <= built[torch], (
+        "see which indices have this torch, and name them here"
+    )
+
+
 def test_no_password_is_written_down() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
     example = (ROOT / "docker" / "example.env").read_text()
     asked = set(re.findall(r"^(\w+)=$", example, re.MULTILINE))
     assert variables(text) == asked
     # An empty value stops compose before anything starts.
-    assert set(re.findall(r"\$\{(\w+):\?", text)) == asked
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == asked - {"HF_TOKEN"}
     assert not re.search(r"(?i)(password|secret)\w*[=:] *['\"]?[a-z0-9]{8}", text)
 
 
@@ -161,8 +239,55 @@ def _check_pod(pod: dict[str, Any]) -> None:
     (container,) = pod["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    # A run without logins needs no secret.
+    for source in container.get("envFrom", []):
+        assert source["secretRef"]["optional"] is True
     volumes = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+def test_logins_of_mlflow_are_read_as_they_were_given(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "docker" / "serve_mlflow.py"))
+    given = {
+        "MLFLOW_USERS_DATABASE_URI": "postgresql+psycopg2://longred:a%40b@postgres/mlflow_users",
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": "50% of = signs ; and # more",
+    }
+    file = tmp_path / "logins.ini"
+    script["write_logins"](file, given)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    # As mlflow.server.auth.config reads it.
+    logins = configparser.ConfigParser()
+    logins.read(file)
+    assert dict(logins["mlflow"]) == {
+        "default_permission": "NO_PERMISSIONS",
+        "database_uri": given["MLFLOW_USERS_DATABASE_URI"],
+        "admin_username": "admin",
+        "admin_password": given["MLFLOW_TRACKING_PASSWORD"],
+    }
+    with pytest.raises(KeyError, match="MLFLOW_TRACKING_PASSWORD"):
+        script["write_logins"](file, {k: v for k, v in given.items() if "PASSWORD" not in k})
+
+
+@pytest.mark.medium
+def test_missing_buckets_are_created(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moto import mock_aws
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "longred")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "longred")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    prepare = runpy.run_path(str(ROOT / "docker" / "prepare.py"))
+    with mock_aws():
+        prepare["main"](["mlflow"])
+        prepare["main"](["mlflow", "longred"])
+    assert capsys.readouterr().out.split("\n")[:3] == [
+        "mlflow: created",
+        "mlflow: existed",
+        "longred: created",
+    ]
 
 
 @pytest.mark.parametrize("service", ["prefect", "mlflow"])

@@ -147,31 +147,25 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
             "PREFECT_SERVER_API_AUTH_STRING": client["PREFECT_API_AUTH_STRING"],
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         }
-        users = folder / "mlflow-auth.ini"
-        users.write_text(
-            "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
-            f"database_uri = postgresql+psycopg2://{address}/mlflow_users\n"
-            f"admin_username = admin\nadmin_password = {passwords['mlflow']}\n"
-        )
         mlflow = {
             **client,
             "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://{address}/mlflow",
-            "MLFLOW_AUTH_CONFIG_PATH": str(users),
+            "MLFLOW_USERS_DATABASE_URI": f"postgresql+psycopg2://{address}/mlflow_users",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         # The same options as in the compose file, with this machine's addresses.
-        words = compose["services"]["mlflow"]["entrypoint"]
+        _, script, *words = compose["services"]["mlflow"]["entrypoint"]
         login = next(word for word in words if word.startswith("--app-name"))
         commands = {
-            "prefect": ["prefect", "server", "start", "--host", "127.0.0.1"],
-            "mlflow": ["mlflow", "server", "--host", "127.0.0.1", "--workers", "1", login],
+            "prefect": ["-m", "prefect", "server", "start", "--host", "127.0.0.1"],
+            "mlflow": [str(ROOT / script), "--host", "127.0.0.1", "--workers", "1", login],
         }
         commands["mlflow"] += ["--artifacts-destination", str(folder / "artifacts")]
         started = {}
         for name, environment in {"prefect": prefect, "mlflow": mlflow}.items():
-            command = [sys.executable, "-m", *commands[name], "--port", str(ports[name])]
+            command = [sys.executable, *commands[name], "--port", str(ports[name])]
             log = folder / f"{name}.log"
             started[name] = stack.enter_context(running(command, log, env=environment, cwd=folder))
         for name, url in urls.items():

@@ -60,6 +60,8 @@ def drift(
         raise ConfigError(
             "drift: give MODEL_B, or --theta or --factor to try on MODEL_A alone, not both"
         )
+    if out is not None and out.is_file():
+        raise ConfigError(f"--out: {out} is a file; name a folder")
     options = {"--tokens": tokens, "--batch-rows": batch_rows, "--length": length or 1}
     for option, value in options.items():
         if value < 1:

@@ -123,11 +123,28 @@ def evaluate(
         for name, model in named.items()
     }
     config = _config(found, values, beyond_window=beyond_window)
+    _check(config, report)
     base = _base(found)
     data = stages.prepare_data(text_config(base.folder, text, seed), base, store=opened)
     samples = stages.freeze_samples(config, base, data, store=opened)
     scores = _evaluate(config, found, base, samples, data, opened)
     _print_scores(config, scores, samples, report, as_json)
+
+
+def _check(config: "EvaluationConfig", report: Path | None) -> None:
+    """Refuse unknown tasks and a report that cannot be written, before text is prepared.
+
+    Raises:
+        ConfigError: a suite or task is unknown, or the report's folder is a file.
+    """
+    from longred.evaluation import ruler
+    from longred.evaluation.samples import suite_of
+
+    if report is not None and report.is_file():
+        raise ConfigError(f"--report: {report} is a file; name a folder")
+    suite_of(config)
+    for task in config.ruler.tasks:
+        ruler.check_task(task)
 
 
 def _ruler(lengths: str, tasks: str, num_samples: int) -> dict[str, Any]:

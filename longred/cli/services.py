@@ -49,7 +49,10 @@ def deploy(store: StoreOption = None) -> None:
     root = open_store(store).root
     api = os.environ.get("PREFECT_API_URL") or services.prefect_url(root)
     if api is None:
-        raise PreflightError("no Prefect server runs here; `longred up` starts one")
+        raise PreflightError(
+            "no Prefect server runs here; `longred up` starts one, or set PREFECT_API_URL to the "
+            "address of another, such as http://HOST:4200/api"
+        )
     for name in services.deploy(root, repository(), api):
         typer.echo(name)
 
