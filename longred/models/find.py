@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from longred.errors import PreflightError
+from longred.errors import PreflightError, where_paths_start
 from longred.models.folder import check_folder
 from longred.models.hub import download
 
@@ -36,8 +36,8 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
         folder = download(path, revision, weights=weights)
     else:
         raise PreflightError(
-            f"model.path: {path!r} is no folder on this machine; give 'demo', the folder of a "
-            "Hugging Face model, or a hub name of the form owner/model"
+            f"model.path: {path!r} is no folder on this machine{where_paths_start(path)}; give "
+            "'demo', the folder of a Hugging Face model, or a hub name of the form owner/model"
         )
     if weights:
         check_folder(folder)
