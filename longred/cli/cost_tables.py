@@ -135,7 +135,8 @@ def _total(cost: Mapping[str, Any]) -> str:
     if cost["device"]["kind"] == "cpu":
         return f"{duration(hours * 3600)}{money}"
     if hours < 1:
-        return f"{max(1, round(hours * 60))} GPU minutes{money}"
+        minutes = max(1, round(hours * 60))
+        return f"{minutes} GPU minute{'s' * (minutes > 1)}{money}"
     return f"{hours:,.1f} GPU hours{money}"
 
 
