@@ -1,5 +1,6 @@
 """Prepares a data folder: tokenises the sources, fills the buckets and writes the folder."""
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -7,19 +8,23 @@ from pathlib import Path
 
 from longred.config import DataConfig
 from longred.data.advice import refuse_no_held_out, refuse_shortages
+from longred.data.cutting import count_cut, cut_text
 from longred.data.estimate import refuse_hopeless
 from longred.data.executors import MapGroups, run_shards
+from longred.data.finding import describe_ignored
 from longred.data.layout import DTYPES
 from longred.data.quotas import source_quotas
 from longred.data.reading import Reading
-from longred.data.shards import Shard, read_record
-from longred.data.sources import check_sources, fingerprints
+from longred.data.shards import Part, Shard, read_record
+from longred.data.sources import check_sources, fingerprints, ignored_files
 from longred.data.tokenise import Counts, Job, finished
 from longred.data.tokens import TextTokenizer
 from longred.data.writing import write_folder
 from longred.errors import PreflightError
 from longred.progress import Progress, duration
 from longred.store.artifacts import canonical_digest, storage_errors
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -54,6 +59,9 @@ def prepare(
     tokenizer = TextTokenizer(tokenizer_folder, add_bos=config.add_bos)
     quotas = source_quotas(config)
     check_sources(config)
+    for source in config.sources:
+        if ignored := ignored_files(source):
+            logger.warning("%s: not read: %s", source.name, describe_ignored(ignored))
     hashes = fingerprints(config)
     identity = canonical_digest([config.digest_values(), tokenizer.index_entry(), hashes])
     job = Job(config, str(tokenizer_folder), str(work), identity)
@@ -86,9 +94,11 @@ class _Runner:
     ) -> None:
         self.job, self.on_progress, self.map_groups = job, on_progress, map_groups
         self._finished = Counts()
+        self._parts: list[Part] = []
 
     def run(self, shards: Sequence[Shard]) -> None:
         """Tokenise the shards that have no record yet."""
+        self._parts += [part for shard in shards for part in shard.parts]
         counts, missing = finished(self.job, shards)
         self._finished += counts
         num_bytes = sum(shard.num_bytes for shard in missing)
@@ -110,11 +120,13 @@ class _Runner:
         seconds = max(1e-3, time.monotonic() - begun)
         rest = max(0.0, num_bytes / now.num_bytes - 1)
         total = self._finished + now
+        num_cut = count_cut(self._parts, self.job.config.piece_bytes())
+        cut = f" ({cut_text(*num_cut)})" if num_cut[0] else ""
         self.on_progress(
             total.tokens,
             total.tokens + int(now.tokens * rest),
-            f"tokens, {total.documents:,} documents, {now.tokens / seconds / 1e6:.2f} M tokens/s, "
-            f"{duration(seconds * rest)} left, {total.rejected:,} rejected",
+            f"tokens, {total.documents:,} documents{cut}, {now.tokens / seconds / 1e6:.2f} M "
+            f"tokens/s, {duration(seconds * rest)} left, {total.rejected:,} rejected",
         )
 
 

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from longred.config import DataConfig
-from longred.data.cutting import count_cut
+from longred.data.cutting import count_cut, cut_text
 from longred.data.filling import SEGMENT
 from longred.data.finding import SHOWN_NAMES, count_ignored
-from longred.data.inspection import files_texts
 from longred.data.layout import DTYPES, FOLDERS, FORMAT_VERSION, SPLITS
 from longred.data.quotas import block_lengths
 from longred.data.reading import HISTOGRAM_EDGES, Reading
@@ -267,13 +266,12 @@ def _files_entry(reading: Reading) -> dict[str, Any]:
     piece = reading.job.config.piece_bytes()
     cut = count_cut((part for shard in reading.shards for part in shard.parts), piece)
     if cut[0]:
+        logger.info("%s: %s", reading.source.name, cut_text(*cut))
         entry |= {"cut_files": cut[0], "cut_documents": cut[1], "cut_bytes": piece}
     ignored = ignored_files(reading.source)
     if ignored:
         entry["ignored_files"] = count_ignored(ignored)
         entry["ignored_names"] = sorted(ignored)[:SHOWN_NAMES]
-    for text in files_texts(reading.source.name, entry):
-        logger.info("%s", text)
     return entry
 
 
