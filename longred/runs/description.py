@@ -45,10 +45,13 @@ def run_page(page: str, experiment_id: str, mlflow_run_id: str) -> str:
 
 
 def run_name(run: RunRecord) -> str:
-    """Return the name of a run in MLflow: what differs from its recipe, then method and id."""
+    """Return the name of a run in MLflow: what differs from its recipe, then method and id.
+
+    The last change comes first: a run on an earlier run's settings repeats that one's changes.
+    """
     changes = [
         change if key.count(".") != 1 else change.partition(".")[2]
-        for change in run.overrides
+        for change in reversed(run.overrides)
         if not (key := change.partition("=")[0]).startswith(("store.", "tracking.", "training.met"))
     ]
     first = [part for part in (run.part, " ".join(changes)) if part]

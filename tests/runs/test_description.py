@@ -21,7 +21,7 @@ def record(overrides: list[str], **fields: str) -> RunRecord:
     ("overrides", "part", "name"),
     [
         ([], "", f"longred-c · {RUN_ID}"),
-        (["seed=3", "training.num_steps=4"], "", f"seed=3 num_steps=4 · longred-c · {RUN_ID}"),
+        (["seed=3", "training.num_steps=4"], "", f"num_steps=4 seed=3 · longred-c · {RUN_ID}"),
         (["data.a.b=9"], "", f"data.a.b=9 · longred-c · {RUN_ID}"),
         (["training.method=longred-c", "store.path=x"], "", f"longred-c · {RUN_ID}"),
         (["seed=3"], "only evaluation", f"only evaluation · seed=3 · longred-c · {RUN_ID}"),
