@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-from flows.pipeline import full_pipeline
+from flows.full_pipeline import full_pipeline
 
 FLUSH_SECONDS = 10.0
 

@@ -16,7 +16,7 @@ from flows.forms import (
     overrides_of,
     overrides_text,
 )
-from flows.pipeline import full_pipeline
+from flows.full_pipeline import full_pipeline
 from longred.runs.scope import Scope
 from longred.runs.session import run_options
 

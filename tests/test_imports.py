@@ -54,10 +54,15 @@ HEAVY = (
     "pyarrow",
 )
 
-QUICK = ("longred.cli.__main__", "flows.pipeline", "longred.data.executors", "longred.data.cluster")
+QUICK = (
+    "longred.cli.__main__",
+    "flows.full_pipeline",
+    "longred.data.executors",
+    "longred.data.cluster",
+)
 """What a command or a process of the data preparation imports first; torch would take seconds."""
 
-WITHOUT_PREFECT = ("flows.composition", "longred.models.find", "longred.cli.flow_host")
+WITHOUT_PREFECT = ("flows.pipeline", "longred.models.find", "longred.cli.flow_host")
 """What a run whose artifacts all exist imports; it must take less than three seconds."""
 
 DOOR = PACKAGE / "cli" / "flow_host.py"

@@ -56,7 +56,7 @@ def dry_run_pipeline(recipe: str, overrides: Sequence[str]) -> None:
         LongredError: a stage refused its input.
     """
     _make_importable()
-    from flows.composition import run_stages
+    from flows.pipeline import run_stages
 
     run_stages(recipe, overrides)
 

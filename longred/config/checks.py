@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from longred.config.derived import step_unit
 from longred.errors import shown
 from longred.method.methods import BUCKETS, METHODS
 from longred.method.rope import settings_problem
@@ -210,27 +211,24 @@ def _step_problems(config: "RunConfig", whole: "RunConfig | None" = None) -> Ite
                 yield f"{problem} ({method})"
 
 
-def step_unit(config: "RunConfig") -> int:
+def unit_of(config: "RunConfig") -> int:
     """Return the number whose multiples are the possible values of `training.step_tokens`.
 
     Each multiple gives every bucket of every method, at every window, a whole number of blocks
     that the processes can divide.
     """
-    unit = 1
+    units = []
     for at_window in (*config.windows(), config):
-        training, lengths = at_window.training, at_window.training.block_lengths()
-        for method in training.methods():
-            buckets = training.recipe(method).buckets()
-            whole = sum(training.ratio[bucket] for bucket in buckets)
-            for bucket in buckets:
-                tokens = lengths[bucket] * training.parallel.readers(bucket) * whole
-                unit = math.lcm(unit, tokens // math.gcd(tokens, training.ratio[bucket]))
-    return unit
+        training = at_window.training
+        methods = dict.fromkeys(training.methods(), training.lora.objectives)
+        layout = training.parallel
+        units.append(step_unit(training.block_lengths(), training.ratio, methods, layout))
+    return math.lcm(*units)
 
 
 def step_advice(config: "RunConfig") -> str:
     """Return which values of `training.step_tokens` next to the given one are possible."""
-    unit = step_unit(config)
+    unit = unit_of(config)
     below = config.training.step_tokens // unit * unit
     if not below:
         return f"the smallest that works is {unit}"

@@ -231,16 +231,18 @@ def _check_executor(asked: Preflight) -> None:
             )
 
 
-def _check_text(asked: Preflight) -> None:
+def _check_text(asked: Preflight) -> Iterator[str]:
     """Check that there is enough text."""
-    from longred.data.estimate import refuse_hopeless
-    from longred.data.tokens import TextTokenizer
+    from longred.data.estimate import refuse_too_little
 
     folder = asked.tokenizer_folder
-    if asked.reads_text and folder is not None:
-        for at_window in (*asked.config.windows(), asked.config):
-            data = at_window.data
-            refuse_hopeless(data, TextTokenizer(folder, add_bos=data.add_bos))
+    if not asked.reads_text or folder is None:
+        return
+    unseen: list[str] = []
+    for at_window in (*asked.config.windows(), asked.config):
+        unseen = refuse_too_little(at_window.data, folder)
+    if unseen:
+        yield f"data.sources: not looked at, since not on this machine: {', '.join(unseen)}"
 
 
 def _check_selection(asked: Preflight) -> None:

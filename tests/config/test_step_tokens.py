@@ -6,7 +6,7 @@ import re
 import pytest
 
 from longred.config import load_recipe
-from longred.config.checks import step_unit
+from longred.config.checks import unit_of
 from longred.errors import ConfigError
 
 WORK = re.compile(r"(?:nearest that work are|smallest that works is) (\d+)(?: and (\d+))?")
@@ -43,7 +43,7 @@ def test_values_by_hand(changes: list[str], values: list[int]) -> None:
 def test_less_is_proposed_than_a_common_multiple_of_all_lengths() -> None:
     """65,536 tokens a step work for the 32K recipe's buckets; twice as many were proposed."""
     recipe = load_recipe("llama3-8b-32k", ["training.step_tokens=65536"])
-    assert step_unit(recipe) == 65536
+    assert unit_of(recipe) == 65536
     assert proposed("llama3-8b-32k", ["training.step_tokens=65000"]) == [65536]
 
 

@@ -8,7 +8,7 @@ import pytest
 from prefect.utilities.schema_tools.validation import validate
 
 from flows import stages
-from flows.pipeline import full_pipeline
+from flows.full_pipeline import full_pipeline
 from longred.config import RunConfig, describe
 from longred.config.section import section_in
 from longred.errors import ConfigError

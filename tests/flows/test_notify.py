@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows import stages
 from flows.flow_run import HOOKS, WEBHOOK_VARIABLE
-from flows.pipeline import full_pipeline
+from flows.full_pipeline import full_pipeline
 
 
 @pytest.fixture

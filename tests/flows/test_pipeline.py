@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import flows.composition
+import flows.full_pipeline
 import flows.pipeline
 import flows.stages
-from flows.pipeline import full_pipeline
+from flows.full_pipeline import full_pipeline
 from longred import stages
 from longred.errors import ConfigError
 from longred.runs.scope import STAGES, Scope
@@ -45,7 +45,7 @@ def test_layers_that_the_model_lacks_are_refused_before_any_work(
 
 def test_the_flow_composes_and_decides_nothing() -> None:
     decisions = (ast.If, ast.IfExp, ast.Try, ast.For, ast.While)
-    for module in (flows.pipeline, flows.composition):
+    for module in (flows.full_pipeline, flows.pipeline):
         source = ast.parse(inspect.getsource(module))
         assert not [node for node in ast.walk(source) if isinstance(node, decisions)]
 
@@ -53,7 +53,7 @@ def test_the_flow_composes_and_decides_nothing() -> None:
 def test_every_stage_has_a_task_that_the_flow_calls() -> None:
     public = [name for name in stages.__all__ if inspect.isfunction(getattr(stages, name))]
     assert len(public) >= len(STAGES)
-    called = inspect.getsource(flows.composition)
+    called = inspect.getsource(flows.pipeline)
     for name in public:
         assert f"{name}(" in called
 
@@ -66,7 +66,7 @@ def test_each_deployment_names_its_flow_and_the_defaults_of_it() -> None:
     for deployment in file["deployments"]:
         path, _, function = deployment["entrypoint"].partition(":")
         assert (ROOT / path).is_file()
-        flow = getattr(flows.stages if "stages" in path else flows.pipeline, function)
+        flow = getattr(flows.stages if "stages" in path else flows.full_pipeline, function)
         assert flow.name == "longred"
         assert flow.fn.__name__ == deployment["name"].replace("-", "_")
         assert deployment["work_pool"]["name"] == WORK_POOL
