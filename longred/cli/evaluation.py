@@ -138,7 +138,7 @@ def _check(config: "EvaluationConfig", report: Path | None) -> None:
         ConfigError: a suite or task is unknown, or the report's folder is a file.
     """
     from longred.evaluation import ruler
-    from longred.evaluation.samples import suite_of
+    from longred.evaluation.suites import suite_of
 
     if report is not None and report.is_file():
         raise ConfigError(f"--report: {report} is a file; name a folder")

@@ -13,7 +13,7 @@ from longred.config.derived import MIN_STEPS, STEP_TOKENS
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
 from longred.method.rope import ROPE_METHODS, proposed_theta
-from longred.recipes import names
+from longred.recipes import RECIPES, names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -116,7 +116,8 @@ class FirstRecipe:
         blocks = ["".join(f"{line}\n" for line in _lines(name, tree[name], 0)) for name in order]
         head = [block for block, name in zip(blocks, order, strict=True) if _is_entry(tree[name])]
         sections = [b for b, name in zip(blocks, order, strict=True) if not _is_entry(tree[name])]
-        return "\n".join(["".join(head), *sections])
+        editor = f"# yaml-language-server: $schema={RECIPES / 'schema.json'}\n"
+        return "\n".join([editor + "".join(head), *sections])
 
 
 def _is_entry(node: Any) -> bool:
@@ -418,14 +419,16 @@ def _memory(config: RunConfig, shape: "ModelShape", speeds: "Speeds") -> Iterato
         update={"training": config.training.model_copy(update={"micro_batch_tokens": tokens})}
     )
     yield Entry("training.micro_batch_tokens", tokens, "of one forward and backward pass")
-    plan = plan_recipe(sized, shape, speeds).trainings[0]
-    settings = plan.advice
-    if settings and settings[-1].is_alone:
-        settings = settings[-1:]
-    for setting in settings:
-        for words in setting.setting.split():
-            key, _, value = words.partition("=")
-            yield Entry(key, yaml.safe_load(value), f"to fit {speeds.name}")
+    # More GPUs and adapters are for the user to choose; `longred plan` names them.
+    others = ("training.parallel.", "training.method=")
+    found = (
+        remedy.settings
+        for remedy in plan_recipe(sized, shape, speeds).advice
+        if not any(setting.startswith(others) for setting in remedy.settings)
+    )
+    for setting in next(found, ()):
+        key, _, value = setting.partition("=")
+        yield Entry(key, yaml.safe_load(value), f"to fit {speeds.name}")
 
 
 def _config(entries: Sequence[Entry]) -> RunConfig:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
+from longred.config.derived import DERIVED
 from longred.config.run import COPIES, RunConfig, is_copy
 from longred.config.section import Section, section_in
 from longred.errors import ConfigError
@@ -79,7 +80,9 @@ class Key:
 
     @property
     def default_text(self) -> str:
-        """The default as YAML; `required` if there is none."""
+        """The default as YAML, or in words if it follows from others; `required` if none."""
+        if self.name in DERIVED:
+            return DERIVED[self.name]
         return "required" if self.is_required else yaml_text(self.default)
 
 

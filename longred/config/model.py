@@ -35,7 +35,8 @@ class WindowConfig(Section):
     )
     rope_theta: Positive | None = Field(
         default=None,
-        description="RoPE theta at this window; needed with method abf, and only there.",
+        description="With abf: RoPE theta at this window; needed if extension.rope_theta is set, "
+        "else the rule there holds here too.",
         examples=[20_000_000],
     )
     num_steps: Count | None = Field(
@@ -55,8 +56,9 @@ class ExtensionConfig(Section):
     )
     rope_theta: Positive | None = Field(
         default=None,
-        description="RoPE theta at target_window, above the model's own; needed with method abf, "
-        "and only there. The wider the extension, the larger.",
+        description="With abf: RoPE theta at target_window, above the model's own. null takes the "
+        "model's theta times the square of target_window / original_window; published choices lie "
+        "on both sides of it.",
         examples=[20_000_000],
     )
     beta_fast: Positive | None = Field(

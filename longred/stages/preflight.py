@@ -332,7 +332,8 @@ def _check_disk(asked: Preflight) -> None:
 def _check_questions(asked: Preflight) -> Iterator[str]:
     """Check RULER's tasks and lengths, the short tasks, and the judge of perplexity."""
     from longred.evaluation.ruler.freeze import check_lengths
-    from longred.evaluation.samples import suite_of, tokenizer_sha256
+    from longred.evaluation.samples import tokenizer_sha256
+    from longred.evaluation.suites import suite_of
     from longred.models.load import load_tokenizer, resolve_model
 
     config = asked.config.evaluation
