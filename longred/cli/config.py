@@ -136,12 +136,14 @@ def _effect(key: "Key") -> str:
 
 def _in_recipes(key: "Key") -> str:
     """Return the values that packaged recipes set."""
+    import yaml
+
     from longred.config.describe import yaml_text
-    from longred.recipes import RECIPES, read_recipe
+    from longred.recipes import RECIPES
 
     found: dict[str, list[str]] = {}
     for path in sorted(RECIPES.glob("*.yaml")):
-        value: Any = read_recipe(path.stem).values
+        value: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         for part in key.name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None and len(yaml_text(value)) <= MAX_WIDTH:

@@ -36,6 +36,7 @@ UNITS = {
     **dict.fromkeys(("batch_size", "limit"), "samples"),
     **dict.fromkeys(("validation_fraction", "max_rejected_fraction"), "share, from 0 to 1"),
     **dict.fromkeys(("share", "merge_weight", "vllm_memory_fraction"), "share, from 0 to 1"),
+    "max_epochs": "epochs",
     "memory_gb": "GB",
     "min_points_above_chance": "percentage points",
     "spike_mads": "median absolute deviations",

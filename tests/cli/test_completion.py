@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("longred co", ["compare"]),
+        ("longred co", ["config", "compare"]),
         ("longred run ll", ["llama3-8b-128k", "llama3-8b-32k"]),
         ("longred run lat", ["latest"]),
         ("longred run 20260101", [OLDEST]),

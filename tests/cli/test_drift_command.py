@@ -80,7 +80,7 @@ def test_one_model_is_swept(tiny_model_folder: Path, text: Path, tmp_path: Path)
         (["MODEL_B", "--device", "tpu"], "device: 'tpu'"),
         (["MODEL_B", "--data", "nowhere.txt"], "does not exist"),
         (["MODEL_B", "--length", "100000"], "no document in"),
-        (["nowhere"], "'nowhere' is no folder"),
+        (["nowhere"], "nowhere: is no model"),
         (["OTHER"], "another tokenizer"),
     ],
 )

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import re
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import jsonschema
@@ -104,7 +106,11 @@ def test_every_example_sets_its_key_to_a_value_of_its_type() -> None:
     demo["extension"]["windows"] = [{"target_window": 512}]
     for name, key in KEYS.items():
         values = copy.deepcopy(demo)
-        apply_override(values, key.example)
+        dotted, _, text = key.example.partition("=")
+        # Overrides are text until their setting reads them, so that the schema sees YAML's types.
+        apply_override(values, f"{dotted}=x")
+        *path, last = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+        reduce(getitem, path, values)[last] = yaml.safe_load(text)
         assert not list(SCHEMA.iter_errors(values)), name
         assert pattern.match(key.example), name
 
@@ -129,7 +135,8 @@ def test_facts_come_from_the_type(name: str, facts: tuple[Any, ...]) -> None:
 
 def test_required_keys_and_choices() -> None:
     required = {key.name for key in KEYS.values() if key.is_required}
-    assert {"name", "target_window", "data.num_tokens", "evaluation.ruler.lengths"} <= required
+    assert {"name", "target_window", "data.num_tokens", "data.sources"} <= required
+    assert "doubled" in describe.key("evaluation.ruler.lengths").default_text
     assert describe.key("target_window").default_text == "required"
     assert describe.key("data.add_bos").allowed == (True, False)
     assert describe.key("training.schedule").allowed == ("constant", "cosine", "wsd")

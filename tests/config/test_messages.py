@@ -158,7 +158,6 @@ def test_a_missing_key_names_the_line_of_its_group(tmp_path: Path) -> None:
         f"target_window: is required: a whole number of 1 or more ({path})",
         "data.sources: is required: a list of 1 or more items, each a group of settings with "
         f"name, kind ({path}:3)",
-        "evaluation.ruler: is required: a group of settings with lengths",
     ]
 
 
