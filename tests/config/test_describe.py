@@ -44,7 +44,7 @@ WITHOUT_UNIT = {
 
 MEASURES = re.compile(
     "tokens|steps|bytes|seconds|characters|rows|samples|layers|processes|tasks|spikes|GB|points|"
-    "deviations|windows|share|rotations|threads|checkpoints|copies|parts|decay",
+    "deviations|windows|share|rotations|threads|checkpoints|copies|parts|decay|epochs",
     re.IGNORECASE,
 )
 SCHEMA = jsonschema.Draft202012Validator(describe.json_schema())
