@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from longred.config import RunConfig
+from longred.config import RunConfig, load_recipe
 from longred.config.derived import DERIVED, doubled, step_unit
 from longred.errors import ConfigError
 from longred.method.layout import Layout
@@ -67,6 +67,33 @@ def test_steps_divide_at_every_window_and_over_every_process(windows, baselines)
     for at_window in [*config.windows(), config]:
         for method in config.training.methods():
             assert all(rows % 6 == 0 for rows in at_window.training.rows(method).values())
+
+
+def test_a_recipe_file_whose_numbers_are_text_gets_the_same_defaults(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "name: own\noriginal_window: 256\ntarget_window: 1_024\n"
+        "extension: {windows: [{target_window: 512}]}\n"
+        "training: {parallel: {num_processes: 3}}\n"
+        "data:\n  num_tokens: 3_000_000\n  ratio: {long: 2, short: 1, original: 1}\n"
+        "  sources: [{name: own, kind: library}]\n"
+    )
+    config = load_recipe(path)
+    same = make(
+        original_window=256,
+        target_window=1024,
+        extension={"windows": [{"target_window": 512}]},
+        training={"parallel": {"num_processes": 3}},
+        data={
+            "num_tokens": 3_000_000,
+            "ratio": {"long": 2, "short": 1, "original": 1},
+            "sources": [{"name": "own", "kind": "library"}],
+        },
+    )
+    assert config == same
+    assert config.data.short_length == 128
+    assert config.training.step_tokens * config.training.num_steps <= 3_000_000
+    assert load_recipe(path, ["training.step_tokens=12288"]).training.num_steps == 244
 
 
 def test_lengths_double_up_to_the_target_window():
