@@ -44,9 +44,12 @@ def refuse_shortages(readings: Sequence[Reading]) -> None:
 
 
 def refuse_no_held_out(readings: Sequence[Reading]) -> None:
-    """Raise a ConfigError if no held-out document is long enough for a short block."""
+    """Raise a ConfigError if no held-out document is long enough for a short block.
+
+    A source that is not among the readings is taken to have one, if it feeds that bucket.
+    """
     config = readings[0].job.config
-    blocks = [reading.selection.blocks for reading in readings]
+    blocks = {reading.number: reading.selection.blocks for reading in readings}
     if _has_held_out(config, source_quotas(config), blocks):
         return
     documents = documents_of(readings)
@@ -86,7 +89,7 @@ def fills(config: DataConfig, documents: Documents) -> bool:
         quotas = source_quotas(config)
     except ConfigError:
         return False
-    selected = []
+    selected = {}
     for number, shards in documents.items():
         mine = quotas[config.sources[number].name]
         filler = Filler(mine, config.validation_fraction)
@@ -95,7 +98,7 @@ def fills(config: DataConfig, documents: Documents) -> bool:
         blocks = filler.select().blocks
         if any(q.split == "train" and blocks.get((q.split, q.bucket), 0) < q.needed for q in mine):
             return False
-        selected.append(blocks)
+        selected[number] = blocks
     return _has_held_out(config, quotas, selected)
 
 
@@ -181,14 +184,21 @@ def documents_of(readings: Sequence[Reading]) -> Documents:
 def _has_held_out(
     config: DataConfig,
     quotas: Mapping[str, Sequence[Quota]],
-    blocks: Sequence[Mapping[tuple[str, str], int]],
+    blocks: Mapping[int, Mapping[tuple[str, str], int]],
 ) -> bool:
-    """Return whether a short block is held out; generated texts never end."""
+    """Return whether a short block is held out.
+
+    Args:
+        config: the data section.
+        quotas: name of a source → its quotas.
+        blocks: number of a source that was read → the blocks it gives. Others are taken to suffice,
+            and so are generated texts, which never end.
+    """
     key = ("held_out", "short")
-    generated = any(
+    suffices = any(
         quota.needed and (quota.split, quota.bucket) == key
-        for source in config.sources
-        if not kind_of(source).is_natural
+        for number, source in enumerate(config.sources)
+        if number not in blocks or not kind_of(source).is_natural
         for quota in quotas[source.name]
     )
-    return generated or any(found.get(key, 0) for found in blocks)
+    return suffices or any(found.get(key, 0) for found in blocks.values())

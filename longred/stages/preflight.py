@@ -1,5 +1,6 @@
 """Checks of a whole run before its first stage: what a later stage would refuse is refused now."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -48,6 +49,7 @@ class Preflight:
         reads_text: whether to look at the text of the data.
         needs_model: whether a model that cannot be fetched is a problem.
         checks_memory: whether to check the memory of this machine.
+        checks_disk: whether to check the disk space of trainings.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Preflight:
     reads_text: bool = True
     needs_model: bool = True
     checks_memory: bool = True
+    checks_disk: bool = True
 
     @cached_property
     def model(self) -> "PreTrainedConfig":
@@ -123,7 +126,10 @@ def refuse_early(run: "Run", config: RunConfig) -> None:
         if stage in ("profiling", "selection"):
             training = config.training
             methods = [m for m in training.methods() if training.recipe(m).uses_layers()]
-        for warning in refuse_all(Preflight(config, built, methods, reads_text=False)):
+        # A training looks at the disk when it starts, and knows which of its checkpoints and which
+        # other results are there already.
+        asked = Preflight(config, built, methods, reads_text=False, checks_disk=stage != "training")
+        for warning in refuse_all(asked):
             log.warning("%s", warning)
 
     run.store.before_build = check
@@ -194,7 +200,8 @@ def _check_windows(asked: Preflight) -> Iterator[str]:
     if original < own:
         yield (
             f"original_window: {original:,} is less than the {own:,} positions of the model's "
-            "configuration (max_position_embeddings); give the window that it was trained at"
+            "configuration (max_position_embeddings); right only if it was trained at "
+            f"{original:,}"
         )
 
 
@@ -305,11 +312,14 @@ def _check_trainings(asked: Preflight) -> None:
 
 
 def _check_disk(asked: Preflight) -> None:
-    """Check the disk space of all trainings: their results, and the checkpoints of one."""
+    """Check the disk space of all trainings: their results, and the checkpoints of one.
+
+    Unfinished work counts as free: it may be the checkpoints of these trainings.
+    """
     from longred.cost.memory import disk_bytes
     from longred.cost.recipe import jobs
 
-    if not asked.is_here:
+    if not asked.is_here or not asked.checks_disk:
         return
     root = Store(asked.config.store.path).root
     free = shutil.disk_usage(existing_folder(root)).free
@@ -320,7 +330,7 @@ def _check_disk(asked: Preflight) -> None:
         disk = disk_bytes(asked.shape, job)
         results += disk["result"]
         needed = results + disk["checkpoints"]
-        if needed > free:
+        if needed > free and needed > free + _size_of(root / "work"):
             raise PreflightError(
                 f"store.path: checkpoints and results of the trainings up to {job.method} need "
                 f"{size(needed)} and {size(free)} are free at {root}; free some space, set "
@@ -329,11 +339,21 @@ def _check_disk(asked: Preflight) -> None:
             )
 
 
+def _size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder; others may remove them meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
 def _check_questions(asked: Preflight) -> Iterator[str]:
     """Check RULER's tasks and lengths, the short tasks, and the judge of perplexity."""
     from longred.evaluation.ruler.freeze import check_lengths
     from longred.evaluation.samples import tokenizer_sha256
     from longred.evaluation.suites import suite_of
+    from longred.models.find import is_hub_name
     from longred.models.load import load_tokenizer, resolve_model
 
     config = asked.config.evaluation
@@ -351,8 +371,17 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
         yield "evaluation.ruler.lengths: not checked, since the model's tokenizer is not here"
         return
     check_lengths(config.ruler, load_tokenizer(asked.tokenizer_folder))
-    if config.perplexity.judge and asked.is_here:
-        judge = resolve_model(config.perplexity.judge, config.perplexity.judge_revision)
+    name = config.perplexity.judge
+    if name and asked.is_here:
+        # Weights are fetched when they are needed, not by a check.
+        is_remote = is_hub_name(name)
+        try:
+            judge = resolve_model(name, config.perplexity.judge_revision, weights=not is_remote)
+        except PreflightError:
+            if asked.needs_model or not is_remote:
+                raise
+            yield "evaluation.perplexity.judge: not checked, since its tokenizer is not here"
+            return
         if tokenizer_sha256(judge) != tokenizer_sha256(asked.tokenizer_folder):
             raise PreflightError(
                 f"evaluation.perplexity.judge: {judge} has another tokenizer than "

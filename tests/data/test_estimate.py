@@ -183,6 +183,20 @@ def test_sources_behind_a_network_are_left_out(
     assert refuse_too_little(make_config(sources=sources), tiny_model_folder) == ["hub", "far"]
 
 
+def test_held_out_text_may_come_from_a_source_that_is_not_looked_at(
+    make_config: Callable[..., DataConfig], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    few = write_documents(tmp_path / "few.jsonl", 24, 4000)
+    hub = {"name": "hub", "kind": "hub", "path": "some/data", "revision": "0" * 40}
+    config = make_config(sources=[few, hub], validation_fraction=0.001)
+    assert refuse_too_little(config, tiny_model_folder) == ["hub"]
+    without = make_config(
+        sources=[few, {**hub, "buckets": {"long": 1.0}}], validation_fraction=0.001
+    )
+    with pytest.raises(ConfigError, match=r"^data\.validation_fraction"):
+        refuse_too_little(without, tiny_model_folder)
+
+
 def test_too_many_bad_rows_are_refused_before_the_run(
     make_config: Callable[..., DataConfig], tiny_model_folder: Path, corpus: Path
 ) -> None:

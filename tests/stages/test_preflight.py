@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -192,6 +193,28 @@ def test_disk_space_is_that_of_all_trainings(tmp_path: Path, monkeypatch: pytest
         check_trainings(config)
     # Only what will be trained counts.
     refuse_all(Preflight(config, ["training"], methods=["longred-c"]))
+    # Checkpoints that a stopped training has written already need no more space.
+    written = tmp_path / "store" / "work" / "0123" / "checkpoint"
+    written.parent.mkdir(parents=True)
+    written.write_bytes(b"half of them")
+    check_trainings(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        check_trainings(config)
+
+
+def test_a_training_that_goes_on_looks_at_the_disk_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = load_config("demo", [f"store.path={tmp_path / 'store'}"])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    run = SimpleNamespace(store=SimpleNamespace(scope=Scope()))
+    refuse_early(run, config)
+    run.store.before_build("training")
+    refuse_early(run, config)
+    with pytest.raises(PreflightError, match=r"store\.path"):
+        run.store.before_build("extension")
 
 
 def test_only_the_given_stages_are_checked():
