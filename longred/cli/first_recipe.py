@@ -1,19 +1,20 @@
 """Derives a first recipe from a model, a target window, a text and a machine."""
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from longred.cli.recipe_text import Entry, nested, recipe_text
 from longred.config import DataConfig, RunConfig, SourceConfig, load_recipe, load_recorded
+from longred.config.data import BYTES_PER_TOKEN
 from longred.config.derived import MIN_STEPS, STEP_TOKENS
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
 from longred.method.rope import ROPE_METHODS, proposed_theta
-from longred.recipes import RECIPES, names
+from longred.recipes import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,8 +26,20 @@ if TYPE_CHECKING:
 CORPORA = "llama3-8b-32k"
 """The packaged recipe whose corpora a recipe without own text reads, and whose size it takes."""
 
-SPARE_TEXT = 0.9
-"""Share of the text that is planned for; the rest is room for what a sample does not show."""
+ENOUGH_BLOCKS = 4 * MIN_STEPS
+"""Long blocks of a text that is used as it is; from a shorter one, all that it gives is taken."""
+
+MANY_ROWS = 16
+"""A smallest step with more long rows for each process comes of windows with few common factors."""
+
+MORE_HELD_OUT = (0.2, 0.4)
+"""Shares of held-out documents that are tried for a text of few documents."""
+
+FOR_SHORT_TEXT = {
+    "validation_fraction": "of the documents are held out; usually 0.1, but here they are few",
+    "split_bytes": "of a document cut from a text file; less than usual, since the text is short",
+}
+"""Key of the data section that is changed for a short text → comment."""
 
 LEARNING_RATES = ((1e9, 2e-5), (1e8, 5e-5), (1e7, 2e-4), (0, 5e-4))
 """Parameters from which on a learning rate is proposed: the paper's, the demo's, ours between."""
@@ -34,10 +47,6 @@ LEARNING_RATES = ((1e9, 2e-5), (1e8, 5e-5), (1e7, 2e-4), (0, 5e-4))
 BEST_FOR_CREAM = 8
 """Growth of the window up to which longred-c is proposed: cream was better at 4 times the window
 and uniform at 16 times (paper, section 5)."""
-
-
-WIDTH = 100
-"""Columns of the file."""
 
 PAPER_LAYERS = 6
 """Distilled layers of the paper's model of 32 layers, at 4 times the window."""
@@ -77,21 +86,6 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of a recipe.
-
-    Attributes:
-        key: its dotted key.
-        value: plain value.
-        why: comment; empty for none.
-    """
-
-    key: str
-    value: Any
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class FirstRecipe:
     """A derived recipe.
 
@@ -105,64 +99,7 @@ class FirstRecipe:
 
     def text(self) -> str:
         """Return the YAML file."""
-        tree: dict[str, Any] = {}
-        for entry in self.entries:
-            *sections, last = entry.key.split(".")
-            node = tree
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[last] = entry
-        order = [name for name in RunConfig.model_fields if name in tree]
-        blocks = ["".join(f"{line}\n" for line in _lines(name, tree[name], 0)) for name in order]
-        head = [block for block, name in zip(blocks, order, strict=True) if _is_entry(tree[name])]
-        sections = [b for b, name in zip(blocks, order, strict=True) if not _is_entry(tree[name])]
-        editor = f"# yaml-language-server: $schema={RECIPES / 'schema.json'}\n"
-        return "\n".join([editor + "".join(head), *sections])
-
-
-def _is_entry(node: Any) -> bool:
-    return isinstance(node, Entry)
-
-
-def _lines(name: str, node: Any, depth: int) -> Iterator[str]:
-    """Yield the lines of a key or section."""
-    indent = "  " * depth
-    if not isinstance(node, Entry):
-        yield f"{indent}{name}:"
-        for key, child in node.items():
-            yield from _lines(key, child, depth + 1)
-        return
-    is_list_of_sections = isinstance(node.value, list) and any(
-        isinstance(item, Mapping) for item in node.value
-    )
-    if is_list_of_sections:
-        yield from _comment(node.why, indent)
-        yield f"{indent}{name}:"
-        for item in node.value:
-            yield f"{indent}  - {_flow(item)}"
-        return
-    line = f"{indent}{name}: {_flow(node.value)}"
-    if node.why and len(line) + len(node.why) + 3 <= WIDTH:
-        yield f"{line} # {node.why}"
-        return
-    yield from _comment(node.why, indent)
-    yield line
-
-
-def _comment(text: str, indent: str) -> Iterator[str]:
-    for line in textwrap.wrap(text, WIDTH - len(indent) - 2):
-        yield f"{indent}# {line}"
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML on one line."""
-    if isinstance(value, float):
-        # YAML 1.1 reads 2e-05 as text.
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else repr(value)
-    text: str = yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
+        return recipe_text(self.entries)
 
 
 def derive(wish: Wish) -> FirstRecipe:
@@ -199,14 +136,21 @@ def derive(wish: Wish) -> FirstRecipe:
 
 
 def _pinned(wish: Wish) -> Wish:
-    """Return the wish with the commit of a hub name: the packaged recipes', else the newest."""
+    """Return the wish with what a hub name leaves open.
+
+    The commit is that of the packaged recipes, else the newest one. Packaged recipes also know the
+    window that a model was trained at, where its configuration says more.
+    """
     from longred.models.find import is_hub_name
     from longred.models.hub import newest_commit
 
-    if wish.revision or not is_hub_name(wish.model):
+    if not is_hub_name(wish.model):
         return wish
-    known = {recipe.model.path: recipe.model.revision for recipe in map(load_recipe, names())}
-    return replace(wish, revision=known.get(wish.model) or newest_commit(wish.model))
+    known = {recipe.model.path: recipe for recipe in map(load_recipe, names())}
+    recipe = known.get(wish.model)
+    revision = wish.revision or (recipe and recipe.model.revision) or newest_commit(wish.model)
+    window = wish.original_window or (recipe.original_window if recipe else None)
+    return replace(wish, revision=revision, original_window=window)
 
 
 def _model_config(wish: Wish) -> "PreTrainedConfig":
@@ -237,7 +181,7 @@ def _model(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
     yield Entry("seed", 0)
     why = "tokens; the model's own window (max_position_embeddings)"
     if original != own:
-        why = f"tokens; the model's configuration says {own}"
+        why = f"tokens it was trained at; the model's configuration says {own}"
     yield Entry("original_window", original, why)
     yield Entry("target_window", wish.target_window, "tokens")
     local = Path(wish.model).expanduser()
@@ -279,14 +223,11 @@ def _method(
     """Choose the method, its layers, and the types and processes of the device."""
     original, target = config.original_window, config.target_window
     factor = target / original
-    small = factor <= BEST_FOR_CREAM
-    method = "longred-c" if small else "longred-u"
-    other = "longred-u" if small else "longred-c"
     yield Entry(
         "training.method",
-        method,
-        f"CREAM or uniform skipped positions: {method} is better at {factor:g} times the window, "
-        f"{other} far {'beyond' if small else 'below'} it",
+        "longred-c" if factor <= BEST_FOR_CREAM else "longred-u",
+        "longred-c (CREAM's skipped positions) was better at 4 times the window, longred-u "
+        f"(uniform ones) at 16 times; here it grows {factor:g} times",
     )
     yield Entry("training.baselines", [], "[cpt] also trains plain continued pre-training")
     rate = next(rate for least, rate in LEARNING_RATES if shape.num_parameters >= least)
@@ -314,23 +255,46 @@ def _num_gpus(device: str) -> int:
 
 
 def _data(config: RunConfig, wish: Wish) -> Iterator[Entry]:
-    """Choose the sources and how many tokens they give."""
+    """Choose the sources and how many tokens they give.
+
+    Raises:
+        ConfigError: the text cannot fill the buckets once.
+    """
+    from longred.data.sources import shards_of
+
     if not wish.texts:
         corpora = load_recipe(CORPORA).data
-        sources = [_in_order(source) for source in corpora.sources]
-        yield Entry("data.sources", sources, "public corpora from the hub, by pinned revision")
+        public = [_in_order(source) for source in corpora.sources]
+        yield Entry("data.sources", public, "public corpora from the hub, by pinned revision")
         for key in ("num_tokens", "validation_fraction", "num_held_out_tokens"):
             yield Entry(f"data.{key}", getattr(corpora, key))
         return
-    sources = []
+    sources: list[dict[str, Any]] = []
     for number, text in enumerate(wish.texts):
         name = "text" if len(wish.texts) == 1 else f"text-{number}"
-        sources.append({"name": name, "kind": "files", "path": str(Path(text).resolve())})
+        path = text if "://" in text else str(Path(text).expanduser().resolve())
+        sources.append({"name": name, "kind": "files", "path": path})
+    data = DataConfig.model_validate({**config.data.model_dump(), "sources": sources})
+    if len(sources) > 1:
+        # The smallest text would otherwise limit what is read of all.
+        sizes = [sum(s.num_bytes for s in shards_of(data, n)) for n in range(len(sources))]
+        for source, size in zip(sources, sizes, strict=True):
+            source["weight"] = max(0.001, round(size / max(1, *sizes), 3))
+        data = DataConfig.model_validate({**data.model_dump(), "sources": sources})
     yield Entry("data.sources", sources, "txt, md, py, jsonl(.gz, .zst) and parquet files")
-    num_tokens, num_held_out = _size(config.data, sources, _folder(wish))
-    yield Entry("data.num_tokens", num_tokens, "training tokens; most of what the text gives")
-    if num_held_out != config.data.num_held_out_tokens:
-        yield Entry("data.num_held_out_tokens", num_held_out, "in each bucket; the text is short")
+    changes, most = _capacity(data, _folder(wish))
+    for key, value in changes.items():
+        yield Entry(f"data.{key}", value, FOR_SHORT_TEXT[key])
+    data = data.model_copy(update=changes)
+    # Less is not always filled too: which bucket a document feeds depends on what they need.
+    yield Entry("data.num_tokens", most, "about the most with which the text fills all buckets")
+    # A quarter of the held-out text, which is divided over three buckets.
+    share = int(most * data.validation_fraction) // 4
+    held_out = min(data.num_held_out_tokens, max(data.target_window, share))
+    if held_out != data.num_held_out_tokens:
+        yield Entry("data.num_held_out_tokens", held_out, "in each bucket; the text is short")
+    if held_out < config.profiling.num_tokens:
+        yield Entry("profiling.num_tokens", held_out, "all that is held out in a bucket")
 
 
 def _in_order(source: SourceConfig) -> dict[str, Any]:
@@ -339,31 +303,64 @@ def _in_order(source: SourceConfig) -> dict[str, Any]:
     return {name: given[name] for name in SourceConfig.model_fields if name in given}
 
 
-def _size(
-    config: DataConfig, sources: Sequence[Mapping[str, Any]], folder: Path
-) -> tuple[int, int]:
-    """Return the training and the held-out tokens that a text can give.
+def _capacity(data: DataConfig, folder: Path) -> tuple[dict[str, Any], int]:
+    """Return the changes that get the most training tokens out of a short text, and their number.
+
+    Nothing is changed for a text that is long enough as it is.
 
     Raises:
-        ConfigError: it cannot fill the buckets once.
+        ConfigError: it cannot fill the buckets once, whatever is changed.
     """
+    from longred.data.advice import SMALLER_PIECE_BYTES
     from longred.data.capacity import most_tokens
 
-    asked = DataConfig.model_validate({**config.model_dump(), "sources": sources})
-    most = most_tokens(asked, folder)
-    # A quarter of the held-out text, which is divided over three buckets.
-    share = int(most * config.validation_fraction) // 4
-    held_out = min(config.num_held_out_tokens, max(config.target_window, share))
-    return int(most * SPARE_TEXT), held_out
+    pieces: list[dict[str, Any]] = [{}]
+    if data.target_window <= SMALLER_PIECE_BYTES // BYTES_PER_TOKEN:
+        pieces.append({"split_bytes": SMALLER_PIECE_BYTES})
+    found: list[tuple[int, dict[str, Any]]] = []
+    refusals = []
+    for piece in pieces:
+        more = ({**piece, "validation_fraction": fraction} for fraction in MORE_HELD_OUT)
+        for changes in (piece, *more):
+            try:
+                found.append((most_tokens(data.model_copy(update=changes), folder), changes))
+                break
+            except ConfigError as error:
+                refusals.append(error)
+        if found and found[-1][0] >= ENOUGH_BLOCKS * data.target_window:
+            break
+    if not found:
+        raise refusals[0]
+    most, changes = max(found, key=lambda one: one[0])
+    return changes, most
 
 
 def _steps(config: RunConfig) -> Iterator[Entry]:
-    training = config.training
+    """Name the derived sizes.
+
+    Raises:
+        ConfigError: the text does not give a single step.
+    """
+    training, num_tokens = config.training, config.data.num_tokens
     rows = training.rows(training.method)
-    words = " + ".join(f"{rows[b]} x {training.block_lengths()[b]:,} {b}" for b in rows)
+    words = " + ".join(f"{rows[b]:,} x {training.block_lengths()[b]:,} {b}" for b in rows)
+    processes = training.parallel.num_processes
+    key, advice = "--text", "more text allows more steps"
+    if training.step_tokens > MANY_ROWS * processes * config.target_window:
+        key, advice = "--target-window", "windows that are multiples of 1,024 allow smaller steps"
+    elif processes > 1:
+        key, advice = "--gpus", f"each of {processes} processes needs its own blocks in a step"
+    if training.step_tokens > num_tokens:
+        raise ConfigError(
+            f"{key}: the smallest step of whole blocks has {training.step_tokens:,} tokens "
+            f"({words}), and the text gives {num_tokens:,}; {advice}"
+        )
     yield Entry("data.short_length", config.data.short_length, "tokens; distilled on such blocks")
     yield Entry("training.step_tokens", training.step_tokens, words)
-    yield Entry("training.num_steps", training.num_steps, "about one epoch of data.num_tokens")
+    why = "about one epoch of data.num_tokens"
+    if training.num_steps < MIN_STEPS:
+        why += f"; fewer than {MIN_STEPS} hardly train: {advice}"
+    yield Entry("training.num_steps", training.num_steps, why)
 
 
 def _evaluation(config: RunConfig, wish: Wish, speeds: "Speeds") -> Iterator[Entry]:
@@ -433,18 +430,7 @@ def _memory(config: RunConfig, shape: "ModelShape", speeds: "Speeds") -> Iterato
 
 def _config(entries: Sequence[Entry]) -> RunConfig:
     """Return the settings so far; before the data are known, with the demo's text."""
-    values = _nested(entries)
+    values = nested(entries)
     text = {"sources": [{"name": "text", "kind": "library"}], "num_tokens": STEP_TOKENS * MIN_STEPS}
     values["data"] = text | values.get("data", {})
     return load_recorded(values)
-
-
-def _nested(entries: Sequence[Entry]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for entry in entries:
-        *sections, last = entry.key.split(".")
-        node = values
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = entry.value
-    return values

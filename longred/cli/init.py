@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, StorageError
 from longred.progress import duration
 
 if TYPE_CHECKING:
@@ -52,19 +52,28 @@ def init(
         num_processes=gpus,
     )
     recipe = derive(wish)
-    path.write_text(recipe.text(), encoding="utf-8")
+    try:
+        path.write_text(recipe.text(), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path.resolve()}: cannot be written ({error.strerror})") from error
     _print(path, recipe)
 
 
 def _print(path: Path, recipe: "FirstRecipe") -> None:
+    from longred.config.derived import MIN_STEPS
+
     plan = recipe.plan
     training = plan.trainings[0]
     fits = "fits" if training.fits else "does not fit, see `longred plan`"
+    about = "about " if training.seconds >= 1 else ""
     typer.echo(
-        f"{path}: {training.method}, {training.tokens:,} tokens, about "
+        f"{path}: {training.method}, {training.tokens:,} tokens, {about}"
         f"{duration(training.seconds)} of training on {training.num_processes} x "
         f"{plan.speeds.name}; {fits}"
     )
+    for entry in recipe.entries:
+        if entry.key == "training.num_steps" and entry.value < MIN_STEPS:
+            typer.echo(f"{entry.key} {entry.value}: {entry.why}")
     typer.echo("look at it, then:")
     for words in (f"run {path} --dry-run", f"plan {path}", f"run {path}"):
         typer.echo(f"  longred {words}")

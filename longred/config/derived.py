@@ -132,7 +132,8 @@ def _unit(
         methods = {name: objectives for name in (method, *baselines)}
         short = _COUNT.validate_python(data["short_length"])
         lengths = {"short": short, "original": original}
-        units = (step_unit({**lengths, "long": w}, ratio, methods, layout) for w in windows)
+        parts: dict[str, int] = {**ratio}
+        units = (step_unit({**lengths, "long": w}, parts, methods, layout) for w in windows)
         return math.lcm(*units)
     except (KeyError, TypeError, AttributeError, ValueError):
         # A value of the wrong type, which validation names.

@@ -117,6 +117,60 @@ def test_a_recipe_for_own_text_plans_what_the_text_gives(init: Init, tmp_path: P
     assert refuse_too_little(config.data, resolve_model("demo")) == []
 
 
+def write_text(path: Path, num_paragraphs: int, subject: str = "library") -> None:
+    path.parent.mkdir(exist_ok=True)
+    words = f"The {subject} describes what each function takes, returns and raises. "
+    path.write_text("".join(f"{n}. {words * (1 + n % 7)}\n\n" for n in range(num_paragraphs)))
+
+
+DEMO = ("--model", "demo", "--target-window", "512", "--device", "h200")
+
+
+def test_a_short_text_is_cut_into_more_documents(init: Init, tmp_path: Path) -> None:
+    from longred.data.estimate import refuse_too_little
+    from longred.models.load import resolve_model
+
+    write_text(tmp_path / "note.txt", 650)
+    result = init("own", *DEMO, "--text", "note.txt")
+    assert result.exit_code == 0, result.output
+    assert "fewer than 64 hardly train" in result.output
+    config = load_recipe("own.yaml")
+    assert config.data.split_bytes == 16384
+    assert config.profiling.num_tokens <= config.data.num_held_out_tokens
+    assert config.training.step_tokens <= config.data.num_tokens
+    assert refuse_too_little(config.data, resolve_model("demo")) == []
+
+
+@pytest.mark.medium
+def test_texts_count_by_their_size_and_more_gpus_than_they_feed_are_refused(
+    init: Init, tmp_path: Path
+) -> None:
+    write_text(tmp_path / "größer und mehr" / "a b.txt", 3000)
+    write_text(tmp_path / "less" / "b.md", 1500, "manual")
+    texts = ("--text", "größer und mehr", "--text", str(tmp_path / "less" / "*.md"))
+    assert init("own", *DEMO, *texts).exit_code == 0
+    more, less = load_recipe("own.yaml").data.sources
+    assert more.path == str(tmp_path / "größer und mehr")
+    assert (more.weight, round(less.weight, 1)) == (1.0, 0.5)
+    result = init("many", *DEMO, *texts, "--gpus", "500")
+    assert str(result.exception).startswith("--gpus: the smallest step of whole blocks has")
+    # An address is no path of this machine.
+    result = init("far", *DEMO, "--text", "memory://nowhere/text")
+    assert "data.sources.0.path: /nowhere/text does not exist" in str(result.exception)
+
+
+def test_windows_without_common_factors_are_said(init: Init) -> None:
+    result = init("own", "--model", LLAMA, "--target-window", "12345", "--device", "h200")
+    assert "training.num_steps 1: " in result.output
+    assert "windows that are multiples of 1,024 allow smaller steps" in result.output
+
+
+def test_a_known_model_has_the_window_that_it_was_trained_at(init: Init) -> None:
+    known = ("--model", "Qwen/Qwen2.5-7B", "--target-window", "131072", "--device", "h200")
+    assert init("own", *known).exit_code == 0
+    assert load_recipe("own.yaml").original_window == 32768
+
+
 def test_text_that_fills_no_block_is_refused(init: Init, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Too short for anything.\n")
     result = init("own", "--model", "demo", "--target-window", "1024", "--text", "note.txt")
