@@ -1,6 +1,7 @@
 """Verbs that run the pipeline and print runs: demo, run, show."""
 
 import json
+import re
 import signal
 import sys
 from dataclasses import asdict
@@ -118,7 +119,8 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
     methods = [
         method
         for method in config.training.methods()
-        if any(method in stage.name and stage.stage == "training" for stage in running)
+        # A number is the window of a training before the last one.
+        if any(re.fullmatch(rf"training/{re.escape(method)}(-\d+)?", s.name) for s in running)
     ]
     asked = Preflight(config, {stage.stage for stage in running}, methods)
     if as_json:

@@ -132,7 +132,7 @@ def _unit(
         methods = {name: objectives for name in (method, *baselines)}
         short = _COUNT.validate_python(data["short_length"])
         lengths = {"short": short, "original": original}
-        parts: dict[str, int] = {**ratio}
+        parts = {str(bucket): part for bucket, part in ratio.items()}
         units = (step_unit({**lengths, "long": w}, parts, methods, layout) for w in windows)
         return math.lcm(*units)
     except (KeyError, TypeError, AttributeError, ValueError):
