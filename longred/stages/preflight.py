@@ -48,6 +48,7 @@ class Preflight:
         reads_text: whether to look at the text of the data.
         needs_model: whether a model that cannot be fetched is a problem.
         checks_memory: whether to check the memory of this machine.
+        works: work folders of stages that may be resumed; their checkpoints need no more space.
     """
 
     config: RunConfig
@@ -57,6 +58,7 @@ class Preflight:
     reads_text: bool = True
     needs_model: bool = True
     checks_memory: bool = True
+    works: Collection[Path] = ()
 
     @cached_property
     def model(self) -> "PreTrainedConfig":
@@ -119,14 +121,24 @@ def refuse_early(run: "Run", config: RunConfig) -> None:
         if not built - checked:
             return
         checked.update(built)
-        methods = None
-        if stage in ("profiling", "selection"):
-            training = config.training
-            methods = [m for m in training.methods() if training.recipe(m).uses_layers()]
-        for warning in refuse_all(Preflight(config, built, methods, reads_text=False)):
+        methods = _methods_after(stage, run, config)
+        works = [run.store.work(str(run.record.stages[-1].digest))]
+        for warning in refuse_all(
+            Preflight(config, built, methods, reads_text=False, works=works)
+        ):
             log.warning("%s", warning)
 
     run.store.before_build = check
+
+
+def _methods_after(stage: str, run: "Run", config: RunConfig) -> list[str] | None:
+    """Return the methods that may have to be trained, given the first stage that is built."""
+    methods = config.training.methods()
+    if stage in ("profiling", "selection"):
+        return [method for method in methods if config.training.recipe(method).uses_layers()]
+    name = run.record.stages[-1].name.removeprefix("training/")
+    # The trainings before the first one that is built exist.
+    return methods[methods.index(name) :] if name in methods else None
 
 
 def refuse_all(asked: Preflight) -> list[str]:
@@ -313,17 +325,24 @@ def _check_disk(asked: Preflight) -> None:
         return
     root = Store(asked.config.store.path).root
     free = shutil.disk_usage(existing_folder(root)).free
+    saved = sum(
+        path.stat().st_size
+        for work in asked.works
+        for path in (work / "checkpoints").rglob("*")
+        if path.is_file()
+    )
     results = 0.0
     for job in jobs(asked.config, asked.shape):
         if not asked.trains(job.method):
             continue
         disk = disk_bytes(asked.shape, job)
         results += disk["result"]
-        needed = results + disk["checkpoints"]
+        needed = results + disk["checkpoints"] - saved
         if needed > free:
+            more = " more" if saved else ""
             raise PreflightError(
                 f"store.path: checkpoints and results of the trainings up to {job.method} need "
-                f"{size(needed)} and {size(free)} are free at {root}; free some space, set "
+                f"{size(needed)}{more} and {size(free)} are free at {root}; free some space, set "
                 "store.path elsewhere, keep fewer (training.num_checkpoints), or keep moments in 8 "
                 "bits (training.optimizer=adamw8bit)"
             )

@@ -12,6 +12,7 @@ from longred.cost import fit
 from longred.cost.memory import disk_bytes
 from longred.cost.recipe import jobs, shape_of_model
 from longred.errors import ConfigError, PreflightError
+from longred.progress import Progress
 from longred.runs.record import load_config
 from longred.runs.scope import Scope
 from longred.runs.session import Run, open_run, run_options
@@ -192,6 +193,39 @@ def test_disk_space_is_that_of_all_trainings(tmp_path: Path, monkeypatch: pytest
         check_trainings(config)
     # Only what will be trained counts.
     refuse_all(Preflight(config, ["training"], methods=["longred-c"]))
+
+
+def test_what_a_resumed_training_has_saved_needs_no_more_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A disk that its own checkpoints and finished trainings have filled does not refuse it."""
+    places = (f"store.path={tmp_path / 'store'}", f"tracking.uri=sqlite:///{tmp_path / 'a.db'}")
+    config = load_config("demo", places)
+    shape = shape_of_model(config)
+    disk = {job.method: disk_bytes(shape, job) for job in jobs(config, shape)}["cpt"]
+    usage = shutil.disk_usage(tmp_path)
+    free = int(disk["checkpoints"] + disk["result"]) - 5000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+
+    def train(store: Store, progress: Progress) -> Artifact:
+        return store.build("training", {}, {}, lambda folder, work: (folder / "a").touch())
+
+    def resume() -> str:
+        with open_run(config, "demo", is_followed=False) as run:
+            refuse_early(run, config)
+            run.make("training/cpt", train)
+        return run.record.status
+
+    with pytest.raises(PreflightError, match=r"trainings up to cpt need"):
+        resume()
+    store = Store(config.store.path)
+    saved = store.work(store.digest("training", {}, {})) / "checkpoints" / "step-000001" / "model"
+    saved.parent.mkdir(parents=True)
+    saved.write_bytes(bytes(4000))
+    with pytest.raises(PreflightError, match=r"trainings up to cpt need .* more and"):
+        resume()
+    saved.write_bytes(bytes(6000))
+    assert resume() == "finished"
 
 
 def test_only_the_given_stages_are_checked():
