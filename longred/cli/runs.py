@@ -1,8 +1,10 @@
 """Verbs that run the pipeline and print runs: demo, run, show."""
 
 import json
+import re
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,7 @@ from longred.progress import duration, size
 from longred.runs.scope import Scope
 
 if TYPE_CHECKING:
-    from longred.runs.record import RunRecord
+    from longred.runs.record import RunRecord, StageRecord
     from longred.stages.pilot import Pilot
     from longred.store.artifacts import Store
 
@@ -115,12 +117,9 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
     fates = [scope.fate(stage.stage, stage.reason) for stage in stages]
     running = [stage for stage, fate in zip(stages, fates, strict=True) if fate == "runs"]
     config = load_config(recipe, overrides)
-    methods = [
-        method
-        for method in config.training.methods()
-        if any(method in stage.name and stage.stage == "training" for stage in running)
-    ]
-    asked = Preflight(config, {stage.stage for stage in running}, methods)
+    methods = _trained(config.training.methods(), running)
+    works = [Path(stage.work) for stage in running if stage.work]
+    asked = Preflight(config, {stage.stage for stage in running}, methods, works=works)
     if as_json:
         keys = ("name", "stage", "digest", "reason")
         rows = [
@@ -146,6 +145,14 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
         typer.echo("nothing is refused")
     for warning in warnings:
         typer.echo(wrap(f"warning: {warning}"), err=as_json)
+
+
+def _trained(methods: Sequence[str], stages: "Sequence[StageRecord]") -> list[str]:
+    """Return the methods that some of the stages train, at whatever window."""
+    names = [stage.name.partition("/")[2] for stage in stages if stage.stage == "training"]
+    # At an intermediate window, the name of a training ends in the window.
+    trained = {re.sub(r"-[0-9]+$", "", name) for name in names}
+    return [method for method in methods if method in trained]
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
