@@ -28,7 +28,7 @@ CANCEL_SECONDS = 40.0
 
 KILL_SECONDS = 120.0
 END_SECONDS = 120.0
-"""Time for a process to end after its signal: its training finishes a step and saves."""
+"""Time for a process to end after its signal: its training ends a micro-batch and saves."""
 
 SETTLED_SECONDS = 60.0
 
