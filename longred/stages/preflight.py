@@ -123,9 +123,7 @@ def refuse_early(run: "Run", config: RunConfig) -> None:
         checked.update(built)
         methods = _methods_after(stage, run, config)
         works = [run.store.work(str(run.record.stages[-1].digest))]
-        for warning in refuse_all(
-            Preflight(config, built, methods, reads_text=False, works=works)
-        ):
+        for warning in refuse_all(Preflight(config, built, methods, reads_text=False, works=works)):
             log.warning("%s", warning)
 
     run.store.before_build = check
