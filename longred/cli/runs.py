@@ -313,7 +313,7 @@ def _print_end(record: "RunRecord", store: "Store") -> None:
     num_reused = sum(stage.status == "skipped" for stage in stages)
     seconds = (record.finished or record.started) - record.started
     facts = {
-        "done": f"in {duration(seconds)}: {num_ran} stages ran, {num_reused} were reused",
+        "done": f"in {duration(seconds)}; stages: {num_ran} ran, {num_reused} reused",
         "on": _hardware(record),
         "store": str(store.root),
         "again": f"longred show {record.id}",
