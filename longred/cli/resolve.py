@@ -33,7 +33,6 @@ REFERENCES = {"original": "model", "rescaled": "extension"}
 """Models of a run that are not trained → the stage that has them."""
 
 _ARTIFACT = re.compile(r"([a-z]+)-[0-9a-f]+")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _said: set[tuple[str, str, str]] = set()
 """Which names of runs this process has explained."""
 
@@ -118,6 +117,7 @@ def name_model(store: "Store", name: str) -> NamedModel:
         ConfigError: the run or artifact does not exist, has no such model, or is no model.
         PreflightError: nothing has this name.
     """
+    from longred.models.find import is_hub_name
     from longred.runs.record import LATEST, is_run_name
 
     first, _, part = name.partition("/")
@@ -134,7 +134,7 @@ def name_model(store: "Store", name: str) -> NamedModel:
     if artifact is not None:
         return NamedModel(str(artifact), None, artifact.name)
     hub_name, _, commit = name.partition("@")
-    if _HUB_NAME.fullmatch(hub_name):
+    if is_hub_name(hub_name):
         return NamedModel(hub_name, commit or None, hub_name.replace("/", "--"))
     raise PreflightError(
         f"{name}: is no model; there is no such folder here ({path.absolute()}), and no such run "

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from longred.progress import duration, size
 from longred.runs.scope import Scope
 
 if TYPE_CHECKING:
-    from longred.runs.record import RunRecord
+    from longred.runs.record import RunRecord, StageRecord
     from longred.stages.pilot import Pilot
     from longred.store.artifacts import Store
 
@@ -116,13 +117,9 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
     fates = [scope.fate(stage.stage, stage.reason) for stage in stages]
     running = [stage for stage, fate in zip(stages, fates, strict=True) if fate == "runs"]
     config = load_config(recipe, overrides)
-    methods = [
-        method
-        for method in config.training.methods()
-        # A number is the window of a training before the last one.
-        if any(re.fullmatch(rf"training/{re.escape(method)}(-\d+)?", s.name) for s in running)
-    ]
-    asked = Preflight(config, {stage.stage for stage in running}, methods)
+    methods = _trained(config.training.methods(), running)
+    works = [Path(stage.work) for stage in running if stage.work]
+    asked = Preflight(config, {stage.stage for stage in running}, methods, works=works)
     if as_json:
         keys = ("name", "stage", "digest", "reason")
         rows = [
@@ -148,6 +145,14 @@ def _dry_run(recipe: str, overrides: list[str], scope: Scope, as_json: bool) -> 
         typer.echo("nothing is refused")
     for warning in warnings:
         typer.echo(wrap(f"warning: {warning}"), err=as_json)
+
+
+def _trained(methods: Sequence[str], stages: "Sequence[StageRecord]") -> list[str]:
+    """Return the methods that some of the stages train, at whatever window."""
+    names = [stage.name.partition("/")[2] for stage in stages if stage.stage == "training"]
+    # At an intermediate window, the name of a training ends in the window.
+    trained = {re.sub(r"-[0-9]+$", "", name) for name in names}
+    return [method for method in methods if method in trained]
 
 
 def _run(recipe: str, overrides: list[str], scope: Scope | None = None) -> None:
@@ -308,7 +313,7 @@ def _print_end(record: "RunRecord", store: "Store") -> None:
     num_reused = sum(stage.status == "skipped" for stage in stages)
     seconds = (record.finished or record.started) - record.started
     facts = {
-        "done": f"in {duration(seconds)}: {num_ran} stages ran, {num_reused} were reused",
+        "done": f"in {duration(seconds)}; stages: {num_ran} ran, {num_reused} reused",
         "on": _hardware(record),
         "store": str(store.root),
         "again": f"longred show {record.id}",

@@ -58,8 +58,3 @@ def _validate(recipe: Recipe) -> RunConfig:
         return RunConfig.model_validate(recipe.values)
     except ValidationError as error:
         raise ConfigError(problems_in(error, place=recipe.place)) from None
-
-
-def _settable(kind: Any, section: str | None) -> list[str]:
-    """Return the fields of a section that are not copies of shared values."""
-    return [name for name in kind.model_fields if not is_copy(section, name)]

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from longred.export.serving import serve_commands, serving_notes
 from longred.models.architectures import main_rope
+from longred.models.find import is_hub_name
 from longred.runs.record import RunRecord
 from longred.store.artifacts import Artifact, read_json
 from longred.store.journal import JOURNAL_NAME, Journal
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 KEPT_SHARE = 0.85
 """A length is usable if RULER keeps this share of the original's score at its own window."""
 
@@ -62,9 +62,8 @@ def model_card(
         notes=serving_notes(model.config),
     )
     path = str(run.config["model"]["path"])
-    is_hub_name = _HUB_NAME.fullmatch(path) and not Path(path).exists()
     data = ModelCardData(
-        base_model=path if is_hub_name else None,
+        base_model=path if is_hub_name(path) else None,
         license=_license(Path(path)) or "other",
         library_name="transformers",
         pipeline_tag="text-generation",

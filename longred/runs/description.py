@@ -2,13 +2,13 @@
 
 import contextlib
 import getpass
-import importlib.metadata
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import longred
 from longred.runs.record import RunRecord
 
 NAME_CHARACTERS = 120
@@ -114,7 +114,7 @@ def source_tags(run: RunRecord) -> dict[str, str | None]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit(),
         "mlflow.user": _user(),
-        "longred.version": importlib.metadata.version("longred"),
+        "longred.version": longred.__version__,
     }
 
 

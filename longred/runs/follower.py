@@ -7,6 +7,7 @@ later, by this run or the next one; sending a metric point twice stores it once.
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from itertools import islice
 
 from longred.config import TrackingConfig
@@ -95,13 +96,11 @@ class Follower:
             self._wake.clear()
 
     def _show_earlier_runs(self, mirror: Mirror, errors: tuple[type[Exception], ...]) -> None:
-        """Send the newest earlier runs that MLflow lacks: it was away, or their process died."""
-        own = self._store.record
-        for record in islice(newest_runs(self._store), NUM_EARLIER_RUNS + 1):
-            mark_lost(self._store, record)
-            is_elsewhere = record.config["tracking"] != own.config["tracking"]
-            if record.in_mlflow or record.status == "running" or is_elsewhere:
-                continue
+        """Send the newest earlier runs that MLflow lacks.
+
+        It was away, their process died, or they reused all artifacts.
+        """
+        for record in islice(self._lacking(), NUM_EARLIER_RUNS):
             try:
                 mirror.show(record)
             except LongredError as error:
@@ -109,6 +108,15 @@ class Follower:
             except errors as error:
                 log.info("run %s could not be sent to MLflow: %s", record.id, error)
             record.save(self._store.runs)
+
+    def _lacking(self) -> Iterator[RunRecord]:
+        """Yield the ended runs of this MLflow that it lacks, newest first."""
+        tracking = self._store.record.config["tracking"]
+        for record in newest_runs(self._store):
+            mark_lost(self._store, record)
+            is_ended = record.status != "running"
+            if is_ended and not record.in_mlflow and record.config["tracking"] == tracking:
+                yield record
 
     def _warn(self, reason: str) -> None:
         self._say(

@@ -219,6 +219,8 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     for key, kind in (("name", str), ("tracking", dict), ("training", dict)):
         if not isinstance(record.config.get(key), kind):
             raise MismatchError(f"{path}: is not a run record (config.{key} is missing)")
+    if not isinstance(record.config["training"].get("method"), str):
+        raise MismatchError(f"{path}: is not a run record (config.training.method is missing)")
     return record
 
 

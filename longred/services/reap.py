@@ -28,7 +28,7 @@ CANCEL_SECONDS = 40.0
 
 KILL_SECONDS = 120.0
 END_SECONDS = 120.0
-"""Time for a process to end after its signal: its training finishes a step and saves."""
+"""Time for a process to end after its signal: its training ends a micro-batch and saves."""
 
 SETTLED_SECONDS = 60.0
 
@@ -57,7 +57,7 @@ def close_in_mlflow(store: Store, warn: Callable[[str], None]) -> Iterator[str]:
     for server in sorted(servers, key=repr):
         tracking = TrackingConfig(**dict(server))
         try:
-            yield from _close_at_server(store, tracking, ended)
+            yield from _close_at_server(store, tracking, ended, warn)
         except LongredError as error:
             warn(str(error))
         except unreachable() as error:
@@ -66,13 +66,22 @@ def close_in_mlflow(store: Store, warn: Callable[[str], None]) -> Iterator[str]:
 
 
 def _close_at_server(
-    store: Store, tracking: TrackingConfig, ended: dict[str, RunRecord]
+    store: Store,
+    tracking: TrackingConfig,
+    ended: dict[str, RunRecord],
+    warn: Callable[[str], None],
 ) -> Iterator[str]:
     mirror = Mirror(store.root, tracking, mlflow_page(store.root))
     for run in ended.values():
         if not run.in_mlflow and run.config["tracking"] == tracking.model_dump(mode="json"):
-            mirror.show(run)
-            run.save(store.runs)
+            try:
+                mirror.show(run)
+            except LongredError as error:
+                warn(f"run {run.id} cannot be sent to MLflow: {error}")
+                continue
+            finally:
+                # Also the ids of what was sent before an error, which would be sent again.
+                run.save(store.runs)
             yield f"{run.id}: {run.status}, shown in MLflow"
     # MLflow runs that no record knows: created just before their process died.
     is_running = "attributes.status = 'RUNNING'"

@@ -1,6 +1,5 @@
 """Checks of a whole run before its first stage: what a later stage would refuse is refused now."""
 
-import contextlib
 import logging
 import os
 import shutil
@@ -49,7 +48,7 @@ class Preflight:
         reads_text: whether to look at the text of the data.
         needs_model: whether a model that cannot be fetched is a problem.
         checks_memory: whether to check the memory of this machine.
-        checks_disk: whether to check the disk space of trainings.
+        works: work folders of stages that may be resumed; their checkpoints need no more space.
     """
 
     config: RunConfig
@@ -59,7 +58,7 @@ class Preflight:
     reads_text: bool = True
     needs_model: bool = True
     checks_memory: bool = True
-    checks_disk: bool = True
+    works: Collection[Path] = ()
 
     @cached_property
     def model(self) -> "PreTrainedConfig":
@@ -122,17 +121,22 @@ def refuse_early(run: "Run", config: RunConfig) -> None:
         if not built - checked:
             return
         checked.update(built)
-        methods = None
-        if stage in ("profiling", "selection"):
-            training = config.training
-            methods = [m for m in training.methods() if training.recipe(m).uses_layers()]
-        # A training looks at the disk when it starts, and knows which of its checkpoints and which
-        # other results are there already.
-        asked = Preflight(config, built, methods, reads_text=False, checks_disk=stage != "training")
-        for warning in refuse_all(asked):
+        methods = _methods_after(stage, run, config)
+        works = [run.store.work(str(run.record.stages[-1].digest))]
+        for warning in refuse_all(Preflight(config, built, methods, reads_text=False, works=works)):
             log.warning("%s", warning)
 
     run.store.before_build = check
+
+
+def _methods_after(stage: str, run: "Run", config: RunConfig) -> list[str] | None:
+    """Return the methods that may have to be trained, given the first stage that is built."""
+    methods = config.training.methods()
+    if stage in ("profiling", "selection"):
+        return [method for method in methods if config.training.recipe(method).uses_layers()]
+    name = run.record.stages[-1].name.removeprefix("training/")
+    # The trainings before the first one that is built exist.
+    return methods[methods.index(name) :] if name in methods else None
 
 
 def refuse_all(asked: Preflight) -> list[str]:
@@ -312,40 +316,35 @@ def _check_trainings(asked: Preflight) -> None:
 
 
 def _check_disk(asked: Preflight) -> None:
-    """Check the disk space of all trainings: their results, and the checkpoints of one.
-
-    Unfinished work counts as free: it may be the checkpoints of these trainings.
-    """
+    """Check the disk space of all trainings: their results, and the checkpoints of one."""
     from longred.cost.memory import disk_bytes
     from longred.cost.recipe import jobs
 
-    if not asked.is_here or not asked.checks_disk:
+    if not asked.is_here:
         return
     root = Store(asked.config.store.path).root
     free = shutil.disk_usage(existing_folder(root)).free
+    saved = sum(
+        path.stat().st_size
+        for work in asked.works
+        for path in (work / "checkpoints").rglob("*")
+        if path.is_file()
+    )
     results = 0.0
     for job in jobs(asked.config, asked.shape):
         if not asked.trains(job.method):
             continue
         disk = disk_bytes(asked.shape, job)
         results += disk["result"]
-        needed = results + disk["checkpoints"]
-        if needed > free and needed > free + _size_of(root / "work"):
+        needed = results + disk["checkpoints"] - saved
+        if needed > free:
+            more = " more" if saved else ""
             raise PreflightError(
                 f"store.path: checkpoints and results of the trainings up to {job.method} need "
-                f"{size(needed)} and {size(free)} are free at {root}; free some space, set "
+                f"{size(needed)}{more} and {size(free)} are free at {root}; free some space, set "
                 "store.path elsewhere, keep fewer (training.num_checkpoints), or keep moments in 8 "
                 "bits (training.optimizer=adamw8bit)"
             )
-
-
-def _size_of(folder: Path) -> int:
-    """Return the bytes of the files in a folder; others may remove them meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size
-    return total
 
 
 def _check_questions(asked: Preflight) -> Iterator[str]:

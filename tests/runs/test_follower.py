@@ -1,5 +1,6 @@
 """MLflow mirrors a run's record and journals, each point once; a run works without MLflow."""
 
+import dataclasses
 import json
 import logging
 import socket
@@ -333,3 +334,20 @@ def test_a_damaged_database_does_not_stop_the_run_and_is_named(
     assert load_run(run.store).status == "finished"
     (said,) = (each.getMessage() for each in caplog.records if "MLflow" in each.getMessage())
     assert f"mv {database}" in said
+
+
+def test_runs_that_reused_everything_reach_mlflow_however_many_came_after(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longred.runs.follower.NUM_EARLIER_RUNS", 1)
+    with open_run(config, "demo", is_followed=False) as reused:
+        pass
+    for number in range(2):
+        later = dataclasses.replace(
+            reused.record, id=f"29991231-23595{number}-demo-ffff", in_mlflow=True
+        )
+        (reused.store.runs / later.id).mkdir()
+        later.save(reused.store.runs)
+    with open_run(config, "demo"):
+        pass
+    assert load_run(reused.store, reused.record.id).in_mlflow

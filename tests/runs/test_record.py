@@ -341,6 +341,7 @@ def load_config_origin(store: Store) -> str:
         b'{"unknown": 1}',
         b'{"id": "20260101-000000-other-aaaa"}',
         b'{"config": {"name": "demo", "tracking": null, "training": {}}}',
+        b'{"config": {"name": "demo", "tracking": {}, "training": {}}}',
     ],
 )
 def test_a_damaged_record_is_left_out_and_named_once(

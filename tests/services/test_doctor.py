@@ -113,7 +113,7 @@ def test_a_service_that_runs_and_does_not_answer_fails(
 def test_runs_of_dead_processes_are_pointed_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert [each.level for each in doctor.check_runs(store)] == ["ok"]
-    config = {"name": "demo", "tracking": {}, "training": {}}
+    config = {"name": "demo", "tracking": {}, "training": {"method": "cpt"}}
     record = RunRecord("20260101-000000-demo-aaaa", "demo", [], config, "d", process=[1 << 22, 0.0])
     (store.runs / record.id).mkdir(parents=True)
     record.save(store.runs)

@@ -97,6 +97,29 @@ def test_mlflow_runs_of_ended_runs_are_ended_too(config: RunConfig, dead: list[f
     assert list(reap.close_in_mlflow(store, print)) == []
 
 
+def test_a_damaged_journal_keeps_no_other_run_out_of_mlflow(
+    config: RunConfig, dead: list[float], tmp_path: Path
+) -> None:
+    store = Store(config.store.path)
+    (tmp_path / "metrics.jsonl").write_bytes(b"{broken\n")
+    damaged = left_open(config, "20260101-000000-demo-aaaa", dead)
+    damaged.stages[0].work = str(tmp_path)
+    damaged.save(store.runs)
+    whole = left_open(config, "20260101-000001-demo-bbbb", dead)
+    list(reap.close_records(store))
+    said: list[str] = []
+    lines = [line for line in reap.close_in_mlflow(store, said.append) if "shown" in line]
+    assert lines == [f"{whole.id}: lost, shown in MLflow"]
+    assert [text.partition(":")[0] for text in said] == [
+        f"run {damaged.id} cannot be sent to MLflow"
+    ]
+    # What was sent of it is not sent a second time.
+    client, experiment = connect(store.root, config.tracking)
+    number = len(client.search_runs([experiment]))
+    list(reap.close_in_mlflow(store, said.append))
+    assert len(client.search_runs([experiment])) == number
+
+
 @pytest.fixture
 def flow_runs(prefect_server: str) -> Iterator[Any]:
     """Factory of flow runs on a real server, and a function that returns their state."""

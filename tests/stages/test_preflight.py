@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +12,7 @@ from longred.cost import fit
 from longred.cost.memory import disk_bytes
 from longred.cost.recipe import jobs, shape_of_model
 from longred.errors import ConfigError, PreflightError
+from longred.progress import Progress
 from longred.runs.record import load_config
 from longred.runs.scope import Scope
 from longred.runs.session import Run, open_run, run_options
@@ -193,28 +193,39 @@ def test_disk_space_is_that_of_all_trainings(tmp_path: Path, monkeypatch: pytest
         check_trainings(config)
     # Only what will be trained counts.
     refuse_all(Preflight(config, ["training"], methods=["longred-c"]))
-    # Checkpoints that a stopped training has written already need no more space.
-    written = tmp_path / "store" / "work" / "0123" / "checkpoint"
-    written.parent.mkdir(parents=True)
-    written.write_bytes(b"half of them")
-    check_trainings(config)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
-    with pytest.raises(PreflightError, match=r"store\.path"):
-        check_trainings(config)
 
 
-def test_a_training_that_goes_on_looks_at_the_disk_itself(
+def test_what_a_resumed_training_has_saved_needs_no_more_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config = load_config("demo", [f"store.path={tmp_path / 'store'}"])
+    """A disk that its own checkpoints and finished trainings have filled does not refuse it."""
+    places = (f"store.path={tmp_path / 'store'}", f"tracking.uri=sqlite:///{tmp_path / 'a.db'}")
+    config = load_config("demo", places)
+    shape = shape_of_model(config)
+    disk = {job.method: disk_bytes(shape, job) for job in jobs(config, shape)}["cpt"]
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
-    run = SimpleNamespace(store=SimpleNamespace(scope=Scope()))
-    refuse_early(run, config)
-    run.store.before_build("training")
-    refuse_early(run, config)
-    with pytest.raises(PreflightError, match=r"store\.path"):
-        run.store.before_build("extension")
+    free = int(disk["checkpoints"] + disk["result"]) - 5000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+
+    def train(store: Store, progress: Progress) -> Artifact:
+        return store.build("training", {}, {}, lambda folder, work: (folder / "a").touch())
+
+    def resume() -> str:
+        with open_run(config, "demo", is_followed=False) as run:
+            refuse_early(run, config)
+            run.make("training/cpt", train)
+        return run.record.status
+
+    with pytest.raises(PreflightError, match=r"trainings up to cpt need"):
+        resume()
+    store = Store(config.store.path)
+    saved = store.work(store.digest("training", {}, {})) / "checkpoints" / "step-000001" / "model"
+    saved.parent.mkdir(parents=True)
+    saved.write_bytes(bytes(4000))
+    with pytest.raises(PreflightError, match=r"trainings up to cpt need .* more and"):
+        resume()
+    saved.write_bytes(bytes(6000))
+    assert resume() == "finished"
 
 
 def test_only_the_given_stages_are_checked():
