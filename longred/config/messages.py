@@ -142,7 +142,7 @@ def _hint(kind: Kind, value: Any) -> str:
         if near:
             return f"did you mean {' or '.join(near)}?"
         if types & {int, float}:
-            return _number_hint(value)
+            return number_hint(value)
     elif types & {list, tuple} and isinstance(value, Mapping):
         return "give a list in brackets: […]"
     elif types == {str} and isinstance(value, Mapping | list):
@@ -161,7 +161,7 @@ def nearest(value: str, choices: Sequence[str]) -> list[str]:
     return [folded[each] for each in near]
 
 
-def _number_hint(text: str) -> str:
+def number_hint(text: str) -> str:
     """Return how to write a number that was written in another form, or nothing."""
     if _COMMAS.match(text):
         return f"write {text.replace(',', '')}"
