@@ -7,12 +7,15 @@ the recipe had named them.
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, TypeGuard
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from longred.config.data import DataConfig
-from longred.config.training import TrainingConfig
+from longred.config.training import ParallelConfig, TrainingConfig
 from longred.method.layout import Layout
 from longred.method.methods import METHODS, method_terms
+from longred.method.values import Count
 
 SHORT_LENGTH = 1024
 """Length of short blocks in the paper."""
@@ -22,6 +25,9 @@ STEP_TOKENS = 2**21
 
 MIN_STEPS = 64
 """Fewer optimizer steps than this hardly train; the size of a step gives way first."""
+
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
+_RATIO: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, Count])
 
 DERIVED = {
     "data.short_length": f"half of original_window, at most {SHORT_LENGTH:,}",
@@ -43,8 +49,8 @@ def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
         values: sections before validation.
     """
     result = dict(values)
-    original, target = (result.get(f"{name}_window") for name in ("original", "target"))
-    if not (_is_count(original) and _is_count(target)):
+    original, target = (_count(result.get(f"{name}_window")) for name in ("original", "target"))
+    if original is None or target is None:
         return result
     data = _section(result, "data")
     if data is not None:
@@ -97,8 +103,8 @@ def _derive_steps(
     training: dict[str, Any], data: Mapping[str, Any], original: int, windows: list[int]
 ) -> None:
     """Fill in the tokens of a step and the number of steps, if the settings they need are right."""
-    num_tokens = data.get("num_tokens")
-    if not _is_count(num_tokens):
+    num_tokens = _count(data.get("num_tokens"))
+    if num_tokens is None:
         return
     if "step_tokens" not in training:
         unit = _unit(training, data, original, windows)
@@ -106,8 +112,8 @@ def _derive_steps(
             return
         most = min(STEP_TOKENS, num_tokens // MIN_STEPS)
         training["step_tokens"] = max(1, most // unit) * unit
-    step_tokens = training["step_tokens"]
-    if "num_steps" not in training and _is_count(step_tokens):
+    step_tokens = _count(training["step_tokens"])
+    if "num_steps" not in training and step_tokens is not None:
         training["num_steps"] = max(1, num_tokens // step_tokens)
 
 
@@ -116,15 +122,15 @@ def _unit(
 ) -> int | None:
     """Return the smallest step that works at every window; None if a setting is wrong."""
     defaults = TrainingConfig()
-    ratio = data.get("ratio", DataConfig.model_fields["ratio"].default)
     method, baselines = training.get("method", defaults.method), training.get("baselines", [])
     carried = _section(dict(training), "lora") or {}
     parallel = _section(dict(training), "parallel")
     try:
-        layout = Layout(**(parallel or {}))
+        layout = ParallelConfig.model_validate(parallel or {})
+        ratio = _RATIO.validate_python(data.get("ratio", DataConfig.model_fields["ratio"].default))
         objectives = carried.get("objectives", defaults.lora.objectives)
         methods = {name: objectives for name in (method, *baselines)}
-        lengths = {"short": data["short_length"], "original": original}
+        lengths = {"short": _COUNT.validate_python(data["short_length"]), "original": original}
         return math.lcm(
             *(step_unit(lengths | {"long": w}, ratio, methods, layout) for w in windows)
         )
@@ -139,8 +145,8 @@ def _windows(values: Mapping[str, Any], target: int) -> list[int]:
     steps = extension.get("windows") if isinstance(extension, Mapping) else None
     if not isinstance(steps, list | tuple):
         return [target]
-    found = [step.get("target_window") for step in steps if isinstance(step, Mapping)]
-    return [*(window for window in found if _is_count(window)), target]
+    found = [_count(step.get("target_window")) for step in steps if isinstance(step, Mapping)]
+    return [*filter(None, found), target]
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -152,5 +158,9 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any] | None:
     return copy
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _count(value: Any) -> int | None:
+    """Return a number of 1 or more, which a recipe's file holds as text; None if it is no such."""
+    try:
+        return _COUNT.validate_python(value)
+    except ValidationError:
+        return None
