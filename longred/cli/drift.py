@@ -118,11 +118,11 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _resolve(store: "Store", model: str) -> Path:
-    from longred.cli.resolve import name_model
+    from longred.cli.resolve import commit_of, name_model
     from longred.models.load import resolve_model
 
     named = name_model(store, model)
-    return resolve_model(named.path, named.revision)
+    return resolve_model(named.path, commit_of(named, option=""))
 
 
 def _text(store: "Store", data: str) -> str:

@@ -352,7 +352,11 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
         return
     check_lengths(config.ruler, load_tokenizer(asked.tokenizer_folder))
     if config.perplexity.judge and asked.is_here:
-        judge = resolve_model(config.perplexity.judge, config.perplexity.judge_revision)
+        judge = resolve_model(
+            config.perplexity.judge,
+            config.perplexity.judge_revision,
+            key="evaluation.perplexity.judge",
+        )
         if tokenizer_sha256(judge) != tokenizer_sha256(asked.tokenizer_folder):
             raise PreflightError(
                 f"evaluation.perplexity.judge: {judge} has another tokenizer than "
