@@ -146,7 +146,10 @@ def _load(
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"--dtype: {dtype!r} is not one of float32, bfloat16")
     return load_model(
-        folder, dtype=getattr(torch, dtype), device=choose_device(device), original=original
+        folder,
+        dtype=getattr(torch, dtype),
+        device=choose_device(device, "--device"),
+        original=original,
     )
 
 

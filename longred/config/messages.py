@@ -147,7 +147,7 @@ def _hint(kind: Kind, value: Any) -> str:
     types = {getattr(arm.annotation, "__origin__", arm.annotation) for arm in kind.arms()}
     if isinstance(value, str):
         near = nearest(value, kind.choices())
-        if types & {list, tuple} and value:
+        if value and any(_is_plain_list(arm) for arm in kind.arms()):
             return f"write [{near[0] if near else shown(value)}]"
         if near:
             return f"did you mean {' or '.join(near)}?"
@@ -158,6 +158,14 @@ def _hint(kind: Kind, value: Any) -> str:
     elif types == {str} and isinstance(value, Mapping | list):
         return "put text with such characters in quotes"
     return ""
+
+
+def _is_plain_list(kind: Kind) -> bool:
+    """Return whether it is a list of any length whose items are plain values."""
+    items = kind.annotation.__args__ if getattr(kind.annotation, "__args__", ()) else ()
+    origin = getattr(kind.annotation, "__origin__", None)
+    is_open = origin is list or (origin is tuple and Ellipsis in items)
+    return is_open and not (isinstance(items[0], type) and issubclass(items[0], Section))
 
 
 def nearest(value: str, choices: Sequence[str]) -> list[str]:

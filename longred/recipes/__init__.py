@@ -93,6 +93,11 @@ def _recipe_path(name: str) -> Path:
     if is_folder and name:
         raise ConfigError(f"{shown(name, 200)}: is a folder; name the recipe's file in it")
     here = sorted(path.name for path in Path().glob("*.[yj][as]*"))
+    if re.match(r"[\w.]+=", name):
+        raise ConfigError(
+            f"{shown(name, 200)}: is a change; the recipe stands before it, as in "
+            f"`longred run demo {shown(name, 200)}`"
+        )
     near = difflib.get_close_matches(name[:100], [*known, *here], n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     recipes = ", ".join(known)

@@ -144,7 +144,10 @@ def _read(path: Path) -> list[SuiteTask]:
         AttributeError,
         RecursionError,
     ) as error:
-        raise ConfigError(shorten(f"{path}: is not valid YAML ({error})")) from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(shorten(f"{place}: is not valid YAML ({problem})")) from error
     capacities = values.get("capacities") if isinstance(values, Mapping) else None
     if not isinstance(capacities, Mapping) or not set(values) <= {"capacities", "source"}:
         raise ConfigError(
