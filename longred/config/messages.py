@@ -162,7 +162,7 @@ def _hint(kind: Kind, value: Any) -> str:
 
 def _is_plain_list(kind: Kind) -> bool:
     """Return whether it is a list of any length whose items are plain values."""
-    items = kind.annotation.__args__ if getattr(kind.annotation, "__args__", ()) else ()
+    items: tuple[Any, ...] = getattr(kind.annotation, "__args__", ())
     origin = getattr(kind.annotation, "__origin__", None)
     is_open = origin is list or (origin is tuple and Ellipsis in items)
     return is_open and not (isinstance(items[0], type) and issubclass(items[0], Section))
