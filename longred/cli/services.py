@@ -1,6 +1,7 @@
 """Verbs for the local services: up, down, status, deploy, doctor, reap."""
 
 import json
+import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -77,11 +78,16 @@ def doctor(
 ) -> None:
     """Check versions, store, disk, services, GPU and kernels; print what to fix."""
     from longred.cli.flow_host import repository
+    from longred.config import StoreConfig
     from longred.errors import PreflightError
+    from longred.runs.record import STORE_VARIABLE
     from longred.services.doctor import examine
+    from longred.store.artifacts import Store
 
+    # A store that is a file is one finding among others here.
+    opened = Store(store or os.environ.get(STORE_VARIABLE) or StoreConfig().path)
     findings = []
-    for finding in examine(open_store(store), repository()):
+    for finding in examine(opened, repository()):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{finding.level:<5} {finding.name:<13} {finding.text}")
