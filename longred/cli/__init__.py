@@ -5,7 +5,8 @@
 `resolve` knows what the name of a run, model or data set means, `common` has shared options and
 tables. `terminal` and `score_board` are the live displays, `flow_host` the only way to the flows,
 `drift_text` the text that drift is measured on, `first_recipe` what `init` derives and
-`recipe_text` its file, `completion` what the shell completes.
+`recipe_text` its file, `completion` what the shell completes, `usage` the words for a wrong command
+line.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.
@@ -26,6 +27,7 @@ import longred
 from longred.cli import compare, config, data, drift, evaluation, export, init, plan, runs, services
 from longred.cli.common import SettingsCommand, StandardError
 from longred.cli.completion import add_completions
+from longred.cli.usage import CommandError, usage_error
 from longred.errors import LongredError, Stopped
 from longred.training.stop import interrupt
 
@@ -50,7 +52,11 @@ SUMMARY_CHARACTERS = 200
 
 
 class Verbs(TyperGroup):
-    """The command, whose help lists the verbs under their headings."""
+    """The command, whose help lists the verbs under their headings; alone, it prints its help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the verb."""
+        return super().parse_args(ctx, args or ["--help"])
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section per heading; all have one width."""
@@ -68,7 +74,6 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     help="Extend a language model's context window and restore its short-text skill.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -103,7 +108,7 @@ def _end_on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command; print a `LongredError` as one line and exit with its code."""
+    """Run the command; print an error as one line and exit with its code."""
     signal.signal(signal.SIGTERM, _end_on_sigterm)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
@@ -111,8 +116,12 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("longred: %(message)s"))
     logging.getLogger("longred").addHandler(handler)
     try:
-        app()
-    except LongredError as error:
+        exit_code = app(standalone_mode=False)
+    except (LongredError, CommandError) as error:
+        verbs = [verb.__name__ for group in VERBS.values() for verb in group]
+        shown = error if isinstance(error, LongredError) else usage_error(error, verbs)
         sys.stdout.flush()
-        sys.stderr.write(f"longred: {error}\n")
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"longred: {shown}\n")
+        sys.exit(shown.exit_code)
+    # Without the standalone mode, typer returns the code of `typer.Exit`.
+    sys.exit(exit_code if isinstance(exit_code, int) else 0)

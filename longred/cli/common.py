@@ -72,10 +72,13 @@ class StandardError(logging.Handler):
 
 def open_store(path: str | None) -> "Store":
     """Open the store at `path`, else at $LONGRED_STORE, else at the default path."""
-    from longred.runs.record import find_store
+    from longred.runs.record import find_store, refuse_file
     from longred.store.artifacts import Store
 
-    return Store(path) if path else find_store()
+    if not path:
+        return find_store()
+    refuse_file(path, "--store")
+    return Store(path)
 
 
 def print_facts(facts: Mapping[str, str | None]) -> None:

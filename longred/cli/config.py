@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from longred.config.describe import Key
@@ -37,6 +37,11 @@ def config(
             raise ConfigError("--schema: prints the whole schema; leave out the name and --json")
         typer.echo(schema_text(), nl=False)
         return
+    if name and "=" in name:
+        raise ConfigError(
+            f"{shown(name, 200)}: this verb only prints what can be set; set it in a recipe, or as "
+            f"in `longred run demo {shown(name, 200)}`"
+        )
     known = describe.groups()
     group = describe.without_numbers(name or "")
     found = describe.keys(group) if group in known or not name else [describe.key(name)]

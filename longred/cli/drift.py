@@ -118,11 +118,11 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _resolve(store: "Store", model: str) -> Path:
-    from longred.cli.resolve import name_model
+    from longred.cli.resolve import commit_of, name_model
     from longred.models.load import resolve_model
 
     named = name_model(store, model)
-    return resolve_model(named.path, named.revision)
+    return resolve_model(named.path, commit_of(named, option=""))
 
 
 def _text(store: "Store", data: str) -> str:
@@ -146,7 +146,10 @@ def _load(
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"--dtype: {dtype!r} is not one of float32, bfloat16")
     return load_model(
-        folder, dtype=getattr(torch, dtype), device=choose_device(device), original=original
+        folder,
+        dtype=getattr(torch, dtype),
+        device=choose_device(device, "--device"),
+        original=original,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longred.cli.common import StoreOption, open_store
-from longred.errors import ConfigError
+from longred.errors import ConfigError, where_paths_start
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -101,6 +101,7 @@ def evaluate(
 ) -> None:
     """Score models on the same frozen samples; earlier results are reused."""
     from longred import stages
+    from longred.cli.resolve import commit_of
     from longred.config import ModelConfig
     from longred.evaluation.standalone import text_config
 
@@ -116,12 +117,12 @@ def evaluate(
     _apply_settings(values, settings or [])
     opened = open_store(store)
     named = _name(opened, models, original)
-    found = {
-        name: stages.find_model(
-            ModelConfig(path=model.path, revision=model.revision or revision), store=opened
-        )
-        for name, model in named.items()
-    }
+    if text is not None and not text.expanduser().exists():
+        raise ConfigError(f"--text: {text} does not exist{where_paths_start(text)}")
+    found = {}
+    for name, model in named.items():
+        commit = commit_of(model, revision)
+        found[name] = stages.find_model(ModelConfig(path=model.path, revision=commit), store=opened)
     config = _config(found, values, beyond_window=beyond_window)
     _check(config, report)
     base = _base(found)

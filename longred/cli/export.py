@@ -29,9 +29,11 @@ def export(
         str, typer.Option(help="training step: last, the number of a kept step, or best")
     ] = "last",
     by: Annotated[
-        str,
-        typer.Option(help="metric for --step best: short_average, retention, ruler, similarity, …"),
-    ] = "short_average",
+        str | None,
+        typer.Option(
+            help="metric for --step best: short_average (default), retention, ruler, similarity, …"
+        ),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(help="dtype of the weights: bfloat16, or `trained` for the training dtype"),
@@ -48,12 +50,20 @@ def export(
     from longred.export.check import check_export
     from longred.export.write import export_student
 
+    if by is not None and step != "best":
+        raise ConfigError(f"--by: chooses a step by {by}, which needs --step best")
     opened = open_store(store)
     run, named = find_student(opened, run_id)
     if method and named and method != named:
         raise ConfigError(f"--method: {method} is not the method that {run_id} names, {named}")
     exported = export_student(
-        opened, run, folder, method=method or named, step=step, by=by, dtype=dtype
+        opened,
+        run,
+        folder,
+        method=method or named,
+        step=step,
+        by=by or "short_average",
+        dtype=dtype,
     )
     if not as_json:
         _print_export(exported)

@@ -172,6 +172,11 @@ def _folder(wish: Wish) -> Path:
 def _model(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
     own = int(model.max_position_embeddings)
     original = wish.original_window or own
+    if wish.target_window <= original:
+        raise ConfigError(
+            f"--target-window: {wish.target_window} must be larger than the model's window, "
+            f"{original}"
+        )
     if original**2 <= 8 * wish.target_window:
         raise ConfigError(
             f"--target-window: {wish.target_window} is too far for skipped positions within "

@@ -15,7 +15,7 @@ from longred.errors import PreflightError
 from longred.runs.record import newest_runs
 from longred.runs.session import Watcher, current_scope, open_run, run_options, settings_digest
 from longred.services import servers as services
-from longred.services.prefect_api import ask
+from longred.services.prefect_api import ask, chosen_api
 from longred.services.temporary_server import prefect_environment, temporary_server
 from longred.store.artifacts import Store
 
@@ -79,7 +79,7 @@ def reuse_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> 
         LongredError: a stage refused its input.
     """
     store = Store(config.store.path)
-    if config.store.remote or os.environ.get("PREFECT_API_URL") or services.prefect_url(store.root):
+    if config.store.remote or chosen_api() or services.prefect_url(store.root):
         return None
     digest = settings_digest(config)
     if not any(run.digest == digest and run.status == "finished" for run in newest_runs(store)):
@@ -108,7 +108,7 @@ def _server(root: Path) -> Iterator[None]:
     # `Terminal` prints the stages; Prefect's own log lines go to its server only.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"] = "longred"
-    if api := os.environ.get("PREFECT_API_URL"):
+    if api := chosen_api():
         if ask(f"{api}/flows/count", {}) is None:
             raise PreflightError(
                 f"PREFECT_API_URL: no Prefect server answers at {api}, or it refuses the name and "

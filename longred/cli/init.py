@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longred.errors import ConfigError, StorageError
+from longred.errors import ConfigError, StorageError, where_paths_start
 from longred.progress import duration
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def init(
     path = Path(f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{path}: exists already; choose another name, or remove it")
+    for each in text or ():
+        if "://" not in each and not any(c in each for c in "*?[") and not Path(each).exists():
+            raise ConfigError(f"--text: {each} does not exist{where_paths_start(each)}")
     wish = Wish(
         name=name,
         model=model,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from longred.errors import ConfigError, MismatchError, PreflightError
+from longred.errors import ConfigError, MismatchError, PreflightError, shown
 
 if TYPE_CHECKING:
     from longred.runs.record import RunRecord, StageRecord
@@ -140,6 +140,32 @@ def name_model(store: "Store", name: str) -> NamedModel:
         f"{name}: is no model; there is no such folder here ({path.absolute()}), and no such run "
         f"or artifact in {store.root}; {_near_model(store, name)}"
     )
+
+
+def commit_of(
+    model: NamedModel, revision: str | None = None, option: str = "--revision"
+) -> str | None:
+    """Return the commit of a model on the hub; None for a folder.
+
+    Args:
+        model: the model.
+        revision: value of the option for hub names without a commit.
+        option: its name; empty if the verb has none.
+
+    Raises:
+        ConfigError: the model is no folder, and its commit is missing or no full hash.
+    """
+    commit = model.revision or revision
+    if model.path == "demo" or Path(model.path).expanduser().is_dir():
+        return None
+    if re.fullmatch(r"[0-9a-f]{40}", commit or "") is None:
+        also = f" or give it by {option}" if option else ""
+        got = f", got {shown(commit)}" if commit else ""
+        raise ConfigError(
+            f"{model.path}: is no folder here, and a hub name needs its commit; write "
+            f"{model.path}@COMMIT{also} (40 hexadecimal digits, since a branch can move{got})"
+        )
+    return commit
 
 
 def _near_model(store: "Store", name: str) -> str:

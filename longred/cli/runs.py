@@ -78,6 +78,8 @@ def run(
             raise ConfigError("--pilot: cannot be combined with --only, --from or --dry-run")
         _pilot(recipe, overrides or [], pilot, price, as_json)
         return
+    if price is not None:
+        raise ConfigError("--price-per-gpu-hour: is read with --pilot only; `longred plan` has it")
     scope = Scope(only=only, start=start, is_dry=dry_run)
     if dry_run:
         _dry_run(recipe, overrides or [], scope, as_json)

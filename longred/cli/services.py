@@ -13,10 +13,16 @@ from longred.cli.common import StoreOption, open_store
 def up(
     store: StoreOption = None,
     prefect_port: Annotated[
-        int | None, typer.Option(help="port of Prefect's server (default: 4200, or a free one)")
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="port of Prefect's server (default: 4200, or a free one)"
+        ),
     ] = None,
     mlflow_port: Annotated[
-        int | None, typer.Option(help="port of MLflow's server (default: 5000, or a free one)")
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="port of MLflow's server (default: 5000, or a free one)"
+        ),
     ] = None,
     gpus: Annotated[
         list[str] | None,
@@ -45,9 +51,10 @@ def deploy(store: StoreOption = None) -> None:
     from longred.cli.flow_host import repository
     from longred.errors import PreflightError
     from longred.services import servers as services
+    from longred.services.prefect_api import chosen_api
 
     root = open_store(store).root
-    api = os.environ.get("PREFECT_API_URL") or services.prefect_url(root)
+    api = chosen_api() or services.prefect_url(root)
     if api is None:
         raise PreflightError(
             "no Prefect server runs here; `longred up` starts one, or set PREFECT_API_URL to the "
@@ -71,11 +78,16 @@ def doctor(
 ) -> None:
     """Check versions, store, disk, services, GPU and kernels; print what to fix."""
     from longred.cli.flow_host import repository
+    from longred.config import StoreConfig
     from longred.errors import PreflightError
+    from longred.runs.record import STORE_VARIABLE
     from longred.services.doctor import examine
+    from longred.store.artifacts import Store
 
+    # A store that is a file is one finding among others here.
+    opened = Store(store or os.environ.get(STORE_VARIABLE) or StoreConfig().path)
     findings = []
-    for finding in examine(open_store(store), repository()):
+    for finding in examine(opened, repository()):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{finding.level:<5} {finding.name:<13} {finding.text}")
@@ -101,12 +113,13 @@ def reap(
 
     from longred.services import reap as closing
     from longred.services import servers as services
+    from longred.services.prefect_api import chosen_api
 
     opened = open_store(store)
     said: set[str] = set()
 
     def find_api() -> str | None:
-        return os.environ.get("PREFECT_API_URL") or services.prefect_url(opened.root)
+        return chosen_api() or services.prefect_url(opened.root)
 
     def warn(text: str) -> None:
         if text not in said:

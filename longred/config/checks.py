@@ -95,7 +95,10 @@ def _store_problems(config: "RunConfig") -> Iterator[str]:
             f"store.path: is a folder on this machine, got {shown(config.store.path)}; an address "
             "goes into store.remote"
         )
-    protocol, separator, _ = (config.tracking.uri or "").partition("://")
+    uri = config.tracking.uri or ""
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        yield f"tracking.uri: {shown(uri)} has no protocol; write http://{shown(uri)}"
+    protocol, separator, _ = uri.partition("://")
     if separator and protocol.partition("+")[0] not in TRACKING:
         yield (
             f"tracking.uri: MLflow does not know {shown(protocol)}://; give the address of a "
@@ -118,7 +121,8 @@ def _data_problems(config: "RunConfig") -> Iterator[str]:
             yield f"data.sources: no source has a share of the {bucket} bucket"
     names = [source.name for source in data.sources]
     if len(set(names)) != len(names):
-        yield "data.sources: names must differ"
+        twice = next(name for name in names if names.count(name) > 1)
+        yield f"data.sources: names must differ, and two are {shown(twice)}"
     for number, source in enumerate(data.sources):
         key = f"data.sources.{number}"
         if source.kind in ("files", "hub") and not source.path:
@@ -126,7 +130,7 @@ def _data_problems(config: "RunConfig") -> Iterator[str]:
         if source.kind == "hub" and not _COMMIT.fullmatch(source.revision or ""):
             yield (
                 f"{key}.revision: a hub data set needs the full commit hash "
-                "(40 hexadecimal digits), since a branch can move"
+                f"(40 hexadecimal digits), since a branch can move; got {shown(source.revision)}"
             )
         if source.kind == "practice" and (source.length or 0) < MIN_PRACTICE_TOKENS:
             yield (

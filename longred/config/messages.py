@@ -85,7 +85,8 @@ def _describe(problem: Any, root: type[Section], prefix: str) -> tuple[str, str]
         # An item that a list of fixed length lacks: the list is wrong, which is the input.
         location = location[:-1]
     location, kind = _last_known(root, location)
-    return _joined(prefix, location), _wrong_value(kind, problem["input"])
+    key = _joined(prefix, location)
+    return key, _wrong_value(kind, problem["input"], key)
 
 
 def _joined(prefix: str, location: Sequence[str | int]) -> str:
@@ -115,7 +116,12 @@ def _unknown_key(root: type[Section], location: list[Any], above: Kind | None, p
     if last.partition(":")[0] in known:
         return f"unknown key; put a space behind the colon: {shown(last.replace(':', ': ', 1))}"
     near = nearest_keys(key, known)
+    group = key.rpartition(".")[0]
     advice = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+    if near and group and known and not any(each.startswith(f"{group}.") for each in near):
+        advice += f" Keys of {group}: `longred config {group}`"
+    elif not near:
+        advice += f"; see `longred config{f' {group}' if group and known else ''}`"
     return f"unknown key; {advice}"
 
 
@@ -127,9 +133,13 @@ def _names(above: Kind | None) -> list[str]:
     return []
 
 
-def _wrong_value(kind: Kind, value: Any) -> str:
+def _wrong_value(kind: Kind, value: Any, key: str) -> str:
     """Return what a value must be, what it is, and how to write what was probably meant."""
     hint = _hint(kind, value)
+    groups = [arm.annotation for arm in kind.arms() if isinstance(arm.annotation, type)]
+    names = [name for each in groups if issubclass(each, Section) for name in settable(each, key)]
+    if names and not isinstance(value, Mapping) and not key.rpartition(".")[2].isdecimal():
+        hint = hint or f"set one of its keys, such as {key}.{names[0]}"
     return f"must be {kind.words()}, got {shown(value)}" + (f"; {hint}" if hint else "")
 
 
@@ -137,17 +147,25 @@ def _hint(kind: Kind, value: Any) -> str:
     types = {getattr(arm.annotation, "__origin__", arm.annotation) for arm in kind.arms()}
     if isinstance(value, str):
         near = nearest(value, kind.choices())
-        if types & {list, tuple} and value:
+        if value and any(_is_plain_list(arm) for arm in kind.arms()):
             return f"write [{near[0] if near else shown(value)}]"
         if near:
             return f"did you mean {' or '.join(near)}?"
         if types & {int, float}:
-            return _number_hint(value)
+            return number_hint(value)
     elif types & {list, tuple} and isinstance(value, Mapping):
         return "give a list in brackets: […]"
     elif types == {str} and isinstance(value, Mapping | list):
         return "put text with such characters in quotes"
     return ""
+
+
+def _is_plain_list(kind: Kind) -> bool:
+    """Return whether it is a list of any length whose items are plain values."""
+    items: tuple[Any, ...] = getattr(kind.annotation, "__args__", ())
+    origin = getattr(kind.annotation, "__origin__", None)
+    is_open = origin is list or (origin is tuple and Ellipsis in items)
+    return is_open and not (isinstance(items[0], type) and issubclass(items[0], Section))
 
 
 def nearest(value: str, choices: Sequence[str]) -> list[str]:
@@ -161,8 +179,10 @@ def nearest(value: str, choices: Sequence[str]) -> list[str]:
     return [folded[each] for each in near]
 
 
-def _number_hint(text: str) -> str:
+def number_hint(text: str) -> str:
     """Return how to write a number that was written in another form, or nothing."""
+    if re.fullmatch(r"[+-]?\.?(nan|inf|infinity)", text[:20].lower()):
+        return "give a finite number"
     if _COMMAS.match(text):
         return f"write {text.replace(',', '')}"
     if _EXPONENT.match(text) and float(text).is_integer():

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from longred.models.architectures import SLIDING, layer_types
+from longred.errors import ConfigError
+from longred.models.architectures import ARCHITECTURES, SLIDING, layer_types
 from longred.recipes import RECIPES
 
 SHAPES = RECIPES / "shapes"
@@ -93,11 +94,22 @@ class ModelShape:
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """Return the shape of a model, built on the meta device from its configuration."""
+    """Return the shape of a model, built on the meta device from its configuration.
+
+    Raises:
+        ConfigError: the model is not a causal language model that transformers knows.
+    """
     own = copy.deepcopy(config)
     loader: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model = loader.from_config(own, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = loader.from_config(own, trust_remote_code=False)
+    except ValueError:
+        named = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+        raise ConfigError(
+            f"model.path: architecture {named} is not supported; supported: "
+            f"{', '.join(ARCHITECTURES)}"
+        ) from None
     found: dict[str, Linears] = {}
     for name, module in model.base_model.layers.named_modules():
         if isinstance(module, nn.Linear):

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, shown
 
 MIN_HELD_OUT_DOCUMENTS = 30
 """Minimum number of whole held-out documents; `data.num_held_out_tokens` sets the tokens."""
@@ -116,6 +116,7 @@ class Intake:
     rejected: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     num_lines: Counter[str] = field(default_factory=Counter)
+    _fields: tuple[str, list[str]] | None = None
     _first: str = field(default="", init=False)
 
     def take(self) -> None:
@@ -166,9 +167,17 @@ class Intake:
         raise ConfigError(
             f"data.max_rejected_fraction: {bad} of {self.seen} rows of {shard} (source "
             f"{self.source}) cannot be used: {reasons}, the first at {self._first}"
-            f"{where}; repair them or raise the limit from {self.max_rejected_fraction:g} to at "
-            f"least {needed:g}"
+            f"{where}; {self._advice()}repair them or raise the limit from "
+            f"{self.max_rejected_fraction:g} to at least {needed:g}"
         )
+
+    def _advice(self) -> str:
+        """Return how to name the field of the text, if rows lack it."""
+        if self._fields is None:
+            return ""
+        field, others = self._fields
+        has = f"; the first such row has {', '.join(map(shown, others))}" if others else ""
+        return f"no field {shown(field)}{has}: name it by the source's text_field, "
 
     def text(self, row: Any, text_field: str) -> str:
         """Return the text of a table row or a JSON object.
@@ -179,6 +188,8 @@ class Intake:
         if not isinstance(row, dict):
             raise Rejection("not_object")
         if row.get(text_field) is None:
+            if self._fields is None:
+                self._fields = (text_field, [str(name) for name in row][:5])
             raise Rejection("missing_field")
         return self.checked(row[text_field])
 

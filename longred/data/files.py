@@ -83,7 +83,7 @@ def read(
         ConfigError: a parquet file has no column named like the text field.
         PreflightError: a URL cannot be reached.
     """
-    filesystem, _, root = locate(source.path or "", source.name)
+    filesystem, _, root = locate(source.path or "", f"data.sources ({source.name})")
     files = Files(filesystem, root, {})
     for part in parts:
         try:

@@ -162,7 +162,10 @@ def locate(pattern: str, key: str) -> tuple[Any, str, str]:
         scheme = pattern.partition("://")[0]
         raise PreflightError(f"{key}: reading {scheme}:// needs a package ({error})") from error
     except ValueError as error:
-        raise ConfigError(f"{key}: {pattern} cannot be opened ({error})") from error
+        raise ConfigError(
+            f"{key}: {pattern} cannot be opened ({error}); give a path, or an address that fsspec "
+            "reads, such as s3://bucket/folder"
+        ) from error
     root = path = str(path)
     if glob.has_magic(path):
         folders = path.split("/")[:-1]

@@ -83,7 +83,7 @@ def shards_of(config: DataConfig, number: int) -> Iterator[Shard]:
 def is_local(source: SourceConfig) -> bool:
     """Return whether a source can be read without a network."""
     if source.kind == "files":
-        return "file" in locate(source.path or "", source.name)[0].protocol
+        return "file" in locate(source.path or "", f"data.sources ({source.name})")[0].protocol
     return source.kind != "hub"
 
 

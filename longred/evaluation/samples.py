@@ -264,7 +264,9 @@ class _Freezer:
         config = self.config.perplexity
         if config.judge is None:
             return None
-        folder = resolve_model(config.judge, config.judge_revision)
+        folder = resolve_model(
+            config.judge, config.judge_revision, key="evaluation.perplexity.judge"
+        )
         if tokenizer_sha256(folder) != tokenizer_sha256(self.tokenizer_folder):
             raise MismatchError(
                 f"evaluation.perplexity.judge: {folder} has another tokenizer than "

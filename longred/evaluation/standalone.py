@@ -57,7 +57,8 @@ def evaluation_config(
     if not lengths:
         ruler |= {"lengths": [window], "tasks": []}
     # Not validated yet: lengths may be anything.
-    numbers = [n for n in lengths if isinstance(n, int)] if isinstance(lengths, list) else []
+    texts = map(str, lengths) if isinstance(lengths, list) else ()
+    numbers = [int(text) for text in texts if text.isascii() and text.isdecimal()]
     return EvaluationConfig.model_validate(
         {
             **values,

@@ -15,13 +15,16 @@ def is_hub_name(path: str) -> bool:
     return _HUB_NAME.fullmatch(path) is not None and not Path(path).expanduser().exists()
 
 
-def resolve_model(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def resolve_model(
+    path: str, revision: str | None = None, *, weights: bool = True, key: str = "model.path"
+) -> Path:
     """Return the checked local folder of a model.
 
     Args:
         path: `demo`, a Hugging Face folder, or a name on the hub.
         revision: the commit of a hub name; required for reproducible runs.
         weights: also fetch the weights and check the folder.
+        key: what messages name; its revision stands beside it.
 
     Raises:
         ConfigError: a hub name has no revision, or the kind of model is unsupported.
@@ -33,12 +36,12 @@ def resolve_model(path: str, revision: str | None = None, *, weights: bool = Tru
     elif local.exists():
         folder = local.resolve()
     elif is_hub_name(path):
-        folder = download(path, revision, weights=weights)
+        folder = download(path, revision, weights=weights, key=key)
     else:
         raise PreflightError(
-            f"model.path: {path!r} is no folder on this machine{where_paths_start(path)}; give "
+            f"{key}: {path!r} is no folder on this machine{where_paths_start(path)}; give "
             "'demo', the folder of a Hugging Face model, or a hub name of the form owner/model"
         )
     if weights:
-        check_folder(folder)
+        check_folder(folder, key)
     return folder

@@ -36,8 +36,12 @@ COMPANIONS = (
 """Files that are copied with a model unchanged, except for the tokenizer's length limit."""
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, key: str = "model.path") -> None:
     """Refuse a model folder that cannot be used.
+
+    Args:
+        folder: the folder.
+        key: the setting that named it.
 
     Raises:
         PreflightError: files are missing or damaged.
@@ -45,7 +49,7 @@ def check_folder(folder: Path) -> None:
             architecture.
     """
     if not folder.is_dir():
-        raise PreflightError(f"model.path: {folder} is not a folder")
+        raise PreflightError(f"{key}: {folder} is not a folder")
     path = folder / "config.json"
     config = read_object(path)
     for file in (path, folder / "tokenizer_config.json"):

@@ -56,8 +56,16 @@ class Hub:
 HUB = Hub()
 
 
-def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
+def download(
+    name: str, revision: str | None, *, weights: bool = True, key: str = "model.path"
+) -> Path:
     """Return the local copy of a model on the hub; download missing files.
+
+    Args:
+        name: on the hub.
+        revision: its commit.
+        weights: also fetch the weights.
+        key: the setting that named it, in messages.
 
     Raises:
         ConfigError: no revision is given.
@@ -70,11 +78,12 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
     # Imports transformers, which processes that only prepare text do without.
     from longred.models.folder import COMPANIONS, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+    commit_key = f"{key.removesuffix('.path')}{'.' if key.endswith('.path') else '_'}revision"
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise ConfigError(
-            f"model.path: {name} is no folder here, so it is looked for on the hub, and there "
-            "model.revision must be the full commit hash (40 hexadecimal digits), since a branch "
-            "can move"
+            f"{key}: {name} is no folder here, so it is looked for on the hub, and there "
+            f"{commit_key} must be the full commit hash (40 hexadecimal digits), since a branch "
+            f"can move; got {revision or 'none'}"
         )
     # Some repositories also hold the weights in the maker's own layout.
     files = [WEIGHTS_NAME, "model-*.safetensors", WEIGHTS_INDEX_NAME] if weights else []
@@ -84,8 +93,8 @@ def download(name: str, revision: str | None, *, weights: bool = True) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, HFValidationError, httpx.HTTPError) as error:
         raise PreflightError(
-            f"model.path: {name} at {revision} cannot be fetched ({_reason(error)}); connect to "
-            "the hub and accept the model's licence there (then set HF_TOKEN), or set model.path "
+            f"{key}: {name} at {revision} cannot be fetched ({_reason(error)}); connect to "
+            f"the hub and accept the model's licence there (then set HF_TOKEN), or set {key} "
             "to a local folder that holds the model"
         ) from error
 

@@ -49,7 +49,11 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = _recipe_path(name)
     values, lines = read_yaml(_read_text(path), str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, see the packaged recipes")
+        holds = "a list" if isinstance(values, list) else "text" if values else "nothing"
+        raise ConfigError(
+            f"{path}: a recipe is a mapping of sections, see the packaged recipes; this file holds "
+            f"{holds}"
+        )
     for override in overrides:
         key = apply_override(values, override)
         for each in [line for line in lines if line == key or line.startswith(f"{key}.")]:
@@ -88,7 +92,13 @@ def _recipe_path(name: str) -> Path:
         raise ConfigError(f"{shown(name)}: is not a recipe or file ({error.strerror})") from error
     if is_folder and name:
         raise ConfigError(f"{shown(name, 200)}: is a folder; name the recipe's file in it")
-    near = difflib.get_close_matches(name[:100], known, n=2)
+    here = sorted(path.name for path in Path().glob("*.[yj][as]*"))
+    if re.match(r"[\w.]+=", name):
+        raise ConfigError(
+            f"{shown(name, 200)}: is a change; the recipe stands before it, as in "
+            f"`longred run demo {shown(name, 200)}`"
+        )
+    near = difflib.get_close_matches(name[:100], [*known, *here], n=2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     recipes = ", ".join(known)
     raise ConfigError(
@@ -116,8 +126,16 @@ def apply_override(values: dict[str, Any], override: str) -> str:
         )
     if not separator or not key:
         is_key = re.fullmatch(r"[\w.]{1,100}", key) and not separator
+        if re.search(r"\.(ya?ml|json)\Z", key):
+            raise ConfigError(
+                f"{what}: is not a change of the form section.key=value; the recipe stands first, "
+                f"as in `longred run {what}`"
+            )
         form = f"{key}=VALUE" if is_key else "section.key=value"
         raise ConfigError(f"{shown(override, 200)}: an override has the form {form}")
+    if "/" in key:
+        dotted = key.replace("/", ".")
+        raise ConfigError(f"{what}: groups and keys are joined by dots; write {shown(dotted, 200)}")
     *parents, last = key.split(".")
     if len(parents) >= MAX_DEPTH or not all((*parents, last)):
         raise ConfigError(f"{what}: is not a dotted key of the form section.key")
@@ -146,5 +164,7 @@ def _item(node: Mapping[str, Any] | Sequence[Any], part: str, key: str) -> Any:
         if not node:
             raise ConfigError(f"{key}: the list has no items; give the whole list: […]")
         last = f"0 to {len(node) - 1}" if len(node) > 1 else "0"
-        raise ConfigError(f"{key}: {shown(part)} is not one of the list's items, {last}")
+        raise ConfigError(
+            f"{key}: {shown(part)} is not one of the list's items, {last}; they are counted from 0"
+        )
     return int(part)

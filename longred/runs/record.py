@@ -5,6 +5,7 @@
 
 import dataclasses
 import difflib
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ import psutil
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from longred.config import RunConfig, StoreConfig, load_recipe, load_recorded
-from longred.errors import ConfigError, MismatchError
+from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.store.artifacts import Store, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,27 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the recipe, the run, a key or a value is invalid; the message names it.
     """
-    given = {override.partition("=")[0] for override in overrides}
-    environment = [
-        f"{key}={os.environ[variable]}"
+    given = {override.partition("=")[0].strip() for override in overrides}
+    used = {
+        variable: key
         for variable, key in _VARIABLES.items()
         if os.environ.get(variable) and key not in given
-    ]
+    }
+    # A variable is plain text, an override YAML.
+    environment = [f"{key}={json.dumps(os.environ[variable])}" for variable, key in used.items()]
+    try:
+        config = _load(recipe, environment, overrides)
+    except ConfigError as error:
+        message = str(error)
+        for variable, key in used.items():
+            message = re.sub(rf"(?m)^{re.escape(key)}: ", f"{variable} ({key}): ", message)
+        raise ConfigError(message) from None
+    refuse_file(config.store.path, STORE_VARIABLE if STORE_VARIABLE in used else "store.path")
+    return config
+
+
+def _load(recipe: str, environment: Sequence[str], overrides: Sequence[str]) -> RunConfig:
+    """Read a recipe, or the recorded settings of a run."""
     if not is_run_name(recipe):
         return load_recipe(recipe, [*environment, *overrides])
     store = find_store(overrides)
@@ -81,12 +97,28 @@ def is_loopback(url: str) -> bool:
 
 def find_store(overrides: Sequence[str] = ()) -> Store:
     """Return the store of an override, else of the environment, else the default one."""
-    path = os.environ.get(STORE_VARIABLE) or StoreConfig().path
+    variable = os.environ.get(STORE_VARIABLE)
+    path, owner = variable or StoreConfig().path, STORE_VARIABLE if variable else "store.path"
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == _VARIABLES[STORE_VARIABLE]:
-            path = value
+        if key.strip() == _VARIABLES[STORE_VARIABLE]:
+            path, owner = value, "store.path"
+    refuse_file(path, owner)
     return Store(path)
+
+
+def refuse_file(path: str, owner: str) -> None:
+    """Refuse a file as a store.
+
+    Args:
+        path: of the store.
+        owner: what named it: a setting, a variable or an option.
+
+    Raises:
+        PreflightError: the path is a file.
+    """
+    if Path(path).expanduser().is_file():
+        raise PreflightError(f"{owner}: {path} is a file; a store is a folder, name another one")
 
 
 @dataclass
@@ -209,9 +241,9 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     try:
         record = _RECORD.validate_python(read_json(path))
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise MismatchError(f"{path}: is not a run record ({key}: {problem['msg']})") from error
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        wrong = f"{key} is missing, unknown or of another type" if key else "it is no JSON object"
+        raise MismatchError(f"{path}: is not a run record ({wrong})") from error
     except OSError as error:
         raise MismatchError(f"{path}: cannot be read ({error.strerror})") from error
     if record.id != run_id:
@@ -282,7 +314,7 @@ def load_run(store: Store, name: str = LATEST) -> RunRecord:
             f"{_listing(store, found)}; give more of the id"
         )
     if len(found) != 1 or not is_run_name(name):
-        near = difflib.get_close_matches(name, runs, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name, [LATEST, *runs], n=1, cutoff=0.8)
         hint = f"did you mean {near[0]}?" if near else f"the newest are {_listing(store, runs)}"
         raise ConfigError(f"{name}: no such run in {store.runs}; {hint}")
     return mark_lost(store, read_run(store, found[0]))

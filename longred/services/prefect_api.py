@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -16,12 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import longred
+from longred.errors import PreflightError, shown
 
 FLOW = "longred"
 PAGE = 200
 WORKING_DIRECTORY_STEP = "prefect.deployments.steps.set_working_directory"
 ANSWER_SECONDS = 30.0
 """Generous, because on a small machine the server shares its processors with a training."""
+
+
+def chosen_api() -> str | None:
+    """Return the API URL that PREFECT_API_URL names; None if it is not set.
+
+    Raises:
+        PreflightError: it is no address.
+    """
+    api = os.environ.get("PREFECT_API_URL") or None
+    if api is not None and not re.match(r"https?://[^/\s]", api):
+        raise PreflightError(
+            f"PREFECT_API_URL: {shown(api)} is no address; write it like http://HOST:4200/api, or "
+            "unset the variable to use the store's own server or a temporary one"
+        )
+    return api
 
 
 def ask(url: str, question: Mapping[str, Any] | None = None, **options: Any) -> Any:

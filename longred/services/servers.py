@@ -79,9 +79,9 @@ def load(root: Path) -> dict[str, Service]:
         return {}
     try:
         services = {name: Service(**values) for name, values in read_json(path).items()}
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, MismatchError) as error:
         raise MismatchError(
-            f"{path}: is not a list of services ({error}); end them by hand (`ps`) and delete it"
+            f"{path}: is not a list of services; end them by hand (`ps`) and delete it"
         ) from error
     return {name: service for name, service in services.items() if is_alive(service.process)}
 
@@ -221,7 +221,10 @@ def deploy(root: Path, repository: Path, api: str) -> list[str]:
         PreflightError: the server does not answer or refuses; the message names the log.
     """
     if ask(f"{api}/flows/count", {}) is None:
-        raise PreflightError(f"{api}: no Prefect server answers; start one with `longred up`")
+        raise PreflightError(
+            f"no Prefect server answers at {api}; start one with `longred up`, or set "
+            "PREFECT_API_URL to the address of one that runs"
+        )
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     result = subprocess.run(  # noqa: S603 - our own interpreter and arguments
         [*command, "--prefect-file", DEPLOYMENTS_FILE],

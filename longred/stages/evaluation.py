@@ -41,7 +41,11 @@ def freeze_samples(
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}
     if config.perplexity.judge:
-        judge = resolve_model(config.perplexity.judge, config.perplexity.judge_revision)
+        judge = resolve_model(
+            config.perplexity.judge,
+            config.perplexity.judge_revision,
+            key="evaluation.perplexity.judge",
+        )
         inputs["perplexity/judge"] = folder_digest(judge)
     return store.build("evaluation", values, inputs, make, VERSIONS["evaluation"])
 

@@ -370,16 +370,16 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
         yield "evaluation.ruler.lengths: not checked, since the model's tokenizer is not here"
         return
     check_lengths(config.ruler, load_tokenizer(asked.tokenizer_folder))
-    name = config.perplexity.judge
+    name, key = config.perplexity.judge, "evaluation.perplexity.judge"
     if name and asked.is_here:
         # Weights are fetched when they are needed, not by a check.
-        is_remote = is_hub_name(name)
+        is_remote, revision = is_hub_name(name), config.perplexity.judge_revision
         try:
-            judge = resolve_model(name, config.perplexity.judge_revision, weights=not is_remote)
+            judge = resolve_model(name, revision, weights=not is_remote, key=key)
         except PreflightError:
             if asked.needs_model or not is_remote:
                 raise
-            yield "evaluation.perplexity.judge: not checked, since its tokenizer is not here"
+            yield f"{key}: not checked, since its tokenizer is not here"
             return
         if tokenizer_sha256(judge) != tokenizer_sha256(asked.tokenizer_folder):
             raise PreflightError(

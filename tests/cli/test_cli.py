@@ -41,7 +41,7 @@ def longred(*arguments: str, store: Path) -> "subprocess.CompletedProcess[str]":
         (["demo", "data.short_length=200"], 2, "data.short_length: 200 is more than half"),
         (["run", "dema"], 2, "did you mean demo"),
         (["show", "latest"], 2, "holds no runs yet"),
-        (["frobnicate"], 2, "No such command"),
+        (["frobnicate"], 2, "no such verb"),
         (["up", "--prefect-port", "many"], 2, "--prefect-port"),
     ],
 )

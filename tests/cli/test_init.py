@@ -77,7 +77,7 @@ def test_a_model_that_is_rescaled_already_keeps_its_kind_of_rope(
     ("arguments", "message"),
     [
         (["--model", "demo", "--target-window", "8192"], "--target-window: 8192 is too far"),
-        (["--model", "demo", "--target-window", "128"], "target_window: 128 must be larger"),
+        (["--model", "demo", "--target-window", "128"], "--target-window: 128 must be larger"),
         (["--model", "demo", "--target-window", "1024", "--original-window", "512"], "exceeds"),
         (["--model", "nowhere", "--target-window", "1024"], "no folder on this machine"),
         (["--model", LLAMA, "--target-window", "32768", "--device", "h300"], "h300"),

@@ -45,6 +45,33 @@ def test_a_recipe_without_these_settings_works_on_any_window(original, factor, n
     assert steps >= 64 or step == unit
 
 
+def test_a_file_gets_the_same_defaults_as_plain_values(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "name: own\noriginal_window: 512\ntarget_window: 4096\n"
+        "data:\n  num_tokens: 3000000\n  ratio: {long: 2, short: 1, original: 1}\n"
+        "  sources: [{name: own, kind: library}]\n"
+        "extension:\n  windows: [{target_window: 2048}]\n"
+        "training:\n  parallel: {num_processes: 2}\n"
+    )
+    data = {
+        "num_tokens": 3_000_000,
+        "ratio": {"long": 2, "short": 1, "original": 1},
+        "sources": [{"name": "own", "kind": "library"}],
+    }
+    plain = make(
+        original_window=512,
+        target_window=4096,
+        data=data,
+        extension={"windows": [{"target_window": 2048}]},
+        training={"parallel": {"num_processes": 2}},
+    )
+    config = load_recipe(path)
+    assert config.model_dump() == plain.model_dump()
+    assert config.data.short_length == 256
+    assert config.evaluation.ruler.lengths == [512, 1024, 2048, 4096]
+
+
 def test_given_settings_are_kept():
     config = make(
         training={"step_tokens": 2**18, "num_steps": 7}, evaluation={"ruler": {"lengths": [4096]}}

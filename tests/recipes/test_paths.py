@@ -54,7 +54,7 @@ def test_paths_start_in_the_working_directory_and_not_beside_the_recipe(
     files = find_files("text.txt", "data.decontaminate.0")
     assert [files.open(name).read() for name in files.sizes] == [b"here"]
     assert read_haystack(Path("text.txt")) == ["here"]
-    with pytest.raises(LongredError, match=r"suite\.yaml is unknown"):
+    with pytest.raises(LongredError, match=r"suite\.yaml does not exist"):
         suite_path("suite.yaml")
 
 

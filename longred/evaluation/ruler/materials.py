@@ -14,6 +14,22 @@ from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError, where_paths_start
 from longred.store.artifacts import canonical_digest
 
+_WRONG = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list of two items",
+    "too_short": "must not be empty",
+    "too_long": "has too many items",
+    "string_too_short": "must not be empty",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+}
+_OTHER = "has another type than this kind of file"
+"""What is wrong with a value of a file of questions, by pydantic's name."""
+
 TEXT_PATTERNS = ("*.txt", "*.md", "*.json", "*.jsonl")
 _HAYSTACK_KEY = "evaluation.ruler.haystack"
 
@@ -188,8 +204,8 @@ def read_questions(form: Form, path: Path) -> Questions:
         problem = error.errors()[0]
         parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
         place = "".join(parts).lstrip(".") or "the file"
-        message = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{key}: {path}: {place}: {message}") from None
+        what = str(problem.get("ctx", {}).get("error") or _WRONG.get(problem["type"], _OTHER))
+        raise ConfigError(f"{key}: {path}: {place}: {what}") from None
     documents: dict[str, int] = {}
     questions = tuple(convert(parsed, lambda text: documents.setdefault(text, len(documents))))
     if not questions:

@@ -113,8 +113,10 @@ def suite_path(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
+    is_file_name = path.suffix in (".yaml", ".yml")
+    what = "does not exist" if is_file_name else "is unknown"
     raise ConfigError(
-        f"evaluation.short.suite: {name_or_path} is unknown; "
+        f"evaluation.short.suite: {shown(name_or_path, 200)} {what}; "
         f"{nearest(name_or_path, suite_names())}, or give the path of a suite's YAML file"
         f"{where_paths_start(name_or_path)}"
     )
@@ -142,7 +144,10 @@ def _read(path: Path) -> list[SuiteTask]:
         AttributeError,
         RecursionError,
     ) as error:
-        raise ConfigError(shorten(f"{path}: is not valid YAML ({error})")) from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(shorten(f"{place}: is not valid YAML ({problem})")) from error
     capacities = values.get("capacities") if isinstance(values, Mapping) else None
     if not isinstance(capacities, Mapping) or not set(values) <= {"capacities", "source"}:
         raise ConfigError(
@@ -173,7 +178,8 @@ def _task(
     try:
         return SuiteTask.model_validate({**common, **(settings or {})})
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that is written wrong lacks under its right name too.
+        first = min(error.errors(), key=lambda each: each["type"] == "missing")
         field = ".".join([key, *(str(part) for part in first["loc"])])
         kind = kind_of(SuiteTask, first["loc"])
         if kind is None:

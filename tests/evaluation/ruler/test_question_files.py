@@ -94,11 +94,14 @@ def test_own_sets_are_sound() -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ("{}", r"data: Field required"),
-        ("[]", r"the file: Input should be a valid dictionary"),
+        ("{}", r"data: is missing"),
+        ("[]", r"the file: must be an object"),
         ('{"data": [\n1,]}', r"s\.json:2: is not valid JSON"),
-        ({"data": [3]}, r"data\[0\]: Input should be a valid dictionary"),
-        ({"data": [{"paragraphs": [{"qas": []}]}]}, r"data\[0\]\.paragraphs\[0\]\.context: Field"),
+        ({"data": [3]}, r"data\[0\]: must be an object"),
+        (
+            {"data": [{"paragraphs": [{"qas": []}]}]},
+            r"data\[0\]\.paragraphs\[0\]\.context: is missing",
+        ),
         (
             {
                 "data": [
@@ -122,14 +125,14 @@ def test_malformed_squad_names_its_place(tmp_path: Path, change: Any, place: str
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        ({}, r"the file: Input should be a valid list"),
-        ([{**HOTPOT[0], "answer": ""}], r"\[0\]\.answer: String should have at least 1 character"),
-        ([{**HOTPOT[0], "context": [["Rain"]]}], r"\[0\]\.context\[0\]\[1\]: Field required"),
+        ({}, r"the file: must be a list"),
+        ([{**HOTPOT[0], "answer": ""}], r"\[0\]\.answer: must not be empty"),
+        ([{**HOTPOT[0], "context": [["Rain"]]}], r"\[0\]\.context\[0\]\[1\]: is missing"),
         (
             [{**HOTPOT[0], "context": [["Rain", "x"]]}],
-            r"context\[0\]\[1\]: Input should be a valid list",
+            r"context\[0\]\[1\]: must be a list",
         ),
-        ([HOTPOT[0], 5], r"\[1\]: Input should be a valid dictionary"),
+        ([HOTPOT[0], 5], r"\[1\]: must be an object"),
     ],
 )
 def test_malformed_hotpot_names_its_place(tmp_path: Path, change: Any, place: str) -> None:
