@@ -4,6 +4,7 @@ Names are those of all tables: methods as in `longred.method.methods`, tasks as 
 columns as in `longred.report.names`. A page shows only the texts of what is on it.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -44,25 +45,25 @@ MODELS = {
 
 RULER_TEXT = (
     "A public test of reading long text: facts, words or documents are hidden in a text of the "
-    "given length in tokens, and the model must report them. Mean over the tasks below, in percent."
+    "given length in tokens, and the model must report them. Mean over its tasks, in percent."
 )
 RULER_TASKS = {
-    "niah_single_1": "one number hidden in a repeated sentence",
-    "niah_single_2": "one number hidden in ordinary text",
-    "niah_single_3": "one long identifier hidden in ordinary text",
-    "niah_multikey_1": "one of four numbers in ordinary text, asked for by its key",
-    "niah_multikey_2": "one number among nothing but other keys and numbers",
-    "niah_multikey_3": "one long identifier among nothing but others",
-    "niah_multivalue": "four numbers that belong to one key",
-    "niah_multiquery": "the numbers of four keys at once",
-    "vt": "all variables that were assigned the same value, through a chain of assignments",
-    "cwe": "the words that occur most often in a list",
-    "fwe": "the most frequent invented words in a text",
-    "qa_1": "the answer to a question from one of many documents (SQuAD)",
-    "qa_2": "the answer to a question from two of many documents (HotpotQA)",
-    "kv_retrieval": "the value of one key in a long JSON object; in no average",
+    "niah_single_1": "find one number among repeated sentences",
+    "niah_single_2": "find one number hidden in ordinary text",
+    "niah_single_3": "find one long identifier hidden in ordinary text",
+    "niah_multikey_1": "find one of four numbers in ordinary text, asked for by its key",
+    "niah_multikey_2": "find one number among nothing but other keys and numbers",
+    "niah_multikey_3": "find one long identifier among nothing but others",
+    "niah_multivalue": "find four numbers that belong to one key",
+    "niah_multiquery": "find the numbers of four keys at once",
+    "vt": "name all variables that got the same value through a chain of assignments",
+    "cwe": "find the words that occur most often in a list",
+    "fwe": "find the most frequent invented words in a text",
+    "qa_1": "answer a question from one of many documents (SQuAD)",
+    "qa_2": "answer a question from two of many documents (HotpotQA)",
+    "kv_retrieval": "find the value of one key in a long JSON object; in no average",
 }
-"""RULER task → what the model must report."""
+"""RULER task → what the model must do."""
 
 SHORT_TASKS = {
     # Tasks of longred, from held-out text.
@@ -162,8 +163,9 @@ def terms_of_runs(comparison: "RunComparison") -> dict[str, Terms]:
 
 
 def breakable(text: str) -> Markup:
-    """Return escaped text that may be broken after an underscore, as in the names of tasks."""
-    return Markup(str(escape(text)).replace("_", "_<wbr>"))  # noqa: S704 - escaped above
+    """Return escaped text whose lines break after underscores and not at hyphens of names."""
+    words = re.sub(r"\w+(-\w+)+", r'<span class="word">\g<0></span>', str(escape(text)))
+    return Markup(words.replace("_", "_<wbr>"))  # noqa: S704 - escaped above
 
 
 def window_text(recipe: Mapping[str, object]) -> str:
