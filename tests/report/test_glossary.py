@@ -11,7 +11,9 @@ from longred.evaluation.ruler.tasks import TASKS
 from longred.evaluation.suites import FOLDER, load_suite
 from longred.method.methods import METHODS
 from longred.report import glossary
+from longred.report.compare import Row
 from longred.report.inputs import made_by
+from longred.report.names import metric_name
 from longred.report.scores import collect
 from longred.report.tables import result_table, short_task_table, summary_table
 from longred.runs.record import RunRecord, StageRecord
@@ -34,6 +36,13 @@ def test_only_what_is_named_is_explained() -> None:
     assert list(glossary.model_terms(["cpt", "a-folder", "original"])) == ["cpt", "original"]
     columns = ["cloze", "short average", "RULER 256", "RULER 1,024", "nats/token"]
     assert list(glossary.column_terms(columns)) == ["short average", "RULER", "nats/token"]
+
+
+def test_measures_of_saved_students_are_named_by_their_step() -> None:
+    assert metric_name("by_step/short_average", 30) == "short average after step 30"
+    assert metric_name("by_step/similarity") == "similarity after step 0"
+    assert Row("by_step/similarity @ 30", [0.99, 0.98]).digits == 4
+    assert Row("by_step/ruler @ 30", [99.0, 98.0]).digits == 1
 
 
 def test_names_break_after_underscores_only_and_stay_escaped() -> None:
