@@ -193,6 +193,7 @@ def test_the_verb_prints_a_table_a_page_and_json(runs: list[RunRecord], tmp_path
     assert "-6.5" in html
     assert "training.method" in html
     assert "<script" not in html
+    assert "<td>longred-c</td><td>cpt</td>" in html
     assert "Extended by continual pre-training on long text alone" in html
     assert "choose the next word of a passage" in html
     assert "demo, the small model inside longred" in html
