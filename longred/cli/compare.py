@@ -87,13 +87,28 @@ def _print_columns(rows: list[list[str]]) -> None:
 
 
 def _write_page(comparison: "RunComparison", file: Path) -> None:
+    import time
+
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from longred import __version__
+    from longred.report.glossary import breakable, terms_of_runs
+    from longred.report.inputs import date_words, made_by
+
     environment = Environment(
-        loader=PackageLoader("longred.report", ""), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("longred.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(score=score, change=change)
-    page = environment.get_template("compare.html").render(comparison=comparison)
+    environment.filters.update(score=score, change=change, breakable=breakable, made_by=made_by)
+    page = environment.get_template("compare.html").render(
+        comparison=comparison,
+        version=__version__,
+        date=date_words(time.time()),
+        **terms_of_runs(comparison),
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")
 

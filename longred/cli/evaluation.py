@@ -129,7 +129,11 @@ def evaluate(
     data = stages.prepare_data(text_config(base.folder, text, seed), base, store=opened)
     samples = stages.freeze_samples(config, base, data, store=opened)
     scores = _evaluate(config, found, base, samples, data, opened)
-    _print_scores(config, scores, samples, report, as_json)
+    sources = {
+        name: model.path + (f" at {commit}" if (commit := model.revision or revision) else "")
+        for name, model in named.items()
+    }
+    _print_scores(config, scores, samples, report, sources, as_json)
 
 
 def _check(config: "EvaluationConfig", report: Path | None) -> None:
@@ -294,6 +298,7 @@ def _print_scores(
     scores: "Mapping[str, Artifact]",
     samples: "Artifact",
     report: Path | None,
+    sources: "Mapping[str, str]",
     as_json: bool,
 ) -> None:
     from longred.cli.results import print_markdown
@@ -307,7 +312,7 @@ def _print_scores(
     if report is not None:
         from longred.report.write import write_evaluation
 
-        write_evaluation(report, config, folders, samples.folder, comparison)
+        write_evaluation(report, config, folders, samples.folder, comparison, sources)
     if as_json:
         found = {
             name: {"scores": comparison.models[name], "artifact": artifact.path}

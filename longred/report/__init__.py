@@ -11,6 +11,7 @@ writes the same kind of folder for an evaluation outside of a run.
     tables.py            all of these as tables of text
     text_table.py        a table of text, as Markdown and back
     names.py             the names of metrics in all tables
+    glossary.py          what models, tasks and columns are, for readers of a page
     plots.py             drawing primitives, and the data that figures are drawn from
     score_figures.py     figures of scores
     drift_figures.py     figures of drift, also for `longred drift`

@@ -42,7 +42,8 @@ class Row:
     @property
     def digits(self) -> int:
         """Digits after the point: one for percentages, four for values near 1."""
-        return 4 if self.key.startswith(("similarity", "held_out")) else 1
+        key = self.key.removeprefix("by_step/")
+        return 4 if key.startswith(("similarity", "attention_kl", "held_out")) else 1
 
     def changes(self) -> list[Any]:
         """Return each later run's value minus the first run's."""

@@ -1,5 +1,6 @@
 """Reads the artifacts of earlier stages for the report; a missing file stops it before drawing."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,49 @@ from typing import Any
 from longred.errors import ConfigError
 from longred.method.kept import kept_name
 from longred.report.scores import ORIGINAL, RESCALED
+from longred.runs.record import RunRecord
 from longred.store.artifacts import read_json
 from longred.store.journal import JOURNAL_NAME, Journal
 
 Series = dict[str, dict[int, float]]
 """Metric key → step → value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeBy:
+    """The run that draws a report. It is not part of the digest: equal runs share one report.
+
+    Attributes:
+        run: id of the run.
+        date: start of the run, in words.
+        model: the original model as the recipe names it, and its commit if it has one.
+    """
+
+    run: str
+    date: str
+    model: str
+
+
+def made_by(record: RunRecord) -> MadeBy:
+    """Return what a page says of a run."""
+    model = record.config["model"]
+    path, commit = model["path"], model.get("revision")
+    found = record.last_attempts().get("model")
+    if commit is None and found is not None and found.path:
+        # The cache of the hub names the folder of a model after its commit.
+        folder = Path(found.path)
+        commit = folder.name if folder.parent.name == "snapshots" else None
+    name = "demo, the small model inside longred" if path == "demo" else str(path)
+    return MadeBy(
+        run=record.id,
+        date=date_words(record.started),
+        model=f"{name} at {commit}" if commit else name,
+    )
+
+
+def date_words(seconds: float) -> str:
+    """Return a Unix time as date and minute in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +72,7 @@ class Inputs:
         kept: method → step → folder of the evaluation of the student saved at that step.
         samples: folder of the frozen samples on which all models were evaluated.
         stages: readable name of an artifact → its folder.
+        made_by: the run that draws the report; None outside of a run.
     """
 
     recipe: Mapping[str, Any]
@@ -48,6 +88,7 @@ class Inputs:
     kept: Mapping[str, Mapping[int, Path]]
     samples: Path
     stages: Mapping[str, Path]
+    made_by: MadeBy | None = None
 
     @property
     def saved_students(self) -> dict[str, Path]:
@@ -68,6 +109,7 @@ def read_inputs(
     scores: Mapping[str, Path],
     data: Path,
     samples: Path,
+    made_by: MadeBy | None = None,
 ) -> Inputs:
     """Read the folders of the upstream artifacts.
 
@@ -110,6 +152,7 @@ def read_inputs(
             **{f"training of {name}": path for name, path in students.items()},
             "frozen samples": samples,
         },
+        made_by=made_by,
     )
 
 

@@ -26,16 +26,29 @@ NAMES = {
 """Metric key → its name, for metrics that are not named after a task or a capacity."""
 
 
+BY_STEP = {
+    "short_average": SHORT_AVERAGE,
+    "ruler": RULER,
+    "retention": SHORT_RETENTION,
+    "similarity": SIMILARITY,
+    "attention_kl": ATTENTION_KL,
+}
+"""Measure of a student that a training saved on the way → its name."""
+
+
 def metric_name(key: str, length: int = 0) -> str:
     """Return the name of a metric.
 
     Args:
         key: a metric's key, without the name of the model.
-        length: tokens at which a RULER metric was measured; 0 for any other metric.
+        length: tokens at which a RULER metric was measured; the training step of a `by_step`
+            metric; 0 for any other metric.
     """
     group, _, part = key.partition("/")
     if key == "ruler/average":
         return ruler_name(length)
+    if group == "by_step":
+        return f"{BY_STEP.get(part, part)} after step {length:,}"
     name = NAMES.get(key) or (f"{part} {RETENTION}" if group == "retention" else part) or key
     return f"{name} at {length:,}" if length else name
 

@@ -1,6 +1,7 @@
 """Content of the HTML page, and the page: one file without scripts, fonts or external images."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from longred import __version__
 from longred.config import EvaluationConfig
-from longred.report import tables
+from longred.report import glossary, tables
 from longred.report.findings import findings, restoration_findings
-from longred.report.inputs import Inputs
+from longred.report.inputs import Inputs, date_words
 from longred.report.plots import Plot, inline_svg
 from longred.report.restoration import Correlation, Point
 from longred.report.samples import examples, frozen_prompts
@@ -39,6 +41,7 @@ def run_content(
     reasons = [entry["text"] for entry in inputs.selection["reasons"]]
     reasons.insert(0, inputs.selection["number_text"])
     return _common(title, comparison, inputs.scores, inputs.samples) | {
+        "intro": glossary.window_text(inputs.recipe),
         "facts": _facts(inputs),
         "headlines": _headlines(inputs, comparison),
         "findings": claims,
@@ -62,10 +65,20 @@ def run_content(
 
 
 def evaluation_content(
-    config: EvaluationConfig, folders: Mapping[str, Path], samples: Path, comparison: Comparison
+    config: EvaluationConfig,
+    folders: Mapping[str, Path],
+    samples: Path,
+    comparison: Comparison,
+    sources: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the texts and tables of an evaluation outside of a run, by the template's names."""
+    """Return the texts and tables of an evaluation outside of a run, by the template's names.
+
+    `sources` says what each model is: a folder or a hub name, with the commit.
+    """
     facts = {
+        "date": date_words(time.time()),
+        "longred": __version__,
+        **{f"model {name}": source for name, source in sources.items()},
         "suite": config.short.suite,
         "original window": f"{config.original_window:,} tokens",
         "dtype": config.dtype,
@@ -93,12 +106,17 @@ def _common(
         unit.label(): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
         for unit in units
     }
-    empty_sections = dict.fromkeys(("headlines", "dropped", "findings", "reasons", "environment"))
+    sections = ("intro", "headlines", "dropped", "findings", "reasons", "environment")
+    empty_sections = dict.fromkeys(sections)
+    summary = tables.summary_table(comparison)
     return empty_sections | {
         "title": title,
-        "result": tables.result_table(comparison),
+        "result": summary,
+        "short_tasks": tables.short_task_table(comparison),
+        "model_terms": glossary.model_terms(comparison.models),
+        "column_terms": glossary.column_terms(summary.header),
+        "ruler_terms": glossary.ruler_terms(comparison),
         "differences": tables.difference_table(comparison),
-        "short_average": tables.short_average_words(comparison),
         "samples": {label: found for label, found in chosen.items() if found},
     }
 
@@ -106,7 +124,12 @@ def _common(
 def _facts(inputs: Inputs) -> dict[str, str]:
     recipe = inputs.recipe
     extension: Mapping[str, Any] = recipe.get("extension", {})
-    facts = {
+    made_by = inputs.made_by
+    facts = {}
+    if made_by is not None:
+        facts = {"run": made_by.run, "date": made_by.date, "model": made_by.model}
+    facts |= {
+        "longred": __version__,
         "recipe": str(recipe.get("name", NOT_AVAILABLE)),
         "digest": canonical_digest(json.loads(json.dumps(recipe)))[:DIGEST_LENGTH],
         "window": f"{recipe['original_window']:,} → {recipe.get('target_window', 0):,} tokens",
@@ -165,7 +188,7 @@ def render(content: Mapping[str, Any], plots: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shortened"] = _shortened
+    environment.filters.update(shortened=_shortened, breakable=glossary.breakable)
     drawings = [(plot, inline_svg(plot)) for plot in plots]
     return environment.get_template("page.html").render(content, plots=drawings)
 

@@ -105,7 +105,8 @@ def inline_svg(plot: Plot) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", svg)
     svg = re.sub(r'<svg\b([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
     svg = re.sub(r'<svg\b([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-labelledby="{plot.name}-title"', 1)
+    names = f'aria-labelledby="{plot.name}-title" aria-describedby="{plot.name}-caption"'
+    return svg.replace("<svg", f'<svg role="img" {names}', 1)
 
 
 def look(model: str, models: Sequence[str]) -> tuple[str, str, str, str]:

@@ -29,6 +29,9 @@ from longred.report.text_table import Table
 Z95 = 1.96
 WINDOW_INK = "#5f6368"
 NUM_DEPTHS = 5
+TASKS_IN_A_LINE = 6
+MAX_TICK_CHARACTERS = 18
+"""Longer labels of one map's lengths are turned, so that they do not overlap."""
 # Steps of 5 %: matplotlib embeds the colour bar as a bitmap if the scale has more than 50 colours.
 _COLOURS = colormaps["viridis"].resampled(20)
 
@@ -66,25 +69,39 @@ def short_tasks(figure: Figure, data: FigureData) -> Drawn | None:
     comparison, tasks = data.comparison, data.comparison.short_tasks
     if not tasks:
         return None
-    figure.set_size_inches(max(7.2, 1.6 * len(tasks)), 3.3)
+    num_lines = -(-len(tasks) // TASKS_IN_A_LINE)
+    in_a_line = -(-len(tasks) // num_lines)
+    figure.set_size_inches(max(7.2, 1.6 * in_a_line), 0.9 + 2.4 * num_lines)
     entries = {
         name: [score_of(raw, Unit(task)) or {} for task in tasks]
         for name, raw in comparison.raw.items()
     }
     values = {name: [entry.get("score") for entry in found] for name, found in entries.items()}
     intervals = {name: [_interval(entry) for entry in found] for name, found in entries.items()}
-    axes = figure.subplots()
-    labels = [task.replace("_", " ") for task in tasks]
-    draw_bars(axes, labels, values, intervals, list(comparison.models))
-    for place, found in enumerate(zip(*entries.values(), strict=True)):
-        chance = next((float(entry.get("chance") or 0.0) for entry in found if entry), 0.0)
-        label = "_" if place else "chance"
-        ends = (place - 0.46, place + 0.46)
-        axes.hlines(chance, *ends, color=INK, linestyle=(0, (1, 1)), label=label)
-    axes.set_ylabel("score (%)")
-    axes.set_ylim(0, 104)
-    legend_above(figure, axes, list(comparison.models))
+    panels = figure.subplots(num_lines, 1, squeeze=False)[:, 0]
+    for line, axes in enumerate(panels):
+        part = slice(line * in_a_line, (line + 1) * in_a_line)
+        labels = [task.replace("_", " ") for task in tasks[part]]
+        shown = {name: found[part] for name, found in values.items()}
+        ends = {name: found[part] for name, found in intervals.items()}
+        draw_bars(axes, labels, shown, ends, list(comparison.models))
+        for place, task in enumerate(tasks[part]):
+            chance = _chance(comparison, Unit(task))
+            span = (place - 0.46, place + 0.46)
+            label = "_" if place else "chance"
+            axes.hlines(chance, *span, color=INK, linestyle=(0, (1, 1)), label=label)
+        # All lines are as long as the first, so that bars have one width.
+        axes.set_xlim(right=max(axes.get_xlim()[1], in_a_line - 0.5))
+        axes.set_ylabel("score (%)")
+        axes.set_ylim(0, 104)
+    legend_above(figure, panels[0], list(comparison.models))
     return Drawn(units_table(comparison, comparison.short_units(with_dropped=True)))
+
+
+def _chance(comparison: Comparison, unit: Unit) -> float:
+    """Return the score of guessing, in percent."""
+    entries = (score_of(raw, unit) for raw in comparison.raw.values())
+    return next((float(entry.get("chance") or 0.0) for entry in entries if entry), 0.0)
 
 
 def _interval(entry: Mapping[str, float | None]) -> tuple[float, float] | None:
@@ -243,7 +260,10 @@ def _heat_map(
         image = axes.pcolormesh(grid, vmin=0, vmax=100, cmap=_COLOURS)
         axes.set_title(model)
         axes.grid(visible=False)
-        axes.set_xticks(np.arange(len(lengths)) + 0.5, [f"{n:,}" for n in lengths])
+        labels = [f"{n:,}" for n in lengths]
+        axes.set_xticks(np.arange(len(lengths)) + 0.5, labels)
+        if sum(map(len, labels)) > MAX_TICK_CHARACTERS:
+            axes.tick_params(axis="x", labelrotation=90)
         axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
         axes.set_ylim(len(rows), 0)
         for (i, j), value in np.ndenumerate(grid):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longred.report import names
+from longred.report import glossary, names
 from longred.report.restoration import Point
 from longred.report.samples import Unit
 from longred.report.scores import Comparison, score_of
@@ -56,6 +56,28 @@ def result_table(comparison: Comparison) -> Table:
         ]
         for name, model in comparison.models.items()
     ]
+    return Table(header, rows)
+
+
+def summary_table(comparison: Comparison) -> Table:
+    """Return the result table without the columns of single short tasks, for the page."""
+    table = result_table(comparison)
+    tasks = set(comparison.short_tasks)
+    kept = [i for i, name in enumerate(table.header) if i == 0 or name not in tasks]
+    rows = [[row[i] for i in kept] for row in table.rows]
+    return Table([table.header[i] for i in kept], rows)
+
+
+def short_task_table(comparison: Comparison) -> Table:
+    """Return the compared short tasks, one per row: what it asks, and each model's score."""
+    rows = []
+    for capacity, tasks in comparison.capacities.items():
+        for task in tasks:
+            entries = [score_of(raw, Unit(task)) or {} for raw in comparison.raw.values()]
+            chance = next((entry.get("chance") for entry in entries if entry), None)
+            scores = [number(model["short"][task]) for model in comparison.models.values()]
+            rows.append([task, capacity, glossary.task_text(task), number(chance), *scores])
+    header = ["short task", "capacity", "what the model must do", "guessing", *comparison.models]
     return Table(header, rows)
 
 

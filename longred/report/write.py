@@ -73,8 +73,17 @@ def write_evaluation(
     folders: Mapping[str, Path],
     samples: Path,
     comparison: Comparison,
+    sources: Mapping[str, str],
 ) -> None:
     """Write index.html, table.md, scores.json and plots/ of an evaluation into a user's folder.
+
+    Args:
+        folder: the user's folder; created if missing.
+        config: how the models were evaluated.
+        folders: model → folder of its evaluation artifact.
+        samples: folder of the frozen samples.
+        comparison: scores of the models.
+        sources: model → its folder or hub name, with the commit.
 
     Raises:
         StorageError: the disk is full.
@@ -85,7 +94,7 @@ def write_evaluation(
         original_window=config.original_window,
         drifts=comparison.drifts,
     )
-    content = page.evaluation_content(config, folders, samples, comparison)
+    content = page.evaluation_content(config, folders, samples, comparison, sources)
     folder.mkdir(parents=True, exist_ok=True)
     _write_folder(folder, content, draw_all(SCORE_FIGURES, figure_data), comparison)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.config import ReportConfig
+from longred.runs.run_store import RunStore
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import Artifact, Store
 
@@ -25,7 +26,7 @@ def write_report(
     """Compare the models: tables, plots and one HTML page."""
 
     def make(folder: Path, work: Path) -> None:
-        from longred.report.inputs import read_inputs
+        from longred.report.inputs import made_by, read_inputs
         from longred.report.write import write
 
         found = read_inputs(
@@ -36,6 +37,7 @@ def write_report(
             students={name: artifact.folder for name, artifact in students.items()},
             samples=samples.folder,
             scores={name: artifact.folder for name, artifact in scores.items()},
+            made_by=made_by(store.record) if isinstance(store, RunStore) else None,
         )
         write(config, found, folder)
 

@@ -7,6 +7,6 @@ VERSIONS = {
     "selection": 3,
     "training": 2,
     "evaluation": 3,
-    "report": 4,
+    "report": 5,
 }
 """Raised when a stage's code builds something else from the same settings and inputs."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from longred.config import ReportConfig
-from longred.report.inputs import read_inputs
+from longred.report.inputs import MadeBy, read_inputs
 from longred.report.write import write
 from longred.store.artifacts import Store, write_json
 from longred.store.journal import Journal
@@ -82,6 +82,13 @@ RECIPE: dict[str, Any] = {
         "keep_steps": list(KEEP_STEPS),
     },
 }
+
+
+MADE_BY = MadeBy(
+    run="20260101-101500-demo-a1b2",
+    date="2026-01-01 10:15 UTC",
+    model=f"organisation/model at {'8cde5ca8' * 5}",
+)
 
 
 @dataclass
@@ -302,6 +309,7 @@ def write_report(study: Study, folder: Path, **changes: Any) -> Path:
         "scores": study.scores,
         "data": study.folders["data"],
         "samples": study.folders["samples"],
+        "made_by": MADE_BY,
     }
     inputs = read_inputs(**{**given, **changes})
     write(ReportConfig(title="A <title> & more"), inputs, folder)

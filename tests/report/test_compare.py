@@ -8,6 +8,7 @@ import pytest
 from study import make_study
 from typer.testing import CliRunner
 
+from longred import __version__
 from longred.cli import app
 from longred.config import load_recipe
 from longred.errors import ConfigError
@@ -192,3 +193,8 @@ def test_the_verb_prints_a_table_a_page_and_json(runs: list[RunRecord], tmp_path
     assert "-6.5" in html
     assert "training.method" in html
     assert "<script" not in html
+    assert "<td>longred-c</td><td>cpt</td>" in html
+    assert "Extended by continual pre-training on long text alone" in html
+    assert "choose the next word of a passage" in html
+    assert "demo, the small model inside longred" in html
+    assert f"longred {__version__}" in html

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from study import LENGTHS, PROFILED, RECIPE, Study, write_report
+from study import LENGTHS, MADE_BY, PROFILED, RECIPE, Study, write_report
 
+from longred import __version__
 from longred.errors import ConfigError, MismatchError
 from longred.report.inputs import read_inputs
 from longred.store.artifacts import canonical_digest
@@ -74,6 +75,35 @@ def test_every_plot_has_its_table(page: Page) -> None:
     assert page.tags.count("figure") == 14
     assert page.tags.count("svg") == 14
     assert page.tags.count("details") >= 14
+
+
+def test_every_drawing_has_a_name_and_a_description(report: Path, page: Page) -> None:
+    html = (report / "index.html").read_text(encoding="utf-8")
+    named = re.findall(r'<svg role="img" aria-labelledby="(\S+)" aria-describedby="(\S+)"', html)
+    assert len(named) == 14
+    assert {name for pair in named for name in pair} <= set(page.ids)
+
+
+def test_title_caption_and_drawing_are_printed_on_one_page(report: Path) -> None:
+    html = (report / "index.html").read_text(encoding="utf-8")
+    kept = re.findall(r'<div class="kept">\s*<h3.*?</svg>\s*</div>\s*</div>', html, re.DOTALL)
+    assert len(kept) == 14
+    assert all(part.count("<figcaption") == 1 for part in kept)
+    rule = next(line for line in html.splitlines() if line.strip().startswith(".kept"))
+    assert "break-inside: avoid" in rule
+
+
+def test_the_page_says_what_it_shows_and_what_made_it(report: Path) -> None:
+    html = (report / "index.html").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"<dt>(\w+)</dt><dd>(.*?)</dd>", html))
+    expected = {"run": MADE_BY.run, "date": MADE_BY.date, "model": MADE_BY.model}
+    expected |= {"longred": __version__, "recipe": "demo"}
+    assert {name: facts[name] for name in expected} == expected
+    terms = re.findall(r"<div><dt>([^/]*?)</dt><dd>.*?\.</dd>", html)
+    assert {"original", "rescaled", "cpt", "RULER", "similarity"} <= set(terms)
+    assert "mix-cpt" not in html
+    assert "choose the line that continues a passage" in html
+    assert "find one number among repeated sentences" in html
 
 
 def test_numbers_can_be_traced(report: Path, study: Study) -> None:
