@@ -174,6 +174,9 @@ def test_a_run_is_a_job() -> None:
     job = yaml.safe_load((KUBERNETES / "run.yaml").read_text())
     kubernetes_validate.validate(job, VERSION, strict=True)
     _check_pod(job["spec"]["template"]["spec"])
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert f"training.parallel.num_processes={gpus}" in container["args"]
 
 
 def test_a_run_stops_at_errors_that_come_again() -> None:
