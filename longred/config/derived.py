@@ -27,8 +27,6 @@ STEP_TOKENS = 2**21
 MIN_STEPS = 64
 """Fewer optimizer steps than this hardly train; the size of a step gives way first."""
 
-_COUNT: TypeAdapter[int] = TypeAdapter(Count)
-_RATIO: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, Count])
 
 DERIVED = {
     "data.short_length": f"half of original_window, at most {SHORT_LENGTH:,}",
