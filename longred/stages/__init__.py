@@ -5,7 +5,8 @@ and folders, and is imported when a stage runs. Prefect tasks and the command li
 functions. Before the store asks to build an artifact, a stage reads only the digests of its inputs,
 so that a dry run can identify what it would build.
 
-`preflight` checks whether a run's trainings can work, `pilot` measures the first steps of one.
+`preflight` refuses what a later stage would, by `checks`; `pilot` measures the first steps of a
+training.
 """
 
 from longred.stages.data import prepare_data
