@@ -94,7 +94,9 @@ def test_the_rest_queue_survives_its_worker_and_a_cancelled_run_without_one_ends
 
 
 def test_a_cancelled_flow_run_of_a_worker_saves_and_ends_its_trainer(pipeline: Pipeline) -> None:
-    flow_run = pipeline.run_deployment("training", run=pipeline.record().id, overrides=LONG[-2:])
+    flow_run = pipeline.run_deployment(
+        "training", run=pipeline.record().id, overrides=LONG[len(SMALL) :]
+    )
     trainer = pipeline.trainer()
     before = trainer.saved()
     pipeline.cancel(flow_run)
