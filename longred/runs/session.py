@@ -241,20 +241,8 @@ def open_run(
     scope = scope.starting(start_from)
     store = Store(config.store.path)
     remote = Remote(config.store.remote) if config.store.remote else None
-    origin = load_run(store, recipe) if is_run_name(recipe) else None
-    record = RunRecord(
-        id="dry-run" if scope.is_dry else _new_id(store.runs, config.name),
-        recipe=origin.recipe if origin else recipe,
-        overrides=merge_overrides(origin.overrides if origin else (), overrides),
-        config=config.model_dump(mode="json"),
-        digest=settings_digest(config),
-        started=time.time(),
-        process=process_identity(),
-        prefect_flow_run_id=prefect_flow_run_id,
-        prefect_url=prefect_url,
-        origin=origin.id if origin else None,
-        part=scope.part,
-    )
+    record = _new_record(config, recipe, overrides, store, scope)
+    record.prefect_flow_run_id, record.prefect_url = prefect_flow_run_id, prefect_url
     run_store = RunStore(store.root, scope, record, remote)
     follower = None
     if is_followed and not scope.is_dry:
@@ -295,6 +283,24 @@ def open_run(
             finally:
                 if follower:
                     follower.finish()
+
+
+def _new_record(
+    config: RunConfig, recipe: str, overrides: Sequence[str], store: Store, scope: Scope
+) -> RunRecord:
+    """Return the record of a run that starts now in this process."""
+    origin = load_run(store, recipe) if is_run_name(recipe) else None
+    return RunRecord(
+        id="dry-run" if scope.is_dry else _new_id(store.runs, config.name),
+        recipe=origin.recipe if origin else recipe,
+        overrides=merge_overrides(origin.overrides if origin else (), overrides),
+        config=config.model_dump(mode="json"),
+        digest=settings_digest(config),
+        started=time.time(),
+        process=process_identity(),
+        origin=origin.id if origin else None,
+        part=scope.part,
+    )
 
 
 def _is_refusal(error: BaseException) -> bool:
