@@ -21,7 +21,7 @@ from longred.errors import (
     StorageError,
 )
 from longred.progress import Progress
-from longred.runs.record import load_config, load_run
+from longred.runs.record import load_config, load_run, newest_runs
 from longred.runs.session import open_run
 from longred.store.artifacts import Artifact, Store
 from tasks import stage
@@ -136,7 +136,7 @@ def test_only_lost_processes_and_preemptions_are_tried_again(
     else:
         toy_flow(str(tmp_path), tracking, "b")
     assert len(attempts) == num_attempts
-    record = load_run(Store(tmp_path))
+    record = next(newest_runs(Store(tmp_path)))
     assert len(record.stages) == num_attempts
     assert record.status == ("finished" if num_attempts == 2 else record.stages[-1].status)
 
