@@ -19,6 +19,7 @@ writes the same kind of folder for an evaluation outside of a run.
     figures.py           the table of all figures, and the functions that draw them
     page.py, page.html   the page
     compare.py, compare.html  `longred compare`: settings and scores of several runs
+    terms.html           the list of terms on both pages
 
 Functions import scipy where they need it. `longred compare` and the terminal table start without
 matplotlib, which only the files that draw import.
