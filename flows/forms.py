@@ -33,7 +33,7 @@ def overrides_text(section: str) -> str:
     """Return the description of a form's field for overrides of one section, in one line."""
     found = keys(section)
     names = ", ".join(key.name.removeprefix(f"{section}.") for key in found)
-    numbers = [key for key in found if key.type_text.startswith(("number", "whole"))]
+    numbers = [key for key in found if key.type_text.startswith(("a number", "a whole"))]
     example = next(key.example for key in numbers if ".N." not in key.name)
     return (
         f"changes to its settings, one in each item, such as `{example}`. "

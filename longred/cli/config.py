@@ -118,7 +118,7 @@ def _print_key(key: "Key") -> None:
         "changes": _effect(key),
         "example": _for_shell(key.example),
         "recipes": _in_recipes(key),
-        "items": f"longred config {key.name}.N" if "groups" in key.type_text else None,
+        "items": f"longred config {key.name}.N" if "a group of settings" in key.type_text else None,
     }
     _print_rows([(name, fact) for name, fact in facts.items() if fact])
 

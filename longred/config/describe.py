@@ -17,6 +17,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from longred.config.derived import DERIVED
+from longred.config.keys import Kind
 from longred.config.run import COPIES, RunConfig, is_copy
 from longred.config.section import Section, section_in
 from longred.errors import ConfigError
@@ -52,7 +53,7 @@ class Key:
     Attributes:
         name: dotted, with `N` for the number of a list's item: `data.sources.N.path`.
         description: one or two sentences.
-        type_text: the values that it takes, in words.
+        type_text: the values that it takes, in the words that refuse others.
         default: the value if it is not set, as plain YAML values; None if it is required.
         is_required: whether every recipe must set it.
         allowed: the values to choose from; empty if there are others.
@@ -259,13 +260,12 @@ def _key(name: str, field: FieldInfo, schema: Mapping[str, Any], is_runtime: boo
     value = kinds[0]
     choices = value.get("enum", (True, False) if value.get("type") == "boolean" else ())
     allowed = tuple(one for one in choices if "enum" not in value or not isinstance(one, bool))
-    or_null = " or null" if len(kinds) < len(schema.get("anyOf", [schema])) else ""
     default = schema.get("default")
     item = {"array": r"(\.\d+)?", "object": r"(\.\w+)?"}.get(value.get("type", ""), "")
     return Key(
         name=name,
         description=field.description or "",
-        type_text=_type_text(value) + or_null,
+        type_text=Kind(field.annotation, tuple(field.metadata)).words(),
         default=default,
         is_required=field.is_required(),
         allowed=allowed,
@@ -278,38 +278,6 @@ def _key(name: str, field: FieldInfo, schema: Mapping[str, Any], is_runtime: boo
 
 def _pattern(name: str) -> str:
     return re.sub(r"\\\.N(?=\\\.|$)", r"\\.\\d+", re.escape(name))
-
-
-def _type_text(schema: Mapping[str, Any], *, many: bool = False) -> str:
-    """Return the values that a schema allows in words, in the plural if there are many."""
-    if "enum" in schema:
-        names = dict.fromkeys(str(one).lower() for one in schema["enum"])
-        return f"{'any' if many else 'one'} of {', '.join(names)}"
-    if "$ref" in schema:
-        return "groups of settings" if many else "group of settings"
-    kind = schema["type"]
-    if kind == "array":
-        items = schema.get("prefixItems") or [schema["items"]]
-        number = "one or more " if "minItems" in schema else ""
-        number = f"{len(items)} " if "prefixItems" in schema else number
-        return f"list of {number}{_type_text(items[0], many=True)}"
-    if kind == "object":
-        values = _type_text(schema["additionalProperties"], many=True)
-        return f"mapping of {', '.join(schema['propertyNames']['enum'])} to {values}"
-    words = {"boolean": "true or false", "string": "text"}
-    words |= {"integer": "whole number", "number": "number"}
-    return f"{words[kind]}{'s' if many else ''}{_bounds_text(schema)}"
-
-
-def _bounds_text(schema: Mapping[str, Any]) -> str:
-    words = {
-        "minimum": "from {:g}",
-        "exclusiveMinimum": "above {:g}",
-        "maximum": "up to {:g}",
-        "exclusiveMaximum": "below {:g}",
-    }
-    bounds = [text.format(schema[name]) for name, text in words.items() if name in schema]
-    return " " + (" " if "maximum" in schema else " and ").join(bounds) if bounds else ""
 
 
 def _unit(name: str, schema: Mapping[str, Any]) -> str | None:

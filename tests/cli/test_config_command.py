@@ -51,7 +51,7 @@ def test_a_key_says_all_about_itself() -> None:
     text = shown("training.micro_batch_tokens")
     facts = dict(line.split("  ", 1) for line in text.splitlines() if "  " in line[:9])
     assert text.startswith("training.micro_batch_tokens\n\nMost tokens of one forward")
-    assert facts["type"].strip() == "whole number from 1"
+    assert facts["type"].strip() == "a whole number of 1 or more"
     assert facts["unit"].strip() == "tokens"
     assert facts["default"].strip() == "32768"
     assert facts["changes"].strip().startswith("rebuilds training, and the later stages")

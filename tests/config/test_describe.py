@@ -47,6 +47,7 @@ MEASURES = re.compile(
     "deviations|windows|share|rotations|threads|checkpoints|copies|parts|decay|epochs",
     re.IGNORECASE,
 )
+BETAS = "a list of 2 items, each a number of 0 or more and below 1"
 SCHEMA = jsonschema.Draft202012Validator(describe.json_schema())
 
 
@@ -118,13 +119,16 @@ def test_every_example_sets_its_key_to_a_value_of_its_type() -> None:
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("training.learning_rate", ("number above 0", 2e-5, None, False)),
-        ("training.save_every_steps", ("whole number from 1", 20, "steps", True)),
-        ("training.betas", ("list of 2 numbers from 0 and below 1", [0.9, 0.95], None, False)),
-        ("training.parallel.replicas", ("whole number from 1", 1, None, True)),
-        ("extension.rope_theta", ("number above 0 or null", None, None, False)),
+        ("training.learning_rate", ("a number above 0", 2e-5, None, False)),
+        ("training.save_every_steps", ("a whole number of 1 or more", 20, "steps", True)),
+        (
+            "training.betas",
+            ("a list of 2 items, each a number of 0 or more and below 1", [0.9, 0.95], None, False),
+        ),
+        ("training.parallel.replicas", ("a whole number of 1 or more", 1, None, True)),
+        ("extension.rope_theta", ("a number above 0 or null", None, None, False)),
         ("evaluation.ruler.squad", ("text or null", None, None, False)),
-        ("data.executor.max_tasks", ("whole number from 1 up to 1000", 64, "tasks", True)),
+        ("data.executor.max_tasks", ("a whole number from 1 to 1000", 64, "tasks", True)),
         ("data.add_bos", ("true or false", True, None, False)),
     ],
 )
