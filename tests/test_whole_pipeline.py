@@ -51,6 +51,16 @@ def statuses(summary: dict[str, Any]) -> dict[str, str]:
     return {name: stage["status"] for name, stage in summary["stages"].items()}
 
 
+def ran(summary: dict[str, Any]) -> set[str]:
+    return {name for name, status in statuses(summary).items() if status == "ran"}
+
+
+def planned(store: Path, *overrides: str) -> dict[str, str]:
+    """Return the stages that a dry run would run, and why."""
+    plan = json.loads(longred(store, "run", "demo", *SMALL, *overrides, "--dry-run", "--json"))
+    return {stage["name"]: stage["reason"] for stage in plan if stage["runs"]}
+
+
 @pytest.mark.slow
 def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Path) -> None:
     first = run(tmp_path)
@@ -71,29 +81,25 @@ def test_stages_run_once_and_only_what_follows_a_change_runs_again(tmp_path: Pat
     assert again["scores"] == first["scores"]
 
     rate = "training.learning_rate=1e-4"
-    plan = json.loads(longred(tmp_path, "run", "demo", *SMALL, rate, "--dry-run", "--json"))
-    reasons = {stage["name"]: stage["reason"] for stage in plan if stage["runs"]}
+    reasons = planned(tmp_path, rate)
     assert reasons["training/cpt"] == "training.learning_rate: 0.0005 -> 0.0001"
     assert reasons["evaluation/cpt"] == "checkpoint changed"
-    assert json.loads(longred(tmp_path, "show", "--json"))["run"] == again["run"]
-    changed = run(tmp_path, rate)
-    ran = {name for name, status in statuses(changed).items() if status == "ran"}
-    students = {
-        f"{stage}/{m}" for stage in ("training", "evaluation") for m in ("longred-c", "cpt")
+    assert set(reasons) == {
+        *(f"{stage}/{m}" for stage in ("training", "evaluation") for m in ("longred-c", "cpt")),
+        "report",
     }
-    assert ran == students | {"report"} == set(reasons)
+    assert json.loads(longred(tmp_path, "show", "--json"))["run"] == again["run"]
 
     # A setting that only longred-c reads does not rerun cpt.
+    reasons = planned(tmp_path, "training.sigma=3")
     sigma = run(tmp_path, "training.sigma=3")
-    ran = {name for name, status in statuses(sigma).items() if status == "ran"}
-    assert ran == {"training/longred-c", "evaluation/longred-c", "report"}
+    assert ran(sigma) == {"training/longred-c", "evaluation/longred-c", "report"} == set(reasons)
 
     longred(tmp_path, "run", "latest", "evaluation.short.num_samples=4", "--only", "evaluation")
     asked = json.loads(longred(tmp_path, "show", "latest", "--json"))
     assert (asked["origin"], asked["part"]) == (sigma["run"], "only evaluation")
     assert "training.sigma=3" in asked["overrides"]
-    ran = {name for name, status in statuses(asked).items() if status == "ran"}
-    assert ran == {name for name in made if name.startswith("evaluation/")}
+    assert ran(asked) == {name for name in made if name.startswith("evaluation/")}
     assert statuses(asked)["report"] == "stale"
 
 
@@ -118,7 +124,7 @@ def test_the_window_is_raised_in_steps_and_each_student_starts_the_next(tmp_path
     assert (merged["method"], merged["merged_method"]) == ("merge", "cpt")
 
     # The first window's stages are reused; stages after the change at the second window rerun.
-    again = run(tmp_path, f"extension.windows={way}", *small, "extension.rope_theta=200000")
-    ran = {name for name, status in statuses(again).items() if status == "ran"}
-    assert not [name for name in ran if "512" in name]
-    assert {"extension", "extension/1024/longred-c", "training/longred-c"} <= ran
+    change = (f"extension.windows={way}", *small, "extension.rope_theta=200000")
+    reasons = planned(tmp_path, *change)
+    assert not [name for name in reasons if "512" in name]
+    assert {"extension", "extension/1024/longred-c", "training/longred-c"} <= set(reasons)

@@ -155,6 +155,9 @@ def draw_all(names: Iterable[str], data: FigureData) -> list[Plot]:
             drawn = spec.fill(figure, data)
             if drawn is None:
                 continue
+            # The layout is computed once, not for each format.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             svg, png = io.BytesIO(), io.BytesIO()
             no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(svg, format="svg", metadata=no_metadata)

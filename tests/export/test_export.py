@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,24 @@ def test_another_process_reads_it_back(tiny_model_folder: Path, tmp_path: Path) 
     assert seen["window"] == 256
 
 
+@pytest.fixture(scope="module")
+def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Transformers 4 is installed once for all tests of this file, instead of for each check."""
+    folder = tmp_path_factory.mktemp("version-4") / "packages"
+    problem = checking._fetch_version_4(folder)
+
+    def link(target: Path) -> str | None:
+        if problem is None:
+            target.symlink_to(folder)
+        return problem
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "_fetch_version_4", link)
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("transformers_4")
 @pytest.mark.parametrize("rope", ROPES)
 def test_transformers_4_reads_it_too(rope: str, tiny_model_folder: Path, tmp_path: Path) -> None:
     store, run = trained_run(tiny_model_folder, tmp_path, rope)

@@ -107,7 +107,7 @@ def test_a_cancelled_flow_run_of_a_worker_saves_and_ends_its_trainer(pipeline: P
 
 
 def test_both_servers_may_be_away_while_a_training_goes_on(pipeline: Pipeline) -> None:
-    flow = pipeline.start("run", "demo", *SMALL, "training.num_steps=120", "--only", "training")
+    flow = pipeline.start("run", "demo", *SMALL, "training.num_steps=40", "--only", "training")
     trainer = pipeline.trainer()
     pipeline.kill_service("prefect")
     pipeline.kill_service("mlflow")
@@ -125,13 +125,13 @@ def test_both_servers_may_be_away_while_a_training_goes_on(pipeline: Pipeline) -
         return sorted(point.step for point in history)
 
     # The reaper uploads what a busy server did not accept at the end of the run.
-    assert until(lambda: len(found := shown()) >= 120 and found) == list(range(1, 121))
+    assert until(lambda: len(found := shown()) >= 40 and found) == list(range(1, 41))
 
 
 def test_without_prefect_for_good_the_student_is_kept_and_the_next_run_skips_it(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    command = ("run", "demo", *SMALL, "training.num_steps=100", "--only", "training")
+    command = ("run", "demo", *SMALL, "training.num_steps=20", "--only", "training")
     with temporary_server(tmp_path) as server:
         server.wait()
         # Fewer retries than the default five, which would take a minute per request.
