@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from longred.store.artifacts import Store
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="changes to the recipe", metavar="[SECTION.KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="changes to the recipe", metavar="SECTION.KEY=VALUE")
 ]
 StoreOption = Annotated[
     str | None,

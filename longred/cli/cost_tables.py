@@ -79,7 +79,7 @@ def _verdict(cost: Mapping[str, Any], *, is_refused: bool) -> str:
     kept = f", of which {size(reserve)} are kept free" if reserve else ""
     facts = f"{most['method']} needs {size(needed)} and {place} has {size(limit)}{kept}"
     if cost["fits"]:
-        return f"memory fits: {facts}" if is_refused else f"fits: {facts}; {_total(cost)} in all"
+        return f"memory fits: {facts}" if is_refused else f"fits: {facts}; in all {_total(cost)}"
     if needed * (1 - cost["tolerance"]) <= limit:
         return (
             f"does not fit: {facts}; that is within the error of the estimate "
@@ -131,7 +131,9 @@ def _row(one: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> list[st
 def _total(cost: Mapping[str, Any]) -> str:
     """Return the time of all stages on one device, and its price."""
     hours = cost["gpu_hours"]
-    money = f", {cost['price']:,.2f} in money" if "price" in cost else ""
+    money = ""
+    if "price" in cost:
+        money = f", {cost['price']:,.2f} at {cost['price_per_gpu_hour']:g} an hour"
     if cost["device"]["kind"] == "cpu":
         return f"{duration(hours * 3600)}{money}"
     if hours < 1:
@@ -145,7 +147,7 @@ def _epochs(values: Mapping[str, Any]) -> str:
     for one in values["epochs"]:
         most[one["bucket"]] = max(most.get(one["bucket"], 0.0), one["times"])
     read = ", ".join(f"{bucket} {times:,.3g}" for bucket, times in most.items())
-    return f"{read or '-'} (at most {values['max_epochs']:g}: training.max_epochs)"
+    return f"{read or '-'} (training.max_epochs={values['max_epochs']:g})"
 
 
 def _show_parts(trainings: Sequence[Mapping[str, Any]]) -> None:

@@ -94,7 +94,7 @@ def derive(wish: Wish) -> FirstRecipe:
         ConfigError: the windows do not suit the model, or the text is too short for them.
         PreflightError: the model or the text cannot be read.
     """
-    from longred.cost.recipe import choose_speeds, plan_recipe
+    from longred.cost.recipe import choose_device, choose_speeds, plan_recipe
     from longred.cost.shape import shape_of
     from longred.models.extension import extend_config
 
@@ -114,8 +114,10 @@ def derive(wish: Wish) -> FirstRecipe:
         entries += own_text(_config(entries), wish.texts, _folder(wish))
     else:
         entries += public_corpora()
-    # Measures a CPU, so it comes after what may be refused.
-    speeds = choose_speeds(_config(entries), shape, device=wish.device)
+    # Measures a CPU, with the types that are chosen below, so it comes after what may be refused.
+    device, _ = choose_device(_config(entries), shape, device=wish.device)
+    measured = _config([*entries, *_cpu_settings(wish)] if device == "cpu" else entries)
+    speeds = choose_speeds(measured, shape, device=wish.device)
     entries += _method(_config(entries), shape, speeds, wish)
     entries += _steps(_config(entries))
     entries += _evaluation(_config(entries), wish, speeds)
@@ -129,11 +131,13 @@ def _pinned(wish: Wish) -> Wish:
     The commit is that of the packaged recipes, else the newest one. Packaged recipes also know the
     window that a model was trained at, where its configuration says more.
     """
-    from longred.models.find import is_hub_name
+    from longred.models.find import is_hub_name, refuse_missing_folder
     from longred.models.hub import newest_commit
 
     if not is_hub_name(wish.model):
         return wish
+    if not wish.revision:
+        refuse_missing_folder(wish.model, "--model")
     known = {recipe.model.path: recipe for recipe in map(load_recipe, names())}
     recipe = known.get(wish.model)
     revision = wish.revision or (recipe and recipe.model.revision) or newest_commit(wish.model)
@@ -227,8 +231,7 @@ def _method(
     why = "the paper's" if rate == LEARNING_RATES[0][1] else "ours; the paper's 2e-5 is for 8B"
     yield Entry("training.learning_rate", rate, why)
     if speeds.kind == "cpu":
-        yield Entry("training.dtype", "float32", "bfloat16 is slow on most CPUs")
-        yield Entry("evaluation.dtype", "float32")
+        yield from _cpu_types()
     processes = wish.num_processes or _num_gpus(wish.device)
     if processes > 1:
         yield Entry("training.parallel.num_processes", processes, "GPUs, one process each")
@@ -238,6 +241,18 @@ def _method(
         layers,
         f"by attention KL, and the last one counts; the model has {shape.num_layers}",
     )
+
+
+def _cpu_types() -> Iterator[Entry]:
+    yield Entry("training.dtype", "float32", "bfloat16 is slow on most CPUs")
+    yield Entry("evaluation.dtype", "float32")
+
+
+def _cpu_settings(wish: Wish) -> Iterator[Entry]:
+    """Yield the settings of a CPU that change how fast it is."""
+    yield from _cpu_types()
+    tokens = max(wish.target_window, CPU_MICRO_BATCH_TOKENS)
+    yield Entry("training.micro_batch_tokens", tokens)
 
 
 def _num_gpus(device: str) -> int:
@@ -258,7 +273,8 @@ def _steps(config: RunConfig) -> Iterator[Entry]:
     words = " + ".join(f"{rows[b]:,} x {training.block_lengths()[b]:,} {b}" for b in rows)
     processes = training.parallel.num_processes
     key, advice = "--text", "more text allows more steps"
-    if training.step_tokens > MANY_ROWS * processes * config.target_window:
+    is_uneven = training.step_tokens > MANY_ROWS * processes * config.target_window
+    if is_uneven:
         key, advice = "--target-window", "windows that are multiples of 1,024 allow smaller steps"
     elif processes > 1:
         key, advice = "--gpus", f"each of {processes} processes needs its own blocks in a step"
@@ -266,6 +282,13 @@ def _steps(config: RunConfig) -> Iterator[Entry]:
         raise ConfigError(
             f"{key}: the smallest step of whole blocks has {training.step_tokens:,} tokens "
             f"({words}), and the text gives {num_tokens:,}; {advice}"
+        )
+    if is_uneven and training.num_steps < MIN_STEPS:
+        raise ConfigError(
+            f"--target-window: {config.target_window} has so few factors in common with the other "
+            f"block lengths that the smallest step has {training.step_tokens:,} tokens ({words}); "
+            f"the text gives {training.num_steps} of them, and fewer than {MIN_STEPS} hardly "
+            f"train; {advice}"
         )
     yield Entry("data.short_length", config.data.short_length, "tokens; distilled on such blocks")
     yield Entry("training.step_tokens", training.step_tokens, words)

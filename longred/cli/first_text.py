@@ -74,6 +74,8 @@ def own_text(config: RunConfig, texts: Sequence[str], tokenizer: Path) -> Iterat
         yield Entry("data.num_held_out_tokens", held_out, "in each bucket; the text is short")
     if held_out < config.profiling.num_tokens:
         yield Entry("profiling.num_tokens", held_out, "all that is held out in a bucket")
+    if held_out < config.evaluation.similarity_tokens:
+        yield Entry("evaluation.similarity_tokens", held_out, "the same")
 
 
 def _in_order(source: SourceConfig) -> dict[str, Any]:

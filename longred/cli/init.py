@@ -59,10 +59,12 @@ def init(
         path.write_text(recipe.text(), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path.resolve()}: cannot be written ({error.strerror})") from error
-    _print(path, recipe)
+    elsewhere = "" if device == "auto" else f" --device {device}"
+    _print(path, recipe, elsewhere)
 
 
-def _print(path: Path, recipe: "FirstRecipe") -> None:
+def _print(path: Path, recipe: "FirstRecipe", elsewhere: str) -> None:
+    """Print the recipe's cost and the next commands; `elsewhere` are the options for a plan."""
     from longred.config.derived import MIN_STEPS
 
     plan = recipe.plan
@@ -78,5 +80,5 @@ def _print(path: Path, recipe: "FirstRecipe") -> None:
         if entry.key == "training.num_steps" and entry.value < MIN_STEPS:
             typer.echo(f"{entry.key} {entry.value}: {entry.why}")
     typer.echo("look at it, then:")
-    for words in (f"run {path} --dry-run", f"plan {path}", f"run {path}"):
+    for words in (f"run {path} --dry-run", f"plan {path}{elsewhere}", f"run {path}"):
         typer.echo(f"  longred {words}")

@@ -30,7 +30,7 @@ def plan(
     ] = False,
     price: Annotated[
         float | None,
-        typer.Option("--price-per-gpu-hour", min=0.0, help="also print the cost in money"),
+        typer.Option("--price-per-gpu-hour", min=0.0, help="also print what it costs"),
     ] = None,
     section: Annotated[
         str | None, typer.Option("--only", metavar="SECTION", help="only data, or only cost")
@@ -90,7 +90,7 @@ def _plan_cost(
     problems, warnings = find_problems(asked)
     cost = found.to_json()
     if price is not None:
-        cost["price"] = cost["gpu_hours"] * price
+        cost["price"], cost["price_per_gpu_hour"] = cost["gpu_hours"] * price, price
     values: dict[str, Any] = {"cost": cost, "warnings": warnings}
     try:
         read = epochs.epochs_of(config)

@@ -60,7 +60,7 @@ def run(
     price: Annotated[
         float | None,
         typer.Option(
-            "--price-per-gpu-hour", min=0.0, help="with --pilot: also print the cost in money"
+            "--price-per-gpu-hour", min=0.0, help="with --pilot: also print what the rest costs"
         ),
     ] = None,
     as_json: Annotated[
@@ -219,7 +219,7 @@ def _print_pilot(found: "Pilot") -> None:
             for key, (a, b) in measured.losses.items()
         ],
     )
-    money = "" if found.price is None else f", {found.price:,.2f} in money"
+    money = "" if found.price is None else f", which cost {found.price:,.2f}"
     hours = found.remaining_gpu_hours
     # Processes on a CPU share it.
     whole = f"{hours:,.2f} GPU hours" if found.on_gpu else duration(hours * 3600)

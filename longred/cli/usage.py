@@ -39,7 +39,8 @@ def usage_error(error: Any, verbs: Sequence[str]) -> ConfigError:
     if unknown := re.fullmatch(r"No such command '(.*?)'.*", text, re.DOTALL):
         message = _unknown_verb(unknown[1], verbs)
     elif unknown := re.match(r"No such option:? '?(-[^\s']*)", text):
-        near = sorted(getattr(error, "possibilities", None) or [])
+        near = _options_that_begin(error, unknown[1])
+        near = near or sorted(getattr(error, "possibilities", None) or [])
         advice = f"did you mean {' or '.join(near)}?" if near else f"{look} lists the options"
         if program == "longred" and not near:
             advice = "options follow a verb, as in `longred show --store outputs`; see " + look
@@ -56,6 +57,14 @@ def usage_error(error: Any, verbs: Sequence[str]) -> ConfigError:
     else:
         message = f"{text}; see {look}"
     return ConfigError(shorten(message))
+
+
+def _options_that_begin(error: Any, name: str) -> list[str]:
+    """Return the options of the verb that an unknown one is the beginning of."""
+    if error.ctx is None or len(name) < 4:
+        return []
+    options = [option for each in error.ctx.command.params for option in each.opts]
+    return [option for option in options if option.startswith(name)]
 
 
 def _parameter(error: Any) -> str:

@@ -167,9 +167,8 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     for method in training.methods():
         if training.recipe(method).positions in ("cream", "uniform") and original**2 <= 8 * target:
             yield (
-                f"original_window: {original} leaves {method} no room for a middle run of skipped "
-                f"positions: it must be larger than 8 x target_window / original_window "
-                f"({8 * target / original:g}); use a smaller target_window or another method"
+                f"target_window: {target} is too far for the skipped positions of {method} within "
+                f"{original} tokens; give at most {(original**2 - 1) // 8}, or use another method"
             )
 
 
@@ -235,7 +234,8 @@ def step_advice(config: "RunConfig") -> str:
     unit = unit_of(config)
     below = config.training.step_tokens // unit * unit
     if not below:
-        return f"the smallest that works is {unit}"
+        num_steps = max(1, round(config.training.num_steps * config.training.step_tokens / unit))
+        return f"the smallest that works is {unit}, for as much text with num_steps={num_steps}"
     return f"the nearest that work are {below} and {below + unit}"
 
 

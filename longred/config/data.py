@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from longred.config.section import Bucket, Section
-from longred.method.values import Count, CountOrZero, NonNegative, Positive, Share, Undigested
+from longred.method.values import (
+    ByContent,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Share,
+    Undigested,
+)
 
 # Size of a document that is cut from a long text file, if `split_bytes` is `auto`. With up to 8
 # bytes per token, even the shortest piece (half of that) has target_window / 2 tokens.
@@ -184,7 +192,7 @@ class DataConfig(Section):
         description="Largest share of rows in a shard that may be unusable (broken encoding, no "
         "text field, too long); more end the stage with a list.",
     )
-    split_bytes: Undigested[Annotated[int, Field(ge=1024)] | Literal["auto"] | None] = Field(
+    split_bytes: ByContent[Annotated[int, Field(ge=1024)] | Literal["auto"] | None] = Field(
         default="auto",
         description="Text files (.txt, .md, .py) of twice as many bytes are cut at headings or "
         "blank lines into documents of about this size; rows of jsonl and parquet files never. "

@@ -17,7 +17,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from longred.config.derived import DERIVED
-from longred.config.keys import Kind
+from longred.config.keys import Kind, with_initials
 from longred.config.run import COPIES, RunConfig, is_copy
 from longred.config.section import Section, section_in
 from longred.errors import ConfigError
@@ -155,6 +155,7 @@ def unknown_key(name: str, known: Sequence[str]) -> str:
     siblings = {
         each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent
     }
+    near = near or [siblings[one] for one in with_initials(last, list(siblings))]
     near = near or [siblings[one] for one in difflib.get_close_matches(last, siblings, n=2)]
     if not near and (not parent or not siblings):
         by_last = {each.rpartition(".")[2]: each for each in known}

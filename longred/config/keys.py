@@ -157,6 +157,11 @@ def settings_named(name: str) -> list[str]:
     return [name] if name in keys else [key for key in keys if key.endswith(f".{name}")][:3]
 
 
+def with_initials(name: str, known: Sequence[str]) -> list[str]:
+    """Return the names whose words begin with the letters of a short one: lr, learning_rate."""
+    return [each for each in known if "".join(w[:1] for w in each.split("_")) == name and name[1:]]
+
+
 def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return up to three keys that a wrong one may have meant, best first, else none.
 
@@ -172,7 +177,7 @@ def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
     elsewhere = [each for each in all_keys() if each.rpartition(".")[2] == name]
     if elsewhere:
         return sorted(elsewhere, key=lambda each: not each.startswith(f"{section}."))[:3]
-    near = difflib.get_close_matches(name, known, n=3)
+    near = with_initials(name, known) or difflib.get_close_matches(name, known, n=3)
     if near:
         return [f"{above}.{each}" if above else each for each in near]
     parts = {each.rpartition(".")[2] for each in all_keys()}

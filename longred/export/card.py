@@ -142,9 +142,8 @@ def usable_length(scores: Mapping[str, Any], method: str, config: Mapping[str, A
     if not basis or not averages:
         return "RULER was not measured at the original's window, so no usable length is claimed."
     good = [n for n, score in averages.items() if score is not None and score >= KEPT_SHARE * basis]
-    longest = f"{max(good):,} tokens is the longest" if good else "None is a"
-    return (
-        f"{longest} measured length at which RULER keeps {KEPT_SHARE:.0%} of the original's "
-        f"{basis:.1f} at {int(window):,}. Measured lengths: "
-        f"{', '.join(f'{n:,}' for n in sorted(averages))}."
-    )
+    kept = f"{KEPT_SHARE:.0%} of the original's {basis:.1f} at {int(window):,} tokens"
+    reach = f"At no measured length does RULER reach {kept}."
+    if good:
+        reach = f"{max(good):,} tokens is the longest measured length at which RULER keeps {kept}."
+    return f"{reach} Measured lengths: {', '.join(f'{n:,}' for n in sorted(averages))}."

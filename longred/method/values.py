@@ -16,7 +16,7 @@ Undigested = Annotated[_T, UNDIGESTED]
 """A field that stays out of every digest, because it cannot change a result."""
 BY_CONTENT = "by content"
 ByContent = Annotated[_T, UNDIGESTED, BY_CONTENT]
-"""A field that names a file or model: its content is hashed instead of the name."""
+"""A field that chooses what is read, such as a file or model: what is read is hashed instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Finds the folder of a model without loading it, so that finished stages are recognised fast."""
 
+import difflib
 import re
 from pathlib import Path
 
@@ -13,6 +14,24 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def is_hub_name(path: str) -> bool:
     """Return whether a model's path is a name on the hub, and no local file or folder."""
     return _HUB_NAME.fullmatch(path) is not None and not Path(path).expanduser().exists()
+
+
+def refuse_missing_folder(path: str, key: str) -> None:
+    """Refuse a hub name without a commit that looks like a mistyped folder.
+
+    Raises:
+        PreflightError: the name's first part is a folder on this machine.
+    """
+    local = Path(path).expanduser()
+    if not local.parent.is_dir():
+        return
+    siblings = sorted(each.name for each in local.parent.iterdir() if each.is_dir())
+    near = difflib.get_close_matches(local.name, siblings, n=1)
+    hint = f"did you mean {local.parent / near[0]}? " if near else ""
+    raise PreflightError(
+        f"{key}: {path} is no folder on this machine{where_paths_start(path)}; {hint}If it is a "
+        "name on the hub, give its commit as the revision"
+    )
 
 
 def resolve_model(
@@ -36,6 +55,8 @@ def resolve_model(
     elif local.exists():
         folder = local.resolve()
     elif is_hub_name(path):
+        if not revision:
+            refuse_missing_folder(path, key)
         folder = download(path, revision, weights=weights, key=key)
     else:
         raise PreflightError(

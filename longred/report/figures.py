@@ -39,14 +39,14 @@ FIGURES = {
     ),
     "short-tasks": FigureSpec(
         "Short tasks",
-        "Score of each model on each compared short task. Whiskers: 1.96 standard errors. Dotted "
-        "line: chance level.",
+        "Score of each model on each compared short task. Whiskers: 1.96 standard errors; ± in the "
+        "numbers below is one. Dotted line: chance level.",
         score_figures.short_tasks,
     ),
     "ruler": FigureSpec(
         "RULER by length",
-        "Average over {tasks}. Whiskers: 1.96 standard errors. The original's window is "
-        "{window:,} tokens.",
+        "Average over {tasks}. Whiskers: 1.96 standard errors; ± in the numbers below is one. The "
+        "original's window is {window:,} tokens.",
         score_figures.ruler,
     ),
     "ruler-heat-map": FigureSpec(

@@ -257,7 +257,9 @@ def test_usable_length_in_words() -> None:
     assert "256, 512, 1,024" in said
     assert usable_length(SCORES, "cpt", config).startswith("RULER was not measured")
     poor = {**SCORES, "cpt": {"ruler": {"256": {"average": 1.0}}}}
-    assert usable_length(poor, "cpt", config).startswith("None is a measured length")
+    assert usable_length(poor, "cpt", config).startswith(
+        "At no measured length does RULER reach 85%"
+    )
 
 
 def test_bad_input(tiny_model_folder: Path, tmp_path: Path) -> None:
