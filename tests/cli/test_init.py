@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 from longred.cli import app
-from longred.config import load_recipe
+from longred.config import RunConfig, load_recipe
 from longred.errors import LongredError
 
 LLAMA = "meta-llama/Meta-Llama-3-8B"
@@ -157,10 +158,45 @@ def test_texts_count_by_their_size(init: Init, tmp_path: Path) -> None:
     assert "data.sources.0.path: /nowhere/text does not exist" in str(result.exception)
 
 
-def test_windows_without_common_factors_are_said(init: Init) -> None:
+def test_windows_without_common_factors_are_refused(init: Init) -> None:
     result = init("own", "--model", LLAMA, "--target-window", "12345", "--device", "h200")
-    assert "training.num_steps 1: " in result.output
-    assert "windows that are multiples of 1,024 allow smaller steps" in result.output
+    assert str(result.exception).startswith("--target-window: 12345 has so few factors in common")
+    assert "windows that are multiples of 1,024 allow smaller steps" in str(result.exception)
+    assert not Path("own.yaml").exists()
+
+
+def test_a_mistyped_folder_is_no_model_on_the_hub(init: Init, tmp_path: Path) -> None:
+    (tmp_path / "models/small-llama").mkdir(parents=True)
+    result = init("own", "--model", "models/smal-llama", "--target-window", "1024")
+    assert str(result.exception).startswith("--model: models/smal-llama is no folder")
+    assert "did you mean models/small-llama?" in str(result.exception)
+
+
+def test_a_cpu_is_measured_with_the_types_that_are_written(
+    init: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longred.cost import recipe as planning
+
+    measured = []
+    choose = planning.choose_speeds
+
+    def choose_speeds(config: RunConfig, *args: Any, **kwargs: Any) -> Any:
+        measured.append(config.training.dtype)
+        return choose(config, *args, **kwargs)
+
+    monkeypatch.setattr(planning, "choose_speeds", choose_speeds)
+    Path("text").mkdir()
+    for number in range(40):
+        Path(f"text/{number}.txt").write_text(f"chapter {number}: the next number " * 400)
+    result = init(*("own", "--model", "demo", "--target-window", "512", "--text", "text"))
+    assert result.exit_code == 0, result.output
+    assert measured == ["float32"] == [load_recipe("own.yaml").training.dtype]
+
+
+def test_the_next_commands_plan_for_the_same_device(init: Init) -> None:
+    where = ("--device", "h100", "--gpus", "8")
+    result = init("own", "--model", LLAMA, "--target-window", "32768", *where)
+    assert "longred plan own.yaml --device h100\n" in result.output
 
 
 def test_a_known_model_has_the_window_that_it_was_trained_at(init: Init) -> None:

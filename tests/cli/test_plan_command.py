@@ -90,7 +90,7 @@ def test_small_numbers_have_small_units() -> None:
     assert not re.search(r"\b0\.0+\b", shown)
     assert "5 MiB" in shown
     assert "exports claim a window of 1,024 tokens (max_position_embeddings)" in shown
-    assert "epochs      long 1, short 0.5, original 0.5 (at most 16" in shown
+    assert "epochs      long 1, short 0.5, original 0.5 (training.max_epochs=16)" in shown
 
 
 def test_many_epochs_are_warned_about() -> None:

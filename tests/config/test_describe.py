@@ -159,6 +159,7 @@ def test_items_have_the_key_of_their_list_or_mapping() -> None:
         ("learning_rate", "did you mean training.learning_rate?"),
         ("--training.learning-rate", "did you mean training.learning_rate?"),
         ("training.lerning_rate", "did you mean training.learning_rate or"),
+        ("training.lr", "did you mean training.learning_rate?"),
         ("traning.method", "did you mean training.method"),
         ("data.sources.0.pth", "did you mean data.sources.N.path?"),
         ("training.seed", "training.seed: is a copy of seed; set seed instead"),

@@ -90,6 +90,7 @@ def test_a_wrong_value_is_one_message(override: str, message: str) -> None:
     ("override", "message"),
     [
         ("training.lerning_rate=1", "did you mean training.learning_rate or"),
+        ("training.lr=1", "did you mean training.learning_rate?"),
         ("traning.num_steps=1", "did you mean training or tracking?"),
         ("training.learning-rate=1", "did you mean training.learning_rate?"),
         ("learning_rate=1e-4", "did you mean training.learning_rate?"),
