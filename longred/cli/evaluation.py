@@ -140,14 +140,15 @@ def _check(config: "EvaluationConfig", report: Path | None) -> None:
     """Refuse unknown tasks and a report that cannot be written, before text is prepared.
 
     Raises:
-        ConfigError: a suite or task is unknown, or the report's folder is a file.
+        ConfigError: a suite or task is unknown, a data file of the suite is missing, or the
+            report's folder is a file.
     """
     from longred.evaluation import ruler
-    from longred.evaluation.suites import suite_of
+    from longred.evaluation.suites import check_data_files, suite_of
 
     if report is not None and report.is_file():
         raise ConfigError(f"--report: {report} is a file; name a folder")
-    suite_of(config)
+    check_data_files(suite_of(config))
     for task in config.ruler.tasks:
         ruler.check_task(task)
 
