@@ -1,6 +1,8 @@
 """A benchmark of one's own on a multiple-choice task of lm-eval: what is wrong is said at once."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,32 @@ def test_a_missing_file_is_a_mistake_in_the_suite(
     Path("data").mkdir()
     Path("data/own30.jsonl").write_text("{}\n")
     check_data_files([entry, own_task("{subset}.jsonl")])
+
+
+QUICKLY = """
+import sys
+from longred.cli import app
+from longred.errors import ConfigError
+try:
+    app(["evaluate", "demo", "--suite", sys.argv[1]], standalone_mode=False)
+except ConfigError as error:
+    print(error)
+assert not {"torch", "transformers", "lm_eval"} & set(sys.modules)
+"""
+
+
+def test_a_mistake_in_a_suite_is_said_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    suite = tmp_path / "brackets.yaml"
+    values = own_task("nowhere.jsonl").model_dump(exclude={"name", "capacity"})
+    suite.write_text(json.dumps({"capacities": {"coding": {"own30": values}}}))
+    for name, message in (
+        (str(suite), "own30: data_files.test: nowhere.jsonl does not exist (relative paths start"),
+        ("demmo", "evaluation.short.suite: demmo is unknown; did you mean demo?"),
+    ):
+        command = [sys.executable, "-c", QUICKLY, name]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(message)
 
 
 def test_the_name_of_a_task_changes_no_score(tmp_path: Path) -> None:
