@@ -132,8 +132,8 @@ def _document_error(
         place = f"{name_of(settings)}: document {number + 1}"
     others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
     if settings["data_files"]:
-        fields = f"{answer_field(task)} and doc_to_choice"
-        return ConfigError(f"{place}: {problem}{others}; see {fields} of {name_of(settings)}")
+        fields = f"{answer_field(task)} and doc_to_choice of {name_of(settings)} in the suite"
+        return ConfigError(f"{place}: {problem}{others}; see {fields}")
     return MismatchError(
         f"{place}: {problem}{others}; its data on the hub do not suit this version of lm-eval, so "
         "leave the task out with evaluation.short.tasks"

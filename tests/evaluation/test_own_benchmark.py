@@ -102,7 +102,7 @@ def test_an_answer_that_cannot_be_right_is_refused(case: str, freeze_rows: Freez
     rows, message = WRONG[case]
     with pytest.raises(ConfigError, match=rf"^own30\.jsonl{message}") as caught:
         freeze_rows(rows)
-    assert str(caught.value).endswith("see doc_to_target and doc_to_choice of own30")
+    assert str(caught.value).endswith("see doc_to_target and doc_to_choice of own30 in the suite")
 
 
 def test_an_answer_read_from_a_column_must_be_a_number(freeze_rows: Freeze) -> None:
