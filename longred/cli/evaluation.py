@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +104,6 @@ def evaluate(
     from longred import stages
     from longred.cli.resolve import commit_of
     from longred.config import ModelConfig
-    from longred.evaluation.standalone import text_config
 
     values: dict[str, Any] = {
         "ruler": _ruler(ruler, ruler_tasks, num_samples),
@@ -115,6 +115,10 @@ def evaluate(
         **{"num_processes": num_processes, "chat_template": chat_template, "seed": seed},
     }
     _apply_settings(values, settings or [])
+    _check_files(values["short"], report)
+    # Imports torch: after what needs no model.
+    from longred.evaluation.standalone import text_config
+
     opened = open_store(store)
     named = _name(opened, models, original)
     if text is not None and not text.expanduser().exists():
@@ -124,7 +128,6 @@ def evaluate(
         commit = commit_of(model, revision)
         found[name] = stages.find_model(ModelConfig(path=model.path, revision=commit), store=opened)
     config = _config(found, values, beyond_window=beyond_window)
-    _check(config, report)
     base = _base(found)
     data = stages.prepare_data(text_config(base.folder, text, seed), base, store=opened)
     samples = stages.freeze_samples(config, base, data, store=opened)
@@ -133,23 +136,30 @@ def evaluate(
         name: model.path + (f" at {commit}" if (commit := model.revision or revision) else "")
         for name, model in named.items()
     }
-    _print_scores(config, scores, samples, report, sources, as_json)
+    _print_scores(config, scores, samples, text, report, sources, as_json)
 
 
-def _check(config: "EvaluationConfig", report: Path | None) -> None:
-    """Refuse unknown tasks and a report that cannot be written, before text is prepared.
+def _check_files(short: Any, report: Path | None) -> None:
+    """Refuse an unknown suite or task, and a report that cannot be written.
+
+    Needs neither torch nor a model, so that the message comes at once.
 
     Raises:
-        ConfigError: a suite or task is unknown, or the report's folder is a file.
+        ConfigError: a setting of short tasks is invalid, a suite or task is unknown, a data file of
+            the suite is missing, or the report's folder is a file.
     """
-    from longred.evaluation import ruler
-    from longred.evaluation.suites import suite_of
+    from pydantic import ValidationError
+
+    from longred.config import EvaluationConfig
+    from longred.evaluation.suites import check_data_files, suite_of
 
     if report is not None and report.is_file():
         raise ConfigError(f"--report: {report} is a file; name a folder")
-    suite_of(config)
-    for task in config.ruler.tasks:
-        ruler.check_task(task)
+    try:
+        config = EvaluationConfig.model_validate({"short": short})
+    except ValidationError as error:
+        raise ConfigError(_problem(error)) from None
+    check_data_files(suite_of(config))
 
 
 def _ruler(lengths: str, tasks: str, num_samples: int) -> dict[str, Any]:
@@ -203,10 +213,12 @@ def _config(
     """Return the validated evaluation section.
 
     Raises:
-        ConfigError: a setting is unknown or invalid, or a length exceeds a model's window.
+        ConfigError: a setting or a task of RULER is unknown or invalid, or a length exceeds a
+            model's window.
     """
     from pydantic import ValidationError
 
+    from longred.evaluation import ruler
     from longred.evaluation.standalone import check_lengths, evaluation_config
 
     folders = {name: model.folder for name, model in found.items()}
@@ -218,6 +230,8 @@ def _config(
         asked = {name: folder for name, folder in folders.items() if name != "original"}
         check_lengths(asked, config.ruler.lengths if config.ruler.tasks else [], "--ruler")
         check_lengths(asked, config.perplexity.lengths, "--perplexity")
+    for task in config.ruler.tasks:
+        ruler.check_task(task)
     return config
 
 
@@ -297,6 +311,7 @@ def _print_scores(
     config: "EvaluationConfig",
     scores: "Mapping[str, Artifact]",
     samples: "Artifact",
+    text: Path | None,
     report: Path | None,
     sources: "Mapping[str, str]",
     as_json: bool,
@@ -309,6 +324,9 @@ def _print_scores(
     comparison = collect(
         folders, original_window=config.original_window, dropped=[], seed=config.seed
     )
+    # Another text than that of a run, so the losses of both cannot be compared.
+    held_out_from = "Python's standard library" if text is None else str(text)
+    comparison = replace(comparison, text=held_out_from)
     if report is not None:
         from longred.report.write import write_evaluation
 

@@ -34,7 +34,9 @@ File by file:
   never holds logits of whole prompts. `vllm`: `VllmLM`, which generates with vLLM instead, after a
   check that both give the same answers.
 - `own_tasks`: runs a task of longred. `lm_eval_catalog`: finds tasks of lm-eval and replaces their
-  data with local files. `lm_eval_tasks`: builds, freezes and runs them.
+  data with local files. `lm_eval_tasks`: builds, freezes and runs them. `lm_eval_answers`: finds
+  documents whose right answer is none of their choices. `lm_eval_errors`: what to say about these
+  and about columns that do not suit a task.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.
 - `results`: scores of samples and their aggregation.
 - `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in
@@ -42,5 +44,5 @@ File by file:
 - `standalone`: configuration of an evaluation outside of a pipeline.
 
 lm-eval, datasets and vLLM are imported only when a task needs them: `lm`, `own_tasks`,
-`lm_eval_catalog`, `lm_eval_tasks` and `vllm` are therefore imported inside functions.
+the modules `lm_eval_*` and `vllm` are therefore imported inside functions.
 """

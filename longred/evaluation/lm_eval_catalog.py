@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from longred.errors import ConfigError, MismatchError, PreflightError
-from longred.evaluation.suites import SuiteTask, nearest
+from longred.evaluation.suites import SuiteTask, missing_file, nearest
 from longred.evaluation.tasks import Row, iterate_lines
 from longred.store.artifacts import sha256_file
 
@@ -99,8 +99,8 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
         allow_code: whether tasks may run code that a model writes.
 
     Raises:
-        ConfigError: lm-eval has no such task, or data files do not suit it.
-        MismatchError: a data file is missing or malformed.
+        ConfigError: lm-eval has no such task, or data files are missing or do not suit it.
+        MismatchError: a data file is malformed.
         PreflightError: the task runs code and may not.
     """
     limits = [n for n in (limit, entry.limit) if n is not None]
@@ -109,11 +109,12 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
         runs_code = bool(values.get("unsafe_code"))
         if runs_code and not allow_code:
             raise PreflightError(
-                f"{leaf}: runs code that the model writes; set "
+                f"{_label(entry, leaf)}: runs code that the model writes; set "
                 "evaluation.short.allow_code_execution: true where that is safe"
             )
         files, changes = _local_data(entry, values) if entry.data_files else ({}, {})
         settings[leaf] = {
+            "name": _label(entry, leaf),
             "task": leaf,
             "metric": entry.metric,
             "filter": entry.filter,
@@ -135,28 +136,26 @@ def _local_data(entry: SuiteTask, values: Mapping[str, Any]) -> tuple[dict[str, 
 
     Raises:
         ConfigError: the task does not read a data set by split, a split is missing from the files,
-            or a file has an unknown format.
-        MismatchError: a file is missing or empty, or a line is not a JSON object; names the line.
+            or a file is missing or has an unknown format.
+        MismatchError: a file is empty, or a line is not a JSON object; names the line.
     """
-    leaf = str(values.get("task"))
+    name = _label(entry, str(values.get("task")))
     if "class" in values:
         raise ConfigError(
-            f"{leaf}: loads its data with its own code; data_files cannot replace them"
+            f"{name}: loads its data with its own code; data_files cannot replace them"
         )
     subset = str(values.get("dataset_name") or "")
-    files = {
-        split: str(Path(path.replace("{subset}", subset)).expanduser().resolve())
-        for split, path in entry.data_files.items()
-    }
-    _check_splits(leaf, entry, values, files)
+    given = {split: path.replace("{subset}", subset) for split, path in entry.data_files.items()}
+    files = {split: str(Path(path).expanduser().resolve()) for split, path in given.items()}
+    _check_splits(name, entry, values, files)
     formats = {FORMATS.get(Path(path).suffix) for path in files.values()}
     if None in formats or len(formats) > 1:
         raise ConfigError(
-            f"{leaf}: data_files must have one common format: {', '.join(sorted(FORMATS))}"
+            f"{name}: data_files must have one common format: {', '.join(sorted(FORMATS))}"
         )
-    for path in map(Path, files.values()):
+    for split, path in ((split, Path(file)) for split, file in files.items()):
         if not path.is_file():
-            raise MismatchError(f"{path}: is missing; see data_files of the suite")
+            raise missing_file(name, split, given[split])
         if path.suffix == ".jsonl" and not sum(1 for _ in iterate_lines(path)):
             raise MismatchError(f"{path}: is empty")
     changes: Row = {"dataset_path": formats.pop(), "dataset_name": None}
@@ -167,14 +166,19 @@ def _local_data(entry: SuiteTask, values: Mapping[str, Any]) -> tuple[dict[str, 
     return files, {**changes, **dict.fromkeys(unused)}
 
 
+def _label(entry: SuiteTask, leaf: str) -> str:
+    """Return the name of a suite's task, with that of the group's member if it is a group."""
+    return entry.name if leaf == entry.task else f"{entry.name} ({leaf})"
+
+
 def _check_splits(
-    leaf: str, entry: SuiteTask, values: Mapping[str, Any], files: Mapping[str, str]
+    name: str, entry: SuiteTask, values: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
     """Check that the files include the evaluated split and the one with few-shot examples."""
     evaluated = str(values.get("test_split") or values.get("validation_split"))
     if evaluated not in files:
         raise ConfigError(
-            f"{leaf}: data_files lacks the split {evaluated}; "
+            f"{name}: data_files lacks the split {evaluated}; "
             f"give `{evaluated}: /path/to/file.jsonl`"
         )
     shots = values.get("num_fewshot") if entry.num_fewshot is None else entry.num_fewshot
@@ -185,6 +189,6 @@ def _check_splits(
     source = str(next((values[key] for key in keys if values.get(key)), evaluated))
     if source not in files:
         raise ConfigError(
-            f"{leaf}: data_files lacks the split {source}, which its {shots} examples come from; "
+            f"{name}: data_files lacks the split {source}, which its {shots} examples come from; "
             f"give `{source}: /path/to/file.jsonl` or num_fewshot: 0"
         )

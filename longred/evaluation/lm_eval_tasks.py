@@ -16,13 +16,20 @@ import httpx
 import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
-from jinja2 import TemplateError
 from lm_eval.evaluator import evaluate
 
-from longred.errors import ConfigError, MismatchError, NonFiniteLossError, PreflightError
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.evaluation.counting import encode
 from longred.evaluation.lm import TransformersLM, new_tokens, request_tokens
 from longred.evaluation.lm_eval_catalog import task_file, task_manager
+from longred.evaluation.lm_eval_errors import (
+    PROMPT_ERRORS,
+    building_error,
+    check_answers,
+    data_name,
+    name_of,
+    prompt_error,
+)
 from longred.evaluation.own_tasks import MAX_PROMPT_CHARACTERS
 from longred.evaluation.results import Result, likeliest, num_truncated, summary, totals
 from longred.evaluation.suites import nearest
@@ -36,7 +43,6 @@ MAX_ANSWER_CHARACTERS = 2000
 
 # The hub clients share no exception type.
 _LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, DatasetsError, httpx.HTTPError)
-_PROMPT_ERRORS = (TemplateError, KeyError, IndexError, TypeError)
 
 datasets.disable_progress_bars()
 
@@ -48,7 +54,8 @@ def build(settings: Mapping[str, Any]) -> Any:
         settings: as `lm_eval_catalog.leaf_settings` returns them.
 
     Raises:
-        MismatchError: lm-eval cannot read its data files.
+        ConfigError: the columns of its data files do not suit its wording.
+        MismatchError: lm-eval cannot read its data files, or its own data do not suit its wording.
         PreflightError: its data or a package that it needs is not available.
     """
     leaf = str(settings["task"])
@@ -64,47 +71,11 @@ def build(settings: Mapping[str, Any]) -> Any:
             # lm-eval lets only the member of a group change the values of a task's YAML file.
             group = {"group": "longred", "task": [changes]}
             task = task_manager(task_file(leaf).parent).load([group])["tasks"][leaf]
-    except _PROMPT_ERRORS as error:
-        raise _prompt_error(settings, error) from error
-    except _LOADING_ERRORS as error:
-        raise _loading_error(settings, error) from error
+    except (*PROMPT_ERRORS, *_LOADING_ERRORS) as error:
+        raise building_error(settings, error) from error
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
     return task
-
-
-def _loading_error(settings: Mapping[str, Any], error: Exception) -> Exception:
-    """Return the error to raise when a task cannot be loaded; records an unreachable hub."""
-    leaf = settings["task"]
-    if isinstance(error, ConnectionError | httpx.HTTPError):
-        HUB.give_up(str(error))
-    if settings["data_files"] and not isinstance(error, ImportError):
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        return MismatchError(f"{leaf}: {_data_name(settings)} cannot be used ({reason})")
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if isinstance(error, ImportError):
-        extra = "longbench" if leaf.startswith("longbench") else "math"
-        return PreflightError(
-            f"{leaf}: needs a package that is not installed ({reason}); "
-            f"pip install 'lm_eval[{extra}]'"
-        )
-    return PreflightError(
-        f"{leaf}: its data cannot be loaded ({type(error).__name__}: {reason}); give local files "
-        f"in a suite of your own: `{leaf}: {{source: lm-eval, data_files: {{test: "
-        "/path/to/file.jsonl}, …}`, and evaluation.short.suite: /path/to/suite.yaml"
-    )
-
-
-def _prompt_error(settings: Mapping[str, Any], error: Exception) -> MismatchError:
-    return MismatchError(
-        f"{settings['task']}: lm-eval cannot build prompts from its data "
-        f"({type(error).__name__}: {error}); see {_data_name(settings)}"
-    )
-
-
-def _data_name(settings: Mapping[str, Any]) -> str:
-    files = ", ".join(settings["data_files"].values())
-    return f"its data files {files}" if files else "its data on the hub"
 
 
 def freeze_leaf(settings: Mapping[str, Any], tokenizer: Any) -> tuple[list[Row], Row]:
@@ -114,13 +85,15 @@ def freeze_leaf(settings: Mapping[str, Any], tokenizer: Any) -> tuple[list[Row],
     largest generation budget.
 
     Raises:
-        ConfigError: metric or filter do not exist, or few-shot examples lack their data.
-        MismatchError: a field that the prompt needs is missing from the data.
+        ConfigError: metric or filter do not exist, few-shot examples lack their data, a column that
+            the prompt needs is missing from the data files, or an answer in them is no choice.
+        MismatchError: the same in the task's own data.
         PreflightError: the data are not available.
     """
     task = build(settings)
     _check_score(task, settings)
     rows = _rows(task, settings)
+    check_answers(settings, task)
     tokenise = functools.partial(encode, tokenizer)
     entry = {
         "max_tokens": max(request_tokens(request.args, tokenise) for request in task.instances),
@@ -137,10 +110,10 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
             # lm-eval draws examples while it builds prompts: reset the seed for every build.
             task.set_fewshot_seed(FEWSHOT_SEED)
             task.build_all_requests(limit=settings["limit"])
-    except _PROMPT_ERRORS as error:
-        raise _prompt_error(settings, error) from error
+    except PROMPT_ERRORS as error:
+        raise prompt_error(settings, error, task) from error
     except ValueError as error:
-        raise ConfigError(f"{leaf}: {error}; see {_data_name(settings)}") from error
+        raise ConfigError(f"{name_of(settings)}: {error}; see {data_name(settings)}") from error
     requests: dict[int, list[Any]] = {}
     for request in task.instances:
         requests.setdefault(request.doc_id, []).append(request.args)
@@ -158,7 +131,7 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
 
 def _check_score(task: Any, settings: Mapping[str, Any]) -> None:
     """Refuse a metric or filter that the task does not have."""
-    leaf, metric, wanted = settings["task"], settings["metric"], settings["filter"]
+    leaf, metric, wanted = name_of(settings), settings["metric"], settings["filter"]
     metrics = list(task.aggregation())
     if metric not in metrics:
         raise ConfigError(f"{leaf}: has no metric {metric}; {nearest(metric, metrics)}")
@@ -191,7 +164,8 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
     built = build(settings)
     if _rows(built, settings) != task.read_samples():
         raise MismatchError(
-            f"{leaf}: its data no longer give the samples in {task.path}; freeze the samples again"
+            f"{name_of(settings)}: its data no longer give the samples in {task.path}; freeze the "
+            "samples again"
         )
     lm.reset(task.max_tokens, in_chat=lm.is_chat)
     built.set_fewshot_seed(FEWSHOT_SEED)

@@ -19,7 +19,7 @@ from longred.evaluation.ruler.freeze import freeze_task, identity
 from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, suite_of
-from longred.evaluation.tasks import FORMAT_VERSION, Row, read_lines, write_lines
+from longred.evaluation.tasks import FORMAT_VERSION, NAMES, Row, read_lines, write_lines
 from longred.models.load import load_tokenizer, resolve_model
 from longred.store.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 
@@ -206,7 +206,7 @@ class _Freezer:
         window = max(self.config.original_window, self.config.target_window)
         parts: dict[str, Row] = {}
         for leaf, settings in leaves.items():
-            values = {k: v for k, v in settings.items() if k != "data_files"}
+            values = {k: v for k, v in settings.items() if k not in NAMES}
 
             def generate(settings: Row = settings) -> Frozen:
                 return freeze_leaf(settings, self.tokenizer)

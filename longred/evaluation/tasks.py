@@ -13,6 +13,10 @@ FORMAT_VERSION = 2
 
 Row = dict[str, Any]
 
+NAMES = ("name", "data_files")
+"""Settings of a task of lm-eval that change no score: the content of its files counts
+(`data_sha256`), their paths do not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -64,8 +68,7 @@ class Task:
         """Return everything beside the samples that can change an answer or its score."""
         identity: Row = {"task": self.name, "length": self.length, "metric": self.metric}
         if self.source == "lm-eval":
-            # The content of data files counts (`data_sha256`), their paths do not.
-            settings = {key: v for key, v in self.settings.items() if key != "data_files"}
+            settings = {key: v for key, v in self.settings.items() if key not in NAMES}
             identity |= {"source": self.source, "part": self.part, "settings": settings}
         return identity
 

@@ -113,9 +113,9 @@ COLUMNS = {
     "short text: 1 is identical.",
     names.ATTENTION_KL: "How far the model's attention is from the original's on the same short "
     "text (KL divergence in nats): 0 is identical.",
-    names.NATS: "Loss on held-out text of the original window; lower is better.",
+    names.NATS: "Loss on text of the original window, held out from {text}; lower is better.",
 }
-"""Name of a column or measure → what it is."""
+"""Name of a column or measure → what it is; `{text}` is what text was held out from."""
 
 
 def model_terms(models: Iterable[str]) -> Terms:
@@ -131,13 +131,18 @@ def task_text(task: str) -> str:
     return next((text for start, text in FAMILIES.items() if task.startswith(start)), "")
 
 
-def column_terms(columns: Iterable[str]) -> Terms:
-    """Return what the columns of a table are; RULER at several lengths is one term."""
+def column_terms(columns: Iterable[str], text: str = names.RUN_TEXT) -> Terms:
+    """Return what the columns of a table are; RULER at several lengths is one term.
+
+    Args:
+        columns: names of columns.
+        text: what the text of the measured loss was held out from.
+    """
     found = {}
     for column in columns:
         name = names.RULER if column.startswith(f"{names.RULER} ") else column
         if name in COLUMNS:
-            found[name] = COLUMNS[name]
+            found[name] = COLUMNS[name].replace("{text}", text)
     return found
 
 

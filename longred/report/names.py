@@ -12,6 +12,8 @@ SIMILARITY = "similarity"
 ATTENTION_KL = "attention KL"
 NATS = "nats/token"
 RETENTION = "retention"
+RUN_TEXT = "the run's own data"
+"""What the text of `NATS` is held out from, unless `longred evaluate` measures another."""
 
 NAMES = {
     "capacity/short": SHORT_AVERAGE,

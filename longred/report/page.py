@@ -114,7 +114,7 @@ def _common(
         "result": summary,
         "short_tasks": tables.short_task_table(comparison),
         "model_terms": glossary.model_terms(comparison.models),
-        "column_terms": glossary.column_terms(summary.header),
+        "column_terms": glossary.column_terms(summary.header, comparison.text),
         "ruler_terms": glossary.ruler_terms(comparison),
         "differences": tables.difference_table(comparison),
         "samples": {label: found for label, found in chosen.items() if found},

@@ -7,6 +7,7 @@ from typing import Any
 
 from longred.config.evaluation import RULER_TASKS
 from longred.errors import MismatchError
+from longred.report import names
 from longred.report.samples import Interval, Unit, difference, paired_interval, paired_scores, ratio
 from longred.store.artifacts import read_json
 
@@ -51,6 +52,7 @@ class Comparison:
         differences: the method against each baseline.
         capacities: capacity → its compared short tasks.
         ruler_tasks: length in tokens → its compared RULER tasks; lengths ascend.
+        text: what the text of the measured loss was held out from.
     """
 
     models: dict[str, dict[str, Any]]
@@ -60,6 +62,7 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
     capacities: dict[str, list[str]] = field(default_factory=dict)
     ruler_tasks: dict[int, list[str]] = field(default_factory=dict)
+    text: str = names.RUN_TEXT
 
     @property
     def short_tasks(self) -> list[str]:

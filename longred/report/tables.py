@@ -14,8 +14,8 @@ from longred.store.artifacts import MANIFEST, read_json
 MARKDOWN_NOTE = (
     "Scores in percent. Retention: score of the model / score of the original on the same samples, "
     "with the 95 % interval of a paired bootstrap. Similarity: mean cosine of the last hidden "
-    "state to the original's. Nats per token: loss on held-out text. Average: mean over capacities "
-    "and RULER at its longest length."
+    "state to the original's. Nats per token: loss on text held out from {text}. Average: mean "
+    "over capacities and RULER at its longest length."
 )
 
 
@@ -226,7 +226,8 @@ def dropped_lines(comparison: Comparison) -> list[tuple[str, str]]:
 
 def markdown_page(comparison: Comparison) -> str:
     """Return results, notes, differences and dropped tasks in Markdown."""
-    parts = [f"{result_table(comparison).markdown()}\n{MARKDOWN_NOTE}\n"]
+    note = MARKDOWN_NOTE.replace("{text}", comparison.text)
+    parts = [f"{result_table(comparison).markdown()}\n{note}\n"]
     if comparison.capacities:
         parts.append(f"{short_average_words(comparison)}\n")
     if comparison.differences:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 def freeze_samples(
     config: EvaluationConfig, base: Artifact, data: Artifact, *, store: Store
 ) -> Artifact:
-    """Write every question once, so that all models answer the same ones."""
+    """Write every question once, so that all models answer the same ones.
+
+    Raises:
+        ConfigError: a suite or task is unknown, or a data file of the suite is missing.
+    """
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
-    from longred.evaluation.suites import suite_of
+    from longred.evaluation.suites import check_data_files, suite_of
     from longred.models.find import resolve_model
 
     def make(folder: Path, work: Path) -> None:
@@ -27,6 +31,7 @@ def freeze_samples(
         freeze(config, base.folder, data.folder, folder, store=store)
 
     suite = suite_of(config)
+    check_data_files(suite)
     generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
     # The content of a suite and of its data files counts, not their paths.

@@ -37,6 +37,7 @@ def test_a_checkpoint_is_evaluated_from_the_command_line(tmp_path: Path) -> None
     assert "ruler-heat-map" in html
     assert "LongPPL, on the" in html
     assert "2 samples per task at 256 tokens" in html
+    assert "standard library; lower is better" in html
     assert (page / "plots" / "depth-heat-map.png").is_file()
 
     artifacts = tmp_path / "artifacts"

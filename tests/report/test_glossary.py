@@ -1,5 +1,6 @@
 """The glossary knows all methods and packaged tasks, and shows only what is on a page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from longred.report.compare import Row
 from longred.report.inputs import made_by
 from longred.report.names import metric_name
 from longred.report.scores import collect
-from longred.report.tables import result_table, short_task_table, summary_table
+from longred.report.tables import markdown_page, result_table, short_task_table, summary_table
 from longred.runs.record import RunRecord, StageRecord
 
 
@@ -36,6 +37,7 @@ def test_only_what_is_named_is_explained() -> None:
     assert list(glossary.model_terms(["cpt", "a-folder", "original"])) == ["cpt", "original"]
     columns = ["cloze", "short average", "RULER 256", "RULER 1,024", "nats/token"]
     assert list(glossary.column_terms(columns)) == ["short average", "RULER", "nats/token"]
+    assert "held out from the run's own data" in glossary.column_terms(columns)["nats/token"]
 
 
 def test_measures_of_saved_students_are_named_by_their_step() -> None:
@@ -55,6 +57,8 @@ def test_the_page_splits_the_result_table_into_models_and_tasks(study: Study) ->
     models = {name: study.scores[name] for name in ("original", "cpt")}
     comparison = collect(models, original_window=256, min_points_above_chance=10.0)
     whole, summary = result_table(comparison), summary_table(comparison)
+    assert "loss on text held out from the run's own data." in markdown_page(comparison)
+    assert "loss on text held out from a.txt." in markdown_page(replace(comparison, text="a.txt"))
     tasks = short_task_table(comparison)
     assert [name for name in whole.header if name not in summary.header] == comparison.short_tasks
     assert tasks.header[-2:] == ["original", "cpt"]

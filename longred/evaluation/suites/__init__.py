@@ -34,7 +34,8 @@ class SuiteTask(BaseModel):
         chance: score of guessing, in percent.
         scale: factor that converts lm-eval's value to percent.
         data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
-            CSV); `{subset}` in a path is replaced by the name of the task's subset.
+            CSV); `{subset}` in a path is replaced by the name of the task's subset. Relative paths
+            start in the folder where the command runs.
         overrides: further values of the task's YAML file in lm-eval.
     """
 
@@ -95,6 +96,26 @@ def load_suite(
         for task in suite
         if (not capacities or task.capacity in capacities) and (not tasks or task.name in tasks)
     ]
+
+
+def check_data_files(suite: Iterable[SuiteTask]) -> None:
+    """Refuse missing data files, before anything slow; needs no lm-eval, so it does not read them.
+
+    Raises:
+        ConfigError: a data file does not exist.
+    """
+    for task in suite:
+        for split, path in task.data_files.items():
+            # Only lm-eval's files say what the subset is called.
+            if "{subset}" not in path and not Path(path).expanduser().is_file():
+                raise missing_file(task.name, split, path)
+
+
+def missing_file(name: str, split: str, path: str) -> ConfigError:
+    """Return the error for a data file of a task that does not exist."""
+    return ConfigError(
+        f"{name}: data_files.{split}: {path} does not exist{where_paths_start(path)}"
+    )
 
 
 def suite_names() -> list[str]:

@@ -1,0 +1,160 @@
+"""Errors of tasks of lm-eval, in the user's words: name in the suite, data files, columns."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from jinja2 import TemplateError
+from lm_eval.api.task import ConfigurableTask
+
+from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, shorten
+from longred.evaluation.lm_eval_answers import answer_field, problem_of, wrong_answers
+from longred.models.hub import HUB
+
+PROMPT_ERRORS = (TemplateError, LookupError, TypeError, AttributeError, SyntaxError, AssertionError)
+"""What lm-eval raises where the columns of the data do not suit a task's wording."""
+
+
+def building_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
+    """Return the error to raise when lm-eval cannot build a task; records an unreachable hub.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+        error: what lm-eval raised.
+    """
+    # lm-eval builds the first prompt in the task's constructor: only the traceback has the task.
+    owners = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    task = next((owner for owner in owners if isinstance(owner, ConfigurableTask)), None)
+    if task is None or not hasattr(task, "features"):
+        if isinstance(error, PROMPT_ERRORS):
+            return prompt_error(settings, error, task)
+        return _loading_error(settings, error)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        # What the choices or the answer lack is clearer than what lm-eval raised over it.
+        with contextlib.suppress(*PROMPT_ERRORS, ValueError):
+            document = task.task_docs[0]
+            problem = problem_of(task, document)
+            if problem is None and "" in task.doc_to_choice(document):
+                problem = "one of its choices is empty"
+            if problem is not None:
+                return _document_error(settings, task, {0: problem})
+    return prompt_error(settings, error, task)
+
+
+def check_answers(settings: Mapping[str, Any], task: Any) -> None:
+    """Refuse documents of a multiple-choice task whose right answer is none of their choices.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+        task: the task as lm-eval builds it.
+
+    Raises:
+        ConfigError: an answer in the data files of a suite is wrong; names file and line if they
+            are known, otherwise task and document.
+        MismatchError: an answer in the task's own data is wrong.
+    """
+    problems = wrong_answers(task, settings["limit"])
+    if problems:
+        raise _document_error(settings, task, problems)
+
+
+def prompt_error(settings: Mapping[str, Any], error: Exception, task: Any) -> LongredError:
+    """Return the error to raise when columns do not suit a task's wording; names the columns.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+        error: what lm-eval raised.
+        task: the task, None if lm-eval had not begun to build it.
+    """
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    fields = ("doc_to_text", "doc_to_target", "doc_to_choice")
+    field = next((name for name in reversed(names) if name in fields), None)
+    reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    if field in settings["overrides"]:
+        what = f"{field} of the suite"
+    else:
+        what = f"lm-eval's {field or 'prompt'} of {settings['task']}"
+    found = "; ".join(_columns(settings, task)) or f"see {data_name(settings)}"
+    message = f"{name_of(settings)}: {what} cannot be built: {reason}; {found}"
+    if not settings["data_files"]:
+        return MismatchError(shorten(message))
+    return ConfigError(shorten(f"{message}; set {field or 'its wording'} in `overrides`"))
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """Return a task's name in the suite, as messages begin with."""
+    # Samples that an earlier version froze have no name.
+    return str(settings.get("name", settings["task"]))
+
+
+def data_name(settings: Mapping[str, Any]) -> str:
+    """Return where a task's data are."""
+    files = ", ".join(map(_shown_path, settings["data_files"].values()))
+    return f"its data files {files}" if files else "its data on the hub"
+
+
+def _loading_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
+    """Return the error to raise when a task's data or packages are not there."""
+    leaf, name = settings["task"], name_of(settings)
+    if isinstance(error, ConnectionError | httpx.HTTPError):
+        HUB.give_up(str(error))
+    if settings["data_files"] and not isinstance(error, ImportError):
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        return MismatchError(f"{name}: {data_name(settings)} cannot be used ({reason})")
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if isinstance(error, ImportError):
+        extra = "longbench" if leaf.startswith("longbench") else "math"
+        return PreflightError(
+            f"{name}: needs a package that is not installed ({reason}); "
+            f"pip install 'lm_eval[{extra}]'"
+        )
+    return PreflightError(
+        f"{name}: its data cannot be loaded ({type(error).__name__}: {reason}); give local files "
+        f"in a suite of your own: `{leaf}: {{source: lm-eval, data_files: {{test: "
+        "/path/to/file.jsonl}, …}`, and evaluation.short.suite: /path/to/suite.yaml"
+    )
+
+
+def _document_error(
+    settings: Mapping[str, Any], task: Any, problems: Mapping[int, str]
+) -> LongredError:
+    """Return the error for documents that no answer can be right for; shows the first one."""
+    number, problem = next(iter(problems.items()))
+    split = task.config.test_split or task.config.validation_split
+    path = settings["data_files"].get(split, "")
+    if path.endswith(".jsonl") and task.config.process_docs is None:
+        place = f"{_shown_path(path)}:{number + 1}"
+    else:
+        # Code of the task may have dropped or reordered rows.
+        place = f"{name_of(settings)}: document {number + 1}"
+    others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    if settings["data_files"]:
+        fields = f"{answer_field(task)} and doc_to_choice of {name_of(settings)} in the suite"
+        return ConfigError(f"{place}: {problem}{others}; see {fields}")
+    return MismatchError(
+        f"{place}: {problem}{others}; its data on the hub do not suit this version of lm-eval, so "
+        "leave the task out with evaluation.short.tasks"
+    )
+
+
+def _columns(settings: Mapping[str, Any], task: Any) -> Iterator[str]:
+    """Yield the columns of each data file, or of the evaluated split of the task's own data."""
+    loaded = getattr(task, "dataset", None)
+    if loaded is None:
+        return
+    files = settings["data_files"]
+    for split in files or [task.config.test_split or task.config.validation_split]:
+        columns = getattr(loaded[split], "column_names", None)
+        if columns:
+            where = f"{_shown_path(files[split])} has" if files else "its data on the hub have"
+            yield f"{where} the columns {', '.join(columns)}"
+
+
+def _shown_path(path: str) -> str:
+    """Return a path as short as possible: relative in the working directory."""
+    with contextlib.suppress(ValueError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
