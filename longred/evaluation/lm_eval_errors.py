@@ -1,6 +1,7 @@
 """Errors of tasks of lm-eval, in the user's words: name in the suite, data files, columns."""
 
 import contextlib
+import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from lm_eval.api.task import ConfigurableTask
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, shorten
 from longred.evaluation.lm_eval_answers import answer_field, problem_of, wrong_answers
 from longred.models.hub import HUB
+
+log = logging.getLogger(__name__)
 
 PROMPT_ERRORS = (TemplateError, LookupError, TypeError, AttributeError, SyntaxError, AssertionError)
 """What lm-eval raises where the columns of the data do not suit a task's wording."""
@@ -47,6 +50,9 @@ def building_error(settings: Mapping[str, Any], error: Exception) -> LongredErro
 def check_answers(settings: Mapping[str, Any], task: Any) -> None:
     """Refuse documents of a multiple-choice task whose right answer is none of their choices.
 
+    In a benchmark's own data such documents are counted as wrong, as lm-eval does, with a warning;
+    only if all are wrong, they do not suit this version of lm-eval.
+
     Args:
         settings: as `lm_eval_catalog.leaf_settings` returns them.
         task: the task as lm-eval builds it.
@@ -54,11 +60,23 @@ def check_answers(settings: Mapping[str, Any], task: Any) -> None:
     Raises:
         ConfigError: an answer in the data files of a suite is wrong; names file and line if they
             are known, otherwise task and document.
-        MismatchError: an answer in the task's own data is wrong.
+        MismatchError: all answers in the task's own data are wrong.
     """
     problems = wrong_answers(task, settings["limit"])
-    if problems:
+    if not problems:
+        return
+    checked = min(settings["limit"] or len(task.task_docs), len(task.task_docs))
+    if settings["data_files"] or len(problems) == checked:
         raise _document_error(settings, task, problems)
+    number, problem = next(iter(problems.items()))
+    log.warning(
+        "%s: document %d: %s; %d of %d documents like this count as wrong, as in lm-eval",
+        name_of(settings),
+        number + 1,
+        problem,
+        len(problems),
+        checked,
+    )
 
 
 def prompt_error(settings: Mapping[str, Any], error: Exception, task: Any) -> LongredError:

@@ -169,8 +169,8 @@ def test_rows_that_a_task_processes_are_documents(freeze_rows: Freeze) -> None:
         freeze_rows(rows, **changes)
 
 
-def test_data_of_the_hub_are_named_as_such(
-    freeze_rows: Freeze, monkeypatch: pytest.MonkeyPatch
+def test_wrong_answers_on_the_hub_count_as_wrong_unless_all_are(
+    freeze_rows: Freeze, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     check = lm_eval_errors.check_answers
 
@@ -178,8 +178,11 @@ def test_data_of_the_hub_are_named_as_such(
         check({**settings, "data_files": {}}, task)
 
     monkeypatch.setattr("longred.evaluation.lm_eval_tasks.check_answers", on_the_hub)
-    with pytest.raises(MismatchError, match=r"^own30: document 2: answer 4 is .* on the hub"):
-        freeze_rows(rows_with([0, 4]))
+    assert len(freeze_rows(rows_with([0, 4]))) == 2
+    assert "own30: document 2: answer 4 is no index of its 4 choices" in caplog.text
+    assert "1 of 2 documents like this count as wrong" in caplog.text
+    with pytest.raises(MismatchError, match=r"^own30: document 1: the answer .A. .* on the hub"):
+        freeze_rows(rows_with(["A", "A"]))
 
 
 def test_a_wrong_column_is_named_beside_those_of_the_file(freeze_rows: Freeze) -> None:
