@@ -176,7 +176,7 @@ def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
 
 
 def not_enough_text(
-    shortages: Sequence[str], note: str = "", remedies: Sequence[str] = ()
+    shortages: Sequence[str], note: str = "", remedies: Sequence[str] = (), instead: str = ""
 ) -> ConfigError:
     """Return the error for buckets that cannot be filled.
 
@@ -184,8 +184,10 @@ def not_enough_text(
         shortages: what is missing where.
         note: a sentence with a space at its end.
         remedies: changes that are known to suffice; default: unknown.
+        instead: a sentence, with a space at its end, on other changes that suffice without these.
     """
-    lower = f"Lower {', or '.join(remedies)}" if remedies else "Lower data.num_tokens"
+    keys = ", or ".join(remedies) or "data.num_tokens"
+    lower = f"{instead}{'Or lower' if instead else 'Lower'} {keys}"
     return ConfigError(
         f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}{lower}, "
         "change data.ratio or the shares in data.sources, or add text"
