@@ -60,9 +60,9 @@ def _held_out(bucket: Mapping[str, Any]) -> str:
 
 def _verdict(bucket: Mapping[str, Any]) -> str:
     """Return a bucket's verdict, with its probability unless it is certain, or what it lacks."""
-    filled, needed = bucket["filled_tokens"], bucket["needed_tokens"]
-    if filled is not None and filled < needed:
-        return f"{bucket['verdict']} ({filled:,} of {needed:,} could be filled)"
+    filled = bucket["filled_tokens"]
+    if filled is not None and filled < bucket["needed_tokens"]:
+        return f"{bucket['verdict']} ({filled:,} could be filled)"
     if 0 < bucket["chance"] < 1:
         return f"{bucket['verdict']} (in {bucket['chance']:.0%} of trials)"
     return str(bucket["verdict"])

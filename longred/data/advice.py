@@ -163,14 +163,14 @@ def most_that_fit(
     return largest_num_tokens(config, lambda changed: fills(settle(changed), documents), step)
 
 
-def _remedies(readings: Sequence[Reading]) -> tuple[int, list[str]]:
+def _remedies(readings: Sequence[Reading]) -> tuple[int, list[str] | None]:
     """Return changes of single keys with which the same documents fill the buckets.
 
-    The first value is the `num_tokens` among them; 0 if there is none.
+    None if they are too many to try. The first value is the `num_tokens`; 0 if there is none.
     """
     config, documents = readings[0].job.config, documents_of(readings)
     if _num_documents(documents) > MAX_TRIED_DOCUMENTS:
-        return 0, []
+        return 0, None
     remedies = []
     fitting = most_that_fit(config, documents) or 0
     if fitting:
@@ -214,12 +214,12 @@ def _cut_note(readings: Sequence[Reading], fitting: int) -> str:
     if most == config.num_tokens:
         return (
             f"The text would suffice in more documents: try {how}, which cuts text files into "
-            "smaller ones. "
+            "smaller ones. Or "
         )
     if most > fitting:
         return (
             f"In more documents, the text would suffice for more tokens: try {how} together with "
-            f"data.num_tokens={most}. "
+            f"data.num_tokens={most}. Or "
         )
     return ""
 

@@ -372,7 +372,7 @@ def _sampled_problem(
         return is_filled(changed, source_quotas(changed)[name], sample)
 
     fitting = largest_num_tokens(config, works)
-    remedies = [f"data.num_tokens to {fitting}"] if fitting else []
+    remedies = [f"data.num_tokens to {fitting}"] if fitting else None
     return str(not_enough_text(missing, "By a sample: ", remedies))
 
 
