@@ -41,8 +41,8 @@ def show_data(sources: Sequence[Mapping[str, Any]]) -> None:
         for note in files_texts(source["source"], source):
             typer.echo(note)
     typer.echo(
-        "long enough: tokens of the training documents that this bucket can use; the verdict "
-        "counts them once over buckets, and a document feeds one bucket"
+        "long enough: tokens of the training documents that this bucket could use; the buckets "
+        "share them, because a document feeds one bucket, often with a part of its tokens"
     )
 
 
@@ -59,7 +59,10 @@ def _held_out(bucket: Mapping[str, Any]) -> str:
 
 
 def _verdict(bucket: Mapping[str, Any]) -> str:
-    """Return a bucket's verdict, with its probability unless it is certain."""
+    """Return a bucket's verdict, with its probability unless it is certain, or what it lacks."""
+    filled = bucket["filled_tokens"]
+    if filled is not None and filled < bucket["needed_tokens"]:
+        return f"{bucket['verdict']} ({filled:,} could be filled)"
     if 0 < bucket["chance"] < 1:
         return f"{bucket['verdict']} (in {bucket['chance']:.0%} of trials)"
     return str(bucket["verdict"])

@@ -67,9 +67,7 @@ def own_text(config: RunConfig, texts: Sequence[str], tokenizer: Path) -> Iterat
     data = data.model_copy(update=changes)
     # Less is not always filled too: which bucket a document feeds depends on what they need.
     yield Entry("data.num_tokens", most, "about the most with which the text fills all buckets")
-    # A quarter of the held-out text, which is divided over three buckets.
-    share = int(most * data.validation_fraction) // 4
-    held_out = min(data.num_held_out_tokens, max(data.target_window, share))
+    held_out = _settled(data.model_copy(update={"num_tokens": most})).num_held_out_tokens
     if held_out != data.num_held_out_tokens:
         yield Entry("data.num_held_out_tokens", held_out, "in each bucket; the text is short")
     if held_out < config.profiling.num_tokens:
@@ -82,6 +80,14 @@ def _in_order(source: SourceConfig) -> dict[str, Any]:
     """Return the settings of a source that are not defaults, in the order of its fields."""
     given = source.model_dump(exclude_defaults=True)
     return {name: given[name] for name in SourceConfig.model_fields if name in given}
+
+
+def _settled(data: DataConfig) -> DataConfig:
+    """Return the section with the held-out tokens that suit its training tokens."""
+    # A quarter of the held-out text, which is divided over three buckets.
+    share = int(data.num_tokens * data.validation_fraction) // 4
+    held_out = min(data.num_held_out_tokens, max(data.target_window, share))
+    return data.model_copy(update={"num_held_out_tokens": held_out})
 
 
 def _capacity(data: DataConfig, folder: Path) -> tuple[dict[str, Any], int]:
@@ -104,7 +110,8 @@ def _capacity(data: DataConfig, folder: Path) -> tuple[dict[str, Any], int]:
         more = ({**piece, "validation_fraction": fraction} for fraction in MORE_HELD_OUT)
         for changes in (piece, *more):
             try:
-                found.append((most_tokens(data.model_copy(update=changes), folder), changes))
+                changed = data.model_copy(update=changes)
+                found.append((most_tokens(changed, folder, _settled), changes))
                 break
             except ConfigError as error:
                 refusals.append(error)

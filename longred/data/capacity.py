@@ -1,9 +1,15 @@
 """Says how many training tokens a text can give."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from longred.config import DataConfig
-from longred.data.advice import documents_of, fills, largest_num_tokens, least_num_tokens
+from longred.data.advice import (
+    documents_of,
+    largest_num_tokens,
+    least_num_tokens,
+    most_that_fit,
+)
 from longred.data.estimate import is_filled, refuse_too_little, small_sources
 from longred.data.quotas import not_enough_text, source_quotas
 from longred.data.rehearsal import rehearse
@@ -15,7 +21,9 @@ MAX_GROWTH = 8
 """Most tokens per stated byte: compressed text is larger than its file."""
 
 
-def most_tokens(config: DataConfig, tokenizer_folder: Path) -> int:
+def most_tokens(
+    config: DataConfig, tokenizer_folder: Path, settle: Callable[[DataConfig], DataConfig]
+) -> int:
     """Return about the most training tokens for which the text fills the buckets.
 
     Exact for local text of up to EXACT_BYTES in all; else by a sample, and on the safe side.
@@ -24,6 +32,7 @@ def most_tokens(config: DataConfig, tokenizer_folder: Path) -> int:
         config: the recipe's data section, with windows and seed filled in; its `num_tokens` does
             not count.
         tokenizer_folder: Hugging Face folder of the model.
+        settle: sets what follows from `num_tokens` in a section.
 
     Raises:
         ConfigError: the text does not even fill one block of each bucket.
@@ -31,15 +40,14 @@ def most_tokens(config: DataConfig, tokenizer_folder: Path) -> int:
     """
     tokenizer = TextTokenizer(tokenizer_folder, add_bos=config.add_bos)
     check_sources(config)
-    least = config.model_copy(update={"num_tokens": least_num_tokens(config)})
+    least = settle(config.model_copy(update={"num_tokens": least_num_tokens(config)}))
     numbers = range(len(config.sources))
     stated = sum(s.num_bytes for number in numbers for s in shards_of(config, number))
     # A token has at least one byte, and compressed text at most this many times its size.
     wide = config.model_copy(update={"num_tokens": max(least.num_tokens + 1, MAX_GROWTH * stated)})
     if exact := small_sources(config):
         with rehearse(wide, tokenizer_folder, exact) as rehearsal:
-            documents = documents_of(rehearsal.readings)
-            found = largest_num_tokens(wide, lambda changed: fills(changed, documents))
+            found = most_that_fit(wide, documents_of(rehearsal.readings), settle)
     else:
         samples = [sample_source(wide, number, tokenizer) for number in numbers]
 

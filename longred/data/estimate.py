@@ -51,6 +51,7 @@ class BucketEstimate:
         at_most_tokens: the same with all that a sample may have missed; None if the size of the
             source is unknown.
         documents: number of those documents; None if texts are generated.
+        filled_tokens: what its whole blocks will hold; None if the source was sampled.
         verdict: `fits` (the run will fill it), `tight` (by a sample, it may) or `too little`.
         chance: share of trials in which it was filled; 0 or 1 if the source was read.
         held_out_needed_tokens: what the held-out split should have.
@@ -63,6 +64,7 @@ class BucketEstimate:
     available_tokens: int | None
     at_most_tokens: int | None
     documents: int | None
+    filled_tokens: int | None
     verdict: str
     chance: float
     held_out_needed_tokens: int
@@ -272,6 +274,7 @@ def _exact(reading: Reading, text_bytes: int, problem: str | None) -> SourceEsti
             available_tokens=int(quota.available * scale),
             at_most_tokens=quota.available if scale == 1 else None,
             documents=int(num_long_enough(reading, quota) * scale),
+            filled_tokens=blocks(quota) * quota.block_length,
             verdict=FITS if chance(quota) else TOO_LITTLE,
             chance=chance(quota),
             held_out_needed_tokens=held_out[quota.bucket].needed * quota.block_length,
@@ -319,6 +322,7 @@ def _sampled(
                     ),
                     at_most_tokens=sample.at_most(quota.minimum) if is_bounded else None,
                     documents=int(sample.count(quota.minimum) * scale) if kind.is_natural else None,
+                    filled_tokens=None,
                     verdict=FITS if filled == 1 else TIGHT if filled else TOO_LITTLE,
                     chance=filled,
                     held_out_needed_tokens=held_out[quota.bucket].needed * quota.block_length,
@@ -368,7 +372,7 @@ def _sampled_problem(
         return is_filled(changed, source_quotas(changed)[name], sample)
 
     fitting = largest_num_tokens(config, works)
-    remedies = [f"data.num_tokens to {fitting}"] if fitting else []
+    remedies = [f"data.num_tokens to {fitting}"] if fitting else None
     return str(not_enough_text(missing, "By a sample: ", remedies))
 
 

@@ -176,17 +176,24 @@ def draw(word: int, num_tokens: int, quotas: Sequence[Quota]) -> Quota | None:
 
 
 def not_enough_text(
-    shortages: Sequence[str], note: str = "", remedies: Sequence[str] = ()
+    shortages: Sequence[str],
+    note: str = "",
+    remedies: Sequence[str] | None = None,
+    instead: str = "",
 ) -> ConfigError:
     """Return the error for buckets that cannot be filled.
 
     Args:
         shortages: what is missing where.
         note: a sentence with a space at its end.
-        remedies: changes that are known to suffice; default: unknown.
+        remedies: changes that are known to suffice, each a key to lower; default: unknown.
+        instead: a sentence on other changes that suffice without these, and " Or ".
     """
-    lower = f"Lower {', or '.join(remedies)}" if remedies else "Lower data.num_tokens"
+    keys = ["data.num_tokens"] if remedies is None else remedies
+    lower = f"lower {', or '.join(keys)}, change" if keys else "change"
+    if not instead:
+        lower = lower[0].upper() + lower[1:]
     return ConfigError(
-        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}{lower}, "
-        "change data.ratio or the shares in data.sources, or add text"
+        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}{instead}{lower} "
+        "data.ratio or the shares in data.sources, or add text"
     )

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from longred.cli.data_table import show_data
 from longred.config import DataConfig
 from longred.data import estimate as module
+from longred.data.advice import FINE_STEP, largest_num_tokens, least_num_tokens
 from longred.data.buckets import prepare
-from longred.data.estimate import SourceEstimate, estimate, refuse_too_little
+from longred.data.capacity import most_tokens
+from longred.data.estimate import SourceEstimate, estimate, refuse_too_little, to_json
 from longred.errors import ConfigError
 
 
@@ -82,6 +85,90 @@ def test_the_number_that_a_refusal_proposes_works(
     assert run(make_config(num_tokens=int(int(found[1]) * 1.5)))
 
 
+def proposals(message: str) -> list[dict[str, int]]:
+    """Return the changes of the data section that a refusal proposes, each to be pasted."""
+    alone = r"(?:[Ll]ower|, or) data\.(\w+) to (\d+)|try data\.(\w+)=(\d+), which"
+    found = [{a or c: int(b or d)} for a, b, c, d in re.findall(alone, message)]
+    both = re.search(r"try data\.split_bytes=(\d+) together with data\.num_tokens=(\d+)", message)
+    if both:
+        found.append({"split_bytes": int(both[1]), "num_tokens": int(both[2])})
+    return found
+
+
+@pytest.fixture
+def books(make_config: Callable[..., DataConfig], tmp_path: Path) -> Callable[..., DataConfig]:
+    """Build a data section of three books, cut into few documents of unlike sizes."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name, paragraphs in (("a", 1500), ("b", 1400), ("c", 2000)):
+        text = "\n\n".join(f"{name} {n} {'a model reads ' * 8}" for n in range(paragraphs))
+        (folder / f"{name}.txt").write_text(text)
+    source = {"name": "books", "kind": "files", "path": str(folder)}
+
+    def make(**changes: Any) -> DataConfig:
+        return make_config(**{"sources": [source], "split_bytes": 2**15, **changes})
+
+    return make
+
+
+def test_every_proposal_of_a_refusal_works_when_pasted(
+    books: Callable[..., DataConfig], tiny_model_folder: Path, run: Callable[..., str]
+) -> None:
+    """The text fits 150,000 tokens and 180,000, but neither 115,000 nor 165,000."""
+    found = {}
+    for num_tokens in (115_000, 150_000, 165_000, 180_000, 2_000_000):
+        config = books(num_tokens=num_tokens)
+        found[num_tokens] = proposals(refusal(config, tiny_model_folder))
+        for changes in found[num_tokens]:
+            assert run(config.model_copy(update=changes)) == "", (num_tokens, changes)
+    assert found[150_000] == found[180_000] == []
+    for num_tokens, least in ((115_000, 105_000), (165_000, 150_000), (2_000_000, 180_000)):
+        assert any(changes.get("num_tokens", 0) >= least for changes in found[num_tokens])
+
+
+def test_more_tokens_are_found_beyond_numbers_that_do_not_fit(
+    books: Callable[..., DataConfig],
+) -> None:
+    config = books(num_tokens=1_000_000)
+    least = least_num_tokens(config)
+
+    def works(changed: DataConfig) -> bool:
+        return 2 * least < changed.num_tokens < 3 * least or 300 < changed.num_tokens / 1000 < 320
+
+    found = largest_num_tokens(config, works, FINE_STEP)
+    assert found
+    assert 315_000 < found < 320_000
+
+
+def test_the_most_tokens_of_a_text_fill_its_buckets(
+    books: Callable[..., DataConfig], tiny_model_folder: Path, run: Callable[..., str]
+) -> None:
+    """Also with what follows from them, here a held-out split of other needs."""
+
+    def settle(changed: DataConfig) -> DataConfig:
+        return changed.model_copy(update={"num_held_out_tokens": changed.num_tokens // 40})
+
+    config = books()
+    most = most_tokens(config, tiny_model_folder, settle)
+    assert run(settle(config.model_copy(update={"num_tokens": most}))) == ""
+
+
+def test_a_row_of_the_table_says_what_its_bucket_lacks(
+    books: Callable[..., DataConfig],
+    tiny_model_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = estimate(books(num_tokens=3_000_000), tiny_model_folder)
+    show_data(to_json(found))
+    lacking = [bucket for bucket in found[0].buckets if bucket.verdict == "too little"]
+    assert lacking
+    shown = capsys.readouterr().out
+    for bucket in lacking:
+        assert bucket.filled_tokens is not None
+        assert bucket.filled_tokens < bucket.needed_tokens
+        assert f"too little ({bucket.filled_tokens:,} could be filled)" in shown
+
+
 def test_documents_of_the_wrong_length_get_the_key_that_helps(
     make_config: Callable[..., DataConfig],
     tiny_model_folder: Path,
@@ -127,14 +214,27 @@ def test_a_few_documents_do_not_fit_three_times(
 
 
 def test_whole_text_files_too_few_for_the_buckets_are_told_of_the_cut(
+    books: Callable[..., DataConfig], tiny_model_folder: Path
+) -> None:
+    """With fewer tokens as well, if the cut alone does not suffice."""
+    for num_tokens, keys in ((32_768, {"split_bytes"}), (2_000_000, {"split_bytes", "num_tokens"})):
+        config = books(num_tokens=num_tokens, split_bytes=None)
+        (found,) = proposals(refusal(config, tiny_model_folder))
+        assert set(found) == keys
+        assert found["split_bytes"] == 16384
+        assert refusal(config.model_copy(update=found), tiny_model_folder) == ""
+
+
+def test_a_cut_that_does_not_help_is_not_proposed(
     make_config: Callable[..., DataConfig], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "books").mkdir()
-    for name in ("a", "b"):
-        (tmp_path / "books" / f"{name}.txt").write_text(f"{name} some words\n\n" * 8000)
-    source = {"name": "books", "kind": "files", "path": str(tmp_path / "books")}
-    config = make_config(sources=[source], split_bytes=None, validation_fraction=0.01)
-    assert "try data.split_bytes=16384" in refusal(config, tiny_model_folder)
+    """All pieces but one are duplicates."""
+    (tmp_path / "same.txt").write_text("some words\n\n" * 16_000)
+    source = {"name": "same", "kind": "files", "path": str(tmp_path / "same.txt")}
+    message = refusal(make_config(sources=[source], split_bytes=None), tiny_model_folder)
+    assert "not enough text" in message
+    assert proposals(message) == []
+    assert ". Change data.ratio" in message
 
 
 def test_a_sample_says_how_probable_it_is(
