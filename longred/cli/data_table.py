@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from longred.cli.common import print_table
+from longred.cli.cost_tables import wrap
 
 
 def show_data(sources: Sequence[Mapping[str, Any]]) -> None:
@@ -33,17 +34,19 @@ def show_data(sources: Sequence[Mapping[str, Any]]) -> None:
             continue
         how = "read as the run reads it" if source["is_exact"] else "by a sample"
         plural = "" if source["shards"] == 1 else "s"
-        typer.echo(
+        told = (
             f"{source['source']}: {source['num_bytes']:,} bytes of text in {source['shards']:,} "
             f"shard{plural}; {how}: {source['sampled_documents']:,} documents, "
             f"{source['sampled_tokens']:,} tokens, {source['rejected']:,} rejected rows"
         )
+        typer.echo(wrap(told))
         for note in files_texts(source["source"], source):
-            typer.echo(note)
-    typer.echo(
+            typer.echo(wrap(note))
+    shared = (
         "long enough: tokens of the training documents that this bucket could use; the buckets "
         "share them, because a document feeds one bucket, often with a part of its tokens"
     )
+    typer.echo(wrap(shared))
 
 
 def _count(count: int | None) -> str:
