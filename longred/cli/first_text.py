@@ -73,7 +73,7 @@ def own_text(config: RunConfig, texts: Sequence[str], tokenizer: Path) -> Iterat
     if held_out < config.profiling.num_tokens:
         yield Entry("profiling.num_tokens", held_out, "all that is held out in a bucket")
     if held_out < config.evaluation.similarity_tokens:
-        yield Entry("evaluation.similarity_tokens", held_out, "the same")
+        yield Entry("evaluation.similarity_tokens", held_out, "all that is held out in a bucket")
 
 
 def _in_order(source: SourceConfig) -> dict[str, Any]:
