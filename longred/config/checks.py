@@ -235,7 +235,8 @@ def step_advice(config: "RunConfig") -> str:
     below = config.training.step_tokens // unit * unit
     if not below:
         num_steps = max(1, round(config.training.num_steps * config.training.step_tokens / unit))
-        return f"the smallest that works is {unit}, for as much text with num_steps={num_steps}"
+        as_much = f"training.num_steps={num_steps} then reads as much text"
+        return f"the smallest that works is {unit} ({as_much})"
     return f"the nearest that work are {below} and {below + unit}"
 
 
