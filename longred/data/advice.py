@@ -72,7 +72,7 @@ def refuse_no_held_out(readings: Sequence[Reading]) -> None:
         f"data.validation_fraction: {config.validation_fraction:g} of the documents are held out, "
         f"and none of them is long enough for a short block ({config.short_length} tokens); "
         f"{f'raise it to {found:g}' if found else 'raise it'} or add text"
-        f"{f'. {note.rstrip()}' if note else ''}"
+        f"{f'. {note}' if note else ''}"
     )
 
 
@@ -214,12 +214,12 @@ def _cut_note(readings: Sequence[Reading], fitting: int) -> str:
     if most == config.num_tokens:
         return (
             f"The text would suffice in more documents: try {how}, which cuts text files into "
-            "smaller ones. Or "
+            "smaller ones."
         )
     if most > fitting:
         return (
             f"In more documents, the text would suffice for more tokens: try {how} together with "
-            f"data.num_tokens={most}. Or "
+            f"data.num_tokens={most}."
         )
     return ""
 

@@ -187,13 +187,12 @@ def not_enough_text(
         shortages: what is missing where.
         note: a sentence with a space at its end.
         remedies: changes that are known to suffice, each a key to lower; default: unknown.
-        instead: a sentence on other changes that suffice without these, and " Or ".
+        instead: a sentence on other changes that suffice without these.
     """
     keys = ["data.num_tokens"] if remedies is None else remedies
     lower = f"lower {', or '.join(keys)}, change" if keys else "change"
-    if not instead:
-        lower = lower[0].upper() + lower[1:]
+    lower = f"{instead} Or {lower}" if instead else lower[0].upper() + lower[1:]
     return ConfigError(
-        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}{instead}{lower} "
+        f"data.num_tokens: not enough text: {'; '.join(shortages)}. {note}{lower} "
         "data.ratio or the shares in data.sources, or add text"
     )
