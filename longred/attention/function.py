@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AttentionInterface, PreTrainedModel
 
 from longred.attention.backends import BACKENDS, Backend
+from longred.attention.cached import Cached, attend_cached
 from longred.attention.documents import Documents, find_documents, ids_from_cu_seqlens
 from longred.attention.sdpa import Rules
 
@@ -63,6 +64,7 @@ def attend(
     documents: Documents | None = None,
     capture: Capture | None = None,
     sequence: DeviceMesh | None = None,
+    cached: Cached | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally, inside documents and a sliding window if they are given.
@@ -86,6 +88,7 @@ def attend(
         capture: called with the layer's inputs before they are used.
         sequence: mesh of the processes that share the rows, in the order of their tokens; documents
             are those of whole rows.
+        cached: keys and values are all slots of a cache, and every row has one query.
 
     Returns:
         The heads' outputs [B, T, H, d], and None in place of attention weights.
@@ -103,6 +106,8 @@ def attend(
         documents = find_documents(document_ids_BT, query_BHTd.device)
     backend: Any = getattr(module, "attention_backend", BACKENDS["sdpa"])
     rules = Rules(scaling, dropout, sliding_window, softcap, documents)
+    if cached is not None:
+        return attend_cached(query_BHTd, key_BhTd, value_BhTd, cached, rules), None
     if sequence is None:
         return backend.attend(query_BHTd, key_BhTd, value_BhTd, rules), None
     # DeepSpeed-Ulysses (arXiv 2309.14509): some heads of all tokens, instead of all heads of some.

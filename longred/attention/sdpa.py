@@ -5,7 +5,7 @@ cannot serve, each document is one call of `scaled_dot_product_attention`, and a
 by blocks of queries under a small mask.
 
 Shapes: B rows, T tokens, H query heads, h key heads (h divides H), g = H / h, d head dimension,
-M = B x T, Q queries of a block, K keys that it can see.
+M = B x T, Q queries of a block, K keys that it can see, G = g x Q.
 """
 
 import functools
@@ -25,7 +25,9 @@ from longred.attention.kernels import CallKind, capability_of, using_kernels
 HALF = (torch.bfloat16, torch.float16)
 
 BLOCK_LOGITS = 2**24
-"""Logits that the exact path holds at once, over rows and heads."""
+"""Logits that the exact path holds at once, over rows and heads; mask of a block of queries."""
+
+_MIN_BLOCK = 64
 
 
 class Rules(NamedTuple):
@@ -56,7 +58,10 @@ def attend_sdpa(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules:
     if _takes_varlen(*tensors, rules):
         rows, _, length, _ = key_BhTd.shape
         documents = rules.documents or whole_rows(rows, length, key_BhTd.device)
-        return attend_varlen(*tensors, documents, scale=rules.scale, window=rules.window)
+        queries = None
+        if query_BHTd.shape[2] != length:
+            queries = whole_rows(rows, query_BHTd.shape[2], key_BhTd.device)
+        return attend_varlen(*tensors, documents, queries, scale=rules.scale, window=rules.window)
     if rules.documents is None:
         output_BHTd = _causal(*tensors, rules, "rows")
     else:
@@ -65,10 +70,13 @@ def attend_sdpa(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules:
 
 
 def _takes_varlen(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules) -> bool:
-    """Return whether there are documents or a window that `attend_varlen` can serve."""
-    num_keys, device = key_BhTd.shape[2], value_BhTd.device
-    is_whole = rules.documents is None and (rules.window is None or rules.window >= num_keys)
-    if is_whole or rules.softcap is not None or rules.dropout or query_BHTd.shape[2] != num_keys:
+    """Return whether there are documents, a window or cached keys that `attend_varlen` serves."""
+    num_queries, num_keys, device = query_BHTd.shape[2], key_BhTd.shape[2], value_BhTd.device
+    is_behind = num_queries != num_keys
+    if rules.softcap is not None or rules.dropout or (is_behind and rules.documents is not None):
+        return False
+    has_window = rules.window is not None and rules.window < num_keys
+    if rules.documents is None and not has_window and (num_queries == 1 or not is_behind):
         return False
     d, value_d = query_BHTd.shape[3], value_BhTd.shape[3]
     return d == value_d and supports(device, capability_of(device), value_BhTd.dtype, d)
@@ -94,6 +102,7 @@ def attend_varlen(
     key_BhTd: Tensor,
     value_BhTd: Tensor,
     documents: Documents,
+    queries: Documents | None = None,
     *,
     scale: float | None = None,
     window: int | None = None,
@@ -102,17 +111,26 @@ def attend_varlen(
 
     Queries and keys are cast to the values' dtype: under autocast RoPE leaves them in fp32.
 
+    Args:
+        query_BHTd: queries; if fewer than keys, those of the last tokens of each document.
+        key_BhTd: keys, not repeated.
+        value_BhTd: values, not repeated.
+        documents: where the keys of each document are.
+        queries: where its queries are; None if every key has its query.
+        scale: factor of the logits; 1/sqrt(d) if None.
+        window: see above; None for all keys.
+
     Returns:
         The heads' outputs [B, T, H, d].
     """
     tensors = [x.transpose(1, 2).to(value_BhTd.dtype) for x in (query_BHTd, key_BhTd, value_BhTd)]
-    ends, longest = documents.cu_seqlens, documents.max_length
+    queries = queries or documents
     output_MHd: Tensor = load_varlen()(
         *(x.flatten(0, 1) for x in tensors),
-        ends,
-        ends,
-        longest,
-        longest,
+        queries.cu_seqlens,
+        documents.cu_seqlens,
+        queries.max_length,
+        documents.max_length,
         scale=scale,
         # Number of keys before and after the query's own; -1 means all.
         window_size=(-1 if window is None else window - 1, 0),
@@ -201,19 +219,29 @@ def _is_slow_in_bf16(value_BhTd: Tensor) -> bool:
 def _windowed(
     query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, window: int, settings: dict[str, Any]
 ) -> Tensor:
-    """Attend to the latest `window` keys by blocks of queries, so that masks stay small."""
-    repeats = query_BHTd.shape[1] // key_BhTd.shape[1]
-    key_BHTd, value_BHTd = (x.repeat_interleave(repeats, dim=1) for x in (key_BhTd, value_BhTd))
-    blocks = _query_blocks(query_BHTd, key_BhTd.shape[2], window, window)
-    queries = torch.split(query_BHTd, window, dim=2)
+    """Attend to the latest `window` keys by blocks of queries, so that masks stay small.
+
+    The query heads of one key head take the place of further queries: keys are not repeated.
+    """
+    rows, num_heads, _, head_dim = query_BHTd.shape
+    num_key_heads, num_keys = key_BhTd.shape[1], key_BhTd.shape[2]
+    num_shared = num_heads // num_key_heads
+    size = min(window, max(_MIN_BLOCK, BLOCK_LOGITS // (num_shared * min(2 * window, num_keys))))
+    blocks = _query_blocks(query_BHTd, num_keys, size, window)
     parts = []
-    for query_BHQd, (_, keys, seen_QK) in zip(queries, blocks, strict=True):
-        key_BHKd, value_BHKd = key_BHTd[:, :, keys], value_BHTd[:, :, keys]
-        parts.append(
-            F.scaled_dot_product_attention(
-                query_BHQd, key_BHKd, value_BHKd, attn_mask=seen_QK, **settings
-            )
+    for query_BHQd, (_, keys, seen_QK) in zip(
+        torch.split(query_BHTd, size, dim=2), blocks, strict=True
+    ):
+        # g groups of Q queries each, one after another.
+        query_BhGd = query_BHQd.reshape(rows, num_key_heads, -1, head_dim)
+        output_BhGd = F.scaled_dot_product_attention(
+            query_BhGd,
+            key_BhTd[:, :, keys],
+            value_BhTd[:, :, keys],
+            attn_mask=seen_QK.repeat(num_shared, 1),
+            **settings,
         )
+        parts.append(output_BhGd.reshape(*query_BHQd.shape[:3], -1))
     return torch.cat(parts, dim=2)
 
 

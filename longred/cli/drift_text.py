@@ -85,8 +85,8 @@ def _texts(data: str, length: int) -> Iterator[str]:
 
 
 def _rows(text: str, tokenizer: "TextTokenizer", length: int) -> list[list[int]]:
-    """Cut a text into full rows; prepend BOS to each if the tokenizer has one."""
-    start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    """Cut a text into full rows; prepend BOS to each if the tokenizer adds it."""
+    start = tokenizer.leading_ids()
     size = length - len(start)
     # No token is longer than 32 characters, so this prefix is enough.
     (ids,) = tokenizer.encode([text[: MAX_ROWS_OF_A_DOCUMENT * length * 32]])

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from longred.store.artifacts import Artifact, Store
 
 
+TEXT_TOKENS_PER_SAMPLE = 256
+"""Tokens of held-out text that are measured for each sample of a task."""
+
 Models = Annotated[
     list[str],
     typer.Argument(
@@ -49,7 +52,7 @@ Text = Annotated[
 DataType = Annotated[str, typer.Option(help="bfloat16 or float32")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Backend = Annotated[str, typer.Option(help="generation backend: hf or vllm")]
-BatchSize = Annotated[int, typer.Option(min=1)]
+BatchTokens = Annotated[str, typer.Option(help="tokens at once: a number, or auto")]
 NumProcesses = Annotated[int, typer.Option(min=1, help="processes, one model and device each")]
 ChatTemplate = Annotated[str, typer.Option(help="auto, true or false")]
 Seed = Annotated[int, typer.Option(min=0)]
@@ -88,7 +91,7 @@ def evaluate(
     dtype: DataType = "bfloat16",
     device: DeviceOption = "auto",
     backend: Backend = "hf",
-    batch_size: BatchSize = 8,
+    batch_tokens: BatchTokens = "auto",
     num_processes: NumProcesses = 1,
     chat_template: ChatTemplate = "auto",
     seed: Seed = 0,
@@ -111,8 +114,9 @@ def evaluate(
             suite, tasks, capacities, num_samples, skip=skip_missing, allow=allow_code_execution
         ),
         "perplexity": _perplexity(perplexity, judge),
-        **{"dtype": dtype, "device": device, "backend": backend, "batch_size": batch_size},
+        **{"dtype": dtype, "device": device, "backend": backend, "batch_tokens": batch_tokens},
         **{"num_processes": num_processes, "chat_template": chat_template, "seed": seed},
+        "similarity_tokens": _text_tokens(num_samples),
     }
     _apply_settings(values, settings or [])
     _check_files(values["short"], report)
@@ -129,7 +133,10 @@ def evaluate(
         found[name] = stages.find_model(ModelConfig(path=model.path, revision=commit), store=opened)
     config = _config(found, values, beyond_window=beyond_window)
     base = _base(found)
-    data = stages.prepare_data(text_config(base.folder, text, seed), base, store=opened)
+    folders = [model.folder for model in found.values()]
+    data = stages.prepare_data(
+        text_config(folders, text, seed, add_bos=config.add_bos_token), base, store=opened
+    )
     samples = stages.freeze_samples(config, base, data, store=opened)
     scores = _evaluate(config, found, base, samples, data, opened)
     sources = {
@@ -202,8 +209,16 @@ def _apply_settings(values: dict[str, Any], settings: Sequence[str]) -> None:
         apply_override({"evaluation": values}, setting)
 
 
+def _text_tokens(num_samples: int) -> int:
+    """Return the tokens of held-out text: in proportion to the samples, at most as a pipeline's."""
+    from longred.config import EvaluationConfig
+
+    most = EvaluationConfig.model_fields["similarity_tokens"].default
+    return min(int(most), TEXT_TOKENS_PER_SAMPLE * num_samples)
+
+
 def _base(found: "Mapping[str, Artifact]") -> "Artifact":
-    """Return the model whose tokenizer and window the samples are generated for."""
+    """Return the model that the others are compared with, and whose tokenizer samples are for."""
     return found.get("original") or next(iter(found.values()))
 
 
@@ -223,7 +238,7 @@ def _config(
 
     folders = {name: model.folder for name, model in found.items()}
     try:
-        config = evaluation_config(_base(found).folder, [*folders.values()], values)
+        config = evaluation_config([*folders.values()], values)
     except ValidationError as error:
         raise ConfigError(_problem(error)) from None
     if not beyond_window:
@@ -339,7 +354,23 @@ def _print_scores(
         typer.echo(json.dumps(found, indent=2, sort_keys=True))
         return
     print_markdown(markdown_page(comparison))
+    typer.echo(_what_is_compared(config, list(scores)))
     for name, artifact in scores.items():
         typer.echo(f"{name:<12} {artifact.path}")
     if report is not None:
         typer.echo(f"page         {report / 'index.html'}")
+
+
+def _what_is_compared(config: "EvaluationConfig", models: Sequence[str]) -> str:
+    """Return what the sizes of prompts follow from, and what similarity is to."""
+    base = "original" if "original" in models else models[0]
+    sizes = (
+        f"short prompts have up to {config.local_window:,} tokens, rows of text "
+        f"{config.text_window:,}"
+    )
+    if len(models) == 1:
+        return f"{sizes} (evaluation.short_window; the model's window: {config.original_window:,})"
+    return (
+        f"{sizes} (evaluation.short_window; the smallest window of these models: "
+        f"{config.original_window:,}); similarity is to {base}"
+    )

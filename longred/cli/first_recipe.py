@@ -39,7 +39,6 @@ PAPER_LAYERS = 6
 MICRO_BATCH_TOKENS = 32768
 """Tokens of a forward and backward pass that keep a GPU busy."""
 
-LONG_PROMPT = 16384
 """Tokens of prompts that are evaluated one at a time."""
 
 CPU_MICRO_BATCH_TOKENS = 4096
@@ -315,8 +314,6 @@ def _evaluation(config: RunConfig, wish: Wish, speeds: "Speeds") -> Iterator[Ent
     yield Entry("evaluation.short.suite", suite, why)
     if suite == "demo":
         yield Entry("evaluation.short.num_samples", 50 if is_small else 200, "of each task")
-    if max(lengths) >= LONG_PROMPT:
-        yield Entry("evaluation.batch_size", 1, "prompts at a time")
 
 
 def _fitting_tasks(config: RulerConfig, wish: Wish) -> list[str]:

@@ -170,10 +170,11 @@ class DataConfig(Section):
         description="Number of held-out tokens in each bucket. Raise it if a stage asks for more "
         "held-out text.",
     )
-    add_bos: bool = Field(
-        default=True,
-        description="Whether every document starts with the BOS token; false for a tokenizer "
-        "without one.",
+    add_bos: bool | None = Field(
+        default=None,
+        description="Whether every document starts with the BOS token; null to do as the "
+        "tokenizer does.",
+        examples=[True],
     )
     drop_duplicates: bool = Field(
         default=True, description="Whether documents with the same text are used only once."

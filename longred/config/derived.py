@@ -34,6 +34,7 @@ DERIVED = {
     f"{MIN_STEPS} steps for data.num_tokens, at least the smallest whole step",
     "training.num_steps": "as many as read data.num_tokens once",
     "evaluation.ruler.lengths": "original_window, doubled up to target_window",
+    "evaluation.add_bos_token": "data.add_bos",
 }
 """Key → its default in words."""
 
@@ -64,6 +65,9 @@ def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
     ruler = None if evaluation is None else _section(evaluation, "ruler")
     if ruler is not None and not ruler.get("lengths"):
         ruler["lengths"] = doubled(original, target)
+    add_bos = None if data is None else data.get("add_bos")
+    if evaluation is not None and evaluation.get("add_bos_token") is None and add_bos is not None:
+        evaluation["add_bos_token"] = add_bos
     return result
 
 

@@ -33,8 +33,8 @@ COUNTED = re.compile(
 
 UNITS = {
     **dict.fromkeys(("length", "lengths", "short_length", "short_context"), "tokens"),
-    **dict.fromkeys(("original_window", "target_window"), "tokens"),
-    **dict.fromkeys(("batch_size", "limit"), "samples"),
+    **dict.fromkeys(("original_window", "target_window", "short_window"), "tokens"),
+    "limit": "samples",
     **dict.fromkeys(("validation_fraction", "max_rejected_fraction"), "share, from 0 to 1"),
     **dict.fromkeys(("share", "merge_weight", "vllm_memory_fraction"), "share, from 0 to 1"),
     "max_epochs": "epochs",

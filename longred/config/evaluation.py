@@ -24,6 +24,10 @@ RULER_TASKS = (
 )
 
 
+MAX_SHORT_WINDOW = 1024
+"""Most tokens of a local short task's prompt, unless evaluation.short_window says otherwise."""
+
+
 class RulerConfig(Section):
     """Retrieval and reasoning over long text: which RULER tasks run, at which lengths."""
 
@@ -179,6 +183,12 @@ class EvaluationConfig(Section):
         description="Number of held-out tokens on which each model's hidden states and loss are "
         "compared with the original's.",
     )
+    short_window: Count | None = Field(
+        default=None,
+        description="Tokens of a prompt of the local short tasks with its answer, and of a row of "
+        "held-out text; null is original_window, at most 1,024 for short tasks.",
+        examples=[512],
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16",
         description="Type of weights and computation; float32 is faster on CPUs without bfloat16 "
@@ -190,6 +200,12 @@ class EvaluationConfig(Section):
         "auto does so for models that end turns as the template does.",
         examples=[True],
         json_schema_extra=_allow_booleans,
+    )
+    add_bos_token: bool | None = Field(
+        default=None,
+        description="Whether prompts start with the BOS token; null is data.add_bos, or what the "
+        "tokenizer does.",
+        examples=[True],
     )
     backend: Literal["hf", "vllm"] = Field(
         default="hf",
@@ -203,8 +219,11 @@ class EvaluationConfig(Section):
     original_window: int = 0
     target_window: int = 0
     seed: int = 0
-    batch_size: Undigested[Count] = Field(
-        default=8, description="Number of samples or rows at once; lower it if GPU memory runs out."
+    batch_tokens: Undigested[Count | Literal["auto"]] = Field(
+        default="auto",
+        description="Number of tokens of prompts and answers at once; auto takes what fits into "
+        "memory. It is halved where memory runs out.",
+        examples=[65_536],
     )
     device: Undigested[Device] = Field(
         default="auto", description="Device of the evaluation; auto takes a GPU if there is one."
@@ -215,6 +234,16 @@ class EvaluationConfig(Section):
         description="Number of processes that divide a model's tasks, each with a whole model and "
         "on GPUs with a GPU of its own.",
     )
+
+    @property
+    def local_window(self) -> int:
+        """Tokens of a prompt of the local short tasks with its answer."""
+        return min(self.short_window or MAX_SHORT_WINDOW, self.original_window)
+
+    @property
+    def text_window(self) -> int:
+        """Tokens of a row of held-out text."""
+        return min(self.short_window or self.original_window, self.original_window)
 
     @field_validator("chat_template", mode="before")
     @classmethod

@@ -227,7 +227,7 @@ class _Tokeniser:
 
 
 @functools.lru_cache(maxsize=2)
-def load_tokenizer(folder: str, add_bos: bool) -> TextTokenizer:
+def load_tokenizer(folder: str, add_bos: bool | None) -> TextTokenizer:
     """Return a job's tokenizer; cached, so that each process reads it once."""
     return TextTokenizer(Path(folder), add_bos=add_bos)
 

@@ -1,17 +1,31 @@
 """Converts text to token ids: optional BOS, and never a control token from text."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from longred.errors import ConfigError, MismatchError, PreflightError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 UINT16_IDS = 2**16
+
+
+def leading_ids(tokenizer: "Tokenizer") -> list[int]:
+    """Return the control tokens that a tokenizer puts before a text, usually BOS or nothing.
+
+    What it puts behind a text is left out: text of a causal model goes on.
+    """
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    return [id for id, _ in itertools.takewhile(lambda pair: pair[1], pairs)]
 
 
 class TextTokenizer:
@@ -19,7 +33,8 @@ class TextTokenizer:
 
     Args:
         folder: Hugging Face folder with `tokenizer.json` and `tokenizer_config.json`.
-        add_bos: whether every document starts with the BOS token.
+        add_bos: whether every document starts with the BOS token; None to start it with what the
+            tokenizer itself puts there.
 
     Attributes:
         vocab_size: number of ids, including added tokens.
@@ -31,7 +46,7 @@ class TextTokenizer:
         ConfigError: `add_bos` is set, but the tokenizer has no BOS token.
     """
 
-    def __init__(self, folder: Path, *, add_bos: bool) -> None:
+    def __init__(self, folder: Path, *, add_bos: bool | None) -> None:
         from tokenizers import Tokenizer
 
         path = folder / "tokenizer.json"
@@ -66,10 +81,13 @@ class TextTokenizer:
             raise ConfigError(
                 f"data.add_bos: the tokenizer of {folder} has no BOS token; set data.add_bos=false"
             )
-        self._start = np.array([self.bos_token_id] if add_bos else [], dtype=self.dtype)
+        start = [self.bos_token_id] if add_bos else []
+        if add_bos is None:
+            start = self.leading_ids()
+        self._start = np.array(start, dtype=self.dtype)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """Tokenise each text into an array of `dtype`; prepend BOS if `add_bos` is set.
+        """Tokenise each text into an array of `dtype`; prepend the start of a document.
 
         Raises:
             MismatchError: the tokenizer produces a control token although that is disabled.
@@ -95,6 +113,15 @@ class TextTokenizer:
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_id,
         }
+
+    def leading_ids(self) -> list[int]:
+        """Return the control tokens that the tokenizer itself puts before a text."""
+        return leading_ids(self._tokenizer)
+
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether every document starts with the BOS token."""
+        return self.bos_token_id is not None and self.bos_token_id in self._start
 
     def _id(self, token: Any) -> int | None:
         text = token.get("content") if isinstance(token, dict) else token

@@ -58,7 +58,7 @@ def write_folder(
     index: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "tokenizer": tokenizer.index_entry(),
-        "add_bos": job.config.add_bos,
+        "add_bos": tokenizer.starts_with_bos,
     }
     for split in SPLITS:
         (folder / FOLDERS[split]).mkdir(parents=True, exist_ok=True)

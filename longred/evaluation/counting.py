@@ -13,22 +13,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from longred.data.tokens import leading_ids
 from longred.errors import PreflightError
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise a prompt; prepend BOS if the tokenizer has one.
-
-    Some tokenizers add BOS themselves and some do not; training rows always begin with it.
-    """
+    """Tokenise a prompt; prepend what the tokenizer puts before a text, usually BOS or nothing."""
     # verbose=False: no warning about prompts beyond the window, which callers check themselves.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return list(ids) if bos is None else [int(bos), *ids]
+    return [*prefix_ids(tokenizer), *ids]
+
+
+def prefix_ids(tokenizer: Any) -> list[int]:
+    """Return the control tokens that a tokenizer puts before a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return [] if backend is None else leading_ids(backend)
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """Count the tokens of a prompt, BOS included."""
+    """Count the tokens of a prompt, those before the text included."""
     return len(encode(tokenizer, text))
 
 
@@ -57,7 +60,7 @@ class Listing:
 
 Prompt = str | Listing
 Counter = Callable[[Sequence[Prompt]], list[int]]
-"""Returns the number of tokens of each prompt, BOS included."""
+"""Returns the number of tokens of each prompt, as `count_tokens` does."""
 
 _PROBE = "One of the special magic numbers for misty-anvil is: 1234567.\nVAR ABCDE = 12345 \n"
 
@@ -100,7 +103,7 @@ def token_counter(tokenizer: Any) -> Counter:
         PreflightError: the tokenizer returns no tokens for text.
     """
     expected = count_tokens(tokenizer, _PROBE)
-    num_bos = int(tokenizer.bos_token_id is not None)
+    num_bos = len(prefix_ids(tokenizer))
     if expected == num_bos:
         raise PreflightError(
             f"{getattr(tokenizer, 'name_or_path', '') or 'tokenizer'}: returns no tokens for text, "

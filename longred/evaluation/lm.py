@@ -1,57 +1,71 @@
 """TransformersLM: an LM of lm-eval on a loaded model; it generates answers and scores choices.
 
-Unlike lm-eval's own adapter it never truncates a prompt silently and never holds logits of whole
-prompts.
+Unlike lm-eval's own adapter it never truncates a prompt silently, never pads under a mask, never
+holds logits of whole prompts, and runs what prompts have in common once.
 
-Shapes: B rows, T tokens, D hidden size, M scored tokens, C of them per chunk, V vocabulary.
+Shapes: M scored tokens, C of them per chunk, D hidden size, V vocabulary.
 """
 
 import functools
+import json
 import logging
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import lm_eval.api.task
+import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import LogitsProcessor
 
-from longred.errors import NonFiniteLossError
-from longred.evaluation.counting import encode
+from longred.errors import ConfigError, NonFiniteLossError
+from longred.evaluation.counting import encode, prefix_ids
+from longred.evaluation.generation import NOT_FINITE, Generator, Sampling, eos_ids
+from longred.evaluation.runner import Runner
 from longred.evaluation.tasks import Row
-from longred.models.load import hidden_states
 
 # lm-eval warns about every model that is already loaded and every data set built in this process.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
-# transformers warns about prompts beyond the window, which are intended here.
-logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
 # lm-eval has no option to hide its progress bar over prompts.
 lm_eval.api.task.tqdm = functools.partial(tqdm, disable=True)
 
 CHUNK_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 256
 """Generation budget of lm-eval tasks that set none."""
-NOT_FINITE = (
-    "the model's {} not finite; check the model's weights, or set evaluation.dtype to float32"
-)
+_ROLLING_ROWS = 64
+"""Windows of a long text that lm-eval hands over together."""
+
+
+class Engine(Protocol):
+    """What generates the answers."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop: Sequence[str],
+        sampling: Sampling,
+    ) -> list[list[int]]:
+        """Return the tokens after each prompt, up to EOS, a stop text or `max_tokens`."""
 
 
 class TransformersLM(HFLM):  # type: ignore[misc]
     """A causal language model under evaluation, without progress bars.
 
-    Prompts are padded on the left for generation, where transformers counts positions from the
-    first real token, and on the right for likelihoods, where the padding follows all scored tokens.
-
     Args:
-        model: a causal language model whose attention supports padding (`sdpa`).
-        tokenizer: its tokenizer; BOS is prepended to every prompt.
+        model: a causal language model with attention `longred`.
+        tokenizer: its tokenizer; prompts begin as `counting.encode` says.
         max_tokens: the longest prompt with its answer; may exceed the model's own window.
-        batch_size: prompts per batch.
+        batch_tokens: see `Runner`.
         is_chat: whether generated answers go through the tokenizer's chat template.
+        engine: generates the answers; the model itself if None.
 
     Attributes:
         in_chat: whether the current prompts went through the template: only then are control tokens
@@ -69,20 +83,23 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         tokenizer: Any,
         *,
         max_tokens: int,
-        batch_size: int,
+        batch_tokens: int | str = "auto",
         is_chat: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         if tokenizer.pad_token_id is None:
-            # Any token will do: padding is masked, or follows all scored tokens.
+            # HFLM wants one, but nothing is padded with it.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
             max_length=max_tokens,
-            batch_size=batch_size,
+            batch_size=_ROLLING_ROWS,
         )
         self.is_chat = is_chat
+        self.runner = Runner(model, batch_tokens)
+        self.engine: Engine = engine or Generator(self.runner, tokenizer)
         self.reset(max_tokens)
 
     def reset(self, max_tokens: int, *, in_chat: bool = False) -> None:
@@ -104,22 +121,9 @@ class TransformersLM(HFLM):  # type: ignore[misc]
             tokens = list(encoded["input_ids"])
         else:
             tokens = encode(self.tokenizer, string)
-            if add_special_tokens is False and self.tokenizer.bos_token_id is not None:
-                tokens = tokens[1:]
+            if add_special_tokens is False:
+                tokens = tokens[len(prefix_ids(self.tokenizer)) :]
         return tokens[-left_truncate_len:] if left_truncate_len else tokens
-
-    def tok_batch_encode(
-        self,
-        strings: Sequence[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Return tokens and attention mask, both [prompts, longest prompt]."""
-        self._prompts = list(strings)
-        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
-        tokens_BT = padded(rows, int(self.tokenizer.pad_token_id), side=padding_side)
-        return tokens_BT, padded([[1] * len(row) for row in rows], 0, side=padding_side)
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
         """Return the text of tokens; None for a missing EOS token."""
@@ -131,44 +135,47 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         """Return (log-likelihood, is greedy) of each request."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        """Return the text generated for each request and record how each generation ended."""
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """Return the text generated for each request and record how each generation ended.
 
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **settings: Any
-    ) -> Tensor:
-        tokens_BT = self._generate_batch(context, max_length, stop, **settings)
-        answers = tokens_BT[:, context.shape[1] :].tolist()
-        for prompt, answer in zip(self._prompts, answers, strict=True):
-            self.endings[prompt] = self._ending(answer, stop)
-        return tokens_BT
+        Raises:
+            ConfigError: a task sets an option of generation that is not supported.
+            NonFiniteLossError: the model's logits are NaN.
+        """
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        texts = [""] * len(requests)
+        for settings, numbers in alike.items():
+            contexts = [requests[number].args[0] for number in numbers]
+            answers = self._generate(contexts, json.loads(settings))
+            for number, text in zip(numbers, answers, strict=True):
+                texts[number] = text
+        return texts
 
-    def _generate_batch(
-        self, context: Tensor, max_length: int, stop: list[str], **settings: Any
-    ) -> Tensor:
-        """Return the prompts followed by their answers; raises if logits are NaN."""
-        tokens_BT: Tensor = super()._model_generate(
-            context, max_length, stop, logits_processor=[_FiniteLogits()], **settings
+    def _generate(self, contexts: Sequence[str], settings: Row) -> list[str]:
+        """Generate with the same settings after each context."""
+        values: Row = dict(normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS))
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        stop = [text for text in handle_stop_sequences(values.pop("until", None), eos=eos) if text]
+        max_tokens = int(values.pop("max_gen_toks"))
+        room = self.max_length - max_tokens
+        prompts = [self.tok_encode(text, left_truncate_len=room) for text in contexts]
+        answers = self.engine.generate(
+            prompts,
+            max_tokens=max_tokens,
+            stop=[text for text in stop if text != eos],
+            sampling=sampling_of(values, self.model.generation_config.repetition_penalty),
         )
-        return tokens_BT
-
-    def _ending(self, answer: list[int], stop: Sequence[str]) -> Row:
-        """Return why a generation ended and after how many tokens; padding may equal EOS."""
-        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} & set(answer)
-        num_tokens = min(map(answer.index, ends), default=len(answer))
-
-        def is_stopped(count: int) -> bool:
-            text = self.tok_decode(answer[:count])
-            return any(word in text for word in stop)
-
-        if is_stopped(num_tokens):
-            # A row continues until all rows of its batch have ended.
-            count = bisect_left(range(num_tokens + 1), True, key=is_stopped)
-            return {"ended": "stop", "output_tokens": count}
-        if ends:
-            return {"ended": "eos", "output_tokens": num_tokens + 1}
-        return {"ended": "budget", "output_tokens": num_tokens}
+        ends = eos_ids(self.model, self.tokenizer)
+        texts = []
+        for context, answer in zip(contexts, answers, strict=True):
+            text = self.tok_decode(answer)
+            shown = postprocess_generated_text(text, stop, None)
+            ended = "stop" if shown != text else "eos" if answer[-1] in ends else "budget"
+            self.endings[context] = {"ended": ended, "output_tokens": len(answer)}
+            texts.append(shown)
+        return texts
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -186,40 +193,42 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         for number, (_, context, continuation) in enumerate(requests):
             tokens = [*context, *continuation]
             rows.setdefault(tuple(tokens[-(self.max_length + 1) : -1]), []).append(number)
-        # Longest first: what does not fit into memory fails at once.
-        order = sorted(rows, key=lambda row: (-len(row), row))
-        batch_size, last = int(self.batch_size), self.model.config.num_hidden_layers
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            tokens_BT = padded(batch, 0, side="right").to(self.device)
-            hidden_BTD = hidden_states(self.model, tokens_BT, layers=[last])[last]
-            numbers = [number for row in batch for number in rows[row]]
-            targets = [requests[number][2] for number in numbers]
-            row_ends = [
-                b * hidden_BTD.shape[1] + len(row) for b, row in enumerate(batch) for _ in rows[row]
-            ]
-            position_M = torch.cat(
-                [
-                    torch.arange(end - len(target), end)
-                    for end, target in zip(row_ends, targets, strict=True)
+        results: dict[int, tuple[float, bool]] = {}
+
+        def run() -> None:
+            """Score the rows that have no result yet."""
+            left = [row for row, numbers in rows.items() if numbers[0] not in results]
+            arrays = [np.array(row, np.int64) for row in left]
+            sizes = [max(len(requests[n][2]) for n in rows[row]) for row in left]
+            for places, hidden in self.runner.hidden_of(arrays, sizes):
+                wanted = [
+                    (number, hidden_TD[len(hidden_TD) - len(requests[number][2]) :])
+                    for place, hidden_TD in zip(places, hidden, strict=True)
+                    for number in rows[left[place]]
                 ]
-            ).to(self.device)
-            target_M = torch.tensor([t for target in targets for t in target], device=self.device)
-            scores_M, greedy_M = self._score(hidden_BTD.flatten(0, 1)[position_M], target_M)
-            sizes = [len(target) for target in targets]
-            parts = torch.split(scores_M, sizes), torch.split(greedy_M, sizes)
-            for number, scores, greedy in zip(numbers, *parts, strict=True):
-                results[number] = float(scores.sum()), bool(greedy.all())
-        return results
+                results.update(self._scores(wanted, requests))
+
+        if rows:
+            self.runner.halving(run, max(map(len, rows)))
+        return [results[number] for number in range(len(requests))]
+
+    def _scores(
+        self, wanted: Sequence[tuple[int, Tensor]], requests: Sequence[tuple[Any, Any, list[int]]]
+    ) -> dict[int, tuple[float, bool]]:
+        """Score continuations, given the hidden states that predict their tokens."""
+        targets = [requests[number][2] for number, _ in wanted]
+        target_M = torch.tensor([t for target in targets for t in target], device=self.device)
+        scores_M, greedy_M = self._score(torch.cat([hidden for _, hidden in wanted]), target_M)
+        sizes = [len(target) for target in targets]
+        parts = zip(wanted, scores_M.split(sizes), greedy_M.split(sizes), strict=True)
+        return {n: (float(scores.sum()), bool(greedy.all())) for (n, _), scores, greedy in parts}
 
     def _score(self, hidden_MD: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target, and whether it is the likeliest token."""
         scores, greedy = [], []
-        head = self.model.get_output_embeddings()
         for start in range(0, len(target_M), CHUNK_TOKENS):
             target_C = target_M[start : start + CHUNK_TOKENS]
-            logits_CV = head(hidden_MD[start : start + CHUNK_TOKENS]).float()
+            logits_CV = self.runner.logits(hidden_MD[start : start + CHUNK_TOKENS])
             chosen_C = logits_CV.log_softmax(-1).gather(1, target_C[:, None])[:, 0]
             if bool(chosen_C.isnan().any()):
                 raise NonFiniteLossError(NOT_FINITE.format("likelihoods are"))
@@ -228,19 +237,35 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         return torch.cat(scores), torch.cat(greedy)
 
 
-class _FiniteLogits(LogitsProcessor):
-    """Stops a generation whose logits are NaN: greedy search would silently choose token 0."""
+def sampling_of(settings: Mapping[str, Any], repetition_penalty: float | None) -> Sampling:
+    """Return how tokens are chosen, as transformers' `generate` reads a task's settings.
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if bool(scores.isnan().any()):
-            raise NonFiniteLossError(NOT_FINITE.format("logits are"))
-        return scores
+    Args:
+        settings: of lm-eval, without budget and stop texts; draws nothing unless `do_sample`.
+        repetition_penalty: of the model's generation_config.json, which a task's own replaces.
 
-
-def padded(rows: Sequence[Sequence[int]], value: int, *, side: str) -> Tensor:
-    """Return rows of tokens as one tensor [rows, longest row]."""
-    tensors = [torch.tensor(row) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+    Raises:
+        ConfigError: a setting is not supported.
+    """
+    values = {"repetition_penalty": repetition_penalty, **settings}
+    draws = bool(values.pop("do_sample", False)) and values.get("temperature") != 0.0
+    known = {"temperature", "top_k", "top_p", "repetition_penalty"}
+    neutral = {"num_beams": 1, "use_cache": True, "num_return_sequences": 1}
+    for name, value in values.items():
+        if name not in known and neutral.get(name, ...) != value:
+            raise ConfigError(
+                f"generation_kwargs.{name}: {value} is not supported; tasks may set "
+                f"{', '.join(sorted(known))}, do_sample, until and max_gen_toks"
+            )
+    penalty = float(values["repetition_penalty"] or 1.0)
+    if not draws:
+        return Sampling(repetition_penalty=penalty)
+    return Sampling(
+        temperature=float(values.get("temperature") or 1.0),
+        top_k=int(values.get("top_k") or 50),
+        top_p=float(values.get("top_p") or 1.0),
+        repetition_penalty=penalty,
+    )
 
 
 def request_tokens(arguments: Sequence[Any], tokenise: Callable[[str], Sequence[int]]) -> int:

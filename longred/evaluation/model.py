@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from longred.attention.function import ATTENTION_NAME
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError
 from longred.models.load import choose_device, load_model, load_tokenizer
+
+ROW_TOKENS = 8192
+"""Most tokens of the rows of held-out text that are measured at a time."""
 
 _TURNS = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
 
@@ -40,9 +42,9 @@ class EvaluatedModel:
     samples: Path
     data: Path
 
-    def load(self, folder: Path, attention: str = ATTENTION_NAME) -> Any:
+    def load(self, folder: Path) -> Any:
         """Load this model or the original."""
-        return load_for(self.config, folder, attention=attention, original=self.original)
+        return load_for(self.config, folder, original=self.original)
 
     def release(self) -> None:
         """Drop the loaded model to free its memory."""
@@ -51,13 +53,13 @@ class EvaluatedModel:
 
     @cached_property
     def loaded(self) -> Any:
-        """The model in transformers, with an attention that supports padding."""
-        return self.load(self.model, "sdpa")
+        """The model in transformers."""
+        return self.load(self.model)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return load_tokenizer(self.model)
+        return load_tokenizer(self.model, add_bos=self.config.add_bos_token)
 
     @cached_property
     def is_chat(self) -> bool:
@@ -74,22 +76,32 @@ class EvaluatedModel:
         """The model as an LM of lm-eval, which generates with the configured backend."""
         if self.config.backend == "hf":
             return self.transformers_lm
-        from longred.evaluation.vllm import VllmEngine, VllmLM
+        from longred.evaluation.vllm import VllmEngine
 
-        return VllmLM(self.transformers_lm, VllmEngine(self.model, self.config, self.max_tokens))
+        return self._lm_with(VllmEngine(self.model, self.config, self.max_tokens))
 
     @cached_property
     def transformers_lm(self) -> Any:
         """The model as an LM of lm-eval, which generates with transformers."""
+        return self._lm_with(None)
+
+    def _lm_with(self, engine: Any) -> Any:
         from longred.evaluation.lm import TransformersLM
 
         return TransformersLM(
             self.loaded,
             self.tokenizer,
             max_tokens=self.max_tokens,
-            batch_size=self.config.batch_size,
+            batch_tokens=self.config.batch_tokens,
             is_chat=self.is_chat,
+            engine=engine,
         )
+
+    def rows_of(self, length: int) -> int:
+        """Return how many rows of this length are measured at a time."""
+        tokens = self.config.batch_tokens
+        most = ROW_TOKENS if tokens == "auto" else min(ROW_TOKENS, tokens)
+        return max(1, most // length)
 
 
 def load_for(config: EvaluationConfig, folder: Path, **settings: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from longred.errors import ConfigError, NonFiniteLossError
+from longred.evaluation.counting import prefix_ids
 from longred.evaluation.tasks import Row
 from longred.models.architectures import logit_softcap
 from longred.models.load import hidden_states
@@ -39,19 +40,19 @@ _NOT_FINITE = (
 def rows_of(text: str, tokenizer: Any, length: int) -> list[tuple[list[int], int]]:
     """Cut a document into rows of exactly `length` tokens that do not overlap.
 
-    Rows begin with BOS if the tokenizer has one.
+    Rows begin with BOS if the tokenizer adds it.
 
     Returns:
         The tokens of each row, and the number of UTF-8 bytes that they predict.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    bos = prefix_ids(tokenizer)
     step = length - len(bos)
     rows = []
     for start in range(0, len(ids) - step + 1, step):
         # Without BOS nothing predicts the row's first token.
-        first = start + 1 - len(bos)
+        first = start if bos else start + 1
         predicted = text[offsets[first][0] : offsets[start + step - 1][1]]
         rows.append((bos + ids[start : start + step], len(predicted.encode())))
     return rows

@@ -20,7 +20,7 @@ from longred.evaluation.samples import DOCUMENTS, read_documents, tokenizer_sha2
 from longred.evaluation.tasks import Row, Task, read_index, read_lines, read_tasks, write_lines
 from longred.store.artifacts import Store, sha256_file, write_json
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Raise it when the same model gives other answers or other scores for the same samples."""
 
 
@@ -77,6 +77,8 @@ class TaskRun:
     def _identity(self) -> tuple[Row, dict[str, str]]:
         """Return the settings and inputs that identify the artifact."""
         values = {"part": "unit", "dtype": self.model.config.dtype, **self.values}
+        if self.model.config.add_bos_token is not None:
+            values["add_bos_token"] = self.model.config.add_bos_token
         return values, {"checkpoint": self.model.checkpoint, **self.inputs}
 
 
@@ -159,7 +161,7 @@ def _long_text_run(model: EvaluatedModel, length: str, entry: Mapping[str, Any])
 
 def _original_window_runs(model: EvaluatedModel) -> list[TaskRun]:
     """Return the measurements on held-out text within the original window."""
-    window, num_tokens = model.config.original_window, model.config.similarity_tokens
+    window, num_tokens = model.config.text_window, model.config.similarity_tokens
     rows = model.data / read_data_index(model.data)["held_out"]["short"]["file"]
     return [
         TaskRun(
@@ -187,9 +189,9 @@ def _held_out(model: EvaluatedModel) -> Result:
             model.loaded,
             model.tokenizer,
             [text for _, text in read_documents(model.data)],
-            window=model.config.original_window,
+            window=model.config.text_window,
             num_tokens=model.config.similarity_tokens,
-            batch_rows=model.config.batch_size,
+            batch_rows=model.rows_of(model.config.text_window),
         )
     )
 
@@ -206,7 +208,7 @@ def _drift(model: EvaluatedModel) -> Result:
         model.load(model.original),
         model.load(model.model),
         rows_NT,
-        batch_rows=model.config.batch_size,
+        batch_rows=model.rows_of(rows_NT.shape[1]),
     )
     per_layer, kl = drift.hidden_similarity, drift.attention_kl
     return Result(

@@ -26,7 +26,7 @@ from longred.store.artifacts import Store, folder_digest, read_json, sha256_file
 logger = logging.getLogger(__name__)
 
 DOCUMENTS = "held_out/documents.jsonl"
-SAMPLES_VERSION = 1
+SAMPLES_VERSION = 2
 
 Frozen = tuple[list[Row], Row]
 """The samples of a file, and their entry in the index."""
@@ -111,7 +111,7 @@ class _Freezer:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer_folder)
+        return load_tokenizer(self.tokenizer_folder, add_bos=self.config.add_bos_token)
 
     @cached_property
     def documents(self) -> list[tuple[str, str]]:
@@ -123,7 +123,7 @@ class _Freezer:
 
     @cached_property
     def passages(self) -> Passages:
-        return Passages(self.documents, self.tokenizer, window=self.config.original_window)
+        return Passages(self.documents, self.tokenizer, window=self.config.local_window)
 
     @cached_property
     def materials(self) -> Materials:
@@ -151,6 +151,8 @@ class _Freezer:
             write_json(folder / "entry.json", {**entry, "num_samples": len(rows)})
 
         named = {"part": "questions", **values}
+        if self.config.add_bos_token is not None:
+            named["add_bos_token"] = self.config.add_bos_token
         digests = {"tokenizer": tokenizer_sha256(self.tokenizer_folder), **(inputs or {})}
         artifact = self.store.build("evaluation", named, digests, write, SAMPLES_VERSION).folder
         path = self.folder / name
@@ -186,7 +188,7 @@ class _Freezer:
             "task": task.task,
             "num_samples": count,
             "seed": seed,
-            "window": self.config.original_window,
+            "window": self.config.local_window,
             "generator": short.GENERATOR_VERSION,
         }
 

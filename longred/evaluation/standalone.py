@@ -6,9 +6,10 @@ from typing import Any
 
 from longred.config import DataConfig, EvaluationConfig
 from longred.errors import ConfigError
-from longred.models.load import load_config, load_tokenizer
+from longred.models.load import load_config
 
-MAX_TEXT_WINDOW = 2048
+MAX_TEXT_WINDOW = 512
+"""Most tokens of short prompts and of rows of text, so that any model is evaluated quickly."""
 NUM_HELD_OUT_TOKENS = 131072
 
 
@@ -39,20 +40,18 @@ def check_lengths(folders: dict[str, Path], lengths: Sequence[int], option: str)
             )
 
 
-def evaluation_config(
-    original: Path, models: Sequence[Path], values: Mapping[str, Any]
-) -> EvaluationConfig:
+def evaluation_config(models: Sequence[Path], values: Mapping[str, Any]) -> EvaluationConfig:
     """Return the configuration of an evaluation from the command line.
 
     Args:
-        original: folder of the original model, whose window short tasks fit.
-        models: folders of all models; prompts beyond the largest window are truncated for all.
+        models: folders of all models; short tasks and text fit the smallest window, prompts beyond
+            the largest are truncated for all.
         values: fields of `EvaluationConfig`; without `ruler.lengths` there are no RULER tasks.
 
     Raises:
         ValidationError: a value is not valid.
     """
-    window, ruler = window_of(original), dict(values["ruler"])
+    window, ruler = min(map(window_of, models)), dict(values["ruler"])
     lengths = ruler["lengths"]
     if not lengths:
         ruler |= {"lengths": [window], "tasks": []}
@@ -61,6 +60,7 @@ def evaluation_config(
     numbers = [int(text) for text in texts if text.isascii() and text.isdecimal()]
     return EvaluationConfig.model_validate(
         {
+            "short_window": MAX_TEXT_WINDOW,
             **values,
             "ruler": ruler,
             "original_window": window,
@@ -69,16 +69,19 @@ def evaluation_config(
     )
 
 
-def text_config(original: Path, text: Path | None, seed: int) -> DataConfig:
+def text_config(
+    models: Sequence[Path], text: Path | None, seed: int, *, add_bos: bool | None = None
+) -> DataConfig:
     """Return the data whose held-out part short tasks and likelihoods use.
 
     Args:
-        original: folder of the original model.
+        models: folders of all models; the text fits the smallest window.
         text: a text file or folder; None for Python's standard library, whose held-out part the
             demo models were not trained on.
         seed: any integer.
+        add_bos: whether documents start with BOS; None to do as the tokenizer does.
     """
-    window = min(window_of(original), MAX_TEXT_WINDOW)
+    window = min(*map(window_of, models), MAX_TEXT_WINDOW)
     source: dict[str, Any] = {"name": "library", "kind": "library"}
     if text is not None:
         source = {"name": "text", "kind": "files", "path": str(text.resolve())}
@@ -91,7 +94,7 @@ def text_config(original: Path, text: Path | None, seed: int) -> DataConfig:
             "target_window": 2 * window,
             "num_held_out_tokens": NUM_HELD_OUT_TOKENS,
             "validation_fraction": 0.1,
-            "add_bos": load_tokenizer(original).bos_token_id is not None,
+            "add_bos": add_bos,
             "seed": seed,
         }
     )

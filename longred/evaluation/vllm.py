@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, PreflightError
-from longred.evaluation.lm import TransformersLM, padded
+from longred.evaluation.generation import Sampling
+from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
 from longred.evaluation.tasks import Row, Task
 from longred.models.load import load_config
@@ -59,48 +57,28 @@ class VllmEngine:
         )
 
     def generate(
-        self, rows: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str]
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop: Sequence[str],
+        sampling: Sampling,
     ) -> list[list[int]]:
         """Return the tokens after each prompt, up to EOS, a stop text or `max_tokens`."""
-        settings = self._sampling(temperature=0.0, max_tokens=max_tokens, stop=list(stop))
-        prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        outputs = self._model.generate(prompts, settings, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-class VllmLM(TransformersLM):
-    """An LM whose answers an engine generates.
-
-    Args:
-        reference: the same model in transformers, for everything but generation.
-        engine: a `VllmEngine`, or another object with its `generate`.
-    """
-
-    def __init__(self, reference: TransformersLM, engine: Any) -> None:
-        self.engine = engine
-        super().__init__(
-            reference.model,
-            reference.tokenizer,
-            max_tokens=reference.max_length,
-            batch_size=max(int(reference.batch_size), PARITY_SAMPLES),
-            is_chat=reference.is_chat,
-        )
-
-    def _generate_batch(
-        self, context: Tensor, max_length: int, stop: list[str], **settings: Any
-    ) -> Tensor:
-        if settings.get("do_sample"):
+        if sampling.temperature:
             raise ConfigError(
                 "evaluation.backend: vllm generates greedily, but this task draws samples; "
                 "set evaluation.backend=hf"
             )
-        mask_BT = settings["attention_mask"].bool()
-        prompts = [row[kept].tolist() for row, kept in zip(context, mask_BT, strict=True)]
-        max_tokens = max_length - context.shape[1]
-        answers = self.engine.generate(prompts, max_tokens=max_tokens, stop=stop)
-        pad = int(self.tokenizer.pad_token_id)
-        answers_BT = padded([answer or [pad] for answer in answers], pad, side="right")
-        return torch.cat([context, answers_BT.to(context.device)], dim=1)
+        settings = self._sampling(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop=list(stop),
+            repetition_penalty=sampling.repetition_penalty,
+        )
+        rows = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._model.generate(rows, settings, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def check_parity(reference: TransformersLM, other: TransformersLM, task: Task) -> Row:

@@ -176,11 +176,16 @@ def build_model(
     return built
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path, *, add_bos: bool | None = None) -> PreTrainedTokenizerFast:
     """Load a tokenizer that treats control tokens in a text as plain text.
+
+    Args:
+        folder: a model folder.
+        add_bos: whether it puts BOS before a text; None to leave it as it is.
 
     Raises:
         PreflightError: it is missing or damaged.
+        ConfigError: BOS is asked for, and it has none.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -194,7 +199,27 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise PreflightError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise PreflightError(f"{folder}: the tokenizer has no fast form (tokenizer.json)")
+    if add_bos is not None:
+        _set_bos(tokenizer, folder, add_bos)
     return tokenizer
+
+
+def _set_bos(tokenizer: PreTrainedTokenizerFast, folder: Path, add_bos: bool) -> None:
+    """Make a tokenizer put BOS, or nothing, before a text."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    if add_bos and bos is None:
+        raise ConfigError(
+            f"evaluation.add_bos_token: the tokenizer of {folder} has no BOS token; use false or "
+            "null"
+        )
+    template = f"{bos} $A" if add_bos else "$A"
+    specials = [(bos, tokenizer.bos_token_id)] if add_bos else []
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single=template, pair=f"{template} $B", special_tokens=specials
+    )
 
 
 def hidden_states(

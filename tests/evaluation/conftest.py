@@ -75,7 +75,9 @@ def evaluation_config(**changes: Any) -> EvaluationConfig:
         "similarity_tokens": 512,
         "original_window": WINDOW,
         "target_window": 512,
-        "batch_size": 4,
+        "batch_tokens": 4000,
+        # In bfloat16 a random model often has two likeliest tokens, and sums decide.
+        "dtype": "float32",
         "device": "cpu",
     }
     return EvaluationConfig.model_validate({**values, **changes})

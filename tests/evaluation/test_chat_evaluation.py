@@ -82,7 +82,7 @@ def spelt_out(sample: dict[str, Any]) -> str:
 def test_questions_go_through_the_template(
     answers: dict[str, Any], folder: Path, samples_folder: Path, tokenizer: Any
 ) -> None:
-    model = load_model(folder, attention="sdpa")
+    model = load_model(folder)
     generated: list[Task] = [t for t in read_tasks(samples_folder) if t.metric != "choice"]
     assert {task.kind for task in generated} == {"short", "ruler"}
     for task in generated:

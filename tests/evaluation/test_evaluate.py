@@ -97,8 +97,10 @@ def test_answers_and_metrics_are_written(finished: Path) -> None:
 
 
 @pytest.mark.medium
-def test_batch_size_changes_nothing(finished: Path, run: Run, config: EvaluationConfig) -> None:
-    other = run(used=config.model_copy(update={"batch_size": 1}))
+def test_the_size_of_batches_changes_nothing(
+    finished: Path, run: Run, config: EvaluationConfig
+) -> None:
+    other = run(used=config.model_copy(update={"batch_tokens": 1}))
     for path in sorted((finished / "samples").iterdir()):
         for one, two in zip(path.open(), (other / "samples" / path.name).open(), strict=True):
             first, second = json.loads(one), json.loads(two)

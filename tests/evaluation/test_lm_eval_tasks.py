@@ -92,8 +92,8 @@ def test_scores_are_those_of_the_harness(
     torch.manual_seed(3)
     random.seed(3)
     state, wanted = torch.get_rng_state(), random.Random(3).random()
-    model = load_model(tiny_model_folder, attention="sdpa")
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    model = load_model(tiny_model_folder)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=1000)
     result, answers = lm_eval_tasks.run_lm_eval_task(lm, task)
     assert torch.equal(torch.get_rng_state(), state)
     assert random.random() == wanted
@@ -140,8 +140,8 @@ def test_changed_data_are_refused(
     freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
     task = next(task for task in read_tasks(folder) if task.name == "gsm8k")
     write_questions(Path(files["test"]), NUM_QUESTIONS, first=50)
-    model = load_model(tiny_model_folder, attention="sdpa")
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    model = load_model(tiny_model_folder)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=1000)
     with pytest.raises(MismatchError, match="no longer give the samples"):
         lm_eval_tasks.run_lm_eval_task(lm, task)
 

@@ -31,7 +31,7 @@ LENGTH, SHORT = 60, 16
 @pytest.fixture(scope="module")
 def judge(tiny_model_folder: Path) -> Any:
     """A model with a scaled head, so that it predicts some tokens well."""
-    model = load_model(tiny_model_folder, attention="sdpa")
+    model = load_model(tiny_model_folder)
     with torch.no_grad():
         model.get_output_embeddings().weight *= 60
     return model

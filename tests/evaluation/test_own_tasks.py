@@ -20,7 +20,7 @@ from longred.store.artifacts import sha256_file
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> Any:
-    return load_model(tiny_model_folder, attention="sdpa")
+    return load_model(tiny_model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,10 @@ def test_choices_equal_direct_likelihoods(
     model: Any, tiny_model_folder: Path, tokenizer: Any, tasks: dict[str, Task], name: str
 ) -> None:
     task = tasks[f"short-{name}"]
-    answers = run_own_task(TransformersLM(model, tokenizer, max_tokens=512, batch_size=3), task)
-    precise = load_model(tiny_model_folder, dtype=torch.float64, attention="sdpa")
+    answers = run_own_task(
+        TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=1500), task
+    )
+    precise = load_model(tiny_model_folder, dtype=torch.float64)
     for sample, answer in zip(task.read_samples(), answers, strict=True):
         wanted = []
         size = len(encode(tokenizer, sample["input"]))
@@ -53,7 +55,9 @@ def test_generation_equals_greedy_search_without_padding(
     model: Any, tokenizer: Any, tasks: dict[str, Task]
 ) -> None:
     task = tasks["short-key_recall"]
-    answers = run_own_task(TransformersLM(model, tokenizer, max_tokens=512, batch_size=4), task)
+    answers = run_own_task(
+        TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=2000), task
+    )
     samples = task.read_samples()
     assert len({len(encode(tokenizer, sample["input"])) for sample in samples}) > 1
     for sample, answer in zip(samples, answers, strict=True):
@@ -70,32 +74,35 @@ def test_generation_equals_greedy_search_without_padding(
 
 
 def test_prompts_begin_with_one_bos(model: Any, tokenizer: Any) -> None:
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    lm = TransformersLM(model, tokenizer, max_tokens=512)
     bos = tokenizer.bos_token_id
-    tokens, mask = lm.tok_batch_encode(["a b c d e f", "a"])
-    assert [row.tolist().count(bos) for row in tokens] == [1, 1]
-    assert tokens[1][mask[1] == 1].tolist() == encode(tokenizer, "a")
-    assert mask[1].tolist() == sorted(mask[1].tolist())
+    assert lm.tok_encode("a b c").count(bos) == 1
+    assert lm.tok_encode("a b c") == encode(tokenizer, "a b c")
     assert lm.tok_encode(f"{tokenizer.bos_token}a")[1] != bos
     assert lm.tok_encode("a", add_special_tokens=False) == encode(tokenizer, "a")[1:]
 
 
+class Recorded:
+    """An engine that answers with EOS and records its prompts."""
+
+    def __init__(self, eos: int) -> None:
+        self.eos, self.prompts = eos, []
+
+    def generate(self, prompts: Any, **_: Any) -> list[list[int]]:
+        self.prompts += prompts
+        return [[self.eos] for _ in prompts]
+
+
 def test_long_prompts_are_asked_whole_or_refused(
-    model: Any, tokenizer: Any, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+    model: Any, tokenizer: Any, tasks: dict[str, Task]
 ) -> None:
     task = tasks["ruler-niah_single_1-512"]
     assert model.config.max_position_embeddings < task.max_tokens
-    lm = TransformersLM(model, tokenizer, max_tokens=64, batch_size=2)
-    encode_batch, widths = lm.tok_batch_encode, {}
-
-    def record(strings: list[str], **settings: Any) -> Any:
-        tokens_BT, mask_BT = encode_batch(strings, **settings)
-        widths.update(zip(strings, mask_BT.sum(1).tolist(), strict=True))
-        return tokens_BT, mask_BT
-
-    monkeypatch.setattr(lm, "tok_batch_encode", record)
+    engine = Recorded(tokenizer.eos_token_id)
+    lm = TransformersLM(model, tokenizer, max_tokens=64, engine=engine)
     run_own_task(lm, task)
-    assert widths == {prompt: len(encode(tokenizer, prompt)) for prompt in lm.endings}
+    assert engine.prompts == [encode(tokenizer, prompt) for prompt in lm.endings]
+    assert {each["ended"] for each in lm.endings.values()} == {"eos"}
     with pytest.raises(MismatchError, match=r"sample .* tokens"):
         run_own_task(lm, replace(task, max_tokens=task.max_tokens - 1))
 
@@ -105,7 +112,7 @@ def test_model_that_knows_scores_everything(
 ) -> None:
     """A task whose references are the model's own answers scores 100."""
     task = tasks["short-key_recall"]
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=1000)
     said = [answer["got"] for answer in run_own_task(lm, task)]
     path = tmp_path / "samples.jsonl"
     samples = task.read_samples()
@@ -130,7 +137,7 @@ def test_likelihoods_hold_no_logits_of_whole_prompts(
 ) -> None:
     """Only the tokens of the continuation have logits."""
     task = tasks["short-continuation"]
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=4)
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=2000)
     sizes: list[int] = []
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -146,10 +153,10 @@ def test_likelihoods_hold_no_logits_of_whole_prompts(
 
 
 def test_nan_is_one_error(tiny_model_folder: Path, tokenizer: Any, tasks: dict[str, Task]) -> None:
-    broken = load_model(tiny_model_folder, attention="sdpa")
+    broken = load_model(tiny_model_folder)
     with torch.no_grad():
         broken.lm_head.weight[:, 0] = float("nan")
-    lm = TransformersLM(broken, tokenizer, max_tokens=512, batch_size=2)
+    lm = TransformersLM(broken, tokenizer, max_tokens=512, batch_tokens=1000)
     for key in ("short-cloze", "short-key_recall"):
         with pytest.raises(NonFiniteLossError, match=r"not finite; .* evaluation\.dtype"):
             run_own_task(lm, tasks[key])
@@ -161,8 +168,7 @@ def test_tokenizer_without_bos_or_eos_is_asked(
     bare = copy.deepcopy(tokenizer)
     bare.bos_token = bare.eos_token = bare.pad_token = None
     assert (bare.bos_token_id, bare.eos_token_id, bare.pad_token_id) == (None, None, None)
-    lm = TransformersLM(model, bare, max_tokens=512, batch_size=2)
+    lm = TransformersLM(model, bare, max_tokens=512, batch_tokens=1000)
     for key in ("short-cloze", "short-key_recall"):
         assert len(run_own_task(lm, tasks[key])) == 4
-    tokens, mask = lm.tok_batch_encode(["a b c d e f", "a"])
-    assert tokens[1][mask[1] == 1].tolist() == encode(bare, "a")
+    assert lm.tok_encode("a") == encode(bare, "a")

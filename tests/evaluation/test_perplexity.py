@@ -17,11 +17,11 @@ from longred.models.load import load_model
 def test_loss_equals_slow_reference(tiny_model_folder: Path, tokenizer: Any) -> None:
     text = Path(str(textwrap.__file__)).read_text(encoding="utf-8")
     window = 48
-    model = load_model(tiny_model_folder, attention="sdpa")
+    model = load_model(tiny_model_folder)
     found = held_out_loss(model, tokenizer, [text], window=window, num_tokens=10**9, batch_rows=2)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     step = window - 1
-    precise = load_model(tiny_model_folder, dtype=torch.float64, attention="sdpa")
+    precise = load_model(tiny_model_folder, dtype=torch.float64)
     nats, num_bytes, count = 0.0, 0, 0
     for start in range(0, len(ids) - step + 1, step):
         row = [tokenizer.bos_token_id, *ids[start : start + step]]
@@ -38,6 +38,6 @@ def test_loss_equals_slow_reference(tiny_model_folder: Path, tokenizer: Any) -> 
 
 
 def test_short_documents_are_refused(tiny_model_folder: Path, tokenizer: Any) -> None:
-    model = load_model(tiny_model_folder, attention="sdpa")
+    model = load_model(tiny_model_folder)
     with pytest.raises(ConfigError, match="no held-out document has 64 tokens"):
         held_out_loss(model, tokenizer, ["a"], window=64, num_tokens=64, batch_rows=1)

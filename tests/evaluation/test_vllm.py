@@ -14,10 +14,11 @@ import torch
 
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation.evaluate import evaluate
+from longred.evaluation.generation import Sampling
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
 from longred.evaluation.tasks import Task, read_tasks
-from longred.evaluation.vllm import VllmLM, check_parity
+from longred.evaluation.vllm import VllmEngine, check_parity
 from longred.models.load import load_model
 
 
@@ -34,10 +35,10 @@ class OneByOne:
 
     @torch.no_grad()
     def generate(
-        self, rows: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str]
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str], **_: Any
     ) -> list[list[int]]:
-        self.num_prompts += len(rows)
-        return [self._one(list(row), max_tokens, stop) for row in rows]
+        self.num_prompts += len(prompts)
+        return [self._one(list(prompt), max_tokens, stop) for prompt in prompts]
 
     def _one(self, row: list[int], max_tokens: int, stop: Sequence[str]) -> list[int]:
         made: list[int] = []
@@ -58,16 +59,19 @@ def task(samples_folder: Path) -> Task:
 
 @pytest.fixture(scope="module")
 def reference(tiny_model_folder: Path, tokenizer: Any, task: Task) -> Any:
-    model = load_model(tiny_model_folder, attention="sdpa")
-    return TransformersLM(model, tokenizer, max_tokens=task.max_tokens, batch_size=4)
+    model = load_model(tiny_model_folder)
+    return TransformersLM(model, tokenizer, max_tokens=task.max_tokens, batch_tokens=2000)
 
 
-def engine_of(reference: Any, tokenizer: Any, shift: int = 0) -> VllmLM:
-    return VllmLM(reference, OneByOne(reference.model, tokenizer, shift))
+def with_engine(reference: Any, tokenizer: Any, shift: int = 0) -> Any:
+    engine = OneByOne(reference.model, tokenizer, shift)
+    return TransformersLM(
+        reference.model, tokenizer, max_tokens=reference.max_length, engine=engine
+    )
 
 
 def test_an_engine_answers_as_transformers_does(reference: Any, tokenizer: Any, task: Task) -> None:
-    other = engine_of(reference, tokenizer)
+    other = with_engine(reference, tokenizer)
     assert run_own_task(other, task) == run_own_task(reference, task)
     assert other.engine.num_prompts == task.num_samples
     found = check_parity(reference, other, task)
@@ -78,19 +82,13 @@ def test_an_engine_that_answers_otherwise_is_refused(
     reference: Any, tokenizer: Any, task: Task
 ) -> None:
     with pytest.raises(PreflightError, match=r"evaluation\.backend: vllm gives 0 % of"):
-        check_parity(reference, engine_of(reference, tokenizer, shift=1), task)
+        check_parity(reference, with_engine(reference, tokenizer, shift=1), task)
 
 
-def test_samples_that_are_drawn_are_refused(reference: Any, tokenizer: Any) -> None:
-    other = engine_of(reference, tokenizer)
+def test_samples_that_are_drawn_are_refused() -> None:
+    engine = VllmEngine.__new__(VllmEngine)
     with pytest.raises(ConfigError, match=r"evaluation\.backend: vllm generates greedily"):
-        other._generate_batch(
-            torch.zeros(1, 1, dtype=torch.long),
-            2,
-            [],
-            attention_mask=torch.ones(1, 1),
-            do_sample=True,
-        )
+        engine.generate([[1]], max_tokens=2, stop=[], sampling=Sampling(temperature=1.0))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
