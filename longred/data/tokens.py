@@ -81,9 +81,8 @@ class TextTokenizer:
             raise ConfigError(
                 f"data.add_bos: the tokenizer of {folder} has no BOS token; set data.add_bos=false"
             )
-        start = [self.bos_token_id] if add_bos else []
-        if add_bos is None:
-            start = self.leading_ids()
+        asked = [self.bos_token_id] if add_bos else []
+        start = self.leading_ids() if add_bos is None else asked
         self._start = np.array(start, dtype=self.dtype)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:

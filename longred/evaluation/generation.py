@@ -260,7 +260,7 @@ def _draw(row: _Row, logits_V: Tensor, sampling: Sampling) -> int:
             processors.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1.0:
             processors.append(TopPLogitsWarper(sampling.top_p))
-    seen = torch.tensor([[*row.prompt.tolist(), *row.answer]], device=logits_V.device)
+    seen: Any = torch.tensor([[*row.prompt.tolist(), *row.answer]], device=logits_V.device)
     scores_V = processors(seen, logits_V[None])[0]
     if not sampling.temperature:
         return int(scores_V.argmax())

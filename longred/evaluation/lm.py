@@ -220,7 +220,7 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         target_M = torch.tensor([t for target in targets for t in target], device=self.device)
         scores_M, greedy_M = self._score(torch.cat([hidden for _, hidden in wanted]), target_M)
         sizes = [len(target) for target in targets]
-        parts = zip(wanted, scores_M.split(sizes), greedy_M.split(sizes), strict=True)
+        parts = zip(wanted, *(torch.split(x, sizes) for x in (scores_M, greedy_M)), strict=True)
         return {n: (float(scores.sum()), bool(greedy.all())) for (n, _), scores, greedy in parts}
 
     def _score(self, hidden_MD: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:

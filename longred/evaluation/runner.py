@@ -242,4 +242,5 @@ def auto_batch_tokens(model: Any) -> int:
         free = torch.cuda.mem_get_info(model.device)[0]
     else:
         free = psutil.virtual_memory().available
-    return max(1, min(MAX_BATCH_TOKENS[device], int(MEMORY_SHARE[device] * free) // token_bytes))
+    fitting = int(MEMORY_SHARE[device] * free) // int(token_bytes)
+    return max(1, min(MAX_BATCH_TOKENS[device], fitting))

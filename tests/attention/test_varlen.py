@@ -23,18 +23,31 @@ from longred.attention.sdpa import Rules
 from longred.training.layers.activations import _policy
 
 
-def as_flash(tensors: tuple[Tensor, ...], ends: Tensor, **given: Any) -> Tensor:
-    """Compute what FlashAttention documents: the formula, applied to each document."""
+def as_flash(
+    tensors: tuple[Tensor, ...],
+    ends: Tensor,
+    ends_k: Tensor,
+    used_k: Tensor | None = None,
+    **given: Any,
+) -> Tensor:
+    """Compute what FlashAttention documents: the formula, applied to each document.
+
+    The queries of a document are those of its last keys; of its keys only `used_k` count.
+    """
     assert all(x.dtype == torch.bfloat16 and x.stride(-1) == 1 for x in tensors)
-    assert ends.dtype == torch.int32
-    lengths = torch.diff(ends).tolist()
-    assert given["max_length"] == max(lengths)
+    assert ends.dtype == ends_k.dtype == torch.int32
+    lengths, lengths_k = torch.diff(ends).tolist(), torch.diff(ends_k).tolist()
+    assert given["max_lengths"] == (max(lengths), max(lengths_k))
+    used = lengths_k if used_k is None else used_k.tolist()
+    assert used_k is None or used_k.dtype == torch.int32
     left, right = given["left"], given["right"]
     assert right == 0 or given["is_causal"]
     rules = Rules(given["scale"], window=None if left == -1 else left + 1)
-    parts = zip(*(x.split(lengths) for x in tensors), strict=True)
+    sizes = (lengths, lengths_k, lengths_k)
+    parts = zip(*(x.split(n) for x, n in zip(tensors, sizes, strict=True)), strict=True)
     alone = (
-        dense(*(x.transpose(0, 1)[None] for x in document), rules, None)[0] for document in parts
+        dense(*(x.transpose(0, 1)[None] for x in (q, k[:n], v[:n])), rules, None)[0]
+        for (q, k, v), n in zip(parts, used, strict=True)
     )
     return torch.cat(list(alone)).to(torch.bfloat16)
 
@@ -57,13 +70,14 @@ def flash_forward(
     **others: Any,
 ) -> tuple[Tensor, ...]:
     assert dropout == 0.0
-    assert max_q == max_k
-    assert torch.equal(ends, ends_k)
+    used_k = others.pop("seqused_k", None)
     assert all(value is None for value in others.values())
     output = as_flash(
         (query, key, value),
         ends,
-        max_length=max_q,
+        ends_k,
+        used_k,
+        max_lengths=(max_q, max_k),
         is_causal=is_causal,
         scale=scale,
         left=window_size_left,
@@ -97,7 +111,8 @@ def flash_backward(
         output = as_flash(
             tensors,
             ends,
-            max_length=max_q,
+            ends_k,
+            max_lengths=(max_q, max_k),
             is_causal=is_causal,
             scale=scale,
             left=window_size_left,
@@ -136,8 +151,8 @@ def test_varlen_attention_is_the_formula(
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.parametrize(
     ("rules", "queries"),
-    [(Rules(softcap=1.5, window=7), 40), (Rules(dropout=0.1, window=7), 40), (Rules(window=7), 9)],
-    ids=["softcap", "dropout", "cache"],
+    [(Rules(softcap=1.5, window=7), 40), (Rules(dropout=0.1, window=7), 40), (Rules(), 1)],
+    ids=["softcap", "dropout", "step"],
 )
 def test_what_varlen_attention_does_not_do_goes_another_way(
     rules: Rules, queries: int, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +161,20 @@ def test_what_varlen_attention_does_not_do_goes_another_way(
     query, key, value = draw(torch.bfloat16)
     output = BACKENDS["sdpa"].attend(query[:, :, -queries:], key, value, rules)
     assert output.shape == (2, queries, 4, 16)
+
+
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.parametrize("window", [None, 7])
+def test_the_last_queries_see_cached_keys(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    query, key, value = draw(torch.bfloat16)
+    rules = Rules(window=window)
+    output = BACKENDS["sdpa"].attend(query[:, :, -9:], key, value, rules)
+    assert asked == []
+    whole = dense(*(x.double() for x in (query, key, value)), rules, None)
+    torch.testing.assert_close(output.double(), whole[:, -9:], atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
