@@ -74,6 +74,12 @@ def problems(config: "RunConfig") -> Iterator[str]:
     yield from _store_problems(config)
     yield from _data_problems(config)
     yield from _extension_problems(config)
+    data, evaluation = config.data.add_bos, config.evaluation.add_bos_token
+    if data is not None and evaluation is not None and data != evaluation:
+        yield (
+            f"evaluation.add_bos_token: {str(evaluation).lower()} contradicts data.add_bos "
+            f"({str(data).lower()}); leave one of them out"
+        )
     selection = config.selection
     if (selection.strategy == "manual") != (selection.layers is not None):
         yield "selection.layers: give the layers with strategy manual, and only with it"

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from longred.cost.advice import Remedy, remedies
 from longred.cost.calibrate import calibrate
+from longred.cost.evaluation import evaluation_cost
 from longred.cost.flops import forward_flops, visible_keys
 from longred.cost.plan import TOLERANCE, TrainingPlan, flops_seconds, plan_training
 from longred.cost.shape import ModelShape, named_config, shape_of
@@ -21,7 +22,7 @@ from longred.method.methods import METHODS
 from longred.models.load import load_config, resolve_model
 
 if TYPE_CHECKING:
-    from longred.config import EvaluationConfig, RunConfig, TrainingConfig
+    from longred.config import RunConfig, TrainingConfig
 
 SMALL_MODEL = 500_000_000
 """Number of parameters up to which a machine without a GPU is planned as a CPU."""
@@ -173,7 +174,7 @@ class RecipePlan:
         speeds: the rates of the device.
         trainings: plans of every method, window by window.
         profiling: tokens, FLOPs and seconds of profiling.
-        evaluation: tokens, FLOPs and seconds of RULER prompts, all models.
+        evaluation: tokens, FLOPs and seconds, all models.
         advice: what makes all trainings fit, if one does not, see `longred.cost.advice`.
     """
 
@@ -232,7 +233,9 @@ def plan_recipe(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> Recip
         trainings=tuple(found),
         advice=advice,
         profiling=_profiling(config, shape, speeds),
-        evaluation=_evaluation(config.evaluation, shape, speeds, len(config.training.methods())),
+        evaluation=evaluation_cost(
+            config.evaluation, shape, speeds, len(config.training.methods())
+        ),
     )
 
 
@@ -246,17 +249,3 @@ def _profiling(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> dict[s
     slower = 8.0 if speeds.kind == "cuda" else 1.0
     seconds = flops_seconds(flops, length, speeds) * slower
     return {"tokens": float(tokens), "flops": flops.total, "seconds": seconds}
-
-
-def _evaluation(
-    config: "EvaluationConfig", shape: ModelShape, speeds: Speeds, num_students: int
-) -> dict[str, float]:
-    """RULER prompts only: short tasks have few tokens."""
-    ruler, num_models = config.ruler, num_students + len(config.references)
-    tokens = flops = seconds = 0.0
-    for length in ruler.lengths:
-        read = float(length * len(ruler.tasks) * ruler.num_samples * num_models)
-        forward = forward_flops(shape, length, head=False) * read
-        tokens, flops = tokens + read, flops + forward.total
-        seconds += flops_seconds(forward, length, speeds)
-    return {"tokens": tokens, "flops": flops, "seconds": seconds, "num_models": float(num_models)}

@@ -10,6 +10,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from pydantic import ValidationError
 
 from longred.config import RunConfig
 from longred.config.derived import with_derived
@@ -181,3 +182,5 @@ def test_the_evaluation_follows_the_data() -> None:
     assert setting(True, None) is True
     assert setting(False, None) is False
     assert setting(None, False) is False
+    with pytest.raises(ValidationError, match=r"evaluation\.add_bos_token: false contradicts data"):
+        setting(True, False)
