@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from longred.store.artifacts import Artifact, Store
 
 
-TEXT_TOKENS_PER_SAMPLE = 256
+TEXT_TOKENS_PER_SAMPLE = 128
 """Tokens of held-out text that are measured for each sample of a task."""
 
 Models = Annotated[

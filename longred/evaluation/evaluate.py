@@ -153,7 +153,7 @@ def _scores(
         "short": short,
         "ruler": ruler,
         "perplexity": {key.removeprefix("perplexity-"): v for key, v in long_texts.items()},
-        "similarity": results["similarity"],
+        "similarity": results.get("similarity"),
         "nats_per_token": results["held_out"]["nats_per_token"],
         "bits_per_byte": results["held_out"]["bits_per_byte"],
     }

@@ -102,6 +102,8 @@ class Generator:
         def is_finished(row: _Row) -> bool:
             if len(row.answer) >= max_tokens or row.answer[-1] in self._eos_ids:
                 return True
+            if not stop:
+                return False
             text = self._tokenizer.decode(row.answer[-tail:], skip_special_tokens=True)
             return any(word in text for word in stop)
 

@@ -160,10 +160,14 @@ def _long_text_run(model: EvaluatedModel, length: str, entry: Mapping[str, Any])
 
 
 def _original_window_runs(model: EvaluatedModel) -> list[TaskRun]:
-    """Return the measurements on held-out text within the original window."""
+    """Return the measurements on held-out text within the original window.
+
+    A model that is evaluated alone is compared with none.
+    """
     window, num_tokens = model.config.text_window, model.config.similarity_tokens
     rows = model.data / read_data_index(model.data)["held_out"]["short"]["file"]
-    return [
+    is_compared = model.checkpoint != model.original_digest or model.name == "original"
+    runs = [
         TaskRun(
             key="held_out",
             model=model,
@@ -181,6 +185,7 @@ def _original_window_runs(model: EvaluatedModel) -> list[TaskRun]:
             compute=_drift,
         ),
     ]
+    return runs if is_compared else runs[:1]
 
 
 def _held_out(model: EvaluatedModel) -> Result:

@@ -8,7 +8,7 @@ from longred.config import DataConfig, EvaluationConfig
 from longred.errors import ConfigError
 from longred.models.load import load_config
 
-MAX_TEXT_WINDOW = 512
+MAX_TEXT_WINDOW = 256
 """Most tokens of short prompts and of rows of text, so that any model is evaluated quickly."""
 NUM_HELD_OUT_TOKENS = 131072
 

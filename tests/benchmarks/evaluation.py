@@ -46,9 +46,8 @@ def freeze_demo_suite(num_samples: int) -> tuple[Path, Path]:
 
     store = Store(Path(tempfile.mkdtemp()))
     base = stages.find_model(ModelConfig(path="demo"), store=store)
-    data = stages.prepare_data(text_config(base.folder, None, 0), base, store=store)
+    data = stages.prepare_data(text_config([base.folder], None, 0), base, store=store)
     config = evaluation_config(
-        base.folder,
         [base.folder],
         {
             "ruler": {"lengths": [], "num_samples": 1},
@@ -112,19 +111,21 @@ def demo_suite(num_samples: int) -> dict[str, Any]:
     from longred.models.load import load_model, load_tokenizer
 
     folder, questions = freeze_demo_suite(num_samples)
-    model, tokenizer = load_model(folder, attention="sdpa"), load_tokenizer(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    # lm-eval's own class pads under a mask.
+    padded = load_model(folder, attention="sdpa")
     window = model.config.max_position_embeddings
     tasks = read_tasks(questions)
     samples = {task.name: task.read_samples() for task in tasks}
     manager = TaskManager(include_defaults=False)
 
     def ours() -> dict[str, float]:
-        lm = TransformersLM(model, tokenizer, max_tokens=window, batch_size=BATCH_SIZE)
+        lm = TransformersLM(model, tokenizer, max_tokens=window)
         found = {t.name: [row["score"] for row in run_own_task(lm, t)] for t in tasks}
         return {task: sum(scores) / len(scores) for task, scores in found.items()}
 
     def theirs() -> dict[str, float]:
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, add_bos_token=True)
+        lm = HFLM(pretrained=padded, tokenizer=tokenizer, batch_size=BATCH_SIZE)
         their_tasks = [their_task(task, samples[task.name]) for task in tasks]
         found = simple_evaluate(
             model=lm, tasks=their_tasks, task_manager=manager, bootstrap_iters=0, log_samples=True
@@ -245,8 +246,8 @@ def memory() -> dict[str, Any]:
             path=path,
             sha256=sha256_file(path),
         )
-        model = load_model(folder, attention="sdpa")
-        lm = TransformersLM(model, tokenizer, max_tokens=LENGTH, batch_size=1)
+        model = load_model(folder)
+        lm = TransformersLM(model, tokenizer, max_tokens=LENGTH)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         with Largest(weights) as seen:

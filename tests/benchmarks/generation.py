@@ -24,10 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from longred.attention.backends import choose_backend, needs_of
+from longred.attention.function import ATTENTION_NAME, guard, register
 from longred.cost.calibrate import calibrate
 from longred.cost.flops import forward_flops
 from longred.cost.plan import flops_seconds
 from longred.cost.shape import shape_of
+from longred.evaluation.generation import Generator, Sampling
+from longred.evaluation.runner import Runner
 from longred.models.load import hidden_states
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -60,12 +64,21 @@ def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> PreTrai
         max_position_embeddings=max(LENGTHS[preset]) + NEW_TOKENS[preset],
         tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 8e7},
-        attn_implementation="sdpa",
+        attn_implementation=ATTENTION_NAME,
         bos_token_id=None,
         eos_token_id=None,
     )
+    register()
     with device:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    guard(model, choose_backend("auto", needs_of(config, device, dtype)))
+    return model
+
+
+class NoTokenizer:
+    """Stands in for a tokenizer where no answer ends early."""
+
+    eos_token_id = None
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, Any]:
@@ -116,24 +129,20 @@ def measure(
     found: dict[str, Any] = {"shape": SIZES[preset], "dtype": str(dtype), "new_tokens": new}
     for length in lengths:
         ids = torch.randint(shape.vocab_size, (1, length), device=device)
-        mask = torch.ones_like(ids)
+        engine = Generator(Runner(model), NoTokenizer())
         flops = forward_flops(shape, length, head=False) * length
         planned = flops_seconds(flops, length, speeds)
         print(f"{length:>7} tokens  predicted read time {planned:.3f} s", flush=True)
 
-        def generate(count: int, ids: Tensor = ids, mask: Tensor = mask) -> Tensor:
-            return model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
+        def generate(count: int, ids: Tensor = ids, engine: Generator = engine) -> list[int]:
+            (answer,) = engine.generate(
+                ids.tolist(), max_tokens=count, stop=[], sampling=Sampling()
             )
+            return answer
 
         read, read_peak, _ = timed(lambda: generate(1), device)
         both, _, answer = timed(lambda: generate(new), device)
-        assert answer.shape[1] == length + new
+        assert len(answer) == new
         ours, our_peak, likelihood = timed(lambda ids=ids: score(model, ids), device)
         row = {
             "planned_seconds": planned,
