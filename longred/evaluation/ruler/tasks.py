@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.evaluation.ruler import extraction, qa, retrieval, tracking
+from longred.evaluation.ruler import extraction, pairs, qa, retrieval, tracking
 from longred.evaluation.ruler.fitting import COMPACT_BUDGET, SampleSpec, Start
-from longred.evaluation.ruler.materials import Form
+from longred.evaluation.ruler.questions import Form
+
+FIRST_VERSION = 3
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -55,6 +57,8 @@ class Task:
             examples, no distractors that belong to a question, small budgets.
         metric: name of its metric.
         questions: form of its questions, for question answering.
+        version: number of its generator. Where a seed gives other samples than before, it becomes
+            one more than the largest in `TASKS`.
     """
 
     prepare: Callable[[SampleSpec], Start]
@@ -62,6 +66,7 @@ class Task:
     compact: Any
     metric: str = "recall"
     questions: Form | None = None
+    version: int = FIRST_VERSION
 
 
 def _niah(compact_budget: int, **settings: Any) -> Task:
@@ -78,6 +83,7 @@ def _qa(form: Form) -> Task:
         compact=qa.Settings(only_supporting=True),
         metric="any_match",
         questions=form,
+        version=4,
     )
 
 
@@ -101,6 +107,7 @@ TASKS: dict[str, Task] = {
         compact=extraction.ListSettings(
             num_common=3, repeats=(5, 1), example_words=4, example_repeats=(3, 1), budget=32
         ),
+        version=4,
     ),
     "fwe": Task(
         prepare=extraction.prepare_text,
@@ -110,9 +117,10 @@ TASKS: dict[str, Task] = {
     "qa_1": _qa("squad"),
     "qa_2": _qa("hotpot"),
     "kv_retrieval": Task(
-        prepare=retrieval.prepare_pairs,
-        full=retrieval.PairSettings(),
-        compact=retrieval.PairSettings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        prepare=pairs.prepare,
+        full=pairs.Settings(),
+        compact=pairs.Settings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        version=4,
     ),
 }
 """Name → task; `kv_retrieval` is not one of RULER's."""
