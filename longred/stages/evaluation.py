@@ -19,7 +19,7 @@ def freeze_samples(
 
     Raises:
         ConfigError: a suite or task is unknown, or a data file of the suite is missing.
-        PreflightError: questions on the hub cannot be reached.
+        PreflightError: questions on the hub cannot be fetched.
     """
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints

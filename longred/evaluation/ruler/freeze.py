@@ -209,7 +209,7 @@ def fingerprints(config: RulerConfig) -> dict[str, str]:
 
     Raises:
         ConfigError: a file is missing or malformed; names the setting, the file and where in it.
-        PreflightError: a dataset on the hub cannot be reached.
+        PreflightError: a dataset on the hub cannot be fetched.
     """
     materials = read_materials(config)
     digests = {f"ruler/{form}": questions.digest for form, questions in materials.questions.items()}

@@ -41,7 +41,7 @@ def read_materials(config: RulerConfig, held_out: Sequence[str] = ()) -> Materia
 
     Raises:
         ConfigError: a file is missing or malformed; names the setting, the file and where in it.
-        PreflightError: a dataset on the hub cannot be reached.
+        PreflightError: a dataset on the hub cannot be fetched.
     """
     documents: Sequence[str]
     if config.haystack == "library":

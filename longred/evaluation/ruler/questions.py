@@ -73,7 +73,7 @@ def read_questions(form: Form, source: Source | Path) -> Questions:
     Raises:
         ConfigError: the source is missing or malformed; names the setting, the file and where in
             it.
-        PreflightError: a dataset cannot be reached.
+        PreflightError: a dataset cannot be fetched.
     """
     if isinstance(source, Path):
         source = Source(key=f"evaluation.ruler.{form}", path=str(source))
@@ -166,6 +166,12 @@ class _SquadRow(BaseModel):
     context: _Text
     question: str
     answers: _RowAnswers
+
+    @model_validator(mode="after")
+    def _check_question(self) -> "_SquadRow":
+        if self.answers.text and not self.question:
+            raise ValueError("must have a `question` that is not empty")
+        return self
 
 
 def _squad(file: _Squad, index_of: Callable[[str], int]) -> list[Question]:

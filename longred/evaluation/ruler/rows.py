@@ -4,7 +4,8 @@ import gzip
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Source:
         key: the setting that named it, in messages.
         path: a local file or folder, or the name of a dataset on the hub.
         revision: commit of a dataset on the hub.
-        subset: subset of a dataset; None for its only one.
+        subset: subset of a dataset, which is a folder in it; None for its only one.
         split: split of a dataset.
     """
 
@@ -80,13 +81,13 @@ def read_rows(source: Source) -> list[Row]:
     Raises:
         ConfigError: a file is missing or malformed, the hub's revision is not pinned, or a dataset
             has no such subset or split; names the setting and the file.
-        PreflightError: a dataset cannot be reached.
+        PreflightError: a dataset cannot be fetched.
     """
     if source.is_on_hub:
         _check_revision(source)
-        return _read_dataset(source)
+        return _read_files(source, _download(source))
     if source.local.is_dir():
-        return _read_dataset(source)
+        return _read_files(source, source.local)
     if source.path.endswith(LINE_SUFFIXES):
         return _read_lines(source)
     return _read_parquet(source)
@@ -179,32 +180,67 @@ def _check_revision(source: Source) -> None:
     )
 
 
-def _read_dataset(source: Source) -> list[Row]:
+def _read_files(source: Source, folder: Path) -> list[Row]:
+    """Return the rows of a split of a dataset; `folder` is a copy of its repository, or of a part.
+
+    Raises:
+        ConfigError: the folder holds no file of the split, or those of several subsets.
+    """
+    found: dict[Path, list[Path]] = {}
+    for path in sorted(each for each in folder.rglob("*") if each.name.endswith(ROW_SUFFIXES)):
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatchcase(name, pattern) for pattern in _patterns(source)):
+            found.setdefault(path.parent, []).append(path)
+    if len(found) > 1:
+        names = ", ".join(str(each.relative_to(folder)) for each in found)
+        raise ConfigError(
+            f"{source.key}: {source}: holds {source.split} in {names}; name one of them as "
+            f"{source.key}_subset"
+        )
+    if not found:
+        raise ConfigError(
+            f"{source.key}: {source}: holds no file {' or '.join(_patterns(source))}; set "
+            f"{source.key}_subset and {source.key}_split to those of the dataset"
+        )
+    (paths,) = found.values()
+    return [row for path in paths for row in read_rows(replace(source, path=str(path)))]
+
+
+def _patterns(source: Source) -> list[str]:
+    """Return patterns of the names that datasets give to the files of a split."""
+    folders = ("", "*/") if source.subset is None else (f"{source.subset}/",)
+    return [
+        f"{folder}{source.split}*{suffix}"
+        for suffix in (".parquet", *LINE_SUFFIXES)
+        for folder in folders
+    ]
+
+
+def _download(source: Source) -> Path:
+    """Return the local copy of a dataset on the hub; download the missing files of the split.
+
+    Raises:
+        PreflightError: the hub cannot be reached, or refuses the dataset.
+    """
     import httpx
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     from longred.models.hub import HUB
 
-    if source.is_on_hub:
-        HUB.probe()
+    HUB.probe()
     try:
-        dataset = load_dataset(
-            source.path if source.is_on_hub else str(source.local),
-            name=source.subset,
-            split=source.split,
-            revision=source.revision if source.is_on_hub else None,
+        folder = snapshot_download(
+            source.path,
+            repo_type="dataset",
+            revision=source.revision,
+            allow_patterns=_patterns(source),
         )
-        rows: list[Row] = dataset.to_list()
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HFValidationError, httpx.HTTPError) as error:
+        reason = HUB.problem or f"{type(error).__name__}: {error}".partition("\n")[0]
         raise PreflightError(
-            f"{source.key}: the dataset {source} cannot be reached ({HUB.problem or error}); check "
-            "the network and the name, log in with `hf auth login` if it is gated, or download it "
-            f"and set {source.key} to its folder or file"
+            f"{source.key}: the dataset {source} cannot be fetched ({reason}); check the network "
+            "and the name, log in with `hf auth login` if it is gated, or download it and set "
+            f"{source.key} to its folder or file"
         ) from error
-    except (ValueError, RuntimeError, DatasetsError) as error:
-        raise ConfigError(
-            f"{source.key}: the dataset {source} cannot be opened with {source.key}_subset "
-            f"{source.subset or 'null'} and {source.key}_split {source.split} ({error})"
-        ) from error
-    return rows
+    return Path(folder)

@@ -8,8 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from longred.demo import model_path
+from longred.errors import ConfigError
 from longred.evaluation import ruler
-from longred.evaluation.ruler.materials import own_questions
+from longred.evaluation.ruler.questions import own_questions
 
 DIGESTS = {
     ("niah_single_1", 1_024, "current"): "bc5ee7217c1cf9c8",
@@ -67,4 +68,14 @@ def test_samples_of_a_version(tokenizer: Any, task: str, length: int, revision: 
 
 def test_every_task_is_frozen() -> None:
     assert {task for task, _, _ in DIGESTS} == set(ruler.TASKS)
-    assert ruler.GENERATOR_VERSION == 3
+    versions = {name: task.version for name, task in ruler.TASKS.items()}
+    assert {name for name, version in versions.items() if version != 3} == {
+        "cwe",
+        "qa_1",
+        "qa_2",
+        "kv_retrieval",
+    }
+    assert ruler.generator_version(["vt", "niah_single_1"]) == ruler.generator_version([]) == 3
+    assert ruler.generator_version(["vt", "qa_1"]) == 4
+    with pytest.raises(ConfigError, match="vtt is unknown"):
+        ruler.generator_version(["vtt"])
