@@ -128,12 +128,14 @@ _Text = Annotated[str, Field(min_length=1)]
 
 
 class _Row(BaseModel):
-    ordered_kv_records: list[tuple[_Text, _Text]] = Field(min_length=2)
+    ordered_kv_records: list[tuple[_Text, _Text]]
     key: _Text
     value: _Text
 
     @model_validator(mode="after")
-    def _check_key(self) -> Self:
+    def _check_pairs(self) -> Self:
+        if len(self.ordered_kv_records) < 2:
+            raise ValueError("must have two or more pairs in `ordered_kv_records`")
         if len(dict(self.ordered_kv_records)) < len(self.ordered_kv_records):
             raise ValueError("must have different keys in `ordered_kv_records`")
         if (self.key, self.value) not in self.ordered_kv_records:

@@ -1,7 +1,7 @@
 """Question answering: documents that answer a question, among distractors.
 
-Distractors are documents of other questions, as in RULER. When they are used up, passages of the
-haystack follow; nothing is repeated before all of these are used up too.
+Distractors are documents of other questions, as in RULER. When no further one fits, passages of the
+haystack follow; nothing is repeated before all of them are used too.
 """
 
 import random
