@@ -10,6 +10,7 @@ from longred.errors import ConfigError
 from longred.evaluation.ruler.pairs import Record, read_records
 from longred.evaluation.ruler.questions import Form, Questions, own_questions, read_questions
 from longred.evaluation.ruler.rows import Source, parse_json, read_text
+from longred.evaluation.ruler.tasks import TASKS
 
 TEXT_PATTERNS = ("*.txt", "*.md", "*.json", "*.jsonl")
 _HAYSTACK_KEY = "evaluation.ruler.haystack"
@@ -86,8 +87,8 @@ def question_sources(config: RulerConfig) -> dict[Form, Source]:
             subset=config.hotpot_subset,
             split=config.hotpot_split,
         )
-    asked = {"squad": "qa_1" in config.tasks, "hotpot": "qa_2" in config.tasks}
-    return {form: s for form, s in sources.items() if asked[form] or not s.is_on_hub}
+    asked = {TASKS[task].questions for task in config.tasks if task in TASKS}
+    return {form: s for form, s in sources.items() if form in asked or not s.is_on_hub}
 
 
 def reads_hub(config: RulerConfig) -> bool:
