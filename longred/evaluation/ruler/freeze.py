@@ -63,10 +63,10 @@ def freeze_task(
     sizes = [sample["num_tokens"] + sample["max_new_tokens"] for sample in samples]
     entry = {
         "metric": TASKS[task].metric,
-        "chance": 0.0,
+        "chance": TASKS[task].chance,
         "parameters": samples[0]["parameters"],
         "revision": config.revision,
-        "budget_tokens": samples[0]["max_new_tokens"],
+        "budget_tokens": max(sample["max_new_tokens"] for sample in samples),
         "fill": round(sum(sizes) / (length * len(sizes)), 4),
         "max_tokens": max(sizes),
         "generator_version": ruler.GENERATOR_VERSION,

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from longred.config.evaluation import RulerConfig
+from longred.config.evaluation import NO_MMLU, RulerConfig
 from longred.errors import ConfigError, where_paths_start
+from longred.evaluation.ruler.v2.mmlu import read_mmlu
 from longred.store.artifacts import canonical_digest
 
 _WRONG = {
@@ -32,9 +33,11 @@ _OTHER = "has another type than this kind of file"
 
 TEXT_PATTERNS = ("*.txt", "*.md", "*.json", "*.jsonl")
 _HAYSTACK_KEY = "evaluation.ruler.haystack"
+# RULER v2 surrounds each question of MMLU with at least this many others.
+_MIN_AROUND = 10
 
-Form = Literal["squad", "hotpot"]
-"""Format of a file of questions: SQuAD 1.1 and 2.0, or HotpotQA (distractor setting)."""
+Form = Literal["squad", "hotpot", "mmlu"]
+"""Format of a file of questions: SQuAD 1.1 and 2.0, HotpotQA (distractor setting), or MMLU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,8 @@ class Question:
 
     text: str
     answers: tuple[str, ...]
-    documents: tuple[int, ...]
-    supporting: tuple[int, ...]
+    documents: tuple[int, ...] = ()
+    supporting: tuple[int, ...] = ()
     related: tuple[int, ...] = ()
 
 
@@ -64,18 +67,19 @@ class Questions:
         name: description of the source for display.
         documents: the documents, each text once.
         questions: the questions, in the file's order.
+        solutions: the answer to each document, where documents are questions themselves.
     """
 
     name: str
     documents: tuple[str, ...]
     questions: tuple[Question, ...]
+    solutions: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Digest of the content."""
-        return canonical_digest(
-            [self.documents, [[q.text, q.answers, q.documents] for q in self.questions]]
-        )
+        content = [self.documents, [[q.text, q.answers, q.documents] for q in self.questions]]
+        return canonical_digest([*content, self.solutions] if self.solutions else content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +120,8 @@ def read_materials(config: RulerConfig, held_out: Sequence[str] = ()) -> Materia
         form: own_questions(form) if path is None else read_questions(form, Path(path).expanduser())
         for form, path in paths.items()
     }
+    if config.mmlu is not None:
+        questions["mmlu"] = mmlu_questions(Path(config.mmlu).expanduser())
     return Materials(haystack=name, documents=documents, questions=questions)
 
 
@@ -213,9 +219,38 @@ def read_questions(form: Form, path: Path) -> Questions:
     return Questions(name=str(path), documents=tuple(documents), questions=questions)
 
 
+def mmlu_questions(path: Path) -> Questions:
+    """Read MMLU's questions; its documents are the questions that surround those asked.
+
+    Raises:
+        ConfigError: a file is missing or malformed; names the setting, the file and where in it.
+    """
+    asked, others = read_mmlu(path)
+    solutions: dict[str, str] = {}
+    for choice in others:
+        solutions.setdefault(choice.text, choice.letter)
+    if len(solutions) <= _MIN_AROUND:
+        raise ConfigError(
+            f"evaluation.ruler.mmlu: {path}: has {len(solutions)} different questions to surround "
+            f"those asked, too few for a prompt; name a file with more than {_MIN_AROUND}"
+        )
+    return Questions(
+        name=str(path),
+        documents=tuple(solutions),
+        questions=tuple(Question(text=c.text, answers=(c.letter,)) for c in asked),
+        solutions=tuple(solutions.values()),
+    )
+
+
 @cache
 def own_questions(form: Form) -> Questions:
-    """Return the small built-in set of questions of a form."""
+    """Return the small built-in set of questions of a form.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if form == "mmlu":
+        raise ConfigError(f"evaluation.ruler.mmlu: {NO_MMLU}")
     with resources.as_file(resources.files(__package__) / f"{form}.json") as path:
         return replace(read_questions(form, path), name="own set")
 
