@@ -5,7 +5,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
+from longred.config.evaluation import RULER_V2_TASKS
+from longred.evaluation import ruler
 from longred.evaluation.ruler.materials import Questions, own_questions
+
+V1_TASKS = [task for task in ruler.TASKS if task not in RULER_V2_TASKS]
 
 
 def needles(prompt: str) -> str:
