@@ -49,6 +49,8 @@ class Settings:
         num_same: questions that share each number.
         num_examples: worked examples, on questions of the context.
         budget: usual tokens of an answer. Samples have budgets of their own.
+        exact_budget: whether the budget of a sample has no margin: only the last paragraph counts,
+            so that a model that continues after the right answer must be cut there.
     """
 
     context: str
@@ -60,6 +62,7 @@ class Settings:
     num_same: int = 1
     num_examples: int = 0
     budget: int = 128
+    exact_budget: bool = False
 
 
 SETTINGS: dict[str, Settings] = {
@@ -102,6 +105,7 @@ SETTINGS: dict[str, Settings] = {
         until=(),
         num_same=4,
         budget=640,
+        exact_budget=True,
     ),
     "mv_niah_hard": Settings(
         context=COPY_ONE,
@@ -147,7 +151,7 @@ def prompt_text(
         return f"{problem}\n", settings.prefix.format(number=entry.number)
 
     context = settings.context.format(entries="\n\n".join(map(str, entries)))
-    shown = ("".join((*asked(entry, ""), _answer(settings, entry, [entry]))) for entry in examples)
+    shown = ("".join((*asked(entry, ""), right_answer(settings, [entry], 0))) for entry in examples)
     target = entries[place]
     same = [number for number, entry in enumerate(entries) if entry.number == target.number]
     order = f"{ORDINALS[same.index(place)]} (1 indexed) " if settings.num_same > 1 else ""
@@ -155,8 +159,10 @@ def prompt_text(
     return "\n\n".join([context, *shown, problem]), prefix
 
 
-def _answer(settings: Settings, entry: Entry, same: Sequence[Entry]) -> str:
-    """Return the right answer after the prefix; `same` are all entries of its number."""
+def right_answer(settings: Settings, entries: Sequence[Entry], place: int) -> str:
+    """Return the right answer after the prefix, for the same arguments as `prompt_text`."""
+    entry = entries[place]
+    same = [each for each in entries if each.number == entry.number]
     return settings.answer.format(
         text=entry.text,
         letter=entry.letter,
@@ -211,9 +217,7 @@ class _Draw:
     def budget(self) -> int:
         """Tokens reserved for the answer."""
         entries, place, _ = self.layout([])
-        target = entries[place]
-        same = [entry for entry in entries if entry.number == target.number]
-        return answer_budget(_answer(self.spec.settings, target, same), self.spec.count)
+        return answer_budget(right_answer(self.spec.settings, entries, place), self.spec.count)
 
     def sample(self, filling: Sequence[int], num_tokens: int) -> dict[str, Any]:
         """Return the fields of the sample; see `generate`."""
@@ -226,6 +230,11 @@ class _Draw:
             found = [n for n, entry in enumerate(entries) if entry.number == target.number]
         sizes = [len(str(entry)) + 2 for entry in entries]
         depths = [round(sum(sizes[:n]) / sum(sizes), 4) for n in found]
+        budget = self.budget
+        if settings.exact_budget:
+            answer = right_answer(settings, entries, place)
+            num_bos, size = self.spec.count(["", answer])
+            budget = min(budget, size - num_bos)
         is_letter = settings.outputs == "letter"
         outputs = [entries[n].letter if is_letter else entries[n].text for n in found]
         return {
@@ -233,7 +242,7 @@ class _Draw:
             "prefix": prefix,
             "outputs": outputs,
             "until": [*settings.until],
-            "max_new_tokens": self.budget,
+            "max_new_tokens": budget,
             "num_tokens": num_tokens,
             "num_units": len(entries),
             "depths": depths,
