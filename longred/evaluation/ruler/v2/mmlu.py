@@ -13,7 +13,8 @@ KEY = "evaluation.ruler.mmlu"
 LETTERS = "ABCD"
 
 _COLUMNS = ("question", "choices", "answer")
-_WHITE_SPACE = re.compile(r"\s+")
+# Any white space but a single space, which needs no change.
+_WHITE_SPACE = re.compile(r"[^\S ]\s*| \s+")
 
 Row = tuple[str, dict[str, Any]]
 """Where a question stands in its file, and its columns."""
