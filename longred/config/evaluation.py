@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from longred.config.section import Section
 from longred.method.values import Bounds, ByContent, Count, Device, Share, Undigested
@@ -23,14 +23,41 @@ RULER_TASKS = (
     "qa_2",
 )
 
+RULER_V2_TASKS = (
+    "v2_mk_niah_basic",
+    "v2_mk_niah_easy",
+    "v2_mk_niah_medium",
+    "v2_mk_niah_hard",
+    "v2_mv_niah_basic",
+    "v2_mv_niah_easy",
+    "v2_mv_niah_medium",
+    "v2_mv_niah_hard",
+    "v2_qa_basic",
+    "v2_qa_easy",
+    "v2_qa_medium",
+    "v2_qa_hard",
+)
+
+TASK_GROUPS = {"ruler": RULER_TASKS, "ruler-v2": RULER_V2_TASKS}
+"""Name → RULER tasks that it stands for."""
+
+MMLU_TASKS = tuple(task for task in RULER_V2_TASKS if "niah" in task and not task.endswith("basic"))
+"""RULER tasks that ask questions of MMLU."""
+
+NO_MMLU = (
+    "no questions of MMLU are packaged; name the folder with the files test* and auxiliary_train* "
+    "of cais/mmlu, or leave these tasks out"
+)
+
 
 class RulerConfig(Section):
     """Retrieval and reasoning over long text: which RULER tasks run, at which lengths."""
 
     tasks: list[str] = Field(
         default=list(RULER_TASKS),
-        description="RULER tasks by name; kv_retrieval can be added and counts in no average. "
-        "Fewer tasks cost less time.",
+        description="RULER tasks by name; kv_retrieval and those of RULER v2 can be added and "
+        "count in no average. ruler stands for all 13 tasks, ruler-v2 for all 12. Fewer tasks cost "
+        "less time.",
         examples=[["niah_single_1", "vt"]],
     )
     lengths: list[Count] = Field(
@@ -113,6 +140,13 @@ class RulerConfig(Section):
         "whose samples are asked as they are; null generates samples.",
         examples=["/data/kv-retrieval-140_keys.jsonl.gz"],
     )
+    mmlu: ByContent[str | None] = Field(
+        default=None,
+        description="Folder with MMLU's files test* and auxiliary_train* in the form of cais/mmlu "
+        "(parquet, jsonl or csv), or one such file, for RULER v2; null if no task asks MMLU.",
+        examples=["/data/mmlu"],
+        validate_default=True,
+    )
 
     @model_validator(mode="after")
     def _refuse_two_numbers_of_keys(self) -> Self:
@@ -122,6 +156,20 @@ class RulerConfig(Section):
                 "two settings"
             )
         return self
+
+    @field_validator("tasks")
+    @classmethod
+    def _expand_groups(cls, tasks: list[str]) -> list[str]:
+        expanded = [name for task in tasks for name in TASK_GROUPS.get(task, (task,))]
+        return [*dict.fromkeys(expanded)]
+
+    @field_validator("mmlu")
+    @classmethod
+    def _check_mmlu(cls, path: str | None, info: ValidationInfo) -> str | None:
+        asking = [task for task in info.data.get("tasks", ()) if task in MMLU_TASKS]
+        if asking and path is None:
+            raise ValueError(f"{asking[0]} asks questions, but {NO_MMLU}")
+        return path
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result; files are identified by their content."""

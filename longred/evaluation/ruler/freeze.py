@@ -90,10 +90,10 @@ def freeze_task(
     sizes = [sample["num_tokens"] + sample["max_new_tokens"] for sample in samples]
     entry = {
         "metric": TASKS[task].metric,
-        "chance": 0.0,
+        "chance": TASKS[task].chance,
         "parameters": samples[0]["parameters"],
         "revision": config.revision,
-        "budget_tokens": samples[0]["max_new_tokens"],
+        "budget_tokens": max(sample["max_new_tokens"] for sample in samples),
         "fill": round(sum(sizes) / (length * len(sizes)), 4),
         "max_tokens": max(sizes),
         "generator_version": TASKS[task].version,
@@ -132,15 +132,19 @@ def _material_use(
 def _question_use(
     samples: Sequence[dict[str, Any]], questions: Questions, haystack: str
 ) -> dict[str, Any]:
+    max_units = max(sample["num_units"] for sample in samples)
     use: dict[str, Any] = {
         "questions": questions.name,
         "num_questions": len(questions.questions),
         "num_documents": len(questions.documents),
         "question_uses": -(-len(samples) // len(questions.questions)),
-        "haystack_uses": max(sample["uses"] for sample in samples),
-        "num_passages": max(sample["num_passages"] for sample in samples),
+        "haystack_uses": -(-max_units // len(questions.documents)),
     }
-    if use["num_passages"]:
+    if "uses" in samples[0]:
+        # Passages of the haystack stand beside the documents.
+        use["haystack_uses"] = max(sample["uses"] for sample in samples)
+        use["num_passages"] = max(sample["num_passages"] for sample in samples)
+    if use.get("num_passages"):
         use["haystack"] = haystack
     if questions.is_builtin:
         use["builtin"] = True

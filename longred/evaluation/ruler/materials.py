@@ -8,12 +8,21 @@ from pathlib import Path
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
 from longred.evaluation.ruler.pairs import Record, read_records
-from longred.evaluation.ruler.questions import Form, Questions, own_questions, read_questions
+from longred.evaluation.ruler.questions import (
+    Form,
+    Question,
+    Questions,
+    own_questions,
+    read_questions,
+)
 from longred.evaluation.ruler.rows import Source, parse_json, read_text
 from longred.evaluation.ruler.tasks import TASKS
+from longred.evaluation.ruler.v2.mmlu import read_mmlu
 
 TEXT_PATTERNS = ("*.txt", "*.md", "*.json", "*.jsonl")
 _HAYSTACK_KEY = "evaluation.ruler.haystack"
+# RULER v2 surrounds each question of MMLU with at least this many others.
+_MIN_AROUND = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +63,16 @@ def read_materials(config: RulerConfig, held_out: Sequence[str] = ()) -> Materia
         name, documents = str(path), tuple(read_haystack(path))
     sources = question_sources(config)
     forms: tuple[Form, ...] = ("squad", "hotpot")
+    questions = {
+        form: _read(form, sources[form]) if form in sources else own_questions(form)
+        for form in forms
+    }
+    if config.mmlu is not None:
+        questions["mmlu"] = mmlu_questions(Path(config.mmlu).expanduser())
     return Materials(
         haystack=name,
         documents=documents,
-        questions={
-            form: _read(form, sources[form]) if form in sources else own_questions(form)
-            for form in forms
-        },
+        questions=questions,
         records=read_records(config.kv_records) if config.kv_records else (),
     )
 
@@ -153,3 +165,26 @@ def _text_of(path: Path, line: int, content: str) -> str:
         raise ConfigError(f"{_HAYSTACK_KEY}: {path}:{line}: is not an object with a `text`")
     text: str = value["text"]
     return text
+
+
+def mmlu_questions(path: Path) -> Questions:
+    """Read MMLU's questions; its documents are the questions that surround those asked.
+
+    Raises:
+        ConfigError: a file is missing or malformed; names the setting, the file and where in it.
+    """
+    asked, others = read_mmlu(path)
+    solutions: dict[str, str] = {}
+    for choice in others:
+        solutions.setdefault(choice.text, choice.letter)
+    if len(solutions) <= _MIN_AROUND:
+        raise ConfigError(
+            f"evaluation.ruler.mmlu: {path}: has {len(solutions)} different questions to surround "
+            f"those asked, too few for a prompt; name a file with more than {_MIN_AROUND}"
+        )
+    return Questions(
+        name=str(path),
+        documents=tuple(solutions),
+        questions=tuple(Question(text=c.text, answers=(c.letter,)) for c in asked),
+        solutions=tuple(solutions.values()),
+    )

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from longred.config.evaluation import NO_MMLU
 from longred.errors import ConfigError
 from longred.evaluation.ruler.rows import Source, parse_json, read_rows, read_text, validated
 from longred.store.artifacts import canonical_digest
 
-Form = Literal["squad", "hotpot"]
-"""Format of a file of questions: SQuAD 1.1 and 2.0, or HotpotQA (distractor setting)."""
+Form = Literal["squad", "hotpot", "mmlu"]
+"""Format of a file of questions: SQuAD 1.1 and 2.0, HotpotQA (distractor setting), or MMLU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Question:
 
     text: str
     answers: tuple[str, ...]
-    documents: tuple[int, ...]
-    supporting: tuple[int, ...]
+    documents: tuple[int, ...] = ()
+    supporting: tuple[int, ...] = ()
     related: tuple[int, ...] = ()
 
 
@@ -45,19 +46,20 @@ class Questions:
         documents: the documents, each text once.
         questions: the questions, in the file's order.
         is_builtin: whether this is a packaged set, which is small.
+        solutions: the answer to each document, where documents are questions themselves.
     """
 
     name: str
     documents: tuple[str, ...]
     questions: tuple[Question, ...]
     is_builtin: bool = False
+    solutions: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Digest of the content."""
-        return canonical_digest(
-            [self.documents, [[q.text, q.answers, q.documents] for q in self.questions]]
-        )
+        content = [self.documents, [[q.text, q.answers, q.documents] for q in self.questions]]
+        return canonical_digest([*content, self.solutions] if self.solutions else content)
 
     def question_id(self, question: Question) -> str:
         """Return an identifier of a question that depends on its content only."""
@@ -93,7 +95,13 @@ def read_questions(form: Form, source: Source | Path) -> Questions:
 
 @cache
 def own_questions(form: Form) -> Questions:
-    """Return the small built-in set of questions of a form."""
+    """Return the small built-in set of questions of a form.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if form == "mmlu":
+        raise ConfigError(f"evaluation.ruler.mmlu: {NO_MMLU}")
     with resources.as_file(resources.files(__package__) / f"{form}.json") as path:
         return replace(read_questions(form, path), name="own set", is_builtin=True)
 

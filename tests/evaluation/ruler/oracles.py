@@ -6,7 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from longred.config.evaluation import RULER_V2_TASKS
+from longred.evaluation import ruler
 from longred.evaluation.ruler.questions import Questions, own_questions
+
+V1_TASKS = [task for task in ruler.TASKS if task not in RULER_V2_TASKS]
 
 
 def whole(sample: dict[str, Any]) -> str:
