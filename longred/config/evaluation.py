@@ -1,11 +1,11 @@
 """How models are evaluated: RULER, short-text tasks, perplexity."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from longred.config.section import Section
-from longred.method.values import ByContent, Count, Device, Share, Undigested
+from longred.method.values import Bounds, ByContent, Count, Device, Share, Undigested
 
 RULER_TASKS = (
     "niah_single_1",
@@ -23,6 +23,32 @@ RULER_TASKS = (
     "qa_2",
 )
 
+RULER_V2_TASKS = (
+    "v2_mk_niah_basic",
+    "v2_mk_niah_easy",
+    "v2_mk_niah_medium",
+    "v2_mk_niah_hard",
+    "v2_mv_niah_basic",
+    "v2_mv_niah_easy",
+    "v2_mv_niah_medium",
+    "v2_mv_niah_hard",
+    "v2_qa_basic",
+    "v2_qa_easy",
+    "v2_qa_medium",
+    "v2_qa_hard",
+)
+
+TASK_GROUPS = {"ruler": RULER_TASKS, "ruler-v2": RULER_V2_TASKS}
+"""Name → RULER tasks that it stands for."""
+
+MMLU_TASKS = tuple(task for task in RULER_V2_TASKS if "niah" in task and not task.endswith("basic"))
+"""RULER tasks that ask questions of MMLU."""
+
+NO_MMLU = (
+    "no questions of MMLU are packaged; name the folder with the files test* and auxiliary_train* "
+    "of cais/mmlu, or leave these tasks out"
+)
+
 
 MAX_SHORT_WINDOW = 1024
 """Most tokens of a local short task's prompt, unless evaluation.short_window says otherwise."""
@@ -33,8 +59,9 @@ class RulerConfig(Section):
 
     tasks: list[str] = Field(
         default=list(RULER_TASKS),
-        description="RULER tasks by name; kv_retrieval can be added and counts in no average. "
-        "Fewer tasks cost less time.",
+        description="RULER tasks by name; kv_retrieval and those of RULER v2 can be added and "
+        "count in no average. ruler stands for all 13 tasks, ruler-v2 for all 12. Fewer tasks cost "
+        "less time.",
         examples=[["niah_single_1", "vt"]],
     )
     lengths: list[Count] = Field(
@@ -63,23 +90,99 @@ class RulerConfig(Section):
     )
     squad: ByContent[str | None] = Field(
         default=None,
-        description="File of questions in SQuAD's format for task qa_1; null for a small packaged "
+        description="Questions for task qa_1: a file in SQuAD's form, rows in the hub's form "
+        "(jsonl, parquet), a dataset's folder, or its name on the hub; null for a small packaged "
         "set.",
-        examples=["/data/squad/dev-v2.0.json"],
+        examples=["/data/squad/dev-v2.0.json", "rajpurkar/squad_v2"],
+    )
+    squad_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of squad on the hub, 40 hexadecimal digits.",
+        examples=["3ffb306f725f7d2ce8394bc1873b24868140c412"],
+    )
+    squad_subset: ByContent[str | None] = Field(
+        default=None,
+        description="Subset of squad, if it is a dataset; null for its only one.",
+        examples=["squad_v2"],
+    )
+    squad_split: ByContent[str] = Field(
+        default="validation", description="Split of squad, if it is a dataset."
     )
     hotpot: ByContent[str | None] = Field(
         default=None,
-        description="File of questions in HotpotQA's format for task qa_2; null for a small "
-        "packaged set.",
-        examples=["/data/hotpot/dev_distractor_v1.json"],
+        description="Questions for task qa_2: a file in HotpotQA's form, rows in the hub's form "
+        "(jsonl, parquet), a dataset's folder, or its name on the hub; null for a small packaged "
+        "set.",
+        examples=["/data/hotpot/dev_distractor_v1.json", "hotpotqa/hotpot_qa"],
     )
+    hotpot_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of hotpot on the hub, 40 hexadecimal digits.",
+        examples=["1908d6afbbead072334abe2965f91bd2709910ab"],
+    )
+    hotpot_subset: ByContent[str | None] = Field(
+        default="distractor",
+        description="Subset of hotpot, if it is a dataset; null for its only one.",
+    )
+    hotpot_split: ByContent[str] = Field(
+        default="validation", description="Split of hotpot, if it is a dataset."
+    )
+    count_builtin: bool = Field(
+        default=False,
+        description="Whether qa_1 and qa_2 on the packaged questions count in the RULER average; "
+        "the packaged sets are small.",
+    )
+    kv_keys: Annotated[int, Bounds(ge=2)] | None = Field(
+        default=None,
+        description="Number of keys of kv_retrieval: 75, 140 or 300 as published; null fills the "
+        "prompts to their length.",
+        examples=[140],
+    )
+    kv_records: ByContent[str | None] = Field(
+        default=None,
+        description="Published file of kv_retrieval, kv-retrieval-140_keys.jsonl or .jsonl.gz, "
+        "whose samples are asked as they are; null generates samples.",
+        examples=["/data/kv-retrieval-140_keys.jsonl.gz"],
+    )
+    mmlu: ByContent[str | None] = Field(
+        default=None,
+        description="Folder with MMLU's files test* and auxiliary_train* in the form of cais/mmlu "
+        "(parquet, jsonl or csv), or one such file, for RULER v2; null if no task asks MMLU.",
+        examples=["/data/mmlu"],
+        validate_default=True,
+    )
+
+    @model_validator(mode="after")
+    def _refuse_two_numbers_of_keys(self) -> Self:
+        if self.kv_keys is not None and self.kv_records is not None:
+            raise ValueError(
+                "kv_keys: the samples of kv_records have their own number of keys; give one of the "
+                "two settings"
+            )
+        return self
+
+    @field_validator("tasks")
+    @classmethod
+    def _expand_groups(cls, tasks: list[str]) -> list[str]:
+        expanded = [name for task in tasks for name in TASK_GROUPS.get(task, (task,))]
+        return [*dict.fromkeys(expanded)]
+
+    @field_validator("mmlu")
+    @classmethod
+    def _check_mmlu(cls, path: str | None, info: ValidationInfo) -> str | None:
+        asking = [task for task in info.data.get("tasks", ()) if task in MMLU_TASKS]
+        if asking and path is None:
+            raise ValueError(f"{asking[0]} asks questions, but {NO_MMLU}")
+        return path
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result; files are identified by their content."""
         values = super().digest_values()
         if values["haystack"] not in ("library", "held_out"):
             del values["haystack"]
-        return values
+        # Where these are off, samples and scores are those of a version without them.
+        off = {"count_builtin": False, "kv_keys": None}
+        return {key: value for key, value in values.items() if off.get(key, ...) != value}
 
 
 class ShortConfig(Section):

@@ -1,4 +1,4 @@
-"""The table of tasks: RULER's 13 and `kv_retrieval`, and the metrics that score their answers.
+"""The table of tasks: RULER's 13, `kv_retrieval` and RULER v2's 12, and their metrics.
 
 Every task has RULER's own parameters (`full`) and parameters for short windows (`compact`).
 """
@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.evaluation.ruler import extraction, qa, retrieval, tracking
+from longred.evaluation.ruler import extraction, pairs, qa, retrieval, tracking
 from longred.evaluation.ruler.fitting import COMPACT_BUDGET, SampleSpec, Start
-from longred.evaluation.ruler.materials import Form
+from longred.evaluation.ruler.questions import Form
+from longred.evaluation.ruler.v2 import choices, documents, needles, scoring
+
+FIRST_VERSION = 3
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -40,6 +43,10 @@ def _contained(prediction: str, references: Sequence[str]) -> list[bool]:
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "recall": recall,
     "any_match": any_match,
+    "answer_match": scoring.answer_match,
+    "last_answer_match": scoring.last_answer_match,
+    "any_answer_match": scoring.any_answer_match,
+    "letter_match": scoring.letter_match,
 }
 """Name → score of one prediction against its references, in percent."""
 
@@ -55,6 +62,9 @@ class Task:
             examples, no distractors that belong to a question, small budgets.
         metric: name of its metric.
         questions: form of its questions, for question answering.
+        version: number of its generator. Where a seed gives other samples than before, it becomes
+            one more than the largest in `TASKS`.
+        chance: score of guessing, in percent.
     """
 
     prepare: Callable[[SampleSpec], Start]
@@ -62,6 +72,8 @@ class Task:
     compact: Any
     metric: str = "recall"
     questions: Form | None = None
+    version: int = FIRST_VERSION
+    chance: float = 0.0
 
 
 def _niah(compact_budget: int, **settings: Any) -> Task:
@@ -78,6 +90,42 @@ def _qa(form: Form) -> Task:
         compact=qa.Settings(only_supporting=True),
         metric="any_match",
         questions=form,
+        version=4,
+    )
+
+
+def _numbers(compact_budget: int, **settings: Any) -> Task:
+    """Return a task of RULER v2 on numbers."""
+    return Task(
+        prepare=needles.prepare,
+        full=needles.Settings(**settings),
+        compact=needles.Settings(**settings, keys="short_words", budget=compact_budget),
+        metric="answer_match",
+    )
+
+
+def _choices(name: str, metric: str = "answer_match", chance: float = 0.0) -> Task:
+    """Return a task of RULER v2 on questions of MMLU."""
+    settings = choices.SETTINGS[name]
+    return Task(
+        prepare=choices.prepare,
+        full=settings,
+        compact=choices.compact(settings),
+        metric=metric,
+        questions="mmlu",
+        chance=chance,
+    )
+
+
+def _documents(name: str) -> Task:
+    """Return a task of RULER v2 on documents of HotpotQA."""
+    settings = documents.SETTINGS[name]
+    return Task(
+        prepare=documents.prepare,
+        full=settings,
+        compact=documents.compact(settings),
+        metric="any_answer_match",
+        questions="hotpot",
     )
 
 
@@ -101,6 +149,7 @@ TASKS: dict[str, Task] = {
         compact=extraction.ListSettings(
             num_common=3, repeats=(5, 1), example_words=4, example_repeats=(3, 1), budget=32
         ),
+        version=4,
     ),
     "fwe": Task(
         prepare=extraction.prepare_text,
@@ -110,9 +159,22 @@ TASKS: dict[str, Task] = {
     "qa_1": _qa("squad"),
     "qa_2": _qa("hotpot"),
     "kv_retrieval": Task(
-        prepare=retrieval.prepare_pairs,
-        full=retrieval.PairSettings(),
-        compact=retrieval.PairSettings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        prepare=pairs.prepare,
+        full=pairs.Settings(),
+        compact=pairs.Settings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        version=4,
     ),
+    "v2_mk_niah_basic": _numbers(24, num_values=1),
+    "v2_mk_niah_easy": _choices("mk_niah_easy"),
+    "v2_mk_niah_medium": _choices("mk_niah_medium", "letter_match", 25.0),
+    "v2_mk_niah_hard": _choices("mk_niah_hard", "letter_match", 25.0),
+    "v2_mv_niah_basic": _numbers(72, num_values=4),
+    "v2_mv_niah_easy": _choices("mv_niah_easy"),
+    "v2_mv_niah_medium": _choices("mv_niah_medium", "last_answer_match"),
+    "v2_mv_niah_hard": _choices("mv_niah_hard"),
+    "v2_qa_basic": _documents("qa_basic"),
+    "v2_qa_easy": _documents("qa_easy"),
+    "v2_qa_medium": _documents("qa_medium"),
+    "v2_qa_hard": _documents("qa_hard"),
 }
 """Name → task; `kv_retrieval` is not one of RULER's."""

@@ -5,15 +5,16 @@ from functools import cache
 from typing import Any
 
 import pytest
-from oracles import solve
+from oracles import V1_TASKS, solve, whole
 from transformers import PreTrainedTokenizerFast
 
-from longred.config.evaluation import RULER_TASKS
+from longred.config.evaluation import RULER_TASKS, RULER_V2_TASKS
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation import ruler
 from longred.evaluation.counting import count_tokens, token_counter
 from longred.evaluation.ruler.haystacks import NOISE
-from longred.evaluation.ruler.materials import library_text, own_questions
+from longred.evaluation.ruler.materials import library_text
+from longred.evaluation.ruler.questions import own_questions
 from longred.evaluation.ruler.retrieval import NEEDLE
 
 CELLS = [
@@ -22,10 +23,6 @@ CELLS = [
     (4096, 2),
     pytest.param(32768, 1, marks=pytest.mark.medium),
 ]
-
-
-def prompt(sample: dict[str, Any]) -> str:
-    return f"{sample['input']} {sample['prefix']}"
 
 
 def minimum_length(task: str, tokenizer: Any, parameters: Any) -> int:
@@ -72,7 +69,7 @@ def largest_unit(task: str, tokenizer: Any) -> int:
     return max(token_counter(tokenizer)(units[task])) + 2
 
 
-@pytest.mark.parametrize("task", list(ruler.TASKS))
+@pytest.mark.parametrize("task", V1_TASKS)
 @pytest.mark.parametrize(("length", "count"), CELLS)
 def test_prompts_are_full_never_too_long_and_answerable(
     any_tokenizer: Any, task: str, length: int, count: int
@@ -87,7 +84,7 @@ def test_prompts_are_full_never_too_long_and_answerable(
         task, length=length, num_samples=count, tokenizer=any_tokenizer, seed=0
     )
     for sample in samples:
-        used = count_tokens(any_tokenizer, prompt(sample)) + sample["max_new_tokens"]
+        used = count_tokens(any_tokenizer, whole(sample)) + sample["max_new_tokens"]
         assert used <= length
         assert used == sample["num_tokens"] + sample["max_new_tokens"]
         if length >= 4096:
@@ -95,7 +92,7 @@ def test_prompts_are_full_never_too_long_and_answerable(
         else:
             assert length - used < largest_unit(task, any_tokenizer)
     references = [sample["outputs"] for sample in samples]
-    prompts = [prompt(sample) for sample in samples]
+    prompts = [whole(sample) for sample in samples]
     assert ruler.score(task, solve(task, prompts), references) == 100.0
     assert ruler.score(task, [""] * count, references) == 0.0
 
@@ -107,7 +104,7 @@ def test_prompts_of_the_longest_windows(tokenizers: dict[str, Any], task: str) -
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("task", list(ruler.TASKS))
+@pytest.mark.parametrize("task", V1_TASKS)
 def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None:
     minimum = minimum_length(task, any_tokenizer, "compact")
 
@@ -122,14 +119,14 @@ def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None
         )
 
     samples = make(minimum)
-    prompts = [prompt(sample) for sample in samples]
+    prompts = [whole(sample) for sample in samples]
     assert ruler.score(task, solve(task, prompts), [s["outputs"] for s in samples]) == 100.0
     with pytest.raises(ConfigError, match=rf"needs at least {minimum} tokens"):
         make(minimum - 1)
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("task", list(ruler.TASKS))
+@pytest.mark.parametrize("task", V1_TASKS)
 def test_samples_depend_on_nothing_else(tokenizers: dict[str, Any], task: str) -> None:
     def make(count: int, length: int = 1024, seed: int = 0) -> list[dict[str, Any]]:
         return ruler.generate(
@@ -143,7 +140,7 @@ def test_samples_depend_on_nothing_else(tokenizers: dict[str, Any], task: str) -
     assert len({s["input"] for s in make(5)}) == 5
 
 
-@pytest.mark.parametrize("task", list(ruler.TASKS))
+@pytest.mark.parametrize("task", V1_TASKS)
 @pytest.mark.parametrize("parameters", ["full", "compact"])
 def test_answers_fit_the_budget(tokenizers: dict[str, Any], task: str, parameters: Any) -> None:
     tokenizer = tokenizers["unigram" if task == "vt" else "bpe"]
@@ -157,14 +154,14 @@ def test_answers_fit_the_budget(tokenizers: dict[str, Any], task: str, parameter
     )
     for sample in samples:
         assert sample["parameters"] == parameters
-        answer = solve(task, [prompt(sample)])[0]
+        answer = solve(task, [whole(sample)])[0]
         tokens = len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
         assert tokens <= sample["max_new_tokens"] * (2 if task == "cwe" else 1)
 
 
 def test_table_is_the_configuration(tokenizers: dict[str, Any]) -> None:
-    assert (*RULER_TASKS, "kv_retrieval") == tuple(ruler.TASKS)
-    budgets = {name: task.full.budget for name, task in ruler.TASKS.items()}
+    assert (*RULER_TASKS, "kv_retrieval", *RULER_V2_TASKS) == tuple(ruler.TASKS)
+    budgets = {name: ruler.TASKS[name].full.budget for name in V1_TASKS}
     assert budgets == {
         **dict.fromkeys([name for name in RULER_TASKS if name.startswith("niah")], 128),
         "vt": 30,
@@ -172,7 +169,7 @@ def test_table_is_the_configuration(tokenizers: dict[str, Any]) -> None:
         "fwe": 50,
         "qa_1": 32,
         "qa_2": 32,
-        "kv_retrieval": 48,
+        "kv_retrieval": 100,
     }
     metrics = {name for name, task in ruler.TASKS.items() if task.metric == "any_match"}
     assert metrics == {"qa_1", "qa_2"}
