@@ -216,7 +216,8 @@ class _Freezer:
             if entry["budget_tokens"] >= window:
                 raise PreflightError(
                     f"{leaf}: answers take {entry['budget_tokens']} tokens, which leaves no room "
-                    f"for a prompt in {window}, the largest window"
+                    f"for a prompt in {window}, the largest window; set a smaller max_gen_toks in "
+                    "generation_kwargs under `overrides` in a suite of your own"
                 )
             # Longer prompts are truncated on the left, and counted.
             max_tokens = min(entry["max_tokens"], window)

@@ -1,0 +1,108 @@
+"""The user's own task files of lm-eval: where they are, and which files decide their scores.
+
+Needs no lm-eval, so that a missing file is named and a digest is known before it is imported.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longred.errors import ConfigError, where_paths_start
+from longred.store.artifacts import canonical_digest, sha256_file
+
+if TYPE_CHECKING:
+    from longred.evaluation.suites import SuiteTask
+
+SUFFIXES = (".yaml", ".yml")
+_INCLUDE = re.compile(r"^[\"']?include[\"']?:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
+_FUNCTION = re.compile(r"!function[ \t]+([\w.]+)\.\w+")
+
+
+def own_file(task: "SuiteTask") -> Path | None:
+    """Return the YAML file that a task of a suite names instead of a task of lm-eval.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if not task.task.endswith(SUFFIXES):
+        return None
+    path = Path(task.task).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"{task.name}: task: {task.task} does not exist{where_paths_start(task.task)}"
+        )
+    return path.resolve()
+
+
+def own_folder(task: "SuiteTask") -> Path | None:
+    """Return the folder of task files that a suite adds to lm-eval's.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if not task.include_path:
+        return None
+    path = Path(task.include_path).expanduser()
+    if not path.is_dir():
+        raise ConfigError(
+            f"{task.name}: include_path: {task.include_path} is no folder"
+            f"{where_paths_start(task.include_path)}"
+        )
+    return path.resolve()
+
+
+def own_digest(files: Iterable[Path | str]) -> str:
+    """Return the digest of the contents and names of task files and their Python files."""
+    return canonical_digest(sorted([Path(file).name, sha256_file(Path(file))] for file in files))
+
+
+def own_digests(task: "SuiteTask") -> dict[str, str]:
+    """Return the digests of all files that a task of the user may use, without asking lm-eval.
+
+    Raises:
+        ConfigError: its file or folder does not exist.
+    """
+    file, folder = own_file(task), own_folder(task)
+    found = {} if file is None else {"task": own_digest(files_of(file))}
+    if folder is not None:
+        patterns = ("*.yaml", "*.yml", "*.py")
+        paths = {path for pattern in patterns for path in folder.rglob(pattern)}
+        found["include_path"] = own_digest(paths)
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a task's YAML file, those that it includes, and the Python files beside its helpers.
+
+    Members of a group that have files of their own count too if they lie in its folder.
+    """
+    found: dict[Path, None] = {}
+    waiting = [path]
+    while waiting:
+        current = waiting.pop()
+        if current in found or not current.is_file():
+            continue
+        found[current] = None
+        text = current.read_text(encoding="utf-8", errors="replace")
+        waiting += _included(text, current.parent)
+        for module in _FUNCTION.findall(text):
+            helper = current.parent / f"{module.replace('.', '/')}.py"
+            if helper.is_file():
+                found |= dict.fromkeys(sorted(helper.parent.glob("*.py")))
+        if re.search(r"^[\"']?group[\"']?:", text, re.MULTILINE):
+            waiting += [each for each in yaml_files(current.parent) if each != current]
+    return list(found)
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Return the YAML files below a folder that lm-eval takes for tasks, in order."""
+    ignored = {"__pycache__", ".ipynb_checkpoints"}
+    return sorted(path for path in folder.rglob("*.yaml") if ignored.isdisjoint(path.parts))
+
+
+def _included(text: str, folder: Path) -> Iterator[Path]:
+    """Yield the files that a task's YAML includes: one name, or a list of them."""
+    for names in _INCLUDE.findall(text):
+        for name in re.findall(r"[^\s\[\],\"']+", re.sub(r"(?m)#.*$|^[ \t]*-", "", names)):
+            yield (folder / name).resolve()
