@@ -150,7 +150,13 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
     except PROMPT_ERRORS as error:
         raise prompt_error(settings, error, task) from error
     except ValueError as error:
-        raise ConfigError(f"{name_of(settings)}: {error}; see {data_name(settings)}") from error
+        reason = str(error)
+        if "larger than population" in reason:
+            reason = (
+                f"its prompts hold {task.config.num_fewshot} examples, and there are fewer rows to "
+                "draw them from; give more rows or a smaller num_fewshot"
+            )
+        raise ConfigError(f"{name_of(settings)}: {reason}; see {data_name(settings)}") from error
     requests: dict[int, list[Any]] = {}
     for request in task.instances:
         requests.setdefault(request.doc_id, []).append(request.args)
@@ -169,7 +175,7 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
 def _check_score(task: Any, settings: Mapping[str, Any]) -> None:
     """Refuse a metric or filter that the task does not have."""
     leaf, metric, wanted = name_of(settings), settings["metric"], settings["filter"]
-    metrics = list(task.aggregation())
+    metrics = list(_metrics(task))
     if metric not in metrics:
         raise ConfigError(f"{leaf}: has no metric {metric}; {nearest(metric, metrics)}")
     filters = [f.name for f in getattr(task, "_filters", [])] or ["none"]
@@ -179,6 +185,17 @@ def _check_score(task: Any, settings: Mapping[str, Any]) -> None:
         )
     if wanted is not None and wanted not in filters:
         raise ConfigError(f"{leaf}: has no filter {wanted}; {nearest(wanted, filters)}")
+
+
+def _metrics(task: Any) -> Iterator[str]:
+    """Yield the names of a task's metrics; `pass_at_k` gives one value for each of its `k`."""
+    settings = getattr(task, "_metric_fn_kwargs", {})
+    for metric in task.aggregation():
+        sizes = settings.get(metric, {}).get("k")
+        if sizes is None:
+            yield metric
+        else:
+            yield from (f"pass@{k}" for k in (sizes if isinstance(sizes, list) else [sizes]))
 
 
 def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
@@ -250,7 +267,8 @@ def _parts(
         return None
     try:
         aggregate = built.aggregation()[metric]
-        return [scale * float(aggregate([value])) for value in values]
+        with local_metrics():
+            return [scale * float(aggregate([value])) for value in values]
     except (ArithmeticError, ValueError, TypeError, LookupError):
         return None
 
