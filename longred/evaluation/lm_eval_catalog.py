@@ -1,6 +1,7 @@
 """Settings of a suite's tasks of lm-eval: local data files, limits, digests; what cannot run."""
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
     """
     limits = [n for n in (limit, entry.limit) if n is not None]
     settings: dict[str, Row] = {}
-    for leaf, values in _leaves(entry).items():
+    leaves = find_leaves(str(own_file(entry) or entry.task), own_folder(entry))
+    for leaf, values in leaves.items():
         name = label(entry, leaf)
         merged = {**values, **values["member"], **entry.overrides}
         runs_code = bool(merged.get("unsafe_code"))
@@ -68,7 +70,8 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
         folder = Path(str(merged.get("dataset_path") or "")).expanduser()
         if not files and merged.get("dataset_path") and folder.is_dir():
             settings[leaf]["data_sha256"] = {"dataset_path": _folder_sha256(folder)}
-    _check_imports(entry, settings)
+    if any(map(_has_code, leaves.values())):
+        _check_imports(entry, settings)
     return settings
 
 
@@ -102,8 +105,10 @@ def own_values(settings: Mapping[str, Any]) -> Row | None:
     return {**own, **values["member"]}
 
 
-def _leaves(entry: SuiteTask) -> dict[str, Row]:
-    return find_leaves(str(own_file(entry) or entry.task), own_folder(entry))
+def _has_code(values: Mapping[str, Any]) -> bool:
+    """Return whether a task has functions: unread, they are paths of files without extension."""
+    texts = json.dumps([value for key, value in values.items() if key not in ("file", "own")])
+    return not values["file"] or json.dumps(str(Path(values["file"]).parent))[1:-1] in texts
 
 
 def _own(entry: SuiteTask, values: Mapping[str, Any], changes: Row) -> Row:

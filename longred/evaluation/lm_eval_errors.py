@@ -16,7 +16,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, shorten
 from longred.evaluation.lm_eval_answers import answer_field, problem_of, wrong_answers
-from longred.evaluation.lm_eval_finder import needed_splits, task_file, task_files
+from longred.evaluation.lm_eval_finder import needed_splits, task_file
 from longred.models.hub import HUB
 
 log = logging.getLogger(__name__)
@@ -213,24 +213,18 @@ def _loading_error(settings: Mapping[str, Any], error: Exception) -> LongredErro
 
 def _own_suite(settings: Mapping[str, Any]) -> str:
     """Return the line of a suite that replaces a task's data by local files."""
-    entry = settings["name"].partition(" (")[0]
-    values = (
-        load_yaml(task_file(settings["task"]), resolve_func=False) if _has_file(settings) else {}
-    )
+    entry, _, member = name_of(settings).partition(" (")
     splits = {"test"}
-    if "class" in values:
-        splits = {"train", "validation"}
-    elif values:
-        splits = set(needed_splits(values, settings["num_fewshot"]).values())
-    subset = "{subset}/" if values.get("dataset_name") else ""
-    files = ", ".join(f"{split}: '/path/to/{subset}{split}.jsonl'" for split in sorted(splits))
+    if "origin" not in settings:
+        values = load_yaml(task_file(settings["task"]), resolve_func=False)
+        needed = needed_splits(values, settings["num_fewshot"])
+        splits = {"train", "validation"} if "class" in values else set(needed.values())
+    # In a flow mapping of YAML, braces need quotes.
+    form = '"/path/to/{{subset}}/{}.jsonl"' if member else "/path/to/{}.jsonl"
+    files = ", ".join(f"{split}: {form.format(split)}" for split in sorted(splits))
     return (
         f"`{entry}: {{source: lm-eval, metric: {settings['metric']}, data_files: {{{files}}}, …}}`"
     )
-
-
-def _has_file(settings: Mapping[str, Any]) -> bool:
-    return "origin" not in settings and settings["task"] in task_files()
 
 
 def _document_error(

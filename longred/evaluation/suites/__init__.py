@@ -44,7 +44,7 @@ class SuiteTask(BaseModel):
         scale: factor that converts lm-eval's value to percent.
         data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
             CSV); `{subset}` in a path is replaced by the name of the task's subset, so that one
-            line serves all members of a group, e.g. `{test: /data/mmlu/{subset}/test.jsonl}`.
+            line serves all members of a group, e.g. `{test: "/data/mmlu/{subset}/test.jsonl"}`.
             Relative paths start in the folder where the command runs.
         overrides: further values of the task's YAML file in lm-eval.
     """
