@@ -42,7 +42,7 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
     settings: dict[str, Row] = {}
     leaves = find_leaves(str(own_file(entry) or entry.task), own_folder(entry))
     for leaf, values in leaves.items():
-        name = label(entry, leaf)
+        name = entry.name if len(leaves) == 1 else f"{entry.name} ({leaf})"
         merged = {**values, **values["member"], **entry.overrides}
         runs_code = bool(merged.get("unsafe_code"))
         if runs_code and not allow_code:
@@ -73,11 +73,6 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
     if any(map(_has_code, leaves.values())):
         _check_imports(entry, settings)
     return settings
-
-
-def label(entry: SuiteTask, leaf: str) -> str:
-    """Return the name of a suite's task, with that of the group's member if it is a group."""
-    return entry.name if leaf == entry.task else f"{entry.name} ({leaf})"
 
 
 def own_values(settings: Mapping[str, Any]) -> Row | None:

@@ -223,7 +223,9 @@ class _Freezer:
             max_tokens = min(entry["max_tokens"], window)
             settings = {**settings, "max_tokens": max_tokens}
             parts[leaf] = {**entry, "max_tokens": max_tokens, "settings": settings}
-        return {"source": "lm-eval", "task": task.task, "parts": parts}
+        # A file of the user gives its task another name than the path.
+        name = next(iter(parts)) if len(parts) == 1 else task.task
+        return {"source": "lm-eval", "task": name, "parts": parts}
 
     def ruler_entry(self, task: str, length: int) -> Row:
         """Freeze a RULER task at one length."""
