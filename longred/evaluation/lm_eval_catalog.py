@@ -10,10 +10,10 @@ from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.evaluation.lm_eval_errors import import_error
 from longred.evaluation.lm_eval_finder import find_leaves, needed_splits, task_file
 from longred.evaluation.metrics import local_metrics
-from longred.evaluation.own_task_files import own_digest, own_file, own_folder
+from longred.evaluation.own_task_files import local_data, own_digest, own_file, own_folder
 from longred.evaluation.suites import SUBSET, SuiteTask, missing_file
 from longred.evaluation.tasks import Row, read_lines
-from longred.store.artifacts import canonical_digest, sha256_file
+from longred.store.artifacts import sha256_file
 
 __all__ = ["find_leaves", "leaf_settings", "own_values", "task_file"]
 
@@ -67,9 +67,8 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
             "lm_eval": importlib.metadata.version("lm-eval"),
         }
         settings[leaf] |= _own(entry, values, {**changes, **entry.overrides})
-        folder = Path(str(merged.get("dataset_path") or "")).expanduser()
-        if not files and merged.get("dataset_path") and folder.is_dir():
-            settings[leaf]["data_sha256"] = {"dataset_path": _folder_sha256(folder)}
+        if not files and (data := local_data(merged)):
+            settings[leaf]["data_sha256"] = {"local": own_digest(data)}
     if any(map(_has_code, leaves.values())):
         _check_imports(entry, settings)
     return settings
@@ -135,16 +134,6 @@ def _check_imports(entry: SuiteTask, settings: Mapping[str, Row]) -> None:
         raise
     except Exception as error:  # code of a task may raise anything while it is imported
         raise import_error({**first, "name": entry.name}, error) from error
-
-
-def _folder_sha256(folder: Path) -> str:
-    """Return the digest of every file of a local copy of a data set."""
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.parts)
-    }
-    return canonical_digest(files)
 
 
 def _local_data(

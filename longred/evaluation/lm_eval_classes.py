@@ -3,7 +3,8 @@
 Such a task ignores the values of its YAML file and loads its data from the hub by itself.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def adapted(task: type, settings: Mapping[str, Any], builder: str | None) -> typ
     changed: dict[str, Any] = {
         attribute: overrides[key] for key, attribute in _NAMES.items() if key in overrides
     }
+    for field in ("doc_to_text", "doc_to_target"):
+        if len(inspect.signature(getattr(task, field)).parameters) == 2:
+            changed[field] = _without_wording(task, field)
     if builder is not None:
 
         def download(self: Any, *args: Any, **others: Any) -> None:
@@ -55,6 +59,15 @@ def adapted(task: type, settings: Mapping[str, Any], builder: str | None) -> typ
             # The constructor reads all rows that examples could come from, even if there are none.
             changed["fewshot_docs"] = lambda self: None
     return type(task.__name__, (task,), {"__module__": task.__module__, **changed})
+
+
+def _without_wording(task: type, field: str) -> Callable[..., Any]:
+    """Return a method that takes the wording of examples too, which lm-eval passes, as None."""
+
+    def method(self: Any, document: Any, wording: None = None) -> Any:
+        return getattr(task, field)(self, document)
+
+    return method
 
 
 def check_overrides(task: Any, settings: Mapping[str, Any]) -> None:

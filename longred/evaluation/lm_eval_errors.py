@@ -166,21 +166,28 @@ def _is_from_evaluate(error: Exception) -> bool:
     if isinstance(error, ImportError):
         return False
     frames = (
-        frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
+        frame.f_globals.get("__name__")
+        for each in _chain(error)
+        for frame, _ in traceback.walk_tb(each.__traceback__)
     )
     return any(name == "evaluate.loading" for name in frames)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _advice(error: Exception) -> str:
     """Return what to install for a failed import: an extra of lm-eval if one holds the package."""
     missing: set[str] = set()
-    named: BaseException | None = error
-    while named is not None:
+    for named in _chain(error):
         # lm-eval's tasks often say it themselves.
         if extra := re.search(r"lm[_-]eval\[([\w-]+)\]", str(named)):
             return f"pip install 'lm_eval[{extra[1]}]'"
         missing.add(str(getattr(named, "name", None) or "").partition(".")[0].lower())
-        named = named.__cause__ or named.__context__
     requirements = importlib.metadata.requires("lm-eval") or ()
     pattern = re.compile(r"([\w-]+).*;\s*extra == [\"']([\w-]+)[\"']")
     for found in filter(None, map(pattern.match, requirements)):

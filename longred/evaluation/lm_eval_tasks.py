@@ -71,7 +71,7 @@ def build(settings: Mapping[str, Any]) -> Any:
         MismatchError: lm-eval cannot read its data files, or its own data do not suit its wording.
         PreflightError: its data, a metric or a package that it needs is not available.
     """
-    if not settings["data_files"] and "dataset_path" not in settings["data_sha256"]:
+    if not settings["data_files"] and "local" not in settings["data_sha256"]:
         HUB.probe()
     try:
         with _seeded_generators(), local_metrics():

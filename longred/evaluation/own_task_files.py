@@ -3,10 +3,14 @@
 Needs no lm-eval, so that a missing file is named and a digest is known before it is imported.
 """
 
+import contextlib
+import glob
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from longred.errors import ConfigError, where_paths_start
 from longred.store.artifacts import canonical_digest, sha256_file
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from longred.evaluation.suites import SuiteTask
 
 SUFFIXES = (".yaml", ".yml")
+_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 _INCLUDE = re.compile(r"^[\"']?include[\"']?:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
 _FUNCTION = re.compile(r"!function[ \t]+([\w.]+)\.\w+")
 
@@ -57,6 +62,32 @@ def own_digest(files: Iterable[Path | str]) -> str:
     return canonical_digest(sorted([Path(file).name, sha256_file(Path(file))] for file in files))
 
 
+def local_data(values: Mapping[str, Any]) -> list[Path]:
+    """Return the local files that a task reads by itself: `dataset_path`, `dataset_kwargs`.
+
+    Args:
+        values: its YAML values.
+    """
+    settings = values.get("dataset_kwargs")
+    settings = settings if isinstance(settings, Mapping) else {}
+    found: list[Path] = []
+    for name in (values.get("dataset_path"), settings.get("data_dir")):
+        folder = Path(str(name)).expanduser()
+        # A builder of `datasets` is no folder, even if there is one of that name.
+        if name and name not in _BUILDERS and folder.is_dir():
+            found += [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    given: list[Any] = [settings.get("data_files")]
+    while given:
+        each = given.pop()
+        if isinstance(each, str):
+            found += [Path(path) for path in sorted(glob.glob(str(Path(each).expanduser())))]
+        elif isinstance(each, Mapping):
+            given += each.values()
+        elif isinstance(each, list):
+            given += each
+    return [path for path in found if path.is_file()]
+
+
 def own_digests(task: "SuiteTask") -> dict[str, str]:
     """Return the digests of all files that a task of the user may use, without asking lm-eval.
 
@@ -69,7 +100,28 @@ def own_digests(task: "SuiteTask") -> dict[str, str]:
         patterns = ("*.yaml", "*.yml", "*.py")
         paths = {path for pattern in patterns for path in folder.rglob(pattern)}
         found["include_path"] = own_digest(paths)
-    return found
+    yamls = [] if file is None else files_of(file)
+    yamls += [] if folder is None else yaml_files(folder)
+    data = {str(each) for path in yamls for each in local_data(_plain_values(path))}
+    data |= {str(each) for each in local_data(task.overrides)}
+    return found | ({"data": own_digest(data)} if data else {})
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without the functions that it names."""
+
+
+_PlainLoader.add_multi_constructor("!", lambda loader, tag, node: None)
+
+
+def _plain_values(path: Path) -> Mapping[str, Any]:
+    """Return the values of a YAML file; none of a file that lm-eval will refuse."""
+    if path.suffix not in SUFFIXES:
+        return {}
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506
+        return values if isinstance(values, Mapping) else {}
+    return {}
 
 
 def files_of(path: Path) -> list[Path]:

@@ -187,6 +187,18 @@ def test_content_counts_and_not_the_place(tmp_path: Path) -> None:
         assert all(one != other for one, other in zip(before, after, strict=True)), name
 
 
+def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
+    path = write_task(tmp_path, "words")
+
+    def read() -> tuple[dict[str, Any], dict[str, str]]:
+        (found,) = settings_of(task=str(path)).values()
+        return identity(found), own_digests(entry(task=str(path)))
+
+    before = read()
+    (tmp_path / "rows.jsonl").write_text('{"question": "new? ", "answer": "yes"}\n')
+    assert all(one != other for one, other in zip(before, read(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
