@@ -161,7 +161,7 @@ def write_repository(folder: Path, name: str, subset: str | None) -> Path:
     return repository
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_all_sets_load_as_the_hub_has_them(tokenizer: Any, tmp_path: Path) -> None:
     """`datasets` loads a local copy of a repository as it loads the repository by its name."""
     for task in load_suite("paper"):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from longred.config import EvaluationConfig
 from longred.config.keys import kind_of
 from longred.errors import ConfigError, shorten, shown, where_paths_start
-from longred.evaluation.own_task_files import own_file, own_folder
+from longred.evaluation.own_task_files import SUFFIXES, own_file, own_folder
 
 FOLDER = Path(__file__).parent
 COMMON = ("source", "include_path")
@@ -220,7 +220,7 @@ def _task(
             raise ConfigError(f"{key}: {word} is the name of an average; choose another")
     names = {"name": name, "capacity": capacity, "task": name}
     try:
-        return SuiteTask.model_validate({**names, **common, **(settings or {})})
+        task = SuiteTask.model_validate({**names, **common, **(settings or {})})
     except ValidationError as error:
         # A key that is written wrong lacks under its right name too.
         first = min(error.errors(), key=lambda each: each["type"] == "missing")
@@ -235,3 +235,6 @@ def _task(
         raise ConfigError(shorten(message)) from None
     except TypeError as error:
         raise ConfigError(f"{key}: is not a mapping of settings ({error})") from None
+    if task.source == "local" and task.task.endswith(SUFFIXES):
+        raise ConfigError(f"{key}.task: {task.task} is a task of lm-eval: set source: lm-eval")
+    return task
