@@ -211,6 +211,13 @@ def _loading_error(settings: Mapping[str, Any], error: Exception) -> LongredErro
     if settings["data_files"]:
         reason = _reason(error.__cause__ or error)
         return MismatchError(f"{name}: {data_name(settings)} cannot be used ({reason})")
+    if "local" in settings["data_sha256"]:
+        return MismatchError(f"{name}: its local data cannot be used ({reason}); see dataset_path")
+    if "origin" in settings:
+        return PreflightError(
+            f"{name}: its data cannot be loaded ({reason}); see dataset_path and dataset_kwargs in "
+            f"{settings['origin']['task']}, or give data_files in the suite"
+        )
     return PreflightError(
         f"{name}: its data cannot be loaded ({type(error).__name__}: {reason}); connect to the "
         f"hub, or give local files in a suite of your own: {_own_suite(settings)} and "

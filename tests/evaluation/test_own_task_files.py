@@ -12,7 +12,7 @@ from longred.config import EvaluationConfig
 from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.lm_eval_catalog import leaf_settings
-from longred.evaluation.lm_eval_tasks import freeze_leaf, run_lm_eval_task
+from longred.evaluation.lm_eval_tasks import build, freeze_leaf, run_lm_eval_task
 from longred.evaluation.own_task_files import files_of, own_digests
 from longred.evaluation.samples import freeze
 from longred.evaluation.suites import SuiteTask, check_data_files, load_suite
@@ -197,6 +197,16 @@ def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
     before = read()
     (tmp_path / "rows.jsonl").write_text('{"question": "new? ", "answer": "yes"}\n')
     assert all(one != other for one, other in zip(before, read(), strict=True))
+
+
+def test_data_that_are_not_there_are_looked_for_in_the_task_file(tmp_path: Path) -> None:
+    path = write_task(tmp_path, "words")
+    (tmp_path / "rows.jsonl").unlink()
+    (found,) = settings_of(task=str(path)).values()
+    with pytest.raises(
+        PreflightError, match=r"see dataset_path and dataset_kwargs in .*words\.yaml"
+    ):
+        build(found)
 
 
 @pytest.mark.parametrize(
