@@ -112,6 +112,7 @@ class _Finder:
     def __init__(self, name: str, folder: Path | None, resolve: bool) -> None:
         self.name, self.resolve = name, resolve
         self.own: dict[str, Path] = {}
+        self.twice: dict[str, Path] = {}
         self.tags: dict[str, list[str]] = {}
         self.problems: list[str] = []
         self.start = Path(name) if name.endswith(SUFFIXES) else None
@@ -148,7 +149,7 @@ class _Finder:
             if not isinstance(name, str):
                 continue
             if self.own.setdefault(name, path) != path:
-                raise ConfigError(f"{path}: {name} is the name in {self.own[name]} too; rename it")
+                self.twice[name] = path
             tags = values.get("tag") or []
             for tag in [tags] if isinstance(tags, str) else tags:
                 self.tags.setdefault(tag, []).append(name)
@@ -166,6 +167,9 @@ class _Finder:
         self, name: str, changes: Mapping[str, Any], beside: Path | None = None
     ) -> dict[str, Row]:
         """Expand the name of a task, group or tag."""
+        if name in self.twice:
+            paths = f"{self.own[name]} and {self.twice[name]}"
+            raise ConfigError(f"{paths}: both are named {name}; rename one of them")
         path = self.own.get(name)
         if path is None and name in self.tags:
             return self._all(self.tags[name], changes)

@@ -240,7 +240,7 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
     answers = [_answer(lm, built, settings, row) for row in rows]
     metric = f"{settings['metric']},{chosen}"
     value = logged["results"][leaf].get(metric)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if not isinstance(value, int | float) or not math.isfinite(value):
         raise NonFiniteLossError(f"{leaf}: {metric} is {value}, which is not a score")
     score = settings["scale"] * float(value)
     parts = _parts(built, settings, rows)

@@ -1,6 +1,7 @@
 """Sets of lm-eval that need more than a file: Python classes, packages, code, unread answers."""
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,13 @@ from hub_rows import ROWS, SQUAD
 
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation import lm_eval_catalog
+from longred.evaluation.lm import TransformersLM
 from longred.evaluation.lm_eval_catalog import leaf_settings
-from longred.evaluation.lm_eval_tasks import _is_unparsed, build, freeze_leaf
+from longred.evaluation.lm_eval_tasks import _is_unparsed, build, freeze_leaf, run_lm_eval_task
 from longred.evaluation.suites import SuiteTask
+from longred.evaluation.tasks import Task, read_lines, write_lines
+from longred.models.load import load_model
+from longred.store.artifacts import sha256_file
 
 
 def settings_of(task: str, *, allow_code: bool = False, **changes: Any) -> dict[str, Any]:
@@ -90,6 +95,32 @@ def test_a_file_for_each_subset_of_a_group(tmp_path: Path) -> None:
         settings_of(
             "mmlu", metric="acc", num_fewshot=0, data_files={"test": "/none/{subset}/test.jsonl"}
         )
+
+
+@pytest.mark.medium
+def test_a_metric_that_is_no_mean_has_no_score_per_sample(
+    tiny_model_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    files = {"test": write(tmp_path / "rows.jsonl", ROWS["lambada_openai"])}
+    model = load_model(tiny_model_folder, attention="sdpa")
+    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    found = {}
+    for metric in ("perplexity", "acc"):
+        settings = settings_of("lambada_openai", metric=metric, scale=1.0, data_files=files)
+        rows, entry = freeze_leaf(settings, tokenizer)
+        path = tmp_path / f"{metric}.jsonl"
+        write_lines(path, rows)
+        names = {"kind": "short", "name": metric, "source": "lm-eval", "metric": metric}
+        numbers = {"chance": 0.0, "num_samples": 2, "max_tokens": entry["max_tokens"]}
+        task = Task(**names, **numbers, path=path, sha256=sha256_file(path), settings=settings)
+        found[metric] = run_lm_eval_task(lm, task)
+    requests = [SimpleNamespace(args=(row["input"], " one")) for row in read_lines(path)]
+    likelihoods = [value for value, _ in lm.loglikelihood(requests)]
+    wanted = math.exp(-sum(likelihoods) / len(likelihoods))
+    assert found["perplexity"].scores["score"] == pytest.approx(wanted, rel=1e-6)
+    assert found["perplexity"].scores["stderr"] is None
+    assert list(found["perplexity"].answers) == []
+    assert [answer["score"] for answer in found["acc"].answers] == [0.0, 0.0]
 
 
 def unparsed(task: Any, chosen: str, found: Any, *, is_generated: bool = True) -> bool:

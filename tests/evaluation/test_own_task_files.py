@@ -163,6 +163,10 @@ def test_names_of_lm_eval_remain(tmp_path: Path) -> None:
     assert "origin" not in found
     assert "code_sha256" not in found
     write_task(tmp_path, "piqa")
+    write_task(tmp_path / "a", "red")
+    write_task(tmp_path / "b", "red")
+    with pytest.raises(ConfigError, match=r"a/red\.yaml and .*b/red\.yaml: both are named red; r"):
+        settings_of(task="red", include_path=str(tmp_path))
     (found,) = settings_of(task="piqa", include_path=str(tmp_path)).values()
     assert found["origin"]["include_path"] == str(tmp_path)
 
