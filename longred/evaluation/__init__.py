@@ -33,10 +33,14 @@ File by file:
 - `lm`: `TransformersLM`, the loaded model as an LM of lm-eval: never truncates a prompt silently,
   never holds logits of whole prompts. `vllm`: `VllmLM`, which generates with vLLM instead, after a
   check that both give the same answers.
-- `own_tasks`: runs a task of longred. `lm_eval_catalog`: finds tasks of lm-eval and replaces their
-  data with local files. `lm_eval_tasks`: builds, freezes and runs them. `lm_eval_answers`: finds
-  documents whose right answer is none of their choices. `lm_eval_errors`: what to say about these
-  and about columns that do not suit a task.
+- `own_tasks`: runs a task of longred. `lm_eval_finder`: finds tasks, groups and tags of lm-eval and
+  in the user's files, of which `own_task_files` knows the digests. `lm_eval_catalog`: settings of
+  a suite's tasks; replaces their data with local files; `lm_eval_classes` does so for tasks that
+  are Python classes. `lm_eval_tasks`: builds, freezes and runs them. `lm_eval_answers`: finds
+  documents whose right answer is none of their choices. `lm_eval_errors`: what to say about these,
+  about columns that do not suit a task, and about missing packages, metrics and data.
+- `metrics/`: the metrics that lm-eval would fetch from the hub, and the process that runs a program
+  which a model wrote.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.
 - `results`: scores of samples and their aggregation.
 - `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in

@@ -1,97 +1,32 @@
-"""Finds tasks of lm-eval by name, and replaces their hub data with local files.
+"""Settings of a suite's tasks of lm-eval: local data files, limits, digests; what cannot run."""
 
-lm-eval's own lookup parses 14,000 YAML files; here a regular expression finds the names.
-"""
-
-import functools
 import importlib.metadata
-import os
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
-
 from longred.errors import ConfigError, MismatchError, PreflightError
-from longred.evaluation.suites import SuiteTask, missing_file, nearest
-from longred.evaluation.tasks import Row, iterate_lines
+from longred.evaluation.lm_eval_errors import import_error
+from longred.evaluation.lm_eval_finder import find_leaves, needed_splits, task_file
+from longred.evaluation.metrics import local_metrics
+from longred.evaluation.own_task_files import local_data, own_digest, own_file, own_folder
+from longred.evaluation.suites import SUBSET, SuiteTask, missing_file
+from longred.evaluation.tasks import Row, read_lines
 from longred.store.artifacts import sha256_file
+
+__all__ = ["find_leaves", "leaf_settings", "own_values", "task_file"]
 
 FORMATS = dict.fromkeys((".jsonl", ".json", ".gz", ".zst"), "json")
 FORMATS |= {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 """File extension -> data set builder of the `datasets` package."""
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
-_NAME = re.compile(
-    r'^["\']?(?:task|group)["\']?:[ \t]*["\']?([^\s"\'#\[{]+)["\']?[ \t]*(?:#.*)?$', re.MULTILINE
-)
-
-
-@functools.cache
-def task_files() -> dict[str, Path]:
-    """Return the YAML file of every task and group; takes half a second."""
-    files: dict[str, Path] = {}
-    for folder, _, names in os.walk(Path(lm_eval.tasks.__file__).parent):
-        for name in sorted(names):
-            if name.endswith(".yaml"):
-                path = Path(folder) / name
-                for task in _NAME.findall(path.read_text(encoding="utf-8")):
-                    files.setdefault(task, path)
-    return files
-
-
-@functools.cache
-def task_manager(folder: Path) -> TaskManager:
-    """Return lm-eval's manager of the tasks in one folder."""
-    return TaskManager(include_defaults=False, include_path=[folder])
-
-
-def task_file(name: str) -> Path:
-    """Return the YAML file of a task or group.
-
-    Raises:
-        ConfigError: the name is unknown; suggests the nearest names.
-    """
-    if name not in task_files():
-        raise ConfigError(
-            f"evaluation.short: lm-eval has no task {name}; {nearest(name, task_files())}"
-        )
-    return task_files()[name]
-
-
-def find_leaves(name: str) -> dict[str, Row]:
-    """Return the task of a name, or all tasks of a group and of its groups.
-
-    Returns:
-        Task name -> the values of its YAML file, and in `member` the values that its group changes.
-
-    Raises:
-        ConfigError: a name is unknown.
-    """
-    path = task_file(name)
-    values = load_yaml(path, resolve_func=False)
-    members = values.get("task")
-    if "group" not in values or not isinstance(members, list):
-        return {name: {**values, "member": {}}}
-    leaves: dict[str, Row] = {}
-    for member in members:
-        changes: Mapping[str, Any] = {}
-        if isinstance(member, Mapping):
-            changes = {key: value for key, value in member.items() if key not in ("task", "group")}
-            member = member.get("task") or member.get("group")
-        names = [str(member)]
-        if member not in task_files() and (tag := task_manager(path.parent).task_index.get(member)):
-            names = sorted(tag.tags)
-        for each in names:
-            for leaf, entry in find_leaves(each).items():
-                leaves[leaf] = {**entry, "member": {**entry["member"], **changes}}
-    return leaves
 
 
 def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> dict[str, Row]:
     """Return the settings of a task, or of each task of a group.
+
+    Imports the code of the tasks, so that a missing package is found, but loads no data.
 
     Args:
         entry: the task of a suite.
@@ -99,22 +34,25 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
         allow_code: whether tasks may run code that a model writes.
 
     Raises:
-        ConfigError: lm-eval has no such task, or data files are missing or do not suit it.
+        ConfigError: there is no such task, or data files are missing or do not suit it.
         MismatchError: a data file is malformed.
-        PreflightError: the task runs code and may not.
+        PreflightError: the task runs code and may not, or a package that it needs is missing.
     """
     limits = [n for n in (limit, entry.limit) if n is not None]
-    settings = {}
-    for leaf, values in find_leaves(entry.task).items():
-        runs_code = bool(values.get("unsafe_code"))
+    settings: dict[str, Row] = {}
+    leaves = find_leaves(str(own_file(entry) or entry.task), own_folder(entry))
+    for leaf, values in leaves.items():
+        name = entry.name if len(leaves) == 1 else f"{entry.name} ({leaf})"
+        merged = {**values, **values["member"], **entry.overrides}
+        runs_code = bool(merged.get("unsafe_code"))
         if runs_code and not allow_code:
             raise PreflightError(
-                f"{_label(entry, leaf)}: runs code that the model writes; set "
+                f"{name}: runs code that the model writes; set "
                 "evaluation.short.allow_code_execution: true where that is safe"
             )
-        files, changes = _local_data(entry, values) if entry.data_files else ({}, {})
+        files, changes = _local_data(entry, name, merged) if entry.data_files else ({}, {})
         settings[leaf] = {
-            "name": _label(entry, leaf),
+            "name": name,
             "task": leaf,
             "metric": entry.metric,
             "filter": entry.filter,
@@ -128,36 +66,110 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
             "allow_code": runs_code,
             "lm_eval": importlib.metadata.version("lm-eval"),
         }
+        settings[leaf] |= _own(entry, values, {**changes, **entry.overrides})
+        if not files and (data := local_data(merged)):
+            settings[leaf]["data_sha256"] = {"local": own_digest(data)}
+    if any(map(_has_code, leaves.values())):
+        _check_imports(entry, settings)
     return settings
 
 
-def _local_data(entry: SuiteTask, values: Mapping[str, Any]) -> tuple[dict[str, str], Row]:
+def own_values(settings: Mapping[str, Any]) -> Row | None:
+    """Return the values of a task in the user's files, with its functions; None for lm-eval's own.
+
+    Raises:
+        ConfigError: its files no longer have it.
+        MismatchError: they were changed since the samples were frozen.
+        ImportError: a function cannot be imported.
+    """
+    if "origin" not in settings:
+        return None
+    origin = settings["origin"]
+    folder = Path(origin["include_path"]) if origin["include_path"] else None
+    leaves = find_leaves(origin["task"], folder, resolve=True)
+    if settings["task"] not in leaves:
+        raise ConfigError(f"{settings['name']}: {origin['task']} no longer has {settings['task']}")
+    values = leaves[settings["task"]]
+    if own_digest(values["own"]) != settings["code_sha256"]:
+        raise MismatchError(
+            f"{settings['name']}: {origin['task']} or its Python files were changed since the "
+            "samples were frozen; freeze the samples again"
+        )
+    own = {key: value for key, value in values.items() if key not in ("member", "file", "own")}
+    return {**own, **values["member"]}
+
+
+def _has_code(values: Mapping[str, Any]) -> bool:
+    """Return whether a task has functions: unread, they are paths of files without extension."""
+    texts = json.dumps([value for key, value in values.items() if key not in ("file", "own")])
+    return not values["file"] or json.dumps(str(Path(values["file"]).parent))[1:-1] in texts
+
+
+def _own(entry: SuiteTask, values: Mapping[str, Any], changes: Row) -> Row:
+    """Return the settings of a task in files of the user: where it is, and what decides its score.
+
+    The values that its groups change may be functions, so they are read again with the file.
+    """
+    if not values["own"]:
+        return {}
+    origin = {
+        "task": str(own_file(entry) or entry.task),
+        "include_path": str(own_folder(entry) or ""),
+    }
+    return {"origin": origin, "code_sha256": own_digest(values["own"]), "overrides": changes}
+
+
+def _check_imports(entry: SuiteTask, settings: Mapping[str, Row]) -> None:
+    """Import the functions of a task, or of all tasks of a group.
+
+    Raises:
+        ConfigError: code of the user cannot be imported.
+        PreflightError: a package is missing.
+    """
+    first = next(iter(settings.values()))
+    try:
+        with local_metrics():
+            find_leaves(str(own_file(entry) or entry.task), own_folder(entry), resolve=True)
+    except (ConfigError, PreflightError):
+        raise
+    except Exception as error:  # code of a task may raise anything while it is imported
+        raise import_error({**first, "name": entry.name}, error) from error
+
+
+def _local_data(
+    entry: SuiteTask, name: str, values: Mapping[str, Any]
+) -> tuple[dict[str, str], Row]:
     """Return a task's local data files by split, and the YAML values that make lm-eval read them.
 
     Raises:
-        ConfigError: the task does not read a data set by split, a split is missing from the files,
-            or a file is missing or has an unknown format.
+        ConfigError: a split is missing from the files, or a file is missing or has an unknown
+            format.
         MismatchError: a file is empty, or a line is not a JSON object; names the line.
     """
-    name = _label(entry, str(values.get("task")))
-    if "class" in values:
-        raise ConfigError(
-            f"{name}: loads its data with its own code; data_files cannot replace them"
-        )
     subset = str(values.get("dataset_name") or "")
-    given = {split: path.replace("{subset}", subset) for split, path in entry.data_files.items()}
+    for split, path in entry.data_files.items():
+        if SUBSET in path and not subset:
+            raise ConfigError(
+                f"{name}: data_files.{split}: {path}: the task has no subset that could take the "
+                f"place of {SUBSET}; write the whole path"
+            )
+    given = {split: path.replace(SUBSET, subset) for split, path in entry.data_files.items()}
     files = {split: str(Path(path).expanduser().resolve()) for split, path in given.items()}
-    _check_splits(name, entry, values, files)
+    if "class" not in values:
+        _check_splits(name, entry, values, files)
     formats = {FORMATS.get(Path(path).suffix) for path in files.values()}
     if None in formats or len(formats) > 1:
         raise ConfigError(
             f"{name}: data_files must have one common format: {', '.join(sorted(FORMATS))}"
         )
-    for split, path in ((split, Path(file)) for split, file in files.items()):
-        if not path.is_file():
+    for split, file in ((split, Path(path)) for split, path in files.items()):
+        if not file.is_file():
             raise missing_file(name, split, given[split])
-        if path.suffix == ".jsonl" and not sum(1 for _ in iterate_lines(path)):
-            raise MismatchError(f"{path}: is empty")
+        if file.suffix == ".jsonl" and next(iter(read_lines(file)), None) is None:
+            raise MismatchError(f"{file}: is empty")
+    if "class" in values:
+        # Its own code loads the data: see `lm_eval_classes`.
+        return files, {}
     changes: Row = {"dataset_path": formats.pop(), "dataset_name": None}
     if values.get("custom_dataset"):
         # The file replaces the rows that the task's own code would load.
@@ -166,29 +178,20 @@ def _local_data(entry: SuiteTask, values: Mapping[str, Any]) -> tuple[dict[str, 
     return files, {**changes, **dict.fromkeys(unused)}
 
 
-def _label(entry: SuiteTask, leaf: str) -> str:
-    """Return the name of a suite's task, with that of the group's member if it is a group."""
-    return entry.name if leaf == entry.task else f"{entry.name} ({leaf})"
-
-
 def _check_splits(
     name: str, entry: SuiteTask, values: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
     """Check that the files include the evaluated split and the one with few-shot examples."""
-    evaluated = str(values.get("test_split") or values.get("validation_split"))
+    needed = needed_splits(values, entry.num_fewshot)
+    evaluated, examples = needed["evaluated"], needed.get("examples")
     if evaluated not in files:
         raise ConfigError(
             f"{name}: data_files lacks the split {evaluated}; "
             f"give `{evaluated}: /path/to/file.jsonl`"
         )
-    shots = values.get("num_fewshot") if entry.num_fewshot is None else entry.num_fewshot
-    fewshot = values.get("fewshot_config") or {}
-    if not shots or (isinstance(fewshot, Mapping) and "samples" in fewshot):
-        return
-    keys = ("fewshot_split", "training_split", "validation_split")
-    source = str(next((values[key] for key in keys if values.get(key)), evaluated))
-    if source not in files:
+    if examples is not None and examples not in files:
+        shots = values.get("num_fewshot") if entry.num_fewshot is None else entry.num_fewshot
         raise ConfigError(
-            f"{name}: data_files lacks the split {source}, which its {shots} examples come from; "
-            f"give `{source}: /path/to/file.jsonl` or num_fewshot: 0"
+            f"{name}: data_files lacks the split {examples}, which its {shots} examples come from; "
+            f"give `{examples}: /path/to/file.jsonl` or num_fewshot: 0"
         )

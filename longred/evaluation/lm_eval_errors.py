@@ -1,7 +1,9 @@
 """Errors of tasks of lm-eval, in the user's words: name in the suite, data files, columns."""
 
 import contextlib
+import importlib.metadata
 import logging
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import httpx
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, shorten
 from longred.evaluation.lm_eval_answers import answer_field, problem_of, wrong_answers
+from longred.evaluation.lm_eval_finder import needed_splits, task_file
 from longred.models.hub import HUB
 
 log = logging.getLogger(__name__)
@@ -114,25 +118,126 @@ def data_name(settings: Mapping[str, Any]) -> str:
     return f"its data files {files}" if files else "its data on the hub"
 
 
+def import_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
+    """Return the error to raise when code of a task cannot be imported; says what to install.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+        error: what the import raised.
+    """
+    name, reason = name_of(settings), _reason(error)
+    if _is_from_evaluate(error):
+        return _fetching_error(settings, f"a metric of its code ({reason})")
+    # Tasks of lm-eval check versions of packages with assertions.
+    is_of_lm_eval = "origin" not in settings
+    if isinstance(error, ImportError) or (is_of_lm_eval and isinstance(error, AssertionError)):
+        return PreflightError(
+            shorten(f"{name}: needs a package that is not installed ({reason}); {_advice(error)}")
+        )
+    if is_of_lm_eval:
+        return PreflightError(
+            shorten(
+                f"{name}: lm-eval's code of the task does not work here ({reason}); leave the task "
+                "out with evaluation.short.tasks"
+            )
+        )
+    task = settings["origin"]["task"]
+    return ConfigError(
+        shorten(f"{name}: {task}: its Python code cannot be imported: {reason}; correct it")
+    )
+
+
+def metric_error(settings: Mapping[str, Any], metric: str) -> LongredError:
+    """Return the error to raise when lm-eval has no function for a metric of a task."""
+    return _fetching_error(settings, f"its metric {metric}")
+
+
+def _fetching_error(settings: Mapping[str, Any], what: str) -> LongredError:
+    return PreflightError(
+        shorten(
+            f"{name_of(settings)}: {what} is none of lm-eval's, and the package evaluate cannot "
+            "fetch it from the hub; connect to the hub, or use a task with another metric"
+        )
+    )
+
+
+def _is_from_evaluate(error: Exception) -> bool:
+    """Return whether the package `evaluate` raised an error while it fetched a metric."""
+    if isinstance(error, ImportError):
+        return False
+    frames = (
+        frame.f_globals.get("__name__")
+        for each in _chain(error)
+        for frame, _ in traceback.walk_tb(each.__traceback__)
+    )
+    return any(name == "evaluate.loading" for name in frames)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _advice(error: Exception) -> str:
+    """Return what to install for a failed import: an extra of lm-eval if one holds the package."""
+    missing: set[str] = set()
+    for named in _chain(error):
+        # lm-eval's tasks often say it themselves.
+        if extra := re.search(r"lm[_-]eval\[([\w-]+)\]", str(named)):
+            return f"pip install 'lm_eval[{extra[1]}]'"
+        missing.add(str(getattr(named, "name", None) or "").partition(".")[0].lower())
+    requirements = importlib.metadata.requires("lm-eval") or ()
+    pattern = re.compile(r"([\w-]+).*;\s*extra == [\"']([\w-]+)[\"']")
+    for found in filter(None, map(pattern.match, requirements)):
+        # The extra for development names half of what there is.
+        if found[2] not in ("dev", "tasks") and found[1].replace("-", "_").lower() in missing:
+            return f"pip install 'lm_eval[{found[2]}]'"
+    return "install the package that has it"
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def _loading_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
     """Return the error to raise when a task's data or packages are not there."""
-    leaf, name = settings["task"], name_of(settings)
+    name, reason = name_of(settings), _reason(error)
+    if isinstance(error, ImportError):
+        return import_error(settings, error)
     if isinstance(error, ConnectionError | httpx.HTTPError):
         HUB.give_up(str(error))
-    if settings["data_files"] and not isinstance(error, ImportError):
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    if settings["data_files"]:
+        reason = _reason(error.__cause__ or error)
         return MismatchError(f"{name}: {data_name(settings)} cannot be used ({reason})")
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    if isinstance(error, ImportError):
-        extra = "longbench" if leaf.startswith("longbench") else "math"
+    if "local" in settings["data_sha256"]:
+        return MismatchError(f"{name}: its local data cannot be used ({reason}); see dataset_path")
+    if "origin" in settings:
         return PreflightError(
-            f"{name}: needs a package that is not installed ({reason}); "
-            f"pip install 'lm_eval[{extra}]'"
+            f"{name}: its data cannot be loaded ({reason}); see dataset_path and dataset_kwargs in "
+            f"{settings['origin']['task']}, or give data_files in the suite"
         )
     return PreflightError(
-        f"{name}: its data cannot be loaded ({type(error).__name__}: {reason}); give local files "
-        f"in a suite of your own: `{leaf}: {{source: lm-eval, data_files: {{test: "
-        "/path/to/file.jsonl}, …}`, and evaluation.short.suite: /path/to/suite.yaml"
+        f"{name}: its data cannot be loaded ({type(error).__name__}: {reason}); connect to the "
+        f"hub, or give local files in a suite of your own: {_own_suite(settings)} and "
+        "evaluation.short.suite: /path/to/suite.yaml"
+    )
+
+
+def _own_suite(settings: Mapping[str, Any]) -> str:
+    """Return the line of a suite that replaces a task's data by local files."""
+    entry, _, member = name_of(settings).partition(" (")
+    splits = {"test"}
+    if "origin" not in settings:
+        values = load_yaml(task_file(settings["task"]), resolve_func=False)
+        needed = needed_splits(values, settings["num_fewshot"])
+        splits = {"train", "validation"} if "class" in values else set(needed.values())
+    # In a flow mapping of YAML, braces need quotes.
+    form = '"/path/to/{{subset}}/{}.jsonl"' if member else "/path/to/{}.jsonl"
+    files = ", ".join(f"{split}: {form.format(split)}" for split in sorted(splits))
+    return (
+        f"`{entry}: {{source: lm-eval, metric: {settings['metric']}, data_files: {{{files}}}, …}}`"
     )
 
 

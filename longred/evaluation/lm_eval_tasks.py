@@ -17,19 +17,31 @@ import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
 from lm_eval.evaluator import evaluate
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
 
-from longred.errors import ConfigError, MismatchError, NonFiniteLossError
+from longred.errors import ConfigError, LongredError, MismatchError, NonFiniteLossError
 from longred.evaluation.counting import encode
 from longred.evaluation.lm import TransformersLM, new_tokens, request_tokens
-from longred.evaluation.lm_eval_catalog import task_file, task_manager
+from longred.evaluation.lm_eval_catalog import FORMATS, own_values
+from longred.evaluation.lm_eval_classes import (
+    MissingSplitError,
+    adapted,
+    check_overrides,
+    suffix_of,
+)
 from longred.evaluation.lm_eval_errors import (
     PROMPT_ERRORS,
     building_error,
     check_answers,
     data_name,
+    metric_error,
     name_of,
     prompt_error,
 )
+from longred.evaluation.lm_eval_finder import task_file
+from longred.evaluation.metrics import local_metrics
 from longred.evaluation.own_tasks import MAX_PROMPT_CHARACTERS
 from longred.evaluation.results import Result, likeliest, num_truncated, summary, totals
 from longred.evaluation.suites import nearest
@@ -54,27 +66,52 @@ def build(settings: Mapping[str, Any]) -> Any:
         settings: as `lm_eval_catalog.leaf_settings` returns them.
 
     Raises:
-        ConfigError: the columns of its data files do not suit its wording.
+        ConfigError: the columns of its data files do not suit its wording, or its code ignores a
+            setting.
         MismatchError: lm-eval cannot read its data files, or its own data do not suit its wording.
-        PreflightError: its data or a package that it needs is not available.
+        PreflightError: its data, a metric or a package that it needs is not available.
     """
-    leaf = str(settings["task"])
-    changes: Row = {"task": leaf, **settings["overrides"]}
-    if settings["num_fewshot"] is not None:
-        changes["num_fewshot"] = settings["num_fewshot"]
-    if settings["data_files"]:
-        changes["dataset_kwargs"] = {"data_files": dict(settings["data_files"])}
-    else:
+    if not settings["data_files"] and "local" not in settings["data_sha256"]:
         HUB.probe()
     try:
-        with _seeded_generators():
-            # lm-eval lets only the member of a group change the values of a task's YAML file.
-            group = {"group": "longred", "task": [changes]}
-            task = task_manager(task_file(leaf).parent).load([group])["tasks"][leaf]
+        with _seeded_generators(), local_metrics():
+            task = _built(settings)
+    except MissingSplitError as error:
+        raise ConfigError(f"{name_of(settings)}: {error}") from error
+    except LongredError:
+        raise
     except (*PROMPT_ERRORS, *_LOADING_ERRORS) as error:
         raise building_error(settings, error) from error
+    for metric, function in getattr(task, "_metric_fn_list", {}).items():
+        # Only tasks that score answers with code of their own need no function here.
+        if function is None and not callable(task.config.process_results):
+            raise metric_error(settings, metric)
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
+    return task
+
+
+def _built(settings: Mapping[str, Any]) -> Any:
+    """Build a task with the changes of a suite and of its groups."""
+    leaf = str(settings["task"])
+    values = own_values(settings)
+    if values is None:
+        values = load_yaml(task_file(leaf))
+    changes: Row = {"task": leaf, **settings["overrides"]}
+    if "class" in values:
+        builder = FORMATS.get(suffix_of(settings) or "")
+        changes["class"] = adapted(values["class"], settings, builder)
+    elif settings["data_files"]:
+        changes["dataset_kwargs"] = {"data_files": dict(settings["data_files"])}
+    if settings["num_fewshot"] is not None:
+        changes["num_fewshot"] = settings["num_fewshot"]
+    entry = Entry(name=leaf, kind=TaskIndex._kind_of(values), yaml_path=None, cfg=values)
+    task: Any = TaskFactory().build(entry, overrides=changes, registry={})
+    if "class" in values:
+        # A class may ignore the values of its file.
+        if settings["num_fewshot"] is not None:
+            task.set_config(key="num_fewshot", value=settings["num_fewshot"])
+        check_overrides(task, settings)
     return task
 
 
@@ -113,7 +150,13 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
     except PROMPT_ERRORS as error:
         raise prompt_error(settings, error, task) from error
     except ValueError as error:
-        raise ConfigError(f"{name_of(settings)}: {error}; see {data_name(settings)}") from error
+        reason = str(error)
+        if "larger than population" in reason:
+            reason = (
+                f"its prompts hold {task.config.num_fewshot} examples, and there are fewer rows to "
+                "draw them from; give more rows or a smaller num_fewshot"
+            )
+        raise ConfigError(f"{name_of(settings)}: {reason}; see {data_name(settings)}") from error
     requests: dict[int, list[Any]] = {}
     for request in task.instances:
         requests.setdefault(request.doc_id, []).append(request.args)
@@ -132,7 +175,7 @@ def _rows(task: Any, settings: Mapping[str, Any]) -> list[Row]:
 def _check_score(task: Any, settings: Mapping[str, Any]) -> None:
     """Refuse a metric or filter that the task does not have."""
     leaf, metric, wanted = name_of(settings), settings["metric"], settings["filter"]
-    metrics = list(task.aggregation())
+    metrics = list(_metrics(task))
     if metric not in metrics:
         raise ConfigError(f"{leaf}: has no metric {metric}; {nearest(metric, metrics)}")
     filters = [f.name for f in getattr(task, "_filters", [])] or ["none"]
@@ -142,6 +185,17 @@ def _check_score(task: Any, settings: Mapping[str, Any]) -> None:
         )
     if wanted is not None and wanted not in filters:
         raise ConfigError(f"{leaf}: has no filter {wanted}; {nearest(wanted, filters)}")
+
+
+def _metrics(task: Any) -> Iterator[str]:
+    """Yield the names of a task's metrics; `pass_at_k` gives one value for each of its `k`."""
+    settings = getattr(task, "_metric_fn_kwargs", {})
+    for metric in task.aggregation():
+        sizes = settings.get(metric, {}).get("k")
+        if sizes is None:
+            yield metric
+        else:
+            yield from (f"pass@{k}" for k in (sizes if isinstance(sizes, list) else [sizes]))
 
 
 def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
@@ -169,7 +223,7 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         )
     lm.reset(task.max_tokens, in_chat=lm.is_chat)
     built.set_fewshot_seed(FEWSHOT_SEED)
-    with _seeded_generators():
+    with _seeded_generators(), local_metrics():
         logged = evaluate(
             lm,
             {"tasks": {leaf: built}},
@@ -182,16 +236,41 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         )
     rows = logged["samples"][leaf]
     chosen = settings["filter"] or rows[0]["filter"]
-    answers = [_answer(lm, built, settings, row) for row in rows if row["filter"] == chosen]
-    if all("score" in answer for answer in answers):
-        return Result(summary(answers, settings["chance"]), answers)
+    rows = [row for row in rows if row["filter"] == chosen]
+    answers = [_answer(lm, built, settings, row) for row in rows]
     metric = f"{settings['metric']},{chosen}"
     value = logged["results"][leaf].get(metric)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if not isinstance(value, int | float) or not math.isfinite(value):
         raise NonFiniteLossError(f"{leaf}: {metric} is {value}, which is not a score")
     score = settings["scale"] * float(value)
-    truncated = num_truncated(answers)
-    return Result(totals(score, None, len(answers), settings["chance"], truncated))
+    parts = _parts(built, settings, rows)
+    if parts is None or not math.isclose(sum(parts) / len(parts), score, abs_tol=1e-9):
+        # The metric is no mean over samples, so none of them has a score.
+        truncated = num_truncated(answers)
+        return Result(totals(score, None, len(answers), settings["chance"], truncated))
+    answers = [{**answer, "score": part} for answer, part in zip(answers, parts, strict=True)]
+    return Result(summary(answers, settings["chance"]), answers)
+
+
+def _parts(
+    built: Any, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> list[float] | None:
+    """Return a metric's value of each sample alone, in percent; None if it has none.
+
+    Some metrics, as those of squadv2, give numbers only for a list of samples, which may be one.
+    """
+    metric, scale = settings["metric"], settings["scale"]
+    values: list[Any] = [row.get(metric) for row in rows]
+    if all(isinstance(value, bool | int | float | np.number) for value in values):
+        return [scale * float(value) for value in values]
+    if None in values:
+        return None
+    try:
+        aggregate = built.aggregation()[metric]
+        with local_metrics():
+            return [scale * float(aggregate([value])) for value in values]
+    except (ArithmeticError, ValueError, TypeError, LookupError):
+        return None
 
 
 def _answer(
@@ -199,15 +278,39 @@ def _answer(
 ) -> Row:
     prompt = str(row["arguments"][0][0])
     answer: Row = {"id": f"{settings['task']}-{row['doc_id']}", **_texts(built, row)}
-    value = row.get(settings["metric"])
-    if isinstance(value, bool | int | float | np.number):
-        answer["score"] = settings["scale"] * float(value)
+    if _is_unparsed(built, row):
+        answer["unparsed"] = True
     answer |= lm.endings.get(prompt, {})
     if any(_is_truncated(lm, arguments) for arguments in row["arguments"]):
         answer["truncated"] = True
     if len(prompt) <= MAX_PROMPT_CHARACTERS:
         answer["prompt"] = prompt
     return answer
+
+
+def _is_unparsed(built: Any, row: Mapping[str, Any]) -> bool:
+    """Return whether a generated answer held nothing that the metric can read.
+
+    That is an empty text, or what a filter of the task gives where it finds nothing.
+    """
+    if not isinstance(row["arguments"][0][-1], Mapping):
+        return False
+    found = row["filtered_resps"][0]
+    texts = found if isinstance(found, list | tuple) else [found]
+    return all(str(text).strip() in ("", *_fallbacks(built, row["filter"])) for text in texts)
+
+
+def _fallbacks(built: Any, chosen: str) -> list[str]:
+    """Return what the steps of a filter give for an answer that they find nothing in."""
+    filters: list[Any] = next(
+        (f.filters for f in getattr(built, "_filters", []) if f.name == chosen), []
+    )
+    # lm-eval keeps the steps as constructors with their settings.
+    fallbacks = (getattr(step(), "fallback", None) for step in filters)
+    texts = (
+        each for found in fallbacks for each in (found if isinstance(found, list) else [found])
+    )
+    return [str(text) for text in texts if text is not None]
 
 
 def _is_truncated(lm: TransformersLM, arguments: Sequence[Any]) -> bool:
@@ -234,7 +337,7 @@ def _texts(built: Any, row: Mapping[str, Any]) -> Row:
             "got": str(row["resps"][0][0])[:MAX_ANSWER_CHARACTERS],
             "extracted": str(responses[0])[:MAX_ANSWER_CHARACTERS],
         }
-    return {"expected": str(target), "got": str(responses[0])}
+    return {"expected": str(target), "got": str(responses[0])[:MAX_ANSWER_CHARACTERS]}
 
 
 @contextlib.contextmanager

@@ -218,13 +218,16 @@ class _Freezer:
             if entry["budget_tokens"] >= window:
                 raise PreflightError(
                     f"{leaf}: answers take {entry['budget_tokens']} tokens, which leaves no room "
-                    f"for a prompt in {window}, the largest window"
+                    f"for a prompt in {window}, the largest window; set a smaller max_gen_toks in "
+                    "generation_kwargs under `overrides` in a suite of your own"
                 )
             # Longer prompts are truncated on the left, and counted.
             max_tokens = min(entry["max_tokens"], window)
             settings = {**settings, "max_tokens": max_tokens}
             parts[leaf] = {**entry, "max_tokens": max_tokens, "settings": settings}
-        return {"source": "lm-eval", "task": task.task, "parts": parts}
+        # A file of the user gives its task another name than the path.
+        name = next(iter(parts)) if len(parts) == 1 else task.task
+        return {"source": "lm-eval", "task": name, "parts": parts}
 
     def ruler_entry(self, task: str, length: int) -> Row:
         """Freeze a RULER task at one length."""

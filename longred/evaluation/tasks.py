@@ -13,9 +13,9 @@ FORMAT_VERSION = 2
 
 Row = dict[str, Any]
 
-NAMES = ("name", "data_files")
+NAMES = ("name", "data_files", "origin")
 """Settings of a task of lm-eval that change no score: the content of its files counts
-(`data_sha256`), their paths do not."""
+(`data_sha256`, `code_sha256`), their paths do not."""
 
 
 @dataclass(frozen=True, kw_only=True)

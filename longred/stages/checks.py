@@ -253,6 +253,7 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
     from longred.models.load import load_tokenizer, resolve_model
 
     config = asked.config.evaluation
+    missing = []
     for task in suite_of(config):
         if task.source == "lm-eval":
             from longred.evaluation.lm_eval_catalog import leaf_settings
@@ -260,9 +261,10 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
             limit, allowed = config.short.limit, config.short.allow_code_execution
             try:
                 leaf_settings(task, limit=limit, allow_code=allowed)
-            except PreflightError:
-                if config.short.on_missing == "error":
-                    raise
+            except PreflightError as error:
+                missing.append(str(error))
+    if missing and config.short.on_missing == "error":
+        raise PreflightError("\n".join(missing))
     if asked.tokenizer_folder is None:
         yield "evaluation.ruler.lengths: not checked, since the model's tokenizer is not here"
         return

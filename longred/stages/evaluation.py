@@ -22,8 +22,9 @@ def freeze_samples(
         PreflightError: questions on the hub cannot be fetched.
     """
     from longred.evaluation import ruler, short
+    from longred.evaluation.own_task_files import own_digests
     from longred.evaluation.ruler.freeze import fingerprints
-    from longred.evaluation.suites import check_data_files, suite_of
+    from longred.evaluation.suites import SUBSET, check_data_files, data_paths, suite_of
     from longred.models.find import resolve_model
 
     def make(folder: Path, work: Path) -> None:
@@ -36,14 +37,17 @@ def freeze_samples(
     version = ruler.generator_version(config.ruler.tasks)
     generators = {"ruler": version, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
-    # The content of a suite and of its data files counts, not their paths.
-    values["suite"] = [task.model_dump(mode="json") for task in suite]
+    # The content of a suite and of the files that it names counts, not where they are.
+    values["suite"] = [task.model_dump(mode="json", exclude={"include_path"}) for task in suite]
     values["data_sha256"] = {
-        path: sha256_file(Path(path).expanduser())
+        str(file) if SUBSET in path else path: sha256_file(file)
         for task in suite
         for path in task.data_files.values()
-        if Path(path).expanduser().is_file()
+        for file in data_paths(path)
     }
+    own = {task.name: digests for task in suite if (digests := own_digests(task))}
+    if own:
+        values["own_tasks"] = own
     for key in ("references", "kept", "similarity_tokens", "dtype", "chat_template"):
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}

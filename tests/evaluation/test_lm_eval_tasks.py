@@ -214,7 +214,9 @@ def test_unreachable_hub_is_asked_once(
         freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
     # No retries: the hub's client waits between them, 23 seconds for a single task.
     assert waits == []
-    assert "data_files: {test: /path/to/file.jsonl}" in str(caught.value)
+    assert "data_files: {test: /path/to/test.jsonl, train: /path/to/train.jsonl}" in str(
+        caught.value
+    )
     assert sum("cannot be reached" in record.message for record in caplog.records) == 1
 
     skipping = used.short.model_copy(update={"on_missing": "skip"})

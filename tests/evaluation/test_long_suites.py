@@ -69,11 +69,11 @@ def test_a_local_file_takes_the_place_of_the_hub(task: str, tokenizer: Any, tmp_
             "data_files": {split: str(path)},
         }
     )
-    (settings,) = leaf_settings(entry, limit=None, allow_code=False).values()
     if suite == "longbench" and not all(map(find_spec, ("jieba", "fuzzywuzzy", "rouge"))):
         with pytest.raises(PreflightError, match=r"jieba fuzzywuzzy rouge.*lm_eval\[longbench\]"):
-            freeze_leaf(settings, tokenizer)
+            leaf_settings(entry, limit=None, allow_code=False)
         return
+    (settings,) = leaf_settings(entry, limit=None, allow_code=False).values()
     rows, found = freeze_leaf(settings, tokenizer)
     assert len(rows) == 2
     assert wanted in json.dumps(rows[0], ensure_ascii=False).replace("\\n", "\n")

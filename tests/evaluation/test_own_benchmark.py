@@ -220,7 +220,9 @@ def test_a_missing_file_is_a_mistake_in_the_suite(
         check_data_files([entry])
     Path("data").mkdir()
     Path("data/own30.jsonl").write_text("{}\n")
-    check_data_files([entry, own_task("{subset}.jsonl")])
+    check_data_files([entry, own_task("data/{subset}.jsonl")])
+    with pytest.raises(ConfigError, match=r"data_files\.test: \{subset\}\.jsonl does not exist"):
+        check_data_files([own_task("{subset}.jsonl")])
 
 
 QUICKLY = """

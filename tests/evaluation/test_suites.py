@@ -74,6 +74,10 @@ def test_a_part_of_a_suite_can_be_asked() -> None:
         ("capacities: {math: {a: {}}}", r"math\.a\.metric: is required: text$"),
         ("capacities: {math: {a: {metric: 2001-99-99}}}", "is not valid YAML"),
         ("capacities: {short: {a: {metric: x}}}", "short is the name of an average"),
+        (
+            "capacities: {x: {a: {metric: m, task: a.yaml}}}",
+            r"x\.a\.task: a\.yaml is a task of lm-",
+        ),
         ("capacities: {x: {a: {metric: m}}, y: {a: {metric: m}}}", "a is there twice"),
     ],
 )

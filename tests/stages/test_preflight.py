@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,17 @@ def test_packages_and_devices_that_are_missing(monkeypatch: pytest.MonkeyPatch):
             refuse_all(Preflight(config, [stage], reads_text=False))
         # On another machine they may be there.
         assert not refuse_all(Preflight(config, [stage], is_here=False, reads_text=False))
+
+
+def test_short_tasks_that_cannot_run_are_refused_with_what_to_do():
+    """A dry run says it too: it loads no data, and asks no model."""
+    pytest.importorskip("lm_eval")
+    suite = ("evaluation.short.suite=paper", "evaluation.short.tasks=[humaneval,mbpp]")
+    config = load_config("demo", suite)
+    message = "runs code .*allow_code_execution: true"
+    with pytest.raises(PreflightError, match=rf"^humaneval: {message}.*\nmbpp: {message}"):
+        refuse_all(Preflight(config, ["evaluation"]))
+    if not all(map(find_spec, ("math_verify", "antlr4"))):
+        config = load_config("demo", (suite[0], "evaluation.short.tasks=[minerva_math]"))
+        with pytest.raises(PreflightError, match=r"pip install 'lm_eval\[math\]'"):
+            refuse_all(Preflight(config, ["evaluation"]))

@@ -1,6 +1,7 @@
 """Suites: which short tasks to evaluate, one YAML file per suite, grouped by capacity."""
 
 import difflib
+import glob
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from longred.config import EvaluationConfig
 from longred.config.keys import kind_of
 from longred.errors import ConfigError, shorten, shown, where_paths_start
+from longred.evaluation.own_task_files import SUFFIXES, own_file, own_folder
 
 FOLDER = Path(__file__).parent
+COMMON = ("source", "include_path")
+"""Settings that a suite may give once for all of its tasks."""
+SUBSET = "{subset}"
+"""Stands in a path of `data_files` for the name of the task's subset."""
 RESERVED = ("short", "ruler", "overall", "average")
 """Names that metric keys and score tables use beside those of tasks and capacities."""
 
@@ -26,7 +32,10 @@ class SuiteTask(BaseModel):
             tasks of each.
         source: `local` for a generator of `longred.evaluation.short.TASKS`, `lm-eval` for a task or
             group of lm-eval, whose score is the mean over all of its samples.
-        task: the task's name at its source; default `name`.
+        task: the task's name at its source; default `name`. For lm-eval also the path of a YAML
+            file in its form: a task of the user, with functions in Python files beside it.
+        include_path: folder with YAML files of the user's own tasks, groups and tags, which `task`
+            may name; they come before those of lm-eval.
         metric: `choice` or `exact_match` for local tasks; a metric of lm-eval, without filter.
         filter: the filter of lm-eval, if the task has several.
         num_fewshot: examples before each prompt; None for lm-eval's own number.
@@ -34,8 +43,9 @@ class SuiteTask(BaseModel):
         chance: score of guessing, in percent.
         scale: factor that converts lm-eval's value to percent.
         data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
-            CSV); `{subset}` in a path is replaced by the name of the task's subset. Relative paths
-            start in the folder where the command runs.
+            CSV); `{subset}` in a path is replaced by the name of the task's subset, so that one
+            line serves all members of a group, e.g. `{test: "/data/mmlu/{subset}/test.jsonl"}`.
+            Relative paths start in the folder where the command runs.
         overrides: further values of the task's YAML file in lm-eval.
     """
 
@@ -45,6 +55,7 @@ class SuiteTask(BaseModel):
     capacity: str
     source: Literal["local", "lm-eval"] = "local"
     task: str = ""
+    include_path: str = ""
     metric: str
     filter: str | None = None
     num_fewshot: int | None = Field(None, ge=0)
@@ -99,16 +110,24 @@ def load_suite(
 
 
 def check_data_files(suite: Iterable[SuiteTask]) -> None:
-    """Refuse missing data files, before anything slow; needs no lm-eval, so it does not read them.
+    """Refuse missing files, before anything slow; needs no lm-eval, so it does not read them.
 
     Raises:
-        ConfigError: a data file does not exist.
+        ConfigError: a data file, a task's own YAML file or their folder does not exist.
     """
     for task in suite:
+        own_file(task)
+        own_folder(task)
         for split, path in task.data_files.items():
-            # Only lm-eval's files say what the subset is called.
-            if "{subset}" not in path and not Path(path).expanduser().is_file():
+            if not data_paths(path):
                 raise missing_file(task.name, split, path)
+
+
+def data_paths(path: str) -> list[Path]:
+    """Return the files that a path in `data_files` stands for, of any subset."""
+    # Only lm-eval's files say what the subsets are called.
+    parts = (glob.escape(part) for part in str(Path(path).expanduser()).split(SUBSET))
+    return sorted(each for each in map(Path, glob.glob("*".join(parts))) if each.is_file())
 
 
 def missing_file(name: str, split: str, path: str) -> ConfigError:
@@ -170,17 +189,19 @@ def _read(path: Path) -> list[SuiteTask]:
         problem = getattr(error, "problem", None) or error
         raise ConfigError(shorten(f"{place}: is not valid YAML ({problem})")) from error
     capacities = values.get("capacities") if isinstance(values, Mapping) else None
-    if not isinstance(capacities, Mapping) or not set(values) <= {"capacities", "source"}:
+    if not isinstance(capacities, Mapping) or not set(values) <= {"capacities", *COMMON}:
         raise ConfigError(
-            f"{path}: a suite holds `capacities:`, and `source:` for all of its tasks"
+            f"{path}: a suite holds `capacities:`, and `source:` and `include_path:` for all of "
+            "its tasks"
         )
+    common = {key: values[key] for key in COMMON if values.get(key) is not None}
     suite: dict[str, SuiteTask] = {}
     for capacity, tasks in capacities.items():
         if not isinstance(tasks, Mapping) or not tasks:
             raise ConfigError(f"{path}: capacities.{capacity}: holds no task: settings")
         for name, settings in tasks.items():
             key = f"{path}: capacities.{capacity}.{name}"
-            task = _task(key, values.get("source"), str(capacity), str(name), settings)
+            task = _task(key, common, str(capacity), str(name), settings)
             if task.name in suite:
                 raise ConfigError(f"{path}: {task.name} is there twice; rename one of them")
             suite[task.name] = task
@@ -188,16 +209,18 @@ def _read(path: Path) -> list[SuiteTask]:
 
 
 def _task(
-    key: str, source: str | None, capacity: str, name: str, settings: Mapping[str, Any] | None
+    key: str,
+    common: Mapping[str, Any],
+    capacity: str,
+    name: str,
+    settings: Mapping[str, Any] | None,
 ) -> SuiteTask:
     for word in (capacity, name):
         if word in RESERVED:
             raise ConfigError(f"{key}: {word} is the name of an average; choose another")
-    common = {"name": name, "capacity": capacity, "task": name}
-    if source is not None:
-        common["source"] = source
+    names = {"name": name, "capacity": capacity, "task": name}
     try:
-        return SuiteTask.model_validate({**common, **(settings or {})})
+        task = SuiteTask.model_validate({**names, **common, **(settings or {})})
     except ValidationError as error:
         # A key that is written wrong lacks under its right name too.
         first = min(error.errors(), key=lambda each: each["type"] == "missing")
@@ -212,3 +235,6 @@ def _task(
         raise ConfigError(shorten(message)) from None
     except TypeError as error:
         raise ConfigError(f"{key}: is not a mapping of settings ({error})") from None
+    if task.source == "local" and task.task.endswith(SUFFIXES):
+        raise ConfigError(f"{key}.task: {task.task} is a task of lm-eval: set source: lm-eval")
+    return task
