@@ -128,6 +128,7 @@ def _task_scores(
         entry = combined([results[part.key] for part in parts], answers)
         entry |= {"capacity": task.capacity} if task.capacity else {}
         entry |= {"fill": task.fill} if task.fill is not None else {}
+        entry |= {name: True for name in ("builtin", "counts") if getattr(task, name)}
         scores.append((task, entry))
     return scores
 

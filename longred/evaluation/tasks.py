@@ -37,6 +37,8 @@ class Task:
         sha256: hash of that file.
         settings: settings of the lm-eval task, see `lm_eval_catalog.leaf_settings`.
         fill: mean share of `length` that prompts and answers occupy.
+        builtin: whether it asks the small packaged set of questions.
+        counts: whether it counts in RULER's average nevertheless.
     """
 
     kind: str
@@ -53,6 +55,8 @@ class Task:
     sha256: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     fill: float | None = None
+    builtin: bool = False
+    counts: bool = False
 
     @property
     def table(self) -> str:
