@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -17,7 +16,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, shorten
 from longred.evaluation.lm_eval_answers import answer_field, problem_of, wrong_answers
 from longred.evaluation.lm_eval_finder import needed_splits, task_file
-from longred.models.hub import HUB
+from longred.models.hub import HUB, transport_errors
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +205,7 @@ def _loading_error(settings: Mapping[str, Any], error: Exception) -> LongredErro
     name, reason = name_of(settings), _reason(error)
     if isinstance(error, ImportError):
         return import_error(settings, error)
-    if isinstance(error, ConnectionError | httpx.HTTPError):
+    if isinstance(error, (ConnectionError, *transport_errors())):
         HUB.give_up(str(error))
     if settings["data_files"]:
         reason = _reason(error.__cause__ or error)

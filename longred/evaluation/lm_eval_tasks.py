@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
-import httpx
 import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
@@ -46,7 +45,7 @@ from longred.evaluation.own_tasks import MAX_PROMPT_CHARACTERS
 from longred.evaluation.results import Result, likeliest, num_truncated, summary, totals
 from longred.evaluation.suites import nearest
 from longred.evaluation.tasks import Row, Task
-from longred.models.hub import HUB
+from longred.models.hub import HUB, transport_errors
 from longred.store.artifacts import canonical_digest
 
 FEWSHOT_SEED = 1234
@@ -54,7 +53,14 @@ FEWSHOT_SEED = 1234
 MAX_ANSWER_CHARACTERS = 2000
 
 # The hub clients share no exception type.
-_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, DatasetsError, httpx.HTTPError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    DatasetsError,
+    *transport_errors(),
+)
 
 datasets.disable_progress_bars()
 

@@ -3,6 +3,8 @@
 The hub's client retries each file for half a minute, so a process that finds no hub goes offline.
 """
 
+import importlib
+import importlib.util
 import logging
 import re
 import sys
@@ -11,6 +13,16 @@ from pathlib import Path
 from longred.errors import ConfigError, PreflightError
 
 logger = logging.getLogger(__name__)
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """Return what the HTTP clients of the hub's libraries raise.
+
+    datasets uses httpx; huggingface_hub uses httpx2 since version 2.
+    """
+    found = (importlib.util.find_spec(name) for name in ("httpx", "httpx2"))
+    return tuple(importlib.import_module(spec.name).HTTPError for spec in found if spec)
+
 
 PROBE_SECONDS = 5.0
 
@@ -28,15 +40,14 @@ class Hub:
 
     def probe(self) -> None:
         """Send one request to the hub and go offline if it fails."""
-        import httpx
-        from huggingface_hub import constants
+        from huggingface_hub import constants, get_session
 
         if self._is_known or constants.HF_HUB_OFFLINE:
             return
         self._is_known = True
         try:
-            httpx.head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-        except httpx.HTTPError as error:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+        except transport_errors() as error:
             self.give_up(f"{constants.ENDPOINT}: {error}")
 
     def give_up(self, reason: str) -> None:
@@ -71,7 +82,6 @@ def download(
         ConfigError: no revision is given.
         PreflightError: the hub cannot be reached, or refuses the model.
     """
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -91,7 +101,7 @@ def download(
     HUB.probe()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (OSError, HFValidationError, httpx.HTTPError) as error:
+    except (OSError, HFValidationError, *transport_errors()) as error:
         raise PreflightError(
             f"{key}: {name} at {revision} cannot be fetched ({_reason(error)}); connect to "
             f"the hub and accept the model's licence there (then set HF_TOKEN), or set {key} "
@@ -119,14 +129,13 @@ def newest_commit(name: str) -> str:
     Raises:
         PreflightError: the hub cannot be reached, or has no such model.
     """
-    import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError
 
     HUB.probe()
     try:
         found = HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=PROBE_SECONDS)
-    except (OSError, HFValidationError, httpx.HTTPError) as error:
+    except (OSError, HFValidationError, *transport_errors()) as error:
         raise PreflightError(
             f"--revision: the newest commit of {name} cannot be looked up ({_reason(error)}); give "
             "the commit (40 hexadecimal digits), or the folder of the model as --model"

@@ -222,11 +222,10 @@ def _download(source: Source) -> Path:
     Raises:
         PreflightError: the hub cannot be reached, or refuses the dataset.
     """
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    from longred.models.hub import HUB
+    from longred.models.hub import HUB, transport_errors
 
     HUB.probe()
     try:
@@ -236,7 +235,7 @@ def _download(source: Source) -> Path:
             revision=source.revision,
             allow_patterns=_patterns(source),
         )
-    except (OSError, HFValidationError, httpx.HTTPError) as error:
+    except (OSError, HFValidationError, *transport_errors()) as error:
         reason = HUB.problem or f"{type(error).__name__}: {error}".partition("\n")[0]
         raise PreflightError(
             f"{source.key}: the dataset {source} cannot be fetched ({reason}); check the network "
