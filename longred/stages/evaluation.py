@@ -21,6 +21,8 @@ def freeze_samples(
         ConfigError: a suite or task is unknown, or a data file of the suite is missing.
     """
     from longred.evaluation import ruler, short
+    from longred.evaluation.published import READER_VERSION
+    from longred.evaluation.published.files import identities
     from longred.evaluation.ruler.freeze import fingerprints
     from longred.evaluation.suites import check_data_files, suite_of
     from longred.models.find import resolve_model
@@ -40,8 +42,11 @@ def freeze_samples(
         path: sha256_file(Path(path).expanduser())
         for task in suite
         for path in task.data_files.values()
-        if Path(path).expanduser().is_file()
+        if task.source != "published" and Path(path).expanduser().is_file()
     }
+    for task, entry in zip(suite, values["suite"], strict=True):
+        if task.source == "published":
+            entry |= {"data_files": identities(task.data_files), "reader": READER_VERSION}
     for key in ("references", "kept", "similarity_tokens", "dtype", "chat_template"):
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}

@@ -13,6 +13,8 @@ from longred.config.keys import kind_of
 from longred.errors import ConfigError, shorten, shown, where_paths_start
 
 FOLDER = Path(__file__).parent
+HUB_PREFIX = "hf://datasets/"
+"""Beginning of the place of a file on the hub: `hf://datasets/owner/name@commit/file`."""
 RESERVED = ("short", "ruler", "overall", "average")
 """Names that metric keys and score tables use beside those of tasks and capacities."""
 
@@ -25,9 +27,11 @@ class SuiteTask(BaseModel):
         capacity: its group: the short average is the mean over capacities of the mean over the
             tasks of each.
         source: `local` for a generator of `longred.evaluation.short.TASKS`, `lm-eval` for a task or
-            group of lm-eval, whose score is the mean over all of its samples.
+            group of lm-eval, whose score is the mean over all of its samples, `published` for a
+            benchmark of `longred.evaluation.published.BENCHMARKS`.
         task: the task's name at its source; default `name`.
-        metric: `choice` or `exact_match` for local tasks; a metric of lm-eval, without filter.
+        metric: `choice` or `exact_match` for local tasks; a metric of lm-eval, without filter; the
+            metric of a published benchmark.
         filter: the filter of lm-eval, if the task has several.
         num_fewshot: examples before each prompt; None for lm-eval's own number.
         limit: maximum number of samples, of each task of a group; None for all.
@@ -35,15 +39,17 @@ class SuiteTask(BaseModel):
         scale: factor that converts lm-eval's value to percent.
         data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
             CSV); `{subset}` in a path is replaced by the name of the task's subset. Relative paths
-            start in the folder where the command runs.
-        overrides: further values of the task's YAML file in lm-eval.
+            start in the folder where the command runs. `{folder}` is replaced by
+            `evaluation.short.data_folder`. Files of published benchmarks may be on the hub.
+        overrides: further values of the task's YAML file in lm-eval; settings of a published
+            benchmark.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     capacity: str
-    source: Literal["local", "lm-eval"] = "local"
+    source: Literal["local", "lm-eval", "published"] = "local"
     task: str = ""
     metric: str
     filter: str | None = None
@@ -56,13 +62,28 @@ class SuiteTask(BaseModel):
 
 
 def suite_of(config: EvaluationConfig) -> list[SuiteTask]:
-    """Return the short tasks of a configuration.
+    """Return the short tasks of a configuration, with paths in its folder of data files.
 
     Raises:
-        ConfigError: suite, capacity or task are unknown.
+        ConfigError: suite, capacity or task are unknown, or their files are in no folder.
     """
     short = config.short
-    return load_suite(short.suite, capacities=short.capacities, tasks=short.tasks)
+    suite = load_suite(short.suite, capacities=short.capacities, tasks=short.tasks)
+    return [_in_folder(task, short.suite, short.data_folder) for task in suite]
+
+
+def _in_folder(task: SuiteTask, suite: str, folder: str | None) -> SuiteTask:
+    """Return a task whose data files are in a folder."""
+    if not any("{folder}" in path for path in task.data_files.values()):
+        return task
+    if folder is None:
+        raise ConfigError(
+            f"evaluation.short.data_folder: is required: {task.name} of suite {suite} reads files "
+            "that you download; the first lines of the suite's file say from where "
+            f"({suite_path(suite)})"
+        )
+    files = {split: path.replace("{folder}", folder) for split, path in task.data_files.items()}
+    return task.model_copy(update={"data_files": files})
 
 
 def load_suite(
@@ -106,8 +127,9 @@ def check_data_files(suite: Iterable[SuiteTask]) -> None:
     """
     for task in suite:
         for split, path in task.data_files.items():
-            # Only lm-eval's files say what the subset is called.
-            if "{subset}" not in path and not Path(path).expanduser().is_file():
+            # Only lm-eval's files say what the subset is called; files on the hub are fetched.
+            is_later = "{subset}" in path or path.startswith(HUB_PREFIX)
+            if not is_later and not Path(path).expanduser().is_file():
                 raise missing_file(task.name, split, path)
 
 
