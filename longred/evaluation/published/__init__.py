@@ -156,7 +156,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 """Name → benchmark; the names are the tasks of suites with `source: published`."""
 
 MAX_CHARACTERS = 10
-"""A prompt with more characters for each token of a limit is not tokenised: it is beyond the limit."""
+"""A prompt with more characters than this for each token of a limit is beyond it, untokenised."""
 
 _LIMITS = {"min_tokens": Setting(int, 0), "max_tokens": Setting(int)}
 """Settings of every benchmark: samples with fewer or more tokens, answer included, take no part."""
@@ -257,7 +257,9 @@ def freeze(
     for sample in benchmark.read(reading):
         characters = len(plain_prompt(sample))
         # Tokenising a million characters takes seconds, and a file may have hundreds of such rows.
-        size = characters if characters > MAX_CHARACTERS * highest else num_tokens(sample, tokenizer)
+        size = (
+            characters if characters > MAX_CHARACTERS * highest else num_tokens(sample, tokenizer)
+        )
         if size < settings["min_tokens"] or size > (settings["max_tokens"] or size):
             outside += 1
         elif size > window:

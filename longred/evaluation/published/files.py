@@ -144,10 +144,6 @@ class Table:
             message = problem["msg"][0].lower() + problem["msg"][1:]
             raise ConfigError(shorten(f"{self.place(number)}: {field}: {message}")) from None
 
-    def rows(self, model: type[M]) -> list[M]:
-        """Return all rows; raises as `row`."""
-        return [self.row(number, model) for number in range(len(self))]
-
     def _add_lines(self, path: Path) -> None:
         with path.open("rb") as file:
             start = 0

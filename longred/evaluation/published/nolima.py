@@ -74,7 +74,11 @@ def read_nolima(reading: Reading) -> Iterator[Row]:
     settings, rng = reading.settings, random.Random(f"{reading.seed}-{reading.name}")  # noqa: S311
     template = _checked_template(reading, settings["template"])
     books = [_book(reading, path) for path in reading.paths("haystack")]
-    questions = [each for row in reading.test.rows(_Experiment) for each in _questions(row)]
+    questions = [
+        each
+        for number in range(len(reading.test))
+        for each in _questions(reading.test.row(number, _Experiment), reading.test.place(number))
+    ]
     if settings["kind"] is not None:
         questions = [each for each in questions if each.id.endswith(f"-{settings['kind']}")]
         if not questions:
@@ -101,15 +105,15 @@ def read_nolima(reading: Reading) -> Iterator[Row]:
         }
 
 
-def _questions(row: _Experiment) -> Iterator[_Question]:
+def _questions(row: _Experiment, place: str) -> Iterator[_Question]:
     """Yield every question of an experiment, with its arguments filled in."""
     needs_character = _CHARACTER in row.needle
     for (kind, question), (name, test) in product(row.questions.items(), row.tests.items()):
         label = f"{row.id}-{name}-{kind}"
         if needs_character and not row.character_set:
-            raise ConfigError(f"NoLiMa: {label}: names a character and has no character_set")
+            raise ConfigError(f"{place}: {label}: names a character and has no character_set")
         if not needs_character and not test.gold_answers:
-            raise ConfigError(f"NoLiMa: {label}: has no gold_answers")
+            raise ConfigError(f"{place}: {label}: has no gold_answers")
         yield _Question(
             label,
             _with_arguments(row.needle, test.input_args),

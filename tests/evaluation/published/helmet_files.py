@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-WORDS = "alpha the beta, gamma {x} an delta Theta. iota a kappa".split()
+WORDS = ["alpha", "the", "beta,", "gamma", "{x}", "an", "delta", "Theta.", "iota", "a", "kappa"]
 
 
 def words(start: int, count: int) -> str:
@@ -75,9 +75,7 @@ def questions(folder: Path, *, with_ids: bool) -> dict[str, Path]:
 
 
 def popular(folder: Path) -> dict[str, Path]:
-    rows = [
-        question(n, 3, id=n, s_pop=(10, 999, 1000, 5000, 500)[n % 5]) for n in range(25)
-    ]
+    rows = [question(n, 3, id=n, s_pop=(10, 999, 1000, 5000, 500)[n % 5]) for n in range(25)]
     short = [{**row, "ctxs": row["ctxs"][:1]} for row in rows]
     return {
         "test": write(folder / "pop_test.jsonl", rows),

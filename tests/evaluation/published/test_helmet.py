@@ -123,7 +123,9 @@ def test_one_question_at_several_depths_is_one_group(read: Read, tmp_path: Path)
 
 def test_only_rare_subjects_are_asked(read: Read, tmp_path: Path) -> None:
     samples = read("helmet_popqa", files.popular(tmp_path))
-    assert [sample["group"] for sample in samples] == [str(n) for n in range(25) if n % 5 in (0, 1, 4)]
+    assert [sample["group"] for sample in samples] == [
+        str(n) for n in range(25) if n % 5 in (0, 1, 4)
+    ]
 
 
 def test_examples_are_other_questions(read: Read, tmp_path: Path) -> None:
@@ -176,6 +178,8 @@ def test_too_few_examples_and_wrong_labels_are_refused(read: Read, tmp_path: Pat
         read("helmet_nq", {**paths, "demos": demo})
     with pytest.raises(ConfigError, match=r"s_pop: is missing"):
         read("helmet_popqa", paths)
-    train = files.write(tmp_path / "l.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 77}])
+    train = files.write(
+        tmp_path / "l.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 77}]
+    )
     with pytest.raises(ConfigError, match=r"l\.jsonl:2: label: must be a whole .* to 76, got 77"):
         read("helmet_banking77", {"train": train, "test": train}, shots=4)
