@@ -49,6 +49,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
         },
         "What is the pass key?",
     ),
+    "longproc_path_traversal_0.5k": (
+        "longproc",
+        "test",
+        {
+            "input_prompt": f"{FACTS}Find the route.",
+            "reference_output": "From A, take a bus to B.",
+            "metadata": "{}",
+        },
+        "Find the route.",
+    ),
 }
 
 
@@ -69,7 +79,10 @@ def test_a_local_file_takes_the_place_of_the_hub(task: str, tokenizer: Any, tmp_
             "data_files": {split: str(path)},
         }
     )
-    (settings,) = leaf_settings(entry, limit=None, allow_code=False).values()
+    if suite == "longproc":
+        with pytest.raises(PreflightError, match=r"runs code that the model writes; set "):
+            leaf_settings(entry, limit=None, allow_code=False)
+    (settings,) = leaf_settings(entry, limit=None, allow_code=suite == "longproc").values()
     if suite == "longbench" and not all(map(find_spec, ("jieba", "fuzzywuzzy", "rouge"))):
         with pytest.raises(PreflightError, match=r"jieba fuzzywuzzy rouge.*lm_eval\[longbench\]"):
             freeze_leaf(settings, tokenizer)
