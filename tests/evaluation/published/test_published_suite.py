@@ -19,7 +19,8 @@ from longred.evaluation.samples import freeze
 from longred.evaluation.suites import SuiteTask, check_data_files, suite_of
 from longred.evaluation.tasks import Task, read_tasks
 from longred.models.load import load_model, load_tokenizer
-from longred.store.artifacts import Store, read_json
+from longred.stages.evaluation import freeze_samples
+from longred.store.artifacts import Artifact, Store, read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WINDOW = 512
@@ -107,6 +108,22 @@ def test_files_are_known_by_their_content(
     with (folder / "moved" / "walks.jsonl").open("a") as file:
         file.write(json.dumps(walk(10, 3)) + "\n")
     assert frozen(own, tiny_model_folder, data_folder, folder, "three")[0].num_samples == 8
+
+
+def test_the_stage_knows_files_by_their_content(
+    config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, folder: Path
+) -> None:
+    base = Artifact("base", "m0", str(tiny_model_folder))
+    data = Artifact("data", "d0", str(data_folder))
+    store = Store(folder / "store")
+    (folder / "moved").mkdir()
+    before = freeze_samples(config_of(config, folder), base, data, store=store)
+    (folder / "walks.jsonl").rename(folder / "moved" / "walks.jsonl")
+    own = config_of(config, folder, data_folder=str(folder / "moved"))
+    assert freeze_samples(own, base, data, store=store).digest == before.digest
+    with (folder / "moved" / "walks.jsonl").open("a") as file:
+        file.write(json.dumps(walk(10, 3)) + "\n")
+    assert freeze_samples(own, base, data, store=store).digest != before.digest
 
 
 def test_answers_are_scored_in_both_forms(
