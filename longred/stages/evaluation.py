@@ -21,7 +21,7 @@ def freeze_samples(
         ConfigError: a suite or task is unknown, or a data file of the suite is missing.
     """
     from longred.evaluation import ruler, short
-    from longred.evaluation.published import READER_VERSION
+    from longred.evaluation.published import READER_VERSION, check_task
     from longred.evaluation.published.files import identities
     from longred.evaluation.ruler.freeze import fingerprints
     from longred.evaluation.suites import check_data_files, suite_of
@@ -46,6 +46,7 @@ def freeze_samples(
     }
     for task, entry in zip(suite, values["suite"], strict=True):
         if task.source == "published":
+            check_task(task)
             entry |= {"data_files": identities(task.data_files), "reader": READER_VERSION}
     for key in ("references", "kept", "similarity_tokens", "dtype", "chat_template"):
         del values[key]

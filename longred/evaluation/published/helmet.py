@@ -1,10 +1,9 @@
 """HELMET (arXiv 2410.02694): recall, retrieval-augmented questions and re-ranking.
 
 Prompts, examples, draws and budgets are those of princeton-nlp/HELMET (MIT) at version of April
-2025: wordings and seeds are taken from it, so that equal files give equal prompts. Differences: a
-prompt that is too long is left out, not truncated, and an answer may also be scored where a model
-ends it early. HELMET's configurations ask to stop at a line end under a name that its program does
-not read, so it uses the whole budget; so do these.
+2025: wordings and seeds are taken from it, so that equal files give equal prompts. One difference: a
+prompt that is too long is left out, not truncated. HELMET's configurations ask to stop at a line
+end under a name that its program does not read, so it uses the whole budget; so do these.
 """
 
 import hashlib
@@ -81,7 +80,7 @@ class _Question(BaseModel):
     ctxs: list[_Passage]
 
 
-class _Key_(BaseModel):
+class _QuestionKey(BaseModel):
     id: _Key | None = None
     question: str
     s_pop: float | None = None
@@ -222,7 +221,7 @@ def _question_keys(
 ) -> tuple[dict[int, _Key], bool]:
     """Return the key of each row that takes part: its id, or its question if there are none."""
     limit = reading.settings["max_popularity"]
-    rows = {number: table.row(number, _Key_) for number in range(len(table))}
+    rows = {number: table.row(number, _QuestionKey) for number in range(len(table))}
     if has_ids is None:
         has_ids = all(row.id is not None for row in rows.values())
     keys: dict[int, _Key] = {}
