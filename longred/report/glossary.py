@@ -98,7 +98,7 @@ FAMILIES = {
     "helmet_json_kv_": "find the value of one key in a long JSON object (HELMET)",
     "helmet_niah_": "find stated values in a long text (RULER's needles, in HELMET)",
     "helmet_msmarco_": "rank documents by their relevance to a query (HELMET)",
-    "helmet_": "a task of HELMET: answer from retrieved passages, or label texts from many examples",
+    "helmet_": "a task of HELMET: answer from retrieved passages, or label texts by examples",
     "mrcr_": "repeat one of several similar texts of a long conversation (MRCR)",
     "graphwalks_": "find nodes of a graph that is given as a list of edges (GraphWalks)",
     "nolima_": "find a fact that shares no words with the question (NoLiMa)",

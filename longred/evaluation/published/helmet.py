@@ -1,8 +1,8 @@
 """HELMET (arXiv 2410.02694): recall, retrieval-augmented questions and re-ranking.
 
-Prompts, examples, draws and budgets are those of princeton-nlp/HELMET (MIT) at version of April
-2025: wordings and seeds are taken from it, so that equal files give equal prompts. One difference: a
-prompt that is too long is left out, not truncated. HELMET's configurations ask to stop at a line
+Prompts, examples, draws and budgets are those of princeton-nlp/HELMET (MIT) of April 2025: wordings
+and seeds are taken from it, so that equal files give equal prompts. One difference: a prompt that
+is too long is left out, not truncated. HELMET's configurations ask to stop at a line
 end under a name that its program does not read, so it uses the whole budget; so do these.
 """
 
