@@ -194,13 +194,20 @@ class ShortConfig(Section):
         "…), or the path of a suite's YAML file.",
         examples=["short-core"],
     )
+    data_folder: ByContent[str | None] = Field(
+        default=None,
+        description="Folder of the files of a suite that names {folder} in its paths, such as "
+        "helmet; its first lines say where to get them.",
+        examples=["/data/helmet"],
+    )
     num_samples: Count = Field(
         default=200,
         description="Number of samples of each local task; lm-eval tasks have limit instead.",
     )
     limit: Count | None = Field(
         default=None,
-        description="Most samples of each lm-eval task, in addition to the suite's own limits; "
+        description="Most samples of each task of lm-eval or a published benchmark, in addition to "
+        "the suite's own limits; "
         "null for no other limit.",
         examples=[100],
     )

@@ -13,9 +13,9 @@ Four nouns:
 Two stages (`longred.stages.evaluation`) and the command `longred evaluate` call this package:
 
 1. `samples.freeze` writes the samples and their `index.json`. It gets the short tasks of a suite
-   from `suites`, and their samples from `short` (generated from held-out text) or from
-   `lm_eval_catalog` and `lm_eval_tasks` (tasks of lm-eval); RULER samples from `ruler`; rows of
-   long text from `perplexity`.
+   from `suites`, and their samples from `short` (generated from held-out text), `published` (read
+   from the files of a benchmark) or `lm_eval_catalog` and `lm_eval_tasks` (tasks of lm-eval);
+   RULER samples from `ruler`; rows of long text from `perplexity`.
 2. `evaluate.evaluate` evaluates one model. `plan.plan` reads the tasks from the index and returns
    one `TaskRun` per task. Each result is an artifact of its own in the store, so nothing is
    computed twice. `TaskRun.finish` calls `own_tasks.run_own_task` for samples of longred,
@@ -27,18 +27,21 @@ File by file:
 - `suites/`: YAML files that list the short tasks by capacity, and their reader.
 - `samples`: generates and freezes samples, reusing files from the store.
 - `ruler/`, `short/`: generators of long-context and short samples.
+- `published/`: readers and metrics of published benchmarks.
+- `prompts`: a sample as plain text or as messages of a chat, and what ends its answer.
 - `counting`: tokenisation of prompts and exact token counts, shared by all other files.
 - `tasks`: `Task`, its reader, and the JSON Lines files of samples and answers.
 - `model`: `EvaluatedModel`, which loads the model on first use; when to use its chat template.
 - `lm`: `TransformersLM`, the loaded model as an LM of lm-eval: never truncates a prompt silently,
   never holds logits of whole prompts. `vllm`: `VllmLM`, which generates with vLLM instead, after a
   check that both give the same answers.
-- `own_tasks`: runs a task of longred. `lm_eval_finder`: finds tasks, groups and tags of lm-eval and
-  in the user's files, of which `own_task_files` knows the digests. `lm_eval_catalog`: settings of
-  a suite's tasks; replaces their data with local files; `lm_eval_classes` does so for tasks that
-  are Python classes. `lm_eval_tasks`: builds, freezes and runs them. `lm_eval_answers`: finds
-  documents whose right answer is none of their choices. `lm_eval_errors`: what to say about these,
-  about columns that do not suit a task, and about missing packages, metrics and data.
+- `own_tasks`: runs a task whose samples longred generated or read. `lm_eval_finder`: finds tasks,
+  groups and tags of lm-eval and in the user's files, of which `own_task_files` knows the digests.
+  `lm_eval_catalog`: settings of a suite's tasks; replaces their data with local files;
+  `lm_eval_classes` does so for tasks that are Python classes. `lm_eval_tasks`: builds, freezes and
+  runs them. `lm_eval_answers`: finds documents whose right answer is none of their choices.
+  `lm_eval_errors`: what to say about these, about columns that do not suit a task, and about
+  missing packages, metrics and data.
 - `metrics/`: the metrics that lm-eval would fetch from the hub, and the process that runs a program
   which a model wrote.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.

@@ -1,12 +1,12 @@
-"""Runs a local task: samples that longred generated, with prompts that fit exactly."""
+"""Runs a task whose samples longred generated or read, with prompts that fit exactly."""
 
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.utils import maybe_delimit
 
 from longred.errors import MismatchError
 from longred.evaluation.lm import TransformersLM, request_tokens
+from longred.evaluation.prompts import messages, plain_prompt, stops
 from longred.evaluation.results import likeliest, score
 from longred.evaluation.tasks import Row, Task
 
@@ -24,8 +24,9 @@ def run_own_task(lm: TransformersLM, task: Task, num_samples: int | None = None)
 
     Returns:
         One answer per sample, in order, with `id`, `expected`, `got`, `score` (percent), `prompt`
-        if it is short, and `depth` if the sample has one; generated answers also have `ended` and
-        `output_tokens`, choices `loglikelihoods`.
+        if it is short, and `depth` and `group` if the sample has them; generated answers also have
+        `ended` and `output_tokens`, and `unparsed` (true) if the metric cannot read them; choices
+        have `loglikelihoods`.
 
     Raises:
         MismatchError: a prompt would be truncated.
@@ -55,7 +56,10 @@ def run_own_task(lm: TransformersLM, task: Task, num_samples: int | None = None)
     responses: list[list[Any]] = [[] for _ in samples]
     for request, result in zip(requests, results, strict=True):
         responses[request.doc_id].append(result)
-    answers = [_answer(task, s, found) for s, found in zip(samples, responses, strict=True)]
+    answers = [
+        _answer(task, sample, found, in_chat)
+        for sample, found in zip(samples, responses, strict=True)
+    ]
     for request in requests:
         answers[request.doc_id].update(lm.endings.get(request.args[0], {}))
     return answers
@@ -67,30 +71,37 @@ def _choices(sample: Row) -> list[tuple[str, str]]:
 
 def _question(lm: TransformersLM, sample: Row, in_chat: bool) -> tuple[str, Row]:
     """Return the prompt of a sample, and the settings that generate its answer."""
-    question, prefix = sample["input"], sample.get("prefix")
     if in_chat:
-        turns = [{"role": "user", "content": question}]
-        turns += [{"role": "assistant", "content": prefix}] if prefix else []
-        prompt = lm.apply_chat_template(turns, add_generation_prompt=not prefix)
+        turns = messages(sample)
+        is_begun = turns[-1]["role"] == "assistant"
+        prompt = lm.apply_chat_template(turns, add_generation_prompt=not is_begun)
     else:
-        prompt = maybe_delimit(question, prefix)
-    # With full parameters RULER generates the whole budget, as its own evaluation does.
-    stops = [] if sample.get("parameters") == "full" else ["\n"]
-    budget = sample["max_new_tokens"]
-    return prompt, {"until": stops, "do_sample": False, "max_gen_toks": budget}
+        prompt = plain_prompt(sample)
+    until, budget = stops(sample, in_chat=in_chat), sample["max_new_tokens"]
+    return prompt, {"until": until, "do_sample": False, "max_gen_toks": budget}
 
 
-def _answer(task: Task, sample: Row, responses: list[Any]) -> Row:
-    answer: Row = {"id": sample["id"], "score": score(task.metric, sample, responses)}
+def _answer(task: Task, sample: Row, responses: list[Any], in_chat: bool) -> Row:
+    answer: Row = {"id": sample["id"]}
+    scored = responses
     if task.metric == "choice":
         answer["expected"] = sample["choices"][sample["answer"]]
         answer["got"] = sample["choices"][likeliest(responses)]
         answer["loglikelihoods"] = [round(float(r[0]), 6) for r in responses]
+        prompt = sample["input"]
     else:
         answer["expected"], answer["got"] = sample["outputs"], responses[0]
-    if "depth" in sample:
-        answer["depth"] = sample["depth"]
-    if len(sample["input"]) <= MAX_PROMPT_CHARACTERS:
-        prefix = sample.get("prefix")
-        answer["prompt"] = f"{sample['input']} {prefix}" if prefix else sample["input"]
+        prompt = plain_prompt(sample)
+        if not in_chat:
+            # The words that open the answer are part of what is scored.
+            scored = [sample.get("suffix", "").lstrip() + responses[0]]
+    percent, is_parsed = score(task.metric, sample, scored)
+    answer["score"] = percent
+    if not is_parsed:
+        answer["unparsed"] = True
+    for name in ("depth", "group"):
+        if name in sample:
+            answer[name] = sample[name]
+    if len(prompt) <= MAX_PROMPT_CHARACTERS:
+        answer["prompt"] = prompt
     return answer

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from longred.evaluation.published.metrics import METRICS as PUBLISHED_METRICS
+from longred.evaluation.published.metrics import Score
 from longred.evaluation.ruler.tasks import METRICS
 from longred.evaluation.tasks import Row
 
@@ -23,19 +25,26 @@ class Result(NamedTuple):
     answers: Sequence[Row] = ()
 
 
-def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> float:
-    """Score one sample, in percent.
+def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> Score:
+    """Score one sample.
+
+    A choice is always parsed; a generated answer is if it holds a number (`exact_match`), or any
+    text (RULER's metrics), or what its published benchmark reads.
 
     Args:
-        metric: `choice`, `exact_match`, `recall` or `any_match`.
+        metric: `choice`, `exact_match`, one of RULER or of a published benchmark.
         sample: the frozen sample.
         results: (log-likelihood, is greedy) of each choice, or the generated text alone.
     """
     if metric == "choice":
-        return 100.0 if likeliest(results) == sample["answer"] else 0.0
+        return Score(100.0 * (likeliest(results) == sample["answer"]), True)
+    text = results[0]
     if metric == "exact_match":
-        return 100.0 if first_number(results[0]) == sample["outputs"][0] else 0.0
-    return METRICS[metric](results[0], sample["outputs"])
+        number = first_number(text)
+        return Score(100.0 * (number == sample["outputs"][0]), number is not None)
+    if metric in PUBLISHED_METRICS:
+        return PUBLISHED_METRICS[metric](text, sample)
+    return Score(METRICS[metric](text, sample["outputs"]), bool(text.strip()))
 
 
 def first_number(text: str) -> str | None:

@@ -11,10 +11,11 @@ from typing import Any
 from longred.config import EvaluationConfig
 from longred.data.layout import read_index as read_data_index
 from longred.errors import MismatchError, PreflightError
-from longred.evaluation import ruler, short
+from longred.evaluation import published, ruler, short
 from longred.evaluation.counting import count_tokens
 from longred.evaluation.model import load_for
 from longred.evaluation.perplexity import freeze_rows
+from longred.evaluation.published.files import identities
 from longred.evaluation.ruler.freeze import counted, freeze_task, identity
 from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
@@ -165,10 +166,11 @@ class _Freezer:
         """Freeze the short tasks; the entry of a task whose data are unavailable says why."""
         entries: dict[str, Row] = {}
         missing: list[str] = []
+        sources = {"local": self._local, "lm-eval": self._lm_eval, "published": self._published}
         for task in suite:
             common = {"capacity": task.capacity, "metric": task.metric, "chance": task.chance}
             try:
-                entry = self._local(task) if task.source == "local" else self._lm_eval(task)
+                entry = sources[task.source](task)
             except PreflightError as error:
                 missing.append(str(error))
                 entry = {"unavailable": str(error)}
@@ -198,6 +200,29 @@ class _Freezer:
 
         inputs = {"documents": sha256_file(self.data_folder / DOCUMENTS)}
         return self.freeze(f"short/{task.name}.jsonl", values, generate, inputs)
+
+    def _published(self, task: SuiteTask) -> Row:
+        published.check_task(task)
+        limits = [n for n in (self.config.short.limit, task.limit) if n is not None]
+        limit, seed = min(limits, default=None), self.config.seed
+        window = max(self.config.original_window, self.config.target_window)
+        values = {
+            "source": "published",
+            "task": task.task,
+            "settings": published.settings_of(task),
+            "limit": limit,
+            "seed": seed,
+            "window": window,
+            # Prompts must fit the window in the form for chat models too.
+            "chat_template": self.tokenizer.chat_template,
+            "reader": published.READER_VERSION,
+        }
+
+        def generate() -> Frozen:
+            return published.freeze(task, self.tokenizer, window=window, limit=limit, seed=seed)
+
+        name = f"short/{task.name}.jsonl"
+        return self.freeze(name, values, generate, identities(task.data_files))
 
     def _lm_eval(self, task: SuiteTask) -> Row:
         from longred.evaluation.lm_eval_catalog import leaf_settings

@@ -21,7 +21,17 @@ def transport_errors() -> tuple[type[Exception], ...]:
     datasets uses httpx; huggingface_hub uses httpx2 since version 2.
     """
     found = (importlib.util.find_spec(name) for name in ("httpx", "httpx2"))
-    return tuple(importlib.import_module(spec.name).HTTPError for spec in found if spec)
+    errors: list[type[Exception]] = [
+        importlib.import_module(spec.name).HTTPError for spec in found if spec
+    ]
+    return tuple(errors)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what a download from the hub raises."""
+    from huggingface_hub.errors import HFValidationError
+
+    return (OSError, HFValidationError, *transport_errors())
 
 
 PROBE_SECONDS = 5.0
@@ -83,7 +93,6 @@ def download(
         PreflightError: the hub cannot be reached, or refuses the model.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     # Imports transformers, which processes that only prepare text do without.
     from longred.models.folder import COMPANIONS, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
@@ -101,7 +110,7 @@ def download(
     HUB.probe()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (OSError, HFValidationError, *transport_errors()) as error:
+    except hub_errors() as error:
         raise PreflightError(
             f"{key}: {name} at {revision} cannot be fetched ({_reason(error)}); connect to "
             f"the hub and accept the model's licence there (then set HF_TOKEN), or set {key} "
@@ -130,12 +139,11 @@ def newest_commit(name: str) -> str:
         PreflightError: the hub cannot be reached, or has no such model.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError
 
     HUB.probe()
     try:
         found = HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=PROBE_SECONDS)
-    except (OSError, HFValidationError, *transport_errors()) as error:
+    except hub_errors() as error:
         raise PreflightError(
             f"--revision: the newest commit of {name} cannot be looked up ({_reason(error)}); give "
             "the commit (40 hexadecimal digits), or the folder of the model as --model"

@@ -95,6 +95,15 @@ SHORT_TASKS = {
 """Short task → what the model must do."""
 
 FAMILIES = {
+    "helmet_json_kv_": "find the value of one key in a long JSON object (HELMET)",
+    "helmet_niah_": "find stated values in a long text (RULER's needles, in HELMET)",
+    "helmet_msmarco_": "rank documents by their relevance to a query (HELMET)",
+    "helmet_": "a task of HELMET: answer from retrieved passages, or label texts by examples",
+    "mrcr_": "repeat one of several similar texts of a long conversation (MRCR)",
+    "graphwalks_": "find nodes of a graph that is given as a list of edges (GraphWalks)",
+    "nolima_": "find a fact that shares no words with the question (NoLiMa)",
+    "longproc_": "write out a procedure of many steps (LongProc)",
+    "longbench_pro_": "a task of LongBench Pro, about documents of 8K to 256K tokens",
     "longbench2_": "multiple choice about long documents (LongBench v2)",
     "longbench_": "a task of LongBench, about documents of thousands of words",
     "babilong_": "facts hidden in books (BABILong)",

@@ -255,6 +255,10 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
     config = asked.config.evaluation
     missing = []
     for task in suite_of(config):
+        if task.source == "published":
+            from longred.evaluation.published import check_task
+
+            check_task(task)
         if task.source == "lm-eval":
             from longred.evaluation.lm_eval_catalog import leaf_settings
 

@@ -23,6 +23,8 @@ def freeze_samples(
     """
     from longred.evaluation import ruler, short
     from longred.evaluation.own_task_files import own_digests
+    from longred.evaluation.published import READER_VERSION, check_task
+    from longred.evaluation.published.files import identities
     from longred.evaluation.ruler.freeze import fingerprints
     from longred.evaluation.suites import SUBSET, check_data_files, data_paths, suite_of
     from longred.models.find import resolve_model
@@ -43,11 +45,16 @@ def freeze_samples(
         str(file) if SUBSET in path else path: sha256_file(file)
         for task in suite
         for path in task.data_files.values()
+        if task.source != "published"
         for file in data_paths(path)
     }
     own = {task.name: digests for task in suite if (digests := own_digests(task))}
     if own:
         values["own_tasks"] = own
+    for task, entry in zip(suite, values["suite"], strict=True):
+        if task.source == "published":
+            check_task(task)
+            entry |= {"data_files": identities(task.data_files), "reader": READER_VERSION}
     for key in ("references", "kept", "similarity_tokens", "dtype", "chat_template"):
         del values[key]
     inputs = {"model": base.digest, "data": data.digest, **fingerprints(config.ruler)}

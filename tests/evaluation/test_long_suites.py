@@ -49,6 +49,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
         },
         "What is the pass key?",
     ),
+    "longproc_path_traversal_0.5k": (
+        "longproc",
+        "test",
+        {
+            "input_prompt": f"{FACTS}Find the route.",
+            "reference_output": "From A, take a bus to B.",
+            "metadata": "{}",
+        },
+        "Find the route.",
+    ),
 }
 
 
@@ -69,11 +79,14 @@ def test_a_local_file_takes_the_place_of_the_hub(task: str, tokenizer: Any, tmp_
             "data_files": {split: str(path)},
         }
     )
+    if suite == "longproc":
+        with pytest.raises(PreflightError, match=r"runs code that the model writes; set "):
+            leaf_settings(entry, limit=None, allow_code=False)
     if suite == "longbench" and not all(map(find_spec, ("jieba", "fuzzywuzzy", "rouge"))):
         with pytest.raises(PreflightError, match=r"jieba fuzzywuzzy rouge.*lm_eval\[longbench\]"):
             leaf_settings(entry, limit=None, allow_code=False)
         return
-    (settings,) = leaf_settings(entry, limit=None, allow_code=False).values()
+    (settings,) = leaf_settings(entry, limit=None, allow_code=suite == "longproc").values()
     rows, found = freeze_leaf(settings, tokenizer)
     assert len(rows) == 2
     assert wanted in json.dumps(rows[0], ensure_ascii=False).replace("\\n", "\n")

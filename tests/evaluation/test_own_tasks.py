@@ -123,12 +123,18 @@ def test_model_that_knows_scores_everything(
 
 def test_scores_of_single_samples() -> None:
     sample = {"outputs": ["1234"], "answer": 1}
-    assert score("exact_match", sample, [" 1234. And"]) == 100.0
-    assert score("exact_match", sample, [" 12345"]) == 0.0
-    assert score("exact_match", sample, [""]) == 0.0
-    assert score("recall", sample, ["x 12345"]) == 100.0
-    assert score("choice", sample, [(-2.0, False), (-1.0, False)]) == 100.0
-    assert score("choice", sample, [(-1.0, True), (-1.0, True)]) == 0.0
+    for metric, results, expected in (
+        ("exact_match", [" 1234. And"], (100.0, True)),
+        ("exact_match", [" 12345"], (0.0, True)),
+        ("exact_match", ["none"], (0.0, False)),
+        ("recall", ["x 12345"], (100.0, True)),
+        ("recall", ["x"], (0.0, True)),
+        ("any_match", [" \n"], (0.0, False)),
+        ("choice", [(-2.0, False), (-1.0, False)], (100.0, True)),
+        ("choice", [(-1.0, True), (-1.0, True)], (0.0, True)),
+        ("contains", ["It is 1234."], (100.0, True)),
+    ):
+        assert score(metric, sample, results) == expected, (metric, results)
     assert first_number("none") is None
 
 

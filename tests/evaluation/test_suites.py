@@ -7,6 +7,8 @@ import pytest
 from longred.errors import ConfigError
 from longred.evaluation import short
 from longred.evaluation.lm_eval_catalog import find_leaves, task_file
+from longred.evaluation.published import BENCHMARKS, settings_of
+from longred.evaluation.published.reading import split_of
 from longred.evaluation.suites import RESERVED, load_suite, suite_names
 
 # Their metrics are in code, not in YAML.
@@ -20,6 +22,12 @@ def test_packaged_suites_are_whole(name: str) -> None:
         if task.source == "local":
             assert task.task in short.TASKS
             assert task.metric in ("choice", "exact_match")
+            continue
+        if task.source == "published":
+            settings_of(task)
+            benchmark = BENCHMARKS[task.task]
+            splits = {split_of(name) for name in task.data_files}
+            assert set(benchmark.splits) <= splits <= {*benchmark.splits, *benchmark.optional}
             continue
         for leaf, values in find_leaves(task.task).items():
             filters = [f["name"] for f in values.get("filter_list") or []] or ["none"]

@@ -223,9 +223,8 @@ def _download(source: Source) -> Path:
         PreflightError: the hub cannot be reached, or refuses the dataset.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
-    from longred.models.hub import HUB, transport_errors
+    from longred.models.hub import HUB, hub_errors
 
     HUB.probe()
     try:
@@ -235,7 +234,7 @@ def _download(source: Source) -> Path:
             revision=source.revision,
             allow_patterns=_patterns(source),
         )
-    except (OSError, HFValidationError, *transport_errors()) as error:
+    except hub_errors() as error:
         reason = HUB.problem or f"{type(error).__name__}: {error}".partition("\n")[0]
         raise PreflightError(
             f"{source.key}: the dataset {source} cannot be fetched ({reason}); check the network "

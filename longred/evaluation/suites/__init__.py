@@ -19,6 +19,8 @@ COMMON = ("source", "include_path")
 """Settings that a suite may give once for all of its tasks."""
 SUBSET = "{subset}"
 """Stands in a path of `data_files` for the name of the task's subset."""
+HUB_PREFIX = "hf://datasets/"
+"""Beginning of the place of a file on the hub: `hf://datasets/owner/name@commit/file`."""
 RESERVED = ("short", "ruler", "overall", "average")
 """Names that metric keys and score tables use beside those of tasks and capacities."""
 
@@ -31,12 +33,14 @@ class SuiteTask(BaseModel):
         capacity: its group: the short average is the mean over capacities of the mean over the
             tasks of each.
         source: `local` for a generator of `longred.evaluation.short.TASKS`, `lm-eval` for a task or
-            group of lm-eval, whose score is the mean over all of its samples.
+            group of lm-eval, whose score is the mean over all of its samples, `published` for a
+            benchmark of `longred.evaluation.published.BENCHMARKS`.
         task: the task's name at its source; default `name`. For lm-eval also the path of a YAML
             file in its form: a task of the user, with functions in Python files beside it.
         include_path: folder with YAML files of the user's own tasks, groups and tags, which `task`
             may name; they come before those of lm-eval.
-        metric: `choice` or `exact_match` for local tasks; a metric of lm-eval, without filter.
+        metric: `choice` or `exact_match` for local tasks; a metric of lm-eval, without filter; the
+            metric of a published benchmark.
         filter: the filter of lm-eval, if the task has several.
         num_fewshot: examples before each prompt; None for lm-eval's own number.
         limit: maximum number of samples, of each task of a group; None for all.
@@ -45,15 +49,17 @@ class SuiteTask(BaseModel):
         data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
             CSV); `{subset}` in a path is replaced by the name of the task's subset, so that one
             line serves all members of a group, e.g. `{test: "/data/mmlu/{subset}/test.jsonl"}`.
-            Relative paths start in the folder where the command runs.
-        overrides: further values of the task's YAML file in lm-eval.
+            Relative paths start in the folder where the command runs. `{folder}` is replaced by
+            `evaluation.short.data_folder`. Files of published benchmarks may be on the hub.
+        overrides: further values of the task's YAML file in lm-eval; settings of a published
+            benchmark.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     capacity: str
-    source: Literal["local", "lm-eval"] = "local"
+    source: Literal["local", "lm-eval", "published"] = "local"
     task: str = ""
     include_path: str = ""
     metric: str
@@ -67,13 +73,28 @@ class SuiteTask(BaseModel):
 
 
 def suite_of(config: EvaluationConfig) -> list[SuiteTask]:
-    """Return the short tasks of a configuration.
+    """Return the short tasks of a configuration, with paths in its folder of data files.
 
     Raises:
-        ConfigError: suite, capacity or task are unknown.
+        ConfigError: suite, capacity or task are unknown, or their files are in no folder.
     """
     short = config.short
-    return load_suite(short.suite, capacities=short.capacities, tasks=short.tasks)
+    suite = load_suite(short.suite, capacities=short.capacities, tasks=short.tasks)
+    return [_in_folder(task, short.suite, short.data_folder) for task in suite]
+
+
+def _in_folder(task: SuiteTask, suite: str, folder: str | None) -> SuiteTask:
+    """Return a task whose data files are in a folder."""
+    if not any("{folder}" in path for path in task.data_files.values()):
+        return task
+    if folder is None:
+        raise ConfigError(
+            f"evaluation.short.data_folder: is required: {task.name} of suite {suite} reads files "
+            "that you download; the first lines of the suite's file say from where "
+            f"({suite_path(suite)})"
+        )
+    files = {split: path.replace("{folder}", folder) for split, path in task.data_files.items()}
+    return task.model_copy(update={"data_files": files})
 
 
 def load_suite(
@@ -119,7 +140,7 @@ def check_data_files(suite: Iterable[SuiteTask]) -> None:
         own_file(task)
         own_folder(task)
         for split, path in task.data_files.items():
-            if not data_paths(path):
+            if not path.startswith(HUB_PREFIX) and not data_paths(path):
                 raise missing_file(task.name, split, path)
 
 
