@@ -1,11 +1,11 @@
 """How models are evaluated: RULER, short-text tasks, perplexity."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from longred.config.section import Section
-from longred.method.values import ByContent, Count, Device, Share, Undigested
+from longred.method.values import Bounds, ByContent, Count, Device, Share, Undigested
 
 RULER_TASKS = (
     "niah_single_1",
@@ -45,8 +45,8 @@ MMLU_TASKS = tuple(task for task in RULER_V2_TASKS if "niah" in task and not tas
 """RULER tasks that ask questions of MMLU."""
 
 NO_MMLU = (
-    "no questions of MMLU are packaged; name the folder with the files test* and auxiliary_train* "
-    "of cais/mmlu, or leave these tasks out"
+    "no questions of MMLU are packaged; name cais/mmlu, or the folder of its files test* and "
+    "auxiliary_train*, or leave these tasks out"
 )
 
 
@@ -86,22 +86,72 @@ class RulerConfig(Section):
     )
     squad: ByContent[str | None] = Field(
         default=None,
-        description="File of questions in SQuAD's format for task qa_1; null for a small packaged "
+        description="Questions for task qa_1: a file in SQuAD's form, rows in the hub's form "
+        "(jsonl, parquet), a dataset's folder, or its name on the hub; null for a small packaged "
         "set.",
-        examples=["/data/squad/dev-v2.0.json"],
+        examples=["/data/squad/dev-v2.0.json", "rajpurkar/squad_v2"],
+    )
+    squad_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of squad on the hub, 40 hexadecimal digits.",
+        examples=["3ffb306f725f7d2ce8394bc1873b24868140c412"],
+    )
+    squad_subset: ByContent[str | None] = Field(
+        default=None,
+        description="Subset of squad, if it is a dataset; null for its only one.",
+        examples=["squad_v2"],
+    )
+    squad_split: ByContent[str] = Field(
+        default="validation", description="Split of squad, if it is a dataset."
     )
     hotpot: ByContent[str | None] = Field(
         default=None,
-        description="File of questions in HotpotQA's format for task qa_2; null for a small "
-        "packaged set.",
-        examples=["/data/hotpot/dev_distractor_v1.json"],
+        description="Questions for task qa_2: a file in HotpotQA's form, rows in the hub's form "
+        "(jsonl, parquet), a dataset's folder, or its name on the hub; null for a small packaged "
+        "set.",
+        examples=["/data/hotpot/dev_distractor_v1.json", "hotpotqa/hotpot_qa"],
+    )
+    hotpot_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of hotpot on the hub, 40 hexadecimal digits.",
+        examples=["1908d6afbbead072334abe2965f91bd2709910ab"],
+    )
+    hotpot_subset: ByContent[str | None] = Field(
+        default="distractor",
+        description="Subset of hotpot, if it is a dataset; null for its only one.",
+    )
+    hotpot_split: ByContent[str] = Field(
+        default="validation", description="Split of hotpot, if it is a dataset."
     )
     mmlu: ByContent[str | None] = Field(
         default=None,
-        description="Folder with MMLU's files test* and auxiliary_train* in the form of cais/mmlu "
-        "(parquet, jsonl or csv), or one such file, for RULER v2; null if no task asks MMLU.",
-        examples=["/data/mmlu"],
+        description="Questions for the tasks of RULER v2 that ask MMLU, as rows in the hub's form: "
+        "a dataset's folder with the splits test (asked) and auxiliary_train (around them), its "
+        "name on the hub, or one file (jsonl, parquet) whose questions surround each other.",
+        examples=["/data/mmlu", "cais/mmlu"],
         validate_default=True,
+    )
+    mmlu_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of mmlu on the hub, 40 hexadecimal digits.",
+        examples=["c30699e8356da336a370243923dbaf21066bb9fe"],
+    )
+    count_builtin: bool = Field(
+        default=False,
+        description="Whether qa_1 and qa_2 on the packaged questions count in the RULER average; "
+        "the packaged sets are small.",
+    )
+    kv_keys: Annotated[int, Bounds(ge=2)] | None = Field(
+        default=None,
+        description="Number of keys of kv_retrieval: 75, 140 or 300 as published; null fills the "
+        "prompts to their length.",
+        examples=[140],
+    )
+    kv_records: ByContent[str | None] = Field(
+        default=None,
+        description="Published file of kv_retrieval, kv-retrieval-140_keys.jsonl or .jsonl.gz, "
+        "whose samples are asked as they are; null generates samples.",
+        examples=["/data/kv-retrieval-140_keys.jsonl.gz"],
     )
 
     @field_validator("tasks")
@@ -118,12 +168,23 @@ class RulerConfig(Section):
             raise ValueError(f"{asking[0]} asks questions, but {NO_MMLU}")
         return path
 
+    @model_validator(mode="after")
+    def _refuse_two_numbers_of_keys(self) -> Self:
+        if self.kv_keys is not None and self.kv_records is not None:
+            raise ValueError(
+                "kv_keys: the samples of kv_records have their own number of keys; give one of the "
+                "two settings"
+            )
+        return self
+
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result; files are identified by their content."""
         values = super().digest_values()
         if values["haystack"] not in ("library", "held_out"):
             del values["haystack"]
-        return values
+        # Where these are off, samples and scores are those of a version without them.
+        off = {"count_builtin": False, "kv_keys": None}
+        return {key: value for key, value in values.items() if off.get(key, ...) != value}
 
 
 class ShortConfig(Section):

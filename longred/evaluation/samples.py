@@ -15,7 +15,7 @@ from longred.evaluation import ruler, short
 from longred.evaluation.counting import count_tokens
 from longred.evaluation.model import load_for
 from longred.evaluation.perplexity import freeze_rows
-from longred.evaluation.ruler.freeze import freeze_task, identity
+from longred.evaluation.ruler.freeze import counted, freeze_task, identity
 from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, suite_of
@@ -227,13 +227,14 @@ class _Freezer:
     def ruler_entry(self, task: str, length: int) -> Row:
         """Freeze a RULER task at one length."""
         config, seed, materials = self.config.ruler, self.config.seed, self.materials
-        return self.freeze(
+        entry = self.freeze(
             f"ruler/{task}-{length}.jsonl",
             identity(config, task, length, seed=seed, materials=materials),
             lambda: freeze_task(
                 config, task, length, tokenizer=self.tokenizer, seed=seed, materials=materials
             ),
         )
+        return counted(config, entry)
 
     def long_text_entry(self, length: int) -> Row:
         """Freeze rows of held-out text, with their key tokens if there is a judge."""

@@ -246,6 +246,7 @@ def _check_disk(asked: Preflight) -> None:
 def _check_questions(asked: Preflight) -> Iterator[str]:
     """Check RULER's tasks and lengths, the short tasks, and the judge of perplexity."""
     from longred.evaluation.ruler.freeze import check_lengths
+    from longred.evaluation.ruler.materials import reads_hub
     from longred.evaluation.samples import tokenizer_sha256
     from longred.evaluation.suites import suite_of
     from longred.models.find import is_hub_name
@@ -265,7 +266,12 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
     if asked.tokenizer_folder is None:
         yield "evaluation.ruler.lengths: not checked, since the model's tokenizer is not here"
         return
-    check_lengths(config.ruler, load_tokenizer(asked.tokenizer_folder))
+    try:
+        check_lengths(config.ruler, load_tokenizer(asked.tokenizer_folder))
+    except PreflightError as error:
+        if asked.needs_model or not reads_hub(config.ruler):
+            raise
+        yield f"evaluation.ruler.lengths: not checked ({error})"
     name, key = config.perplexity.judge, "evaluation.perplexity.judge"
     if name and asked.is_here:
         # Weights are fetched when they are needed, not by a check.

@@ -19,6 +19,7 @@ def freeze_samples(
 
     Raises:
         ConfigError: a suite or task is unknown, or a data file of the suite is missing.
+        PreflightError: questions on the hub cannot be fetched.
     """
     from longred.evaluation import ruler, short
     from longred.evaluation.ruler.freeze import fingerprints
@@ -32,7 +33,8 @@ def freeze_samples(
 
     suite = suite_of(config)
     check_data_files(suite)
-    generators = {"ruler": ruler.GENERATOR_VERSION, "short": short.GENERATOR_VERSION}
+    version = ruler.generator_version(config.ruler.tasks)
+    generators = {"ruler": version, "short": short.GENERATOR_VERSION}
     values = {**config.digest_values(), "part": "samples", "generators": generators}
     # The content of a suite and of its data files counts, not their paths.
     values["suite"] = [task.model_dump(mode="json") for task in suite]

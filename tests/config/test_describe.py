@@ -44,7 +44,7 @@ WITHOUT_UNIT = {
 
 MEASURES = re.compile(
     "tokens|steps|bytes|seconds|characters|rows|samples|layers|processes|tasks|spikes|GB|points|"
-    "deviations|windows|share|rotations|threads|checkpoints|copies|parts|decay|epochs",
+    "deviations|windows|share|rotations|threads|checkpoints|copies|parts|decay|epochs|keys",
     re.IGNORECASE,
 )
 BETAS = "a list of 2 items, each a number of 0 or more and below 1"

@@ -73,6 +73,27 @@ def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
     assert len(keys) == 8
 
 
+def test_whether_packaged_questions_count_changes_no_sample(
+    config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    store, found = Store(tmp_path), []
+    for counts in (False, True):
+        asked = changed(config, tasks=["qa_1", "vt"], lengths=[512], count_builtin=counts)
+        asked = asked.model_copy(
+            update={"short": asked.short.model_copy(update={"num_samples": 1})}
+        )
+        folder = tmp_path / str(counts)
+        folder.mkdir()
+        freeze(asked, tiny_model_folder, data_folder, folder, store=store)
+        index = json.loads((folder / "index.json").read_text())["ruler"]
+        found.append((index["qa_1"]["512"], index["vt"]["512"]))
+    (plain, other), (counted, same) = found
+    assert plain["builtin"] is True
+    assert counted == {**plain, "counts": True}
+    assert other == same
+    assert "builtin" not in other
+
+
 def test_changed_samples_are_refused(samples_folder: Path, tmp_path: Path) -> None:
     for name, content in files(samples_folder).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -9,7 +9,8 @@ import pytest
 from longred.config import load_recipe
 from longred.data.files import find_files
 from longred.errors import LongredError, where_paths_start
-from longred.evaluation.ruler.materials import read_haystack, read_questions
+from longred.evaluation.ruler.materials import read_haystack
+from longred.evaluation.ruler.questions import read_questions
 from longred.evaluation.suites import suite_path
 from longred.models.load import resolve_model
 from longred.recipes import RECIPES

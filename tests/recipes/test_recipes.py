@@ -6,6 +6,7 @@ are counted on all layers.
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from longred.attention.function import guard, register
 from longred.config import RunConfig, load_recipe
+from longred.evaluation.ruler.materials import question_sources
 from longred.models.extension import extend_config, frequencies
 from longred.models.load import hidden_states
 from longred.objectives.hidden import short_distill_loss, short_to_long_loss
@@ -79,11 +81,16 @@ def test_every_recipe_of_a_public_model_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_and_corpora_are_pinned(name: str) -> None:
+def test_models_corpora_and_questions_are_pinned(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    for revision in [recipe.model.revision, *(source.revision for source in recipe.data.sources)]:
-        assert len(str(revision)) == 40
+    asked = recipe.evaluation.ruler
+    sources = question_sources(asked)
+    assert {source.path for source in sources.values()} == {asked.squad, asked.hotpot}
+    assert all(source.is_on_hub for source in sources.values())
+    revisions = [source.revision for source in (*recipe.data.sources, *sources.values())]
+    for revision in [recipe.model.revision, *revisions]:
+        assert re.fullmatch("[0-9a-f]{40}", str(revision))
     text = (RECIPES / f"{name}.yaml").read_text()
     assert text.count("Apache-2.0") + text.count("Community License") >= 3, "licences are said"
 

@@ -1,10 +1,12 @@
 """A training that cannot work is refused before the stages that it depends on are built."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from longred import stages
 from longred.config import RunConfig
@@ -241,6 +243,22 @@ def test_only_the_given_stages_are_checked():
         refuse_all(Preflight(config, ["evaluation"]))
     assert refuse_all(Preflight(config, ["data", "extension"], reads_text=False)) == []
     assert refuse_all(Preflight(config, ["training"], methods=[])) == []
+
+
+def test_questions_on_the_hub_are_needed_by_a_run_and_not_by_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    changes = ["evaluation.ruler.squad=some/data", f"evaluation.ruler.squad_revision={'0' * 40}"]
+    asked = load_config("demo", [*changes, "evaluation.ruler.tasks=[vt, qa_1]"])
+    problem = r"evaluation\.ruler\.squad: the dataset some/data at 0+ cannot be fetched"
+    with pytest.raises(PreflightError, match=problem):
+        refuse_all(Preflight(asked, ["evaluation"]))
+    (note,) = refuse_all(Preflight(asked, ["evaluation"], needs_model=False))
+    assert re.match(rf"evaluation\.ruler\.lengths: not checked \({problem}", note)
+    unasked = load_config("demo", changes)
+    assert refuse_all(Preflight(unasked, ["evaluation"])) == []
 
 
 def test_too_little_text_is_refused_before_it_is_prepared(tmp_path: Path):

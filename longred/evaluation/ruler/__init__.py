@@ -5,26 +5,24 @@ scores follow RULER (Hsieh et al., arXiv 2404.06654) as published in NVIDIA/RULE
 2024 NVIDIA Corporation, Apache-2.0. The code is our own.
 
 `generate` looks a task up in the table of `tasks`, which also holds the metrics. The samples come
-from `retrieval` (niah, kv_retrieval), `tracking` (vt), `extraction` (cwe, fwe) and `qa`. All of
-them use `fitting` to fill prompts to their length, and take their content from `haystacks`, `words`
-and `materials` (the user's or built-in texts and questions). `freeze` calls `generate` for a
-configuration and describes the result.
+from `retrieval` (niah), `tracking` (vt), `extraction` (cwe, fwe), `qa` and `pairs` (kv_retrieval).
+All of them use `fitting` to fill prompts to their length, and take their content from `haystacks`,
+`words` and `materials` (the user's or built-in texts and questions, read by `questions` and
+`rows`). `freeze` calls `generate` for a configuration and describes the result.
 """
 
 import difflib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from longred.errors import ConfigError
 from longred.evaluation.counting import token_counter
 from longred.evaluation.ruler.fitting import FULL_LENGTH, Parameters, Revision, SampleSpec, run
-from longred.evaluation.ruler.materials import Questions, library_text, own_questions
-from longred.evaluation.ruler.tasks import METRICS, TASKS
-
-GENERATOR_VERSION = 3
-"""Part of the index of every sample file; increase it when a seed gives other samples."""
+from longred.evaluation.ruler.materials import library_text
+from longred.evaluation.ruler.questions import Questions, own_questions
+from longred.evaluation.ruler.tasks import FIRST_VERSION, METRICS, TASKS
 
 # Smallest prompts that are measured to find the minimum length, and the least margin in tokens.
 _NUM_PROBES, _MIN_MARGIN = 32, 8
@@ -43,6 +41,15 @@ def check_task(task: str) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         known = ", ".join(TASKS)
         raise ConfigError(f"evaluation.ruler.tasks: {task} is unknown{hint} (known: {known})")
+
+
+def generator_version(tasks: Iterable[str]) -> int:
+    """Return a number that changes when the samples of any of these tasks do.
+
+    Unknown tasks, which have no samples, are left out.
+    """
+    versions = (TASKS[task].version for task in tasks if task in TASKS)
+    return max(versions, default=FIRST_VERSION)
 
 
 def hides_in_text(task: str) -> bool:
@@ -68,6 +75,7 @@ def generate(
     qa: Questions | None = None,
     revision: Revision = "current",
     parameters: Literal["auto", "full", "compact"] = "auto",
+    settings: Any = None,
 ) -> list[dict[str, Any]]:
     """Generate the samples of one task at one length.
 
@@ -81,16 +89,19 @@ def generate(
         num_samples: number of samples.
         tokenizer: the model's tokenizer.
         seed: any integer.
-        haystack: documents for tasks that hide needles in text; Python's documentation if None.
+        haystack: documents for tasks that hide needles in text, and for question answering when
+            the documents of the questions are used up; Python's documentation if None.
         qa: questions for question answering tasks; the small built-in set if None.
         revision: revision of RULER's wording: `paper` as of 2024, or `current`.
         parameters: RULER's own (`full`), `compact` ones for short windows, or by length (`auto`).
+        settings: the task's settings; those of its parameters if None.
 
     Returns:
-        Dicts with `id`, `input`, `prefix` (start of the answer, after a space), `outputs`
-        (references), `length`, `parameters`, `num_tokens` (of the prompt), `max_new_tokens`,
-        `num_units` (of haystack), `depths` if references are hidden (share of the haystack before
-        each, 0 to 1), and `depth` if there is only one.
+        Dicts with `id`, `input`, `prefix` (start of the answer, which follows a space unless the
+        input ends a line), `outputs` (references), `length`, `parameters`, `num_tokens` (of the
+        prompt), `max_new_tokens`, `num_units` (of haystack), `depths` if references are hidden
+        (share of the haystack before each, 0 to 1), and `depth` if there is only one; question
+        answering adds some (`qa.prepare`).
 
     Raises:
         ConfigError: the task is unknown, the length too short for it, or its haystack is empty.
@@ -109,7 +120,7 @@ def generate(
         length=length,
         parameters=resolved,
         revision=revision,
-        settings=getattr(TASKS[task], resolved),
+        settings=settings or getattr(TASKS[task], resolved),
         count=token_counter(tokenizer),
         haystack=documents,
         questions=qa or own_questions(TASKS[task].questions or "squad"),

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
@@ -21,7 +21,14 @@ from longred.evaluation.ruler.fitting import (
     linear,
     per_unit,
 )
-from longred.evaluation.ruler.words import coded_word, distinct, list_words, uniform
+from longred.evaluation.ruler.words import (
+    all_words,
+    coded_word,
+    distinct,
+    list_words,
+    mixed_words,
+    uniform,
+)
 
 LIST_TASK = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
@@ -81,7 +88,11 @@ class TextSettings:
 
 
 def prepare_list(spec: SampleSpec) -> Start:
-    """Return the function that starts samples of common word extraction."""
+    """Return the function that starts samples of common word extraction.
+
+    A sample that needs more words than RULER's list has gets invented words too. Then all of its
+    words are drawn from both together, so that real words are no sign of the common ones.
+    """
     settings: ListSettings = spec.settings
     rare = settings.repeats[1]
     largest = settings.num_common + spec.length // (2 * rare)
@@ -94,7 +105,16 @@ def prepare_list(spec: SampleSpec) -> Start:
 
     def start(rng: random.Random, index: int) -> Steps:
         order = rng.getrandbits(64)
-        drawn = list_words(rng, settings.example_words + largest)
+        num_drawn = settings.example_words + largest
+        sample = yield from filled(list_words(rng, num_drawn), order, largest)
+        needed = settings.example_words + int(sample["num_units"])
+        if needed <= len(all_words()):
+            return sample
+        # Invented words have other sizes, so a few more may fit.
+        words = mixed_words(rng, min(num_drawn, needed * 5 // 4))
+        return (yield from filled(iter(words), order, len(words) - settings.example_words))
+
+    def filled(drawn: Iterator[str], order: int, largest: int) -> Steps:
         example_words = [*islice(drawn, settings.example_words)]
         example = _example(example_words, order, settings, spec.revision)
         words: list[str] = []

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from longred.errors import ConfigError
 from longred.evaluation.counting import Counter, Prompt
-from longred.evaluation.ruler.materials import Questions
+from longred.evaluation.ruler.questions import Questions
 
 FULL_LENGTH = 4096
 """Shortest length (tokens) with RULER's own parameters; shorter ones use the compact parameters."""
@@ -128,7 +128,8 @@ def fill(
 def finished_sample(draft: Draft, prefix: str, num_tokens: int, num_units: int) -> dict[str, Any]:
     """Return the fields of a sample; see `generate`."""
     sample = {
-        "input": str(draft.prompt).removesuffix(f" {prefix}"),
+        # A line end before the prefix belongs to the question, a space does not.
+        "input": str(draft.prompt).removesuffix(prefix).removesuffix(" "),
         "prefix": prefix,
         "outputs": list(draft.outputs),
         "num_tokens": num_tokens,

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
@@ -10,6 +10,11 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 _WORD = re.compile(r"\S+\s*")
 _LINE_END = re.compile(r"\n+")
 _SENTENCE_END = re.compile(r"[.!?]\s+")
+_PARAGRAPH_END = re.compile(r"\n\s*\n")
+_SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n")
+
+PASSAGE_WORDS = 80
+"""Most words of a passage, about those of a paragraph of the questions' documents."""
 
 
 @dataclass(frozen=True)
@@ -115,3 +120,38 @@ def _words(text: str) -> list[str]:
     if words and not words[-1].endswith("\n"):
         words[-1] = words[-1].rstrip() + "\n"
     return words
+
+
+def passages(documents: Iterable[str]) -> list[str]:
+    """Cut documents into passages of a paragraph's size, which do not overlap; each text once.
+
+    Short paragraphs are joined. Long ones are cut between sentences, or lines, or else words.
+    """
+    found: dict[str, None] = {}
+    for document in documents:
+        joined, num_words = "", 0
+        for piece, separator in _pieces(document):
+            size = len(piece.split())
+            if num_words and num_words + size > PASSAGE_WORDS:
+                found[joined] = None
+                joined, num_words = "", 0
+            joined = f"{joined}{separator}{piece}" if joined else piece
+            num_words += size
+        if joined:
+            found[joined] = None
+    return list(found)
+
+
+def _pieces(document: str) -> Iterator[tuple[str, str]]:
+    """Yield pieces of at most `PASSAGE_WORDS` words, and what separates each from the last."""
+    for paragraph in _PARAGRAPH_END.split(document):
+        if len(paragraph.split()) <= PASSAGE_WORDS:
+            if stripped := paragraph.strip():
+                yield stripped, "\n"
+            continue
+        separator = "\n"
+        for sentence in _SENTENCE_START.split(paragraph):
+            words = sentence.split()
+            for first in range(0, len(words), PASSAGE_WORDS):
+                yield " ".join(words[first : first + PASSAGE_WORDS]), separator
+                separator = " "

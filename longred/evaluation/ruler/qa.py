@@ -1,13 +1,21 @@
-"""Question answering: documents that answer a question, among distractors."""
+"""Question answering: documents that answer a question, among distractors.
+
+Distractors are documents of other questions, as in RULER. When no further one fits, passages of the
+haystack follow; nothing is repeated before all of them are used too.
+"""
 
 import random
+import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from longred.errors import ConfigError
 from longred.evaluation.ruler.fitting import Draft, SampleSpec, Start, Steps, finished_sample
-from longred.evaluation.ruler.materials import Question
+from longred.evaluation.ruler.haystacks import passages
+from longred.evaluation.ruler.questions import Question
 
 TASK = (
     "Answer the question based on the given documents. Only give me the answer and do not output "
@@ -40,7 +48,11 @@ class Settings:
 
 
 def prepare(spec: SampleSpec) -> Start:
-    """Return the function that starts samples: question `index`, or another if that is too long."""
+    """Return the function that starts samples: question `index`, or another if that is too long.
+
+    Samples also have a `group`, which identifies the question; `uses`, the most often that one
+    document is given; and `num_passages`, the documents that are passages of the haystack.
+    """
     settings: Settings = spec.settings
     questions = spec.questions.questions
     distractors = _Distractors(spec)
@@ -50,7 +62,7 @@ def prepare(spec: SampleSpec) -> Start:
         for number in numbers:
             question = questions[number % len(questions)]
             own = question.supporting if settings.only_supporting else question.documents
-            size = yield _prompt(spec, question, own)
+            size = yield prompt(question, own)
             if size <= spec.max_prompt_tokens:
                 break
         else:
@@ -64,7 +76,7 @@ def prepare(spec: SampleSpec) -> Start:
         for attempt in range(_NUM_ATTEMPTS):
             candidate = [*own, *distractors.choose(question, own, room, seed)]
             random.Random(seed).shuffle(candidate)  # noqa: S311
-            size = yield _prompt(spec, question, candidate)
+            size = yield prompt(question, candidate)
             if num_tokens < size <= spec.max_prompt_tokens:
                 given, num_tokens = candidate, size
             unused = spec.max_prompt_tokens - size
@@ -73,38 +85,60 @@ def prepare(spec: SampleSpec) -> Start:
             # Sizes of single documents do not add up exactly. After an overflow the room shrinks by
             # twice the excess, because other documents are chosen then.
             room += unused if unused > 0 else 2 * unused - attempt
-        context = _context(spec, given)
         places = (given.index(number) for number in question.supporting)
-        depths = [round(len(_context(spec, given[:n])) / len(context), 4) for n in places]
-        draft = Draft(_prompt(spec, question, given), question.answers, depths)
-        return finished_sample(draft, PREFIX, num_tokens, num_units=len(given))
+        num_characters = len(context(given))
+        depths = [round(len(context(given[:place])) / num_characters, 4) for place in places]
+        draft = Draft(prompt(question, given), question.answers, depths)
+        return {
+            **finished_sample(draft, PREFIX, num_tokens, num_units=len(given)),
+            "group": spec.questions.question_id(question),
+            "uses": max(Counter(given).values()),
+            "num_passages": sum(number >= len(spec.questions.documents) for number in given),
+        }
+
+    def prompt(question: Question, given: Sequence[int]) -> str:
+        return f"{TASK.format(context=context(given), question=question.text)} {PREFIX}"
+
+    def context(given: Sequence[int]) -> str:
+        return "\n\n".join(
+            DOCUMENT.format(number=number, document=distractors.text(index))
+            for number, index in enumerate(given, start=1)
+        )
 
     return start
 
 
-def _prompt(spec: SampleSpec, question: Question, given: Sequence[int]) -> str:
-    text = TASK.format(context=_context(spec, given), question=question.text)
-    return f"{text} {PREFIX}"
-
-
-def _context(spec: SampleSpec, given: Sequence[int]) -> str:
-    documents = [spec.questions.documents[number] for number in given]
-    return "\n\n".join(
-        DOCUMENT.format(number=number, document=document)
-        for number, document in enumerate(documents, start=1)
-    )
-
-
 class _Distractors:
-    """Chooses documents that together take a given number of tokens, or slightly fewer."""
+    """Chooses documents that together take a given number of tokens, or slightly fewer.
+
+    The numbers after those of the documents are passages of the haystack.
+    """
 
     def __init__(self, spec: SampleSpec) -> None:
-        self.documents, self.count = spec.questions.documents, spec.count
+        self.documents, self.haystack, self.count = (
+            spec.questions.documents,
+            spec.haystack,
+            spec.count,
+        )
         self.num_bos = spec.count([""])[0]
         self.sizes: dict[int, int] = {}
+        self.free_passages: dict[tuple[str, ...], list[int]] = {}
+
+    @cached_property
+    def passages(self) -> list[str]:
+        """Passages of the haystack; cut when they are needed, since they seldom are."""
+        known = set(self.documents)
+        return [passage for passage in passages(self.haystack) if passage not in known]
+
+    def text(self, number: int) -> str:
+        """Return a document or passage."""
+        num_documents = len(self.documents)
+        if number < num_documents:
+            return self.documents[number]
+        return self.passages[number - num_documents]
 
     def choose(self, question: Question, own: Sequence[int], room: int, seed: int) -> list[int]:
-        """Return related documents first, then any, then all again until the room is filled.
+        """Return related documents first, then any, passages, and all again until it is filled.
 
         Finally exchanges some of them for documents that fill the room better.
         """
@@ -126,15 +160,31 @@ class _Distractors:
     def _stream(
         self, rng: random.Random, question: Question, own: Sequence[int], missed: list[int]
     ) -> Iterator[int]:
-        """Yield each document once, then repeat as long as none was too large."""
+        """Yield each document and passage once, then repeat as long as none was too large."""
         related = [number for number in question.related if number not in own]
         rng.shuffle(related)
         yield from related
-        left_out = {*own, *related}
-        num_documents = len(self.documents)
-        while num_documents > len(own) and not missed:
-            yield from (n for n in _permutation(rng, num_documents) if n not in left_out)
-            left_out = {*own}
+        left_out, num_documents = {*own, *related}, len(self.documents)
+        yield from (n for n in _permutation(rng, num_documents) if n not in left_out)
+        free = self._without_answers(question)
+        yield from (free[n] for n in _permutation(rng, len(free)))
+        everything = [*(n for n in range(num_documents) if n not in own), *free]
+        while everything and not missed:
+            yield from (everything[n] for n in _permutation(rng, len(everything)))
+
+    def _without_answers(self, question: Question) -> list[int]:
+        """Return the numbers of the passages that contain no answer to a question as words."""
+        answers = question.answers
+        if answers not in self.free_passages:
+            known = re.compile(
+                rf"(?<!\w)(?:{'|'.join(map(re.escape, answers))})(?!\w)", re.IGNORECASE
+            )
+            self.free_passages[answers] = [
+                number
+                for number, passage in enumerate(self.passages, start=len(self.documents))
+                if not known.search(passage)
+            ]
+        return self.free_passages[answers]
 
     def _exchange(self, chosen: list[int], missed: list[int], room: int) -> None:
         """Replace chosen documents by larger ones that did not fit, while that fills more."""
@@ -157,7 +207,7 @@ class _Distractors:
 
     def _size(self, number: int) -> int:
         if number not in self.sizes:
-            text = DOCUMENT.format(number=10, document=self.documents[number]) + "\n\n"
+            text = DOCUMENT.format(number=10, document=self.text(number)) + "\n\n"
             self.sizes[number] = self.count([text])[0] - self.num_bos
         return self.sizes[number]
 

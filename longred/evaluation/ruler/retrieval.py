@@ -1,15 +1,9 @@
-"""Retrieval: values that are stated in a haystack, or in a long JSON object, and asked for later.
-
-`prepare_needles` creates RULER's eight `niah` tasks. `prepare_pairs` creates `kv_retrieval`, which
-is not one of RULER's: form, wording and score follow Liu et al. 2023, "Lost in the Middle"
-(arXiv 2307.03172; nelson-liu/lost-in-the-middle, MIT License). The code is our own.
-"""
+"""Retrieval: values that are stated in a haystack and asked for later; RULER's `niah` tasks."""
 
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Literal
 
 from longred.evaluation.ruler import haystacks
@@ -39,12 +33,6 @@ MANY = (
     "What are all the special magic {kind}s for {query} mentioned in the provided text?"
 )
 MANY_PREFIX = "The special magic {kind}s for {query} mentioned in the provided text are"
-PAIRS = (
-    "Extract the value corresponding to the specified key in the JSON object below.\n\n"
-    'JSON data:\n{{{pairs}}}\n\nKey: "{key}"'
-)
-PAIRS_PREFIX = "Corresponding value:"
-
 # RULER's grid of depths, for full parameters.
 _DEPTHS = tuple(round(100 * step / 39) / 100 for step in range(40))
 
@@ -75,20 +63,6 @@ class NeedleSettings:
     def kind(self) -> str:
         """Word for a value in the prompts."""
         return self.values.removesuffix("s")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSettings:
-    """Parameters of `kv_retrieval`.
-
-    Attributes:
-        keys, values: kinds of words, see `words.DRAWS`.
-        budget: tokens reserved for the answer.
-    """
-
-    keys: str = "uuids"
-    values: str = "uuids"
-    budget: int = 48
 
 
 def prepare_needles(spec: SampleSpec) -> Start:
@@ -150,7 +124,8 @@ def _haystacks(
 
     def build_needles(rng: random.Random, taken: set[str]) -> Haystack:
         # Lines are drawn on demand, after all other draws of a sample.
-        pairs = _draw_pairs(settings, random.Random(rng.getrandbits(64)), taken)  # noqa: S311
+        own_rng = random.Random(rng.getrandbits(64))  # noqa: S311
+        pairs = draw_pairs(settings.keys, settings.values, own_rng, taken)
         return haystacks.line_haystack(
             NEEDLE.format(kind=settings.kind, key=key, value=value) for key, value in pairs
         )
@@ -170,44 +145,10 @@ def _haystacks(
     return build, linear(per_unit(probe.text, spec.count))
 
 
-def prepare_pairs(spec: SampleSpec) -> Start:
-    """Return the function that starts samples of `kv_retrieval`."""
-    settings: PairSettings = spec.settings
-    probe = [*islice(_draw_pairs(settings, random.Random(0), set()), 32)]  # noqa: S311
-    pair_tokens = per_unit(lambda num_pairs: _json(probe[:num_pairs]), spec.count)
-
-    def start(rng: random.Random, index: int) -> Steps:
-        depth = rng.random()
-        drawn = _draw_pairs(settings, random.Random(rng.getrandbits(64)), set())  # noqa: S311
-        pairs: list[tuple[str, str]] = []
-
-        def draft(num_pairs: int) -> Draft:
-            pairs.extend(islice(drawn, max(0, num_pairs - len(pairs))))
-            asked = min(int(depth * num_pairs), num_pairs - 1)
-            key, value = pairs[asked]
-            task = PAIRS.format(pairs=_json(pairs[:num_pairs]), key=key)
-            depths = [round(asked / max(1, num_pairs - 1), 4)]
-            return Draft(f"{task} {PAIRS_PREFIX}", [value], depths)
-
-        return fill(
-            spec,
-            draft,
-            PAIRS_PREFIX,
-            smallest=1,
-            largest=spec.length,
-            tokens=linear(pair_tokens),
-        )
-
-    return start
-
-
-def _draw_pairs(
-    settings: NeedleSettings | PairSettings, rng: random.Random, taken: set[str]
+def draw_pairs(
+    keys: str, values: str, rng: random.Random, taken: set[str]
 ) -> Iterator[tuple[str, str]]:
-    keys = distinct(partial(DRAWS[settings.keys], rng), taken)
-    values = distinct(partial(DRAWS[settings.values], rng), taken)
-    return zip(keys, values, strict=False)
-
-
-def _json(pairs: list[tuple[str, str]]) -> str:
-    return ",\n ".join(f'"{key}": "{value}"' for key, value in pairs)
+    """Yield pairs of a key and a value of these kinds, all different and none in `taken`."""
+    drawn_keys = distinct(partial(DRAWS[keys], rng), taken)
+    drawn_values = distinct(partial(DRAWS[values], rng), taken)
+    return zip(drawn_keys, drawn_values, strict=False)

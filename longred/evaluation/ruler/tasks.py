@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longred.evaluation.ruler import extraction, qa, retrieval, tracking
+from longred.evaluation.ruler import extraction, pairs, qa, retrieval, tracking
 from longred.evaluation.ruler.fitting import COMPACT_BUDGET, SampleSpec, Start
-from longred.evaluation.ruler.materials import Form
+from longred.evaluation.ruler.questions import Form
 from longred.evaluation.ruler.v2 import choices, documents, needles, scoring
+
+FIRST_VERSION = 3
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -60,7 +62,10 @@ class Task:
             examples, no distractors that belong to a question, small budgets.
         metric: name of its metric.
         questions: form of its questions, for question answering.
+        has_passages: whether passages of the haystack fill prompts that use up all documents.
         chance: score of guessing, in percent.
+        version: number of its generator. Where a seed gives other samples than before, it becomes
+            one more than the largest in `TASKS`.
     """
 
     prepare: Callable[[SampleSpec], Start]
@@ -68,7 +73,9 @@ class Task:
     compact: Any
     metric: str = "recall"
     questions: Form | None = None
+    has_passages: bool = False
     chance: float = 0.0
+    version: int = FIRST_VERSION
 
 
 def _niah(compact_budget: int, **settings: Any) -> Task:
@@ -85,6 +92,8 @@ def _qa(form: Form) -> Task:
         compact=qa.Settings(only_supporting=True),
         metric="any_match",
         questions=form,
+        has_passages=True,
+        version=4,
     )
 
 
@@ -120,6 +129,7 @@ def _documents(name: str) -> Task:
         compact=documents.compact(settings),
         metric="any_answer_match",
         questions="hotpot",
+        has_passages=True,
     )
 
 
@@ -143,6 +153,7 @@ TASKS: dict[str, Task] = {
         compact=extraction.ListSettings(
             num_common=3, repeats=(5, 1), example_words=4, example_repeats=(3, 1), budget=32
         ),
+        version=4,
     ),
     "fwe": Task(
         prepare=extraction.prepare_text,
@@ -152,9 +163,10 @@ TASKS: dict[str, Task] = {
     "qa_1": _qa("squad"),
     "qa_2": _qa("hotpot"),
     "kv_retrieval": Task(
-        prepare=retrieval.prepare_pairs,
-        full=retrieval.PairSettings(),
-        compact=retrieval.PairSettings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        prepare=pairs.prepare,
+        full=pairs.Settings(),
+        compact=pairs.Settings(keys="short_words", values="numbers", budget=COMPACT_BUDGET),
+        version=4,
     ),
     "v2_mk_niah_basic": _numbers(24, num_values=1),
     "v2_mk_niah_easy": _choices("mk_niah_easy"),

@@ -137,8 +137,18 @@ def list_words(rng: random.Random, count: int) -> Iterator[str]:
     """Yield distinct words: RULER's in random order, then invented ones."""
     pool = all_words()
     yield from sampled(rng, pool, min(count, len(pool)))
-    invented = distinct(lambda: _invented_word(rng), set(pool))
-    yield from islice(invented, max(0, count - len(pool)))
+    yield from islice(_invented_words(rng), max(0, count - len(pool)))
+
+
+def mixed_words(rng: random.Random, count: int) -> list[str]:
+    """Return distinct words in random order: RULER's, and as many invented ones as are missing."""
+    pool = all_words()
+    words = [*pool, *islice(_invented_words(rng), max(0, count - len(pool)))]
+    return rng.sample(words, count)
+
+
+def _invented_words(rng: random.Random) -> Iterator[str]:
+    return distinct(lambda: _invented_word(rng), set(all_words()))
 
 
 def sampled(rng: random.Random, pool: Sequence[str], count: int) -> Iterator[str]:

@@ -4,12 +4,19 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from longred.config.evaluation import RULER_V2_TASKS
 from longred.evaluation import ruler
-from longred.evaluation.ruler.materials import Questions, own_questions
+from longred.evaluation.ruler.questions import Questions, own_questions
 
 V1_TASKS = [task for task in ruler.TASKS if task not in RULER_V2_TASKS]
+
+
+def whole(sample: dict[str, Any]) -> str:
+    """Return the prompt that a model sees: the input, a space unless a line ends, the prefix."""
+    gap = "" if sample["input"][-1].isspace() else " "
+    return f"{sample['input']}{gap}{sample['prefix']}"
 
 
 def needles(prompt: str) -> str:

@@ -55,3 +55,19 @@ def test_distinct_ends_where_there_is_nothing_new() -> None:
     assert [next(found) for _ in range(4)] == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match="no further distinct words"):
         next(found)
+
+
+def test_words_of_both_kinds_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = [f"word{number}" for number in range(300)]
+    monkeypatch.setattr(words, "all_words", lambda: tuple(real))
+    shares = []
+    for seed in range(20):
+        drawn = words.mixed_words(random.Random(seed), 1000)
+        assert len(set(drawn)) == len(drawn) == 1000
+        assert set(real) <= set(drawn)
+        shares.append([word in real for word in drawn])
+    # 10 words at the start, 10 at the end, and all between: 0.3 of each are real.
+    for part in (slice(0, 10), slice(-10, None), slice(10, -10)):
+        found = [share for sample in shares for share in sample[part]]
+        assert sum(found) / len(found) == pytest.approx(0.3, abs=0.1)
+    assert set(words.mixed_words(random.Random(0), 200)) < set(real)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longred.demo import model_path
 from longred.evaluation import ruler
-from longred.evaluation.ruler.materials import own_questions
+from longred.evaluation.ruler.questions import own_questions
 
 DIGESTS = {
     ("niah_single_1", 1_024, "current"): "bc5ee7217c1cf9c8",
@@ -35,12 +35,12 @@ DIGESTS = {
     ("cwe", 8_192, "current"): "8eb1a3cb8f3d09df",
     ("fwe", 1_024, "current"): "406a1d85cf30c8a1",
     ("fwe", 8_192, "current"): "0a2f8e40c8fdffbf",
-    ("qa_1", 1_024, "current"): "617929460927fcd1",
-    ("qa_1", 8_192, "current"): "70faf063c55061df",
-    ("qa_2", 1_024, "current"): "380929a6f1117763",
-    ("qa_2", 8_192, "current"): "b96786ee7b77d7ac",
-    ("kv_retrieval", 1_024, "current"): "a399a2cd9814227e",
-    ("kv_retrieval", 8_192, "current"): "d256be0adbdc28bc",
+    ("qa_1", 1_024, "current"): "11d324be29237805",
+    ("qa_1", 8_192, "current"): "f8c08061a3c615d5",
+    ("qa_2", 1_024, "current"): "21e2f8df094c4791",
+    ("qa_2", 8_192, "current"): "7af9c48c32ab1d2f",
+    ("kv_retrieval", 1_024, "current"): "2f579544d24df08d",
+    ("kv_retrieval", 8_192, "current"): "fe54985adb0f1f82",
     ("vt", 8_192, "paper"): "e215788879e3f1ed",
     ("cwe", 8_192, "paper"): "7e065ef4d4e1b237",
 }
@@ -68,4 +68,13 @@ def test_samples_of_a_version(tokenizer: Any, task: str, length: int, revision: 
 
 def test_every_task_is_frozen() -> None:
     assert {task for task, _, _ in DIGESTS} == set(V1_TASKS)
-    assert ruler.GENERATOR_VERSION == 3
+    versions = {name: task.version for name, task in ruler.TASKS.items()}
+    assert {name for name, version in versions.items() if version != 3} == {
+        "cwe",
+        "qa_1",
+        "qa_2",
+        "kv_retrieval",
+    }
+    assert ruler.generator_version(["vt", "niah_single_1"]) == ruler.generator_version([]) == 3
+    assert ruler.generator_version(["vt", "qa_1"]) == 4
+    assert ruler.generator_version(["vtt"]) == 3

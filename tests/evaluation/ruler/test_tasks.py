@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from oracles import V1_TASKS, solve
+from oracles import V1_TASKS, solve, whole
 from transformers import PreTrainedTokenizerFast
 
 from longred.config.evaluation import RULER_TASKS, RULER_V2_TASKS
@@ -13,7 +13,8 @@ from longred.errors import ConfigError, PreflightError
 from longred.evaluation import ruler
 from longred.evaluation.counting import count_tokens, token_counter
 from longred.evaluation.ruler.haystacks import NOISE
-from longred.evaluation.ruler.materials import library_text, own_questions
+from longred.evaluation.ruler.materials import library_text
+from longred.evaluation.ruler.questions import own_questions
 from longred.evaluation.ruler.retrieval import NEEDLE
 
 CELLS = [
@@ -22,10 +23,6 @@ CELLS = [
     (4096, 2),
     pytest.param(32768, 1, marks=pytest.mark.medium),
 ]
-
-
-def prompt(sample: dict[str, Any]) -> str:
-    return f"{sample['input']} {sample['prefix']}"
 
 
 def minimum_length(task: str, tokenizer: Any, parameters: Any) -> int:
@@ -87,7 +84,7 @@ def test_prompts_are_full_never_too_long_and_answerable(
         task, length=length, num_samples=count, tokenizer=any_tokenizer, seed=0
     )
     for sample in samples:
-        used = count_tokens(any_tokenizer, prompt(sample)) + sample["max_new_tokens"]
+        used = count_tokens(any_tokenizer, whole(sample)) + sample["max_new_tokens"]
         assert used <= length
         assert used == sample["num_tokens"] + sample["max_new_tokens"]
         if length >= 4096:
@@ -95,7 +92,7 @@ def test_prompts_are_full_never_too_long_and_answerable(
         else:
             assert length - used < largest_unit(task, any_tokenizer)
     references = [sample["outputs"] for sample in samples]
-    prompts = [prompt(sample) for sample in samples]
+    prompts = [whole(sample) for sample in samples]
     assert ruler.score(task, solve(task, prompts), references) == 100.0
     assert ruler.score(task, [""] * count, references) == 0.0
 
@@ -122,7 +119,7 @@ def test_at_the_minimum_every_sample_fits(any_tokenizer: Any, task: str) -> None
         )
 
     samples = make(minimum)
-    prompts = [prompt(sample) for sample in samples]
+    prompts = [whole(sample) for sample in samples]
     assert ruler.score(task, solve(task, prompts), [s["outputs"] for s in samples]) == 100.0
     with pytest.raises(ConfigError, match=rf"needs at least {minimum} tokens"):
         make(minimum - 1)
@@ -157,7 +154,7 @@ def test_answers_fit_the_budget(tokenizers: dict[str, Any], task: str, parameter
     )
     for sample in samples:
         assert sample["parameters"] == parameters
-        answer = solve(task, [prompt(sample)])[0]
+        answer = solve(task, [whole(sample)])[0]
         tokens = len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
         assert tokens <= sample["max_new_tokens"] * (2 if task == "cwe" else 1)
 
@@ -172,7 +169,7 @@ def test_table_is_the_configuration(tokenizers: dict[str, Any]) -> None:
         "fwe": 50,
         "qa_1": 32,
         "qa_2": 32,
-        "kv_retrieval": 48,
+        "kv_retrieval": 100,
     }
     metrics = {name for name, task in ruler.TASKS.items() if task.metric == "any_match"}
     assert metrics == {"qa_1", "qa_2"}

@@ -11,7 +11,8 @@ import pytest
 from longred.evaluation import ruler
 from longred.evaluation.counting import count_tokens
 from longred.evaluation.ruler.haystacks import NOISE
-from longred.evaluation.ruler.materials import library_text, own_questions
+from longred.evaluation.ruler.materials import library_text
+from longred.evaluation.ruler.questions import own_questions
 
 NEEDLE = r"One of the special magic (\w+) for (\S+) is: (\S+)\."
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from longred.evaluation.ruler.materials import own_questions
+from longred.evaluation.ruler.questions import own_questions
 
 ORDINALS = {"1st": 0, "2nd": 1, "3rd": 2, "4th": 3}
 
