@@ -10,13 +10,8 @@ from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
 from longred.evaluation import ruler
 from longred.evaluation.ruler.freeze import fingerprints, freeze_task, identity
-from longred.evaluation.ruler.materials import (
-    library_text,
-    own_questions,
-    read_haystack,
-    read_materials,
-    read_questions,
-)
+from longred.evaluation.ruler.materials import library_text, read_haystack, read_materials
+from longred.evaluation.ruler.questions import own_questions, read_questions
 
 SQUAD: dict[str, Any] = {
     "data": [
