@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, field_validator
 
-from longred.errors import ConfigError
+from longred.errors import ConfigError, where_paths_start
 from longred.evaluation.ruler.questions import Question, Questions
 from longred.evaluation.ruler.rows import ROW_SUFFIXES, Source, read_rows, validated
 
@@ -70,7 +70,10 @@ def read_mmlu(source: Source) -> Questions:
     elif source.has_rows:
         asked = around = _read(source)
     else:
-        raise ConfigError(f"{source.key}: {source}: must be a folder, or end in {_SUFFIXES}")
+        where = where_paths_start(source.local)
+        raise ConfigError(
+            f"{source.key}: {source}: is no folder{where}, nor a file that ends in {_SUFFIXES}"
+        )
     solutions: dict[str, str] = {}
     for row in around:
         solutions.setdefault(row.on_one_line(), row.letter)

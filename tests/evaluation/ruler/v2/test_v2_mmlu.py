@@ -94,7 +94,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mmlu: .*a\.jsonl:1: is not valid JSON"):
         read(tmp_path / "a.jsonl")
     (tmp_path / "a.csv").write_text("")
-    with pytest.raises(ConfigError, match=r"a\.csv: must be a folder, or end in \.jsonl"):
+    with pytest.raises(ConfigError, match=r"a\.csv: is no folder, nor a file that ends in \.jsonl"):
         read(tmp_path / "a.csv")
     with pytest.raises(ConfigError, match=r"none\.jsonl: cannot be read \(No such file"):
         read(tmp_path / "none.jsonl")
