@@ -45,8 +45,8 @@ MMLU_TASKS = tuple(task for task in RULER_V2_TASKS if "niah" in task and not tas
 """RULER tasks that ask questions of MMLU."""
 
 NO_MMLU = (
-    "no questions of MMLU are packaged; name the folder with the files test* and auxiliary_train* "
-    "of cais/mmlu, or leave these tasks out"
+    "no questions of MMLU are packaged; name cais/mmlu, or the folder of its files test* and "
+    "auxiliary_train*, or leave these tasks out"
 )
 
 
@@ -127,6 +127,19 @@ class RulerConfig(Section):
     hotpot_split: ByContent[str] = Field(
         default="validation", description="Split of hotpot, if it is a dataset."
     )
+    mmlu: ByContent[str | None] = Field(
+        default=None,
+        description="Questions for the tasks of RULER v2 that ask MMLU, as rows in the hub's form: "
+        "a dataset's folder with the splits test (asked) and auxiliary_train (around them), its "
+        "name on the hub, or one file (jsonl, parquet) whose questions surround each other.",
+        examples=["/data/mmlu", "cais/mmlu"],
+        validate_default=True,
+    )
+    mmlu_revision: ByContent[str | None] = Field(
+        default=None,
+        description="Commit of mmlu on the hub, 40 hexadecimal digits.",
+        examples=["c30699e8356da336a370243923dbaf21066bb9fe"],
+    )
     count_builtin: bool = Field(
         default=False,
         description="Whether qa_1 and qa_2 on the packaged questions count in the RULER average; "
@@ -144,22 +157,6 @@ class RulerConfig(Section):
         "whose samples are asked as they are; null generates samples.",
         examples=["/data/kv-retrieval-140_keys.jsonl.gz"],
     )
-    mmlu: ByContent[str | None] = Field(
-        default=None,
-        description="Folder with MMLU's files test* and auxiliary_train* in the form of cais/mmlu "
-        "(parquet, jsonl or csv), or one such file, for RULER v2; null if no task asks MMLU.",
-        examples=["/data/mmlu"],
-        validate_default=True,
-    )
-
-    @model_validator(mode="after")
-    def _refuse_two_numbers_of_keys(self) -> Self:
-        if self.kv_keys is not None and self.kv_records is not None:
-            raise ValueError(
-                "kv_keys: the samples of kv_records have their own number of keys; give one of the "
-                "two settings"
-            )
-        return self
 
     @field_validator("tasks")
     @classmethod
@@ -174,6 +171,15 @@ class RulerConfig(Section):
         if asking and path is None:
             raise ValueError(f"{asking[0]} asks questions, but {NO_MMLU}")
         return path
+
+    @model_validator(mode="after")
+    def _refuse_two_numbers_of_keys(self) -> Self:
+        if self.kv_keys is not None and self.kv_records is not None:
+            raise ValueError(
+                "kv_keys: the samples of kv_records have their own number of keys; give one of the "
+                "two settings"
+            )
+        return self
 
     def digest_values(self) -> dict[str, Any]:
         """Return the settings that can change a result; files are identified by their content."""

@@ -30,7 +30,7 @@ def identity(
         "generator_version": TASKS[task].version,
     }
     form = TASKS[task].questions
-    if form or ruler.hides_in_text(task):
+    if TASKS[task].has_passages or ruler.hides_in_text(task):
         values["haystack"] = canonical_digest(list(materials.documents))
     if form:
         values["questions"] = materials.questions[form].digest
@@ -132,19 +132,15 @@ def _material_use(
 def _question_use(
     samples: Sequence[dict[str, Any]], questions: Questions, haystack: str
 ) -> dict[str, Any]:
-    max_units = max(sample["num_units"] for sample in samples)
     use: dict[str, Any] = {
         "questions": questions.name,
         "num_questions": len(questions.questions),
         "num_documents": len(questions.documents),
         "question_uses": -(-len(samples) // len(questions.questions)),
-        "haystack_uses": -(-max_units // len(questions.documents)),
+        "haystack_uses": max(sample["uses"] for sample in samples),
+        "num_passages": max(sample["num_passages"] for sample in samples),
     }
-    if "uses" in samples[0]:
-        # Passages of the haystack stand beside the documents.
-        use["haystack_uses"] = max(sample["uses"] for sample in samples)
-        use["num_passages"] = max(sample["num_passages"] for sample in samples)
-    if use.get("num_passages"):
+    if use["num_passages"]:
         use["haystack"] = haystack
     if questions.is_builtin:
         use["builtin"] = True

@@ -8,21 +8,15 @@ from pathlib import Path
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
 from longred.evaluation.ruler.pairs import Record, read_records
-from longred.evaluation.ruler.questions import (
-    Form,
-    Question,
-    Questions,
-    own_questions,
-    read_questions,
-)
+from longred.evaluation.ruler.questions import Form, Questions, own_questions, read_questions
 from longred.evaluation.ruler.rows import Source, parse_json, read_text
 from longred.evaluation.ruler.tasks import TASKS
 from longred.evaluation.ruler.v2.mmlu import read_mmlu
 
 TEXT_PATTERNS = ("*.txt", "*.md", "*.json", "*.jsonl")
+BUILTIN: tuple[Form, ...] = ("squad", "hotpot")
+"""Forms of which a small set is packaged."""
 _HAYSTACK_KEY = "evaluation.ruler.haystack"
-# RULER v2 surrounds each question of MMLU with at least this many others.
-_MIN_AROUND = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +56,11 @@ def read_materials(config: RulerConfig, held_out: Sequence[str] = ()) -> Materia
         path = Path(config.haystack).expanduser()
         name, documents = str(path), tuple(read_haystack(path))
     sources = question_sources(config)
-    forms: tuple[Form, ...] = ("squad", "hotpot")
-    questions = {
-        form: _read(form, sources[form]) if form in sources else own_questions(form)
-        for form in forms
-    }
-    if config.mmlu is not None:
-        questions["mmlu"] = mmlu_questions(Path(config.mmlu).expanduser())
     return Materials(
         haystack=name,
         documents=documents,
-        questions=questions,
+        questions={form: own_questions(form) for form in BUILTIN if form not in sources}
+        | {form: _read(form, source) for form, source in sources.items()},
         records=read_records(config.kv_records) if config.kv_records else (),
     )
 
@@ -99,6 +87,10 @@ def question_sources(config: RulerConfig) -> dict[Form, Source]:
             subset=config.hotpot_subset,
             split=config.hotpot_split,
         )
+    if config.mmlu is not None:
+        sources["mmlu"] = Source(
+            key="evaluation.ruler.mmlu", path=config.mmlu, revision=config.mmlu_revision
+        )
     asked = {TASKS[task].questions for task in config.tasks if task in TASKS}
     return {form: s for form, s in sources.items() if form in asked or not s.is_on_hub}
 
@@ -110,12 +102,16 @@ def reads_hub(config: RulerConfig) -> bool:
 
 def _read(form: Form, source: Source) -> Questions:
     # A pinned dataset never changes.
-    return _pinned_questions(form, source) if source.is_on_hub else read_questions(form, source)
+    return _pinned_questions(form, source) if source.is_on_hub else _read_form(form, source)
 
 
 @cache
 def _pinned_questions(form: Form, source: Source) -> Questions:
-    return read_questions(form, source)
+    return _read_form(form, source)
+
+
+def _read_form(form: Form, source: Source) -> Questions:
+    return read_mmlu(source) if form == "mmlu" else read_questions(form, source)
 
 
 @cache
@@ -165,26 +161,3 @@ def _text_of(path: Path, line: int, content: str) -> str:
         raise ConfigError(f"{_HAYSTACK_KEY}: {path}:{line}: is not an object with a `text`")
     text: str = value["text"]
     return text
-
-
-def mmlu_questions(path: Path) -> Questions:
-    """Read MMLU's questions; its documents are the questions that surround those asked.
-
-    Raises:
-        ConfigError: a file is missing or malformed; names the setting, the file and where in it.
-    """
-    asked, others = read_mmlu(path)
-    solutions: dict[str, str] = {}
-    for choice in others:
-        solutions.setdefault(choice.text, choice.letter)
-    if len(solutions) <= _MIN_AROUND:
-        raise ConfigError(
-            f"evaluation.ruler.mmlu: {path}: has {len(solutions)} different questions to surround "
-            f"those asked, too few for a prompt; name a file with more than {_MIN_AROUND}"
-        )
-    return Questions(
-        name=str(path),
-        documents=tuple(solutions),
-        questions=tuple(Question(text=c.text, answers=(c.letter,)) for c in asked),
-        solutions=tuple(solutions.values()),
-    )

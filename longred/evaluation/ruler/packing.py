@@ -23,9 +23,12 @@ def answer_budget(answer: str, count: Counter) -> int:
 
 
 def stream(rng: random.Random, pieces: Sequence[int], count: int) -> list[int]:
-    """Return `count` pieces in random order; each repeats only after all others were taken."""
+    """Return `count` pieces in random order; each repeats only after all others were taken.
+
+    Returns none if there are no pieces.
+    """
     drawn: list[int] = []
-    while len(drawn) < count:
+    while pieces and len(drawn) < count:
         drawn += rng.sample(pieces, min(count - len(drawn), len(pieces)))
     return drawn
 

@@ -62,9 +62,10 @@ class Task:
             examples, no distractors that belong to a question, small budgets.
         metric: name of its metric.
         questions: form of its questions, for question answering.
+        has_passages: whether passages of the haystack fill prompts that use up all documents.
+        chance: score of guessing, in percent.
         version: number of its generator. Where a seed gives other samples than before, it becomes
             one more than the largest in `TASKS`.
-        chance: score of guessing, in percent.
     """
 
     prepare: Callable[[SampleSpec], Start]
@@ -72,8 +73,9 @@ class Task:
     compact: Any
     metric: str = "recall"
     questions: Form | None = None
-    version: int = FIRST_VERSION
+    has_passages: bool = False
     chance: float = 0.0
+    version: int = FIRST_VERSION
 
 
 def _niah(compact_budget: int, **settings: Any) -> Task:
@@ -90,6 +92,7 @@ def _qa(form: Form) -> Task:
         compact=qa.Settings(only_supporting=True),
         metric="any_match",
         questions=form,
+        has_passages=True,
         version=4,
     )
 
@@ -126,6 +129,7 @@ def _documents(name: str) -> Task:
         compact=documents.compact(settings),
         metric="any_answer_match",
         questions="hotpot",
+        has_passages=True,
     )
 
 

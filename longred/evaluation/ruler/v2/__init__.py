@@ -13,6 +13,7 @@ levels, from copying to answering:
 - `documents`: the four qa tasks, on HotpotQA's documents, each with a number of seven digits.
 
 `packing` fills their prompts, `scoring` holds the metrics. What differs from the original: prompts
-are filled to the length together with the answer; numbers and texts are distinct; answers end
-where the form has one line or paragraph; HotpotQA's other documents come from the same file.
+are filled to the length together with the answer; numbers are distinct, and a text repeats only
+when all are used; answers end where the form has one line or paragraph; HotpotQA's other documents
+come from the same file, then passages of the haystack.
 """

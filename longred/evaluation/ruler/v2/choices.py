@@ -1,6 +1,7 @@
 """Questions of MMLU as needles: found by number, copied or solved; the other niah tasks."""
 
 import random
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -246,6 +247,9 @@ class _Draw:
             "num_tokens": num_tokens,
             "num_units": len(entries),
             "depths": depths,
+            "group": self.spec.questions.question_id(self.asked),
+            "uses": max(Counter([*self.same, *self.examples, *filling]).values(), default=1),
+            "num_passages": 0,
         } | ({"depth": depths[0]} if len(depths) == 1 else {})
 
 
@@ -280,7 +284,7 @@ def prepare(spec: SampleSpec) -> Start:
         offered = stream(rng, others, spec.length // _LEAST_TOKENS)
         room = spec.length - draw.budget
         filling, num_tokens = yield from pack(draw.prompt, pieces, offered, room, size)
-        return {**draw.sample(filling, num_tokens), "group": f"mmlu-{number}"}
+        return draw.sample(filling, num_tokens)
 
     return start
 

@@ -1,6 +1,11 @@
-"""Documents of HotpotQA, each with a number: found by text or question, or read for an answer."""
+"""Documents of HotpotQA, each with a number: found by text or question, or read for an answer.
+
+When the documents are used up, passages of the haystack follow, as in `ruler.qa`.
+"""
 
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,6 +13,7 @@ from typing import Any, Literal
 
 from longred.errors import ConfigError
 from longred.evaluation.ruler.fitting import SampleSpec, Start, Steps
+from longred.evaluation.ruler.haystacks import passages
 from longred.evaluation.ruler.packing import Pieces, answer_budget, pack, stream
 from longred.evaluation.ruler.questions import Question
 
@@ -112,12 +118,53 @@ def prompt_text(
     return f"{settings.context.format(documents=listed)}\n\n{problem}\n", settings.prefix
 
 
+class _Texts:
+    """The documents, and after them the passages of the haystack, by number."""
+
+    def __init__(self, spec: SampleSpec) -> None:
+        self.documents, self._haystack = spec.questions.documents, spec.haystack
+
+    def __getitem__(self, number: int) -> str:
+        num_documents = len(self.documents)
+        return (
+            self.documents[number]
+            if number < num_documents
+            else self._passages[number - num_documents]
+        )
+
+    @cached_property
+    def _passages(self) -> list[str]:
+        known = set(self.documents)
+        return [passage for passage in passages(self._haystack) if passage not in known]
+
+    def passages_without(self, answers: Sequence[str]) -> list[int]:
+        """Return the numbers of the passages that contain no answer as words."""
+        found = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, answers))})(?!\w)", re.IGNORECASE)
+        numbered = enumerate(self._passages, start=len(self.documents))
+        return [number for number, passage in numbered if not found.search(passage)]
+
+    def offered(self, rng: random.Random, draw: "_Draw", count: int) -> list[int]:
+        """Return numbers to fill a prompt with: documents, then passages, then all of them again.
+
+        Each comes once before any repeats, in random order.
+        """
+        own = {*draw.own}
+        others = [number for number in range(len(self.documents)) if number not in own]
+        drawn = rng.sample(others, min(count, len(others)))
+        if len(drawn) < count:
+            free = self.passages_without(draw.asked.answers)
+            drawn += rng.sample(free, min(count - len(drawn), len(free)))
+            others += free
+        return drawn + stream(rng, others, count - len(drawn))
+
+
 @dataclass(frozen=True)
 class _Draw:
     """What a prompt holds beside the documents that fill it.
 
     Attributes:
         spec: the task.
+        texts: all documents and passages.
         asked: the question.
         own: the documents that are given with it.
         supporting: those of them that hold the answer, in the file's order.
@@ -125,6 +172,7 @@ class _Draw:
     """
 
     spec: SampleSpec
+    texts: _Texts
     asked: Question
     own: list[int]
     supporting: list[int]
@@ -137,8 +185,7 @@ class _Draw:
         numbers = rng.sample(range(10**6, 10**7), len(given))
         order = [*range(len(given))]
         rng.shuffle(order)
-        texts = self.spec.questions.documents
-        documents = [(str(numbers[n]), texts[given[n]]) for n in order]
+        documents = [(str(numbers[n]), self.texts[given[n]]) for n in order]
         return documents, [order.index(self.own.index(document)) for document in self.supporting]
 
     def prompt(self, filling: Sequence[int]) -> str:
@@ -146,7 +193,7 @@ class _Draw:
         return "".join(self._texts(self.layout(filling)[0]))
 
     def _texts(self, documents: Sequence[tuple[str, str]]) -> tuple[str, str]:
-        text = self.spec.questions.documents[self.supporting[0]]
+        text = self.texts[self.supporting[0]]
         return prompt_text(self.spec.settings, documents, self.asked.text, text)
 
     @cached_property
@@ -182,20 +229,22 @@ class _Draw:
             "num_tokens": num_tokens,
             "num_units": len(documents),
             "depths": depths,
+            "group": self.spec.questions.question_id(self.asked),
+            "uses": max(Counter([*self.own, *filling]).values(), default=1),
+            "num_passages": sum(n >= len(self.texts.documents) for n in filling),
         } | ({"depth": depths[0]} if len(depths) == 1 else {})
 
 
 def prepare(spec: SampleSpec) -> Start:
     """Return the function that starts samples: question `index`, or another if that is too long."""
     questions = spec.questions.questions
-    documents = spec.questions.documents
-    frame = DOCUMENT + "\n\n"
-    pieces = Pieces(lambda piece: frame.format(number=1234567, text=documents[piece]), spec.count)
+    texts, frame = _Texts(spec), DOCUMENT + "\n\n"
+    pieces = Pieces(lambda piece: frame.format(number=1234567, text=texts[piece]), spec.count)
 
     def start(rng: random.Random, index: int) -> Steps:
         tried = [index, *(rng.randrange(len(questions)) for _ in range(_NUM_QUESTIONS))]
         for number in (attempt % len(questions) for attempt in tried):
-            draw = _draw(spec, questions[number], rng.getrandbits(64))
+            draw = _draw(spec, texts, questions[number], rng.getrandbits(64))
             size = yield draw.prompt([])
             if size + draw.budget <= spec.length:
                 break
@@ -204,17 +253,15 @@ def prepare(spec: SampleSpec) -> Start:
                 f"evaluation.ruler.lengths: none of {len(tried)} questions fits {spec.length} "
                 "tokens of this tokenizer with its own documents and answer; use longer lengths"
             )
-        own = {*draw.own}
-        others = [n for n in range(len(documents)) if n not in own]
-        offered = stream(rng, others, spec.length // _LEAST_TOKENS) if others else []
+        offered = texts.offered(rng, draw, spec.length // _LEAST_TOKENS)
         room = spec.length - draw.budget
         filling, num_tokens = yield from pack(draw.prompt, pieces, offered, room, size)
-        return {**draw.sample(filling, num_tokens), "group": f"hotpot-{number}"}
+        return draw.sample(filling, num_tokens)
 
     return start
 
 
-def _draw(spec: SampleSpec, asked: Question, seed: int) -> _Draw:
+def _draw(spec: SampleSpec, texts: _Texts, asked: Question, seed: int) -> _Draw:
     supporting = [document for document in asked.documents if document in asked.supporting]
     own = supporting if spec.settings.only_supporting else [*asked.documents]
-    return _Draw(spec, asked, own, supporting, seed)
+    return _Draw(spec, texts, asked, own, supporting, seed)

@@ -10,8 +10,9 @@ import pytest
 from v2_oracles import mmlu_rows
 
 from longred.evaluation import ruler
-from longred.evaluation.ruler.materials import mmlu_questions
 from longred.evaluation.ruler.questions import Questions
+from longred.evaluation.ruler.rows import Source
+from longred.evaluation.ruler.v2.mmlu import read_mmlu
 
 Make = Callable[..., list[dict[str, Any]]]
 
@@ -27,7 +28,7 @@ def mmlu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mmlu(mmlu_folder: Path) -> Questions:
-    return mmlu_questions(mmlu_folder)
+    return read_mmlu(Source(key="evaluation.ruler.mmlu", path=str(mmlu_folder)))
 
 
 @pytest.fixture(scope="session")

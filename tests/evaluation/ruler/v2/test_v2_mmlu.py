@@ -1,6 +1,5 @@
 """MMLU's questions from a user's files: what is read, and errors that name the bad place."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,10 @@ from longred.config.evaluation import MMLU_TASKS, RULER_TASKS, RULER_V2_TASKS, R
 from longred.errors import ConfigError
 from longred.evaluation import ruler
 from longred.evaluation.ruler.freeze import check_lengths, fingerprints, freeze_task, identity
-from longred.evaluation.ruler.materials import mmlu_questions, read_materials
+from longred.evaluation.ruler.materials import read_materials, reads_hub
 from longred.evaluation.ruler.questions import Questions
+from longred.evaluation.ruler.rows import Source
+from longred.evaluation.ruler.v2.mmlu import read_mmlu
 
 ROW: dict[str, Any] = {"question": "Is it?", "choices": ["a", "b", "c", "d"], "answer": 0}
 
@@ -25,17 +26,16 @@ def write(path: Path, found: Sequence[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(found)), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["question", "subject", "choices", "answer"])
-            writer.writeheader()
-            writer.writerows([{**row, "choices": json.dumps(row["choices"])} for row in found])
+        path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize(("suffix", "folder"), [(".parquet", "all"), (".csv", "")])
+def read(path: Path) -> Questions:
+    return read_mmlu(Source(key="evaluation.ruler.mmlu", path=str(path)))
+
+
+@pytest.mark.parametrize(("suffix", "folder"), [(".parquet", "all"), (".jsonl", "")])
 def test_every_form_holds_the_same(
     tmp_path: Path, mmlu: Questions, suffix: str, folder: str
 ) -> None:
@@ -44,7 +44,7 @@ def test_every_form_holds_the_same(
     write(tmp_path / folder / f"test-00001-of-00002{suffix}", second)
     write(tmp_path / folder / f"auxiliary_train{suffix}", mmlu_rows()["auxiliary_train"])
     write(tmp_path / folder / f"validation{suffix}", rows(3, 9, "Never"))
-    found = mmlu_questions(tmp_path)
+    found = read(tmp_path)
     assert found.digest == mmlu.digest
     assert [question.text for question in found.questions] == [
         line(row) for row in mmlu_rows()["test"]
@@ -54,7 +54,7 @@ def test_every_form_holds_the_same(
 
 
 def test_questions_of_a_single_file_surround_each_other(make: Any, tmp_path: Path) -> None:
-    found = mmlu_questions(write(tmp_path / "one.jsonl", rows(60, 3, "Which")))
+    found = read(write(tmp_path / "one.jsonl", rows(60, 3, "Which")))
     assert found.documents == tuple(question.text for question in found.questions)
     for sample in make("v2_mk_niah_easy", 4, qa=found):
         assert sample["input"].count(sample["outputs"][0]) == 1
@@ -63,52 +63,73 @@ def test_questions_of_a_single_file_surround_each_other(make: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"question": " "}, r"question must be text"),
-        ({"choices": ["a", "b", "c"]}, r"choices must be a list of four texts"),
-        ({"choices": ["a", "b", "c", 4]}, r"choices must be a list of four texts"),
-        ({"answer": 4}, r"answer must be a number from 0 to 3, or a letter"),
-        ({"answer": True}, r"answer must be a number from 0 to 3, or a letter"),
-        ({"answer": "AB"}, r"answer must be a number from 0 to 3, or a letter"),
+        ({"question": ""}, r"question: must not be empty"),
+        ({"question": None}, r"question: must be text"),
+        ({"choices": ["a", "b", "c"]}, r"choices: must be four texts, has 3"),
+        ({"choices": ["a", "b", "c", 4]}, r"choices\[3\]: must be text"),
+        ({"answer": 4}, r"answer: must be a number from 0 to 3, or a letter"),
+        ({"answer": True}, r"answer: must be a number from 0 to 3, or a letter"),
+        ({"answer": "AB"}, r"answer: must be a number from 0 to 3, or a letter"),
     ],
 )
 def test_malformed_rows_name_their_place(
     tmp_path: Path, change: dict[str, Any], problem: str
 ) -> None:
     path = write(tmp_path / "m.jsonl", [ROW, {**ROW, **change}])
-    with pytest.raises(ConfigError, match=rf"evaluation\.ruler\.mmlu: .*m\.jsonl:2: {problem}"):
-        mmlu_questions(path)
+    with pytest.raises(
+        ConfigError, match=rf"evaluation\.ruler\.mmlu: .*m\.jsonl: \[1\]\.{problem}"
+    ):
+        read(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("a.jsonl", b'{"question"\n', r"a\.jsonl:1: is not a JSON object"),
-        ("a.jsonl", b"\n", r"a\.jsonl: has no question"),
-        ("a.jsonl", b'"\xff"', r"a\.jsonl: is not UTF-8"),
-        ("a.csv", b"question,choices,answer\nIs it?,\"['a' 'b']\",1\n", r"a\.csv:2: choices must"),
-        ("a.csv", b"x\n" + b"y" * 200_000, r"a\.csv: is not a CSV file \(field larger"),
-        ("a.parquet", b"PAR1", r"a\.parquet: is not a parquet file"),
-        ("a.txt", b"", r"a\.txt: must be a folder, or end in \.parquet, \.jsonl, \.csv"),
-    ],
-)
-def test_malformed_files_are_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"evaluation\.ruler\.mmlu: .*{problem}"):
-        mmlu_questions(tmp_path / name)
+def test_letters_are_answers_too(tmp_path: Path) -> None:
+    numbered = rows(12, 3, "Which")
+    lettered = [{**row, "answer": "ABCD"[row["answer"]]} for row in numbered]
+    one, other = write(tmp_path / "n.jsonl", numbered), write(tmp_path / "l.jsonl", lettered)
+    assert read(one).digest == read(other).digest
 
 
-def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.csv: cannot be read \(No such file"):
-        mmlu_questions(tmp_path / "none.csv")
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question"\n')
+    with pytest.raises(ConfigError, match=r"mmlu: .*a\.jsonl:1: is not valid JSON"):
+        read(tmp_path / "a.jsonl")
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(ConfigError, match=r"a\.csv: is no folder, nor a file that ends in \.jsonl"):
+        read(tmp_path / "a.csv")
+    with pytest.raises(ConfigError, match=r"none\.jsonl: cannot be read \(No such file"):
+        read(tmp_path / "none.jsonl")
     path = write(tmp_path / "n.parquet", [{"question": "Is it?", "answer": 0}])
-    with pytest.raises(ConfigError, match=r"n\.parquet: has no column choices"):
-        mmlu_questions(path)
+    with pytest.raises(ConfigError, match=r"n\.parquet: \[0\]\.choices: is missing"):
+        read(path)
     write(tmp_path / "m" / "test.jsonl", [ROW])
     with pytest.raises(ConfigError, match=r"m: has no file auxiliary_train\* that ends in"):
-        mmlu_questions(tmp_path / "m")
+        read(tmp_path / "m")
     write(tmp_path / "m" / "auxiliary_train.jsonl", [ROW] * 50)
     with pytest.raises(ConfigError, match=r"m: has 1 different questions.* more than 10"):
-        mmlu_questions(tmp_path / "m")
+        read(tmp_path / "m")
+
+
+def test_the_dataset_on_the_hub(
+    tmp_path: Path, mmlu: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two splits of its folder `all` are asked for at the pinned commit."""
+    for split, found in mmlu_rows().items():
+        write(tmp_path / "all" / f"{split}-00000-of-00001.parquet", found)
+        write(tmp_path / "law" / f"{split}-00000-of-00001.parquet", found[:1])
+    asked: list[tuple[str, str | None, str]] = []
+
+    def download(source: Source) -> Path:
+        asked.append((source.path, source.revision, source.split))
+        return tmp_path
+
+    monkeypatch.setattr("longred.evaluation.ruler.rows._download", download)
+    named = config(tasks=["v2_mk_niah_easy"], mmlu="cais/mmlu", mmlu_revision="c" * 40)
+    assert reads_hub(named)
+    found = read_materials(named).questions["mmlu"]
+    assert found.digest == mmlu.digest
+    assert asked == [("cais/mmlu", "c" * 40, split) for split in ("test", "auxiliary_train")]
+    with pytest.raises(ConfigError, match=r"mmlu_revision must be the full commit hash"):
+        read_materials(config(tasks=["v2_mk_niah_easy"], mmlu="cais/mmlu"))
 
 
 def config(**values: Any) -> RulerConfig:

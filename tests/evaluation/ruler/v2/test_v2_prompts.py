@@ -18,9 +18,11 @@ from longred.demo import model_path
 from longred.errors import ConfigError
 from longred.evaluation import ruler
 from longred.evaluation.counting import count_tokens
-from longred.evaluation.ruler.materials import mmlu_questions
+from longred.evaluation.ruler.materials import library_text
 from longred.evaluation.ruler.questions import own_questions
+from longred.evaluation.ruler.rows import Source
 from longred.evaluation.ruler.tasks import METRICS
+from longred.evaluation.ruler.v2.mmlu import read_mmlu
 
 NEEDLE = r"One of the special magic numbers for (\S+) is: (\d{10})\."
 
@@ -201,19 +203,26 @@ def test_worked_examples_are_of_the_context(make: Any, task: str) -> None:
 
 @pytest.mark.parametrize("task", [name for name in RULER_V2_TASKS if "qa" in name])
 def test_documents_of_hotpot(make: Any, task: str) -> None:
-    known = own_questions("hotpot")
+    known, haystack = own_questions("hotpot"), " ".join(" ".join(library_text()).split())
     for sample, question in zip(make(task), known.questions, strict=False):
         given = documents(prompt(sample))
         assert len(given) == sample["num_units"] == len({number for number, _ in given})
         texts = [text for _, text in given]
-        assert set(texts) <= set(known.documents)
+        passages = [text for text in texts if text not in known.documents]
+        assert len(passages) == sample["num_passages"]
+        # The packaged documents do not fill 4,096 tokens; nothing repeats before passages do.
+        assert passages
+        assert sample["uses"] == 1
         for number in question.documents:
             assert texts.count(known.documents[number]) == 1
         places = [texts.index(known.documents[n]) for n in sorted(question.supporting)]
         numbers = [given[place][0] for place in places]
         expected = {"v2_qa_basic": numbers[:1], "v2_qa_easy": numbers}
         assert sample["outputs"] == expected.get(task, list(question.answers))
-        assert sample["group"] == f"hotpot-{known.questions.index(question)}"
+        assert sample["group"] == known.question_id(question)
+        for passage in passages:
+            assert " ".join(passage.split()) in haystack
+            assert not re.search(rf"\b{re.escape(question.answers[0])}\b", passage, re.IGNORECASE)
         assert ("depth" in sample) == (task == "v2_qa_basic")
 
 
@@ -238,7 +247,7 @@ def test_questions_that_are_too_long_are_passed_over(make: Any, tmp_path: Path) 
 
     def given(listed: list[dict[str, Any]]) -> Any:
         path.write_text("".join(json.dumps(row) + "\n" for row in listed), encoding="utf-8")
-        return mmlu_questions(path)
+        return read_mmlu(Source(key="evaluation.ruler.mmlu", path=str(path)))
 
     short = rows(20, 6, "What")
     samples = make("v2_mk_niah_easy", 3, qa=given([*found, *short]))
@@ -252,24 +261,25 @@ def test_questions_that_are_too_long_are_passed_over(make: Any, tmp_path: Path) 
 
 DIGESTS = {
     "v2_mk_niah_basic": "dd39e92b6c743c04",
-    "v2_mk_niah_easy": "ded578d7ad62d7e1",
-    "v2_mk_niah_medium": "9374a08257bf5dfb",
-    "v2_mk_niah_hard": "b676b28f18fa2e4b",
+    "v2_mk_niah_easy": "69a3a7d77f3aaa02",
+    "v2_mk_niah_medium": "cb9315208633fdbe",
+    "v2_mk_niah_hard": "a6357a2b1092f48b",
     "v2_mv_niah_basic": "c2fa406e87cde59f",
-    "v2_mv_niah_easy": "47c0d2ee62b8dacc",
-    "v2_mv_niah_medium": "3dfc65457f54f508",
-    "v2_mv_niah_hard": "810357de4cff7b50",
-    "v2_qa_basic": "61e3bf23bcc12bcb",
-    "v2_qa_easy": "c38b7e7160c5680c",
-    "v2_qa_medium": "a4bf2ecd7e19c4cb",
-    "v2_qa_hard": "b503214544e233f7",
+    "v2_mv_niah_easy": "64296f5411eb9f5e",
+    "v2_mv_niah_medium": "c195c79765c96b22",
+    "v2_mv_niah_hard": "7e5dc72617bdff13",
+    "v2_qa_basic": "209728209a611f0f",
+    "v2_qa_easy": "f51edcf006111ca0",
+    "v2_qa_medium": "3f84ab53ac4fd71f",
+    "v2_qa_hard": "70fb831a69519a36",
 }
 
 
 @pytest.mark.parametrize("task", RULER_V2_TASKS)
 def test_samples_of_a_version(make: Any, tokenizers: dict[str, Any], task: str) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path())
-    samples = [make(task, 1, n, seed=7, tokenizer=tokenizer)[0] for n in (2048, 4096)]
+    given = {"seed": 7, "tokenizer": tokenizer, "haystack": own_questions("squad").documents}
+    samples = [make(task, 1, length, **given)[0] for length in (2048, 4096)]
     found = hashlib.sha256(json.dumps(samples, sort_keys=True).encode()).hexdigest()[:16]
     assert found == DIGESTS[task]
 
