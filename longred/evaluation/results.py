@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from longred.evaluation.published.metrics import METRICS as PUBLISHED_METRICS
 from longred.evaluation.published.metrics import Score
 from longred.evaluation.ruler.tasks import METRICS
+from longred.evaluation.ruler.v2.scoring import chosen_letter
 from longred.evaluation.tasks import Row
 
 _NUMBER = re.compile(r"\d+")
@@ -28,8 +29,8 @@ class Result(NamedTuple):
 def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> Score:
     """Score one sample.
 
-    A choice is always parsed; a generated answer is if it holds a number (`exact_match`), or any
-    text (RULER's metrics), or what its published benchmark reads.
+    A choice is always parsed; a generated answer is if it holds a number (`exact_match`), a letter
+    (`letter_match`), any text (RULER's other metrics), or what its published benchmark reads.
 
     Args:
         metric: `choice`, `exact_match`, one of RULER or of a published benchmark.
@@ -44,7 +45,10 @@ def score(metric: str, sample: Mapping[str, Any], results: Sequence[Any]) -> Sco
         return Score(100.0 * (number == sample["outputs"][0]), number is not None)
     if metric in PUBLISHED_METRICS:
         return PUBLISHED_METRICS[metric](text, sample)
-    return Score(METRICS[metric](text, sample["outputs"]), bool(text.strip()))
+    is_parsed = bool(text.strip())
+    if metric == "letter_match":
+        is_parsed = chosen_letter(text) is not None
+    return Score(METRICS[metric](text, sample["outputs"]), is_parsed)
 
 
 def first_number(text: str) -> str | None:
