@@ -38,7 +38,8 @@ File by file:
   documents whose right answer is none of their choices. `lm_eval_errors`: what to say about these
   and about columns that do not suit a task.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.
-- `results`: scores of samples and their aggregation.
+- `results`: scores of samples and their aggregation. `intervals`: 95 % intervals of averages, of
+  differences and of ratios.
 - `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in
   several processes, one per device.
 - `standalone`: configuration of an evaluation outside of a pipeline.

@@ -37,6 +37,7 @@ class Task:
         sha256: hash of that file.
         settings: settings of the lm-eval task, see `lm_eval_catalog.leaf_settings`.
         fill: mean share of `length` that prompts and answers occupy.
+        builtin: whether a RULER task asks the packaged question set.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Task:
     sha256: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     fill: float | None = None
+    builtin: bool = False
 
     @property
     def table(self) -> str:
