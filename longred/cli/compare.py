@@ -137,10 +137,9 @@ def score(value: float | None, digits: int) -> str:
 def changes(row: "Row") -> list[str]:
     """Format a row's differences from the first run, with the intervals that are known."""
     texts = [change(value, row.digits) for value in row.changes()]
-    intervals = row.intervals or [None] * len(texts)
     return [
         text if ends is None else f"{text} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
-        for text, ends in zip(texts, intervals, strict=True)
+        for text, ends in zip(texts, row.change_intervals(), strict=True)
     ]
 
 

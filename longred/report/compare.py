@@ -33,8 +33,7 @@ class Row:
     Attributes:
         key: dotted key of a setting; key of a metric, with `@ length` for a RULER measure.
         values: in the order of the runs, None if a run lacks it.
-        intervals: of each later run's value minus the first run's, None where they are unknown;
-            empty for a setting.
+        intervals: of each of `changes`, None where it is unknown; empty if all are.
         mark: behind the name of a task, see `names.BUILT_IN`.
     """
 
@@ -61,6 +60,10 @@ class Row:
         return [
             None if value is None or first is None else value - first for value in self.values[1:]
         ]
+
+    def change_intervals(self) -> list[tuple[float, float] | None]:
+        """Return the 95 % interval of each of `changes`, None where it is unknown."""
+        return self.intervals or [None] * (len(self.values) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class RunComparison:
                     each.key: {
                         "values": each.values,
                         "differences": each.changes(),
-                        "intervals": each.intervals,
+                        "intervals": each.change_intervals(),
                     }
                     for each in model.measures
                 }

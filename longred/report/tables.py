@@ -13,11 +13,11 @@ from longred.store.artifacts import MANIFEST, read_json
 
 MARKDOWN_NOTE = (
     "Scores in percent. Retention: score of the model / score of the original on the same samples, "
-    "with its 95 % interval. Unparsed: generated answers in which the metric finds nothing to "
-    "score. Similarity: mean cosine of the last hidden state to the original's. Nats per token: "
-    "loss on text held out from {text}. Average: mean over capacities and RULER at its longest "
-    "length."
+    "with its 95 % interval.{unparsed} Similarity: mean cosine of the last hidden state to the "
+    "original's. Nats per token: loss on text held out from {text}. Average: mean over capacities "
+    "and RULER at its longest length."
 )
+UNPARSED_NOTE = " Unparsed: generated answers in which the metric finds nothing to score."
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -258,8 +258,10 @@ def unparsed_lines(comparison: Comparison) -> list[tuple[str, str]]:
 
 def markdown_page(comparison: Comparison) -> str:
     """Return results, notes, unparsed answers, differences and dropped tasks in Markdown."""
-    note = MARKDOWN_NOTE.replace("{text}", comparison.text)
-    parts = [f"{result_table(comparison).markdown()}\n{note}\n"]
+    table = result_table(comparison)
+    unparsed_note = UNPARSED_NOTE if names.UNPARSED in table.header else ""
+    note = MARKDOWN_NOTE.replace("{unparsed}", unparsed_note).replace("{text}", comparison.text)
+    parts = [f"{table.markdown()}\n{note}\n"]
     if comparison.capacities:
         parts.append(f"{short_average_words(comparison)}\n")
     if unparsed := unparsed_lines(comparison):

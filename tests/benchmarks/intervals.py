@@ -177,7 +177,14 @@ def continuity_correction(step: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cell:
-    """Coverage and width in one setting; `replaced` of what was replaced, if simulated."""
+    """Coverage and width in one setting.
+
+    Attributes:
+        design, statistic, kind, rates, correlation: the setting.
+        found: coverage and median width.
+        uncorrected: coverage without continuity correction; of scores only.
+        replaced: coverage and median width of what was replaced; of some settings only.
+    """
 
     design: str
     statistic: str
@@ -185,7 +192,7 @@ class Cell:
     rates: tuple[float, float]
     correlation: float
     found: tuple[float, float]
-    uncorrected: float
+    uncorrected: float | None
     replaced: tuple[float, float] | None
 
 
@@ -203,8 +210,10 @@ def cells(
                 if statistic == "ratio" and rates[1] < LOWEST_REFERENCE:
                     continue
                 ends, true = ends_of(found, statistic), found.true[statistic]
-                with continuity_correction(0.0):
-                    uncorrected = coverage(ends_of(found, statistic), true)
+                uncorrected = None
+                if statistic == "score":
+                    with continuity_correction(0.0):
+                        uncorrected = coverage(ends_of(found, statistic), true)
                 replaced = None
                 if kind == "binary" and correlation == 0.5:
                     old = replaced_ends(few, statistic, rng)
@@ -217,12 +226,14 @@ def cells(
 
 def page(found: Sequence[Cell], num_repetitions: int, num_replaced: int) -> str:
     """Return both tables in Markdown."""
+    error = 100 * (0.95 * 0.05 / num_repetitions) ** 0.5
     lines = [
         "# Coverage of 95 % intervals",
         "",
         f"{datetime.now(UTC).date()}, {platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, numpy {np.__version__}. Simulated by `intervals.py`: "
-        f"{num_repetitions:,} repetitions a setting, {num_replaced:,} for what was replaced.",
+        f"{num_repetitions:,} repetitions a setting, {num_replaced:,} for what was replaced; the "
+        f"standard error of a coverage of 95 % is {error:.1f} points.",
         "",
         "## Over all settings",
         "",
@@ -243,13 +254,18 @@ def page(found: Sequence[Cell], num_repetitions: int, num_replaced: int) -> str:
             old = [(cell, cell.replaced) for cell in row if cell.replaced is not None]
             ratios = [cell.found[1] / was[1] for cell, was in old if was[0] >= 0.93 and was[1] > 0]
             place = f"{worst.kind} {worst.rates[0]:g}, {worst.rates[1]:g}; {worst.correlation:g}"
-            lines.append(
-                f"| {statistic} | {design} | {100 * worst.found[0]:.1f} | {place} | "
-                f"{100 * statistics.fmean(cell.found[0] for cell in row):.1f} | "
-                f"{100 * min(cell.uncorrected for cell in row):.1f} | "
-                f"{100 * min(was[0] for _, was in old):.1f} | "
-                + (f"{statistics.fmean(ratios):.2f} |" if ratios else "n/a |")
-            )
+            without = [cell.uncorrected for cell in row if cell.uncorrected is not None]
+            columns = [
+                statistic,
+                design,
+                f"{100 * worst.found[0]:.1f}",
+                place,
+                f"{100 * statistics.fmean(cell.found[0] for cell in row):.1f}",
+                f"{100 * min(without):.1f}" if without else "n/a",
+                f"{100 * min(was[0] for _, was in old):.1f}",
+                f"{statistics.fmean(ratios):.2f}" if ratios else "n/a",
+            ]
+            lines.append(f"| {' | '.join(columns)} |")
     lines += [
         "",
         "## Binary scores, correlation .5",
