@@ -57,7 +57,7 @@ def draws_of(models: Sequence[Sequence[Mapping[str, Any]]]) -> Draws:
     """
     groups: dict[Any, int] = {}
     # Without a group, the number of an answer is a key of its own.
-    keys = [answer.get("group", number) for number, answer in enumerate(models[0])]
+    keys = [answer.get("group") or number for number, answer in enumerate(models[0])]
     draw_N = np.array([groups.setdefault(key, len(groups)) for key in keys])
     sizes = np.bincount(draw_N).astype(np.float64)
     scores = [[float(answer["score"]) for answer in answers] for answers in models]
@@ -66,7 +66,7 @@ def draws_of(models: Sequence[Sequence[Mapping[str, Any]]]) -> Draws:
 
 
 class Averages:
-    """Weighted averages over tasks of one model or two, and what they are known to.
+    """Weighted averages over tasks of one model or two, and their intervals.
 
     Shapes: M models, K tasks, `...` any number of independent repetitions of the evaluation.
 

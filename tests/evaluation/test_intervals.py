@@ -157,8 +157,7 @@ def test_answers_of_one_group_are_one_draw_in_proportion_to_their_number() -> No
     def answers(*scores: float) -> list[dict[str, object]]:
         groups = ["a", None, "a", "b", "b", "b"]
         return [
-            {"score": score, **({"group": group} if group else {})}
-            for score, group in zip(scores, groups, strict=True)
+            {"score": score, "group": group} for score, group in zip(scores, groups, strict=True)
         ]
 
     found = draws_of([answers(100, 50, 0, 30, 60, 90), answers(0, 0, 0, 0, 0, 100)])
