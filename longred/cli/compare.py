@@ -12,7 +12,7 @@ from longred.cli.common import StoreOption, open_store, print_indented
 from longred.cli.results import print_table_or_markdown
 
 if TYPE_CHECKING:
-    from longred.report.compare import RunComparison
+    from longred.report.compare import Row, RunComparison
 
 
 def compare(
@@ -57,6 +57,8 @@ def _print(comparison: "RunComparison") -> None:
         [row.key, *(_value(value, limit) for value in row.values)] for row in comparison.differences
     ]
     _print_columns([["", *letters], *rows] if rows else [["none"]])
+    if any(any(row.intervals) for model in comparison.models for row in model.measures):
+        typer.echo("\nDifferences of scores have their 95 % interval over the choice of samples.")
     if comparison.questions_differ:
         typer.echo(
             "\nThe models were evaluated on different samples; the differences include this effect."
@@ -68,7 +70,7 @@ def _print(comparison: "RunComparison") -> None:
             [
                 row.name,
                 *(score(value, row.digits) for value in row.values),
-                *(change(value, row.digits) for value in row.changes()),
+                *changes(row),
             ]
             for row in model.measures
         ]
@@ -102,7 +104,7 @@ def _write_page(comparison: "RunComparison", file: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=score, change=change, breakable=breakable, made_by=made_by)
+    environment.filters.update(score=score, changes=changes, breakable=breakable, made_by=made_by)
     page = environment.get_template("compare.html").render(
         comparison=comparison,
         version=__version__,
@@ -130,6 +132,15 @@ def _value(value: Any, limit: int) -> str:
 def score(value: float | None, digits: int) -> str:
     """Format a score."""
     return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def changes(row: "Row") -> list[str]:
+    """Format a row's differences from the first run, with the intervals that are known."""
+    texts = [change(value, row.digits) for value in row.changes()]
+    return [
+        text if ends is None else f"{text} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
+        for text, ends in zip(texts, row.change_intervals(), strict=True)
+    ]
 
 
 def change(value: float | None, digits: int) -> str:

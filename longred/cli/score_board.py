@@ -24,7 +24,7 @@ class ScoreBoard:
     def __init__(self, models: Sequence[str], console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._models = list(models)
-        self._scores: dict[str, dict[str, str]] = {}
+        self._scores: dict[str, dict[str, list[str]]] = {}
         self._live: Live | None = None
 
     def __enter__(self) -> "ScoreBoard":
@@ -45,23 +45,29 @@ class ScoreBoard:
             self._live.stop()
 
     def add(self, model: str, task: "Task", result: Mapping[str, Any]) -> None:
-        """Add the score of one task."""
-        name = task.part or task.name
+        """Add the score of one task, as `evaluation.results.summary` returns it."""
+        from longred.report.names import BUILT_IN
+
+        name = (task.part or task.name) + (BUILT_IN if task.builtin else "")
         name = name if task.length is None else f"{name} at {task.length:,}"
-        text = f"{result['score']:.1f}"
-        if result.get("stderr") is not None:
-            text += f" ± {result['stderr']:.1f}"
-        self._scores.setdefault(name, {})[model] = text
+        parts = [f"{result['score']:.1f}"]
+        if result.get("interval"):
+            parts.append("[{:.1f}, {:.1f}]".format(*result["interval"]))
+        if result.get("unparsed"):
+            parts.append(f"({result['unparsed']:,} unparsed)")
+        self._scores.setdefault(name, {})[model] = parts
         if self._live is not None:
             self._live.update(self._table())
         else:
-            self.console.print(f"  {model:<16} {name:<32} {text}", soft_wrap=True, markup=False)
+            text = f"  {model:<16} {name:<32} {' '.join(parts)}"
+            self.console.print(text, soft_wrap=True, markup=False)
 
     def _table(self) -> Table:
-        # The name of the task is cut before a score is.
+        # The name of the task is cut before a score is, and a score is a line of its own.
         columns = [Column(model, no_wrap=True, justify="right") for model in self._models]
         table = Table("task", *columns)
         for name, scores in self._scores.items():
             task = Text(name, no_wrap=True, overflow="ellipsis")
-            table.add_row(task, *(scores.get(model, "…") for model in self._models))
+            cells = (Text("\n".join(scores.get(model, ["…"]))) for model in self._models)
+            table.add_row(task, *cells)
         return table

@@ -45,7 +45,8 @@ File by file:
 - `metrics/`: the metrics that lm-eval would fetch from the hub, and the process that runs a program
   which a model wrote.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.
-- `results`: scores of samples and their aggregation.
+- `results`: scores of samples and their aggregation. `intervals`: 95 % intervals of averages, of
+  differences and of ratios.
 - `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in
   several processes, one per device.
 - `standalone`: configuration of an evaluation outside of a pipeline.

@@ -36,7 +36,7 @@ def evaluate(
     """Write a model's `scores.json`, `samples/` and `metrics.jsonl`.
 
     The result of each task and measurement is an artifact of its own; finished ones are reused.
-    Scores are percentages, with the standard errors of their means.
+    Scores are percentages, with their 95 % intervals.
 
     Args:
         model: the model and its samples.

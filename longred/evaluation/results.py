@@ -1,10 +1,10 @@
 """Result: one score per sample, aggregated per task."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from longred.evaluation.intervals import Averages, Interval, draws_of, interval
 from longred.evaluation.published.metrics import METRICS as PUBLISHED_METRICS
 from longred.evaluation.published.metrics import Score
 from longred.evaluation.ruler.tasks import METRICS
@@ -68,23 +68,24 @@ def summary(answers: Sequence[Mapping[str, Any]], chance: float) -> Row:
 
     Args:
         answers: one per sample, with `score` in percent; generated ones with `ended` and
-            `output_tokens`, and `truncated` if the prompt was truncated.
+            `output_tokens`, and `unparsed` if they hold nothing that the metric can read;
+            `truncated` if the prompt was truncated, and `group` if the sample is one of several
+            that repeat a question.
         chance: score of guessing, in percent.
 
     Returns:
-        `score` (the mean), `stderr` (of the mean; for scores of 0 and 100 the binomial
-        sqrt(p (1 - p) / n)), `num_samples`, `chance`, `truncated` (number of samples); for
-        generated answers also `eos_rate` (percent that ended with EOS), `budget_rate` (percent that
-        used the whole token budget) and `output_tokens` (mean).
+        `score` (the mean), `interval` (its 95 % interval, [low, high]), `num_samples`, `chance`,
+        `truncated` (number of samples); for generated answers also `unparsed` (number of
+        samples), `eos_rate` (percent that ended with EOS), `budget_rate` (percent that used the
+        whole token budget) and `output_tokens` (mean).
     """
-    scores = [float(answer["score"]) for answer in answers]
-    count = len(scores)
-    mean = sum(scores) / count
-    variance = sum((score - mean) ** 2 for score in scores) / count
-    result = totals(mean, math.sqrt(variance / count), count, chance, num_truncated(answers))
+    mean = sum(float(answer["score"]) for answer in answers) / len(answers)
+    ends = interval(Averages([draws_of([answers])]).mean())
+    result = totals(mean, ends, len(answers), chance, num_truncated(answers))
     generated = [answer for answer in answers if "ended" in answer]
     if generated:
         share = 100.0 / len(generated)
+        result["unparsed"] = sum(bool(answer.get("unparsed")) for answer in generated)
         result["eos_rate"] = share * sum(a["ended"] == "eos" for a in generated)
         result["budget_rate"] = share * sum(a["ended"] == "budget" for a in generated)
         result["output_tokens"] = sum(a["output_tokens"] for a in generated) / len(generated)
@@ -98,10 +99,10 @@ def combined(parts: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, 
         parts: the `summary` of each member.
         answers: those of all members; empty if the metric has no value per sample.
     """
-    if len(parts) == 1:
-        return dict(parts[0])
     if answers:
         return summary(answers, float(parts[0]["chance"]))
+    if len(parts) == 1:
+        return dict(parts[0])
     count = sum(int(part["num_samples"]) for part in parts)
     mean = sum(part["score"] * part["num_samples"] for part in parts) / count
     truncated = sum(int(part["truncated"]) for part in parts)
@@ -109,12 +110,12 @@ def combined(parts: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, 
 
 
 def totals(
-    score: float, stderr: float | None, num_samples: int, chance: float, truncated: int
+    score: float, ends: Interval | None, num_samples: int, chance: float, truncated: int
 ) -> Row:
-    """Return the values that every aggregate has."""
+    """Return the values that every aggregate has; `ends` are None if only the mean is known."""
     return {
         "score": score,
-        "stderr": stderr,
+        "interval": None if ends is None else list(ends),
         "num_samples": num_samples,
         "chance": chance,
         "truncated": truncated,

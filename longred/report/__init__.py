@@ -4,8 +4,9 @@ The stage `report` calls `write.py`, which reads the artifacts (`inputs.py`), co
 draws the figures, renders the page and writes the journal of metrics. `longred evaluate --report`
 writes the same kind of folder for an evaluation outside of a run.
 
-    samples.py           per-sample answers and paired bootstrap intervals
-    scores.py            averages, retention, dropped tasks, differences, metrics
+    samples.py           per-sample answers, and the draws that intervals are computed from
+    measures.py          averages, their retention and differences, with intervals
+    scores.py            the comparison of models: dropped tasks, all of the above, metrics
     restoration.py       the same by training step, and the correlation with similarity
     findings.py          the claims about the method and their outcomes
     tables.py            all of these as tables of text

@@ -1,24 +1,29 @@
 """Compares several runs: their results, the settings that differ, the scores of each model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from longred.errors import ConfigError
-from longred.report.names import metric_name
+from longred.report.names import BUILT_IN, metric_name
 from longred.report.text_table import NOT_AVAILABLE, Table, read_blocks
 from longred.runs.mirror import comparable
 from longred.runs.record import RunRecord, StageRecord
+from longred.store.artifacts import read_json
 from longred.store.journal import JOURNAL_NAME, read_lines
 
 if TYPE_CHECKING:
     from longred.report.scores import Comparison
 
 SAMPLES = "evaluation/samples"
+SAME_POINTS = 1e-6
+"""Differences that are closer are the same, computed in another order."""
 Scores = Mapping[str, Mapping[str, float]]
 """Model → metric key → value."""
+Changes = Mapping[str, tuple[float, tuple[float, float]]]
+"""Metric key → a difference in points, and its interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +33,20 @@ class Row:
     Attributes:
         key: dotted key of a setting; key of a metric, with `@ length` for a RULER measure.
         values: in the order of the runs, None if a run lacks it.
+        intervals: of each of `changes`, None where it is unknown; empty if all are.
+        mark: behind the name of a task, see `names.BUILT_IN`.
     """
 
     key: str
     values: list[Any]
+    intervals: list[tuple[float, float] | None] = field(default_factory=list)
+    mark: str = ""
 
     @property
     def name(self) -> str:
         """The name of a measure in tables."""
         key, _, length = self.key.partition(" @ ")
-        return metric_name(key, int(length.replace(",", "") or 0))
+        return metric_name(key, int(length.replace(",", "") or 0), self.mark)
 
     @property
     def digits(self) -> int:
@@ -52,12 +61,23 @@ class Row:
             None if value is None or first is None else value - first for value in self.values[1:]
         ]
 
+    def change_intervals(self) -> list[tuple[float, float] | None]:
+        """Return the 95 % interval of each of `changes`, None where it is unknown."""
+        return self.intervals or [None] * (len(self.values) - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's measures in every run; `name` lists the names if they differ between runs."""
+    """A model's measures in every run.
+
+    Attributes:
+        name: for readers; it lists the names if they differ between runs.
+        names: the model's name in each run.
+        measures: what was measured.
+    """
 
     name: str
+    names: list[str]
     measures: list[Row]
 
 
@@ -94,7 +114,11 @@ class RunComparison:
             "same": self.same,
             "scores": {
                 model.name: {
-                    each.key: {"values": each.values, "differences": each.changes()}
+                    each.key: {
+                        "values": each.values,
+                        "differences": each.changes(),
+                        "intervals": each.change_intervals(),
+                    }
                     for each in model.measures
                 }
                 for model in self.models
@@ -116,6 +140,9 @@ def compare(runs: Sequence[RunRecord]) -> RunComparison:
     changed = [model for model in models if any(_differ(each.values) for each in model.measures)]
     attempts = [run.last_attempts() for run in runs]
     samples = {stages[SAMPLES].digest for stages in attempts if SAMPLES in stages}
+    same = [model.name for model in models if model not in changed]
+    if len(samples) == 1 and all(SAMPLES in stages for stages in attempts):
+        changed = _with_intervals(changed, runs)
     letters = list(ascii_uppercase[: len(runs)])
     return RunComparison(
         letters=letters,
@@ -123,7 +150,7 @@ def compare(runs: Sequence[RunRecord]) -> RunComparison:
         results=merged_results(letters, [read_results(run) for run in runs]),
         differences=config_differences([run.config for run in runs]),
         models=changed,
-        same=[model.name for model in models if model not in changed],
+        same=same,
         questions_differ=len(samples) > 1,
     )
 
@@ -232,17 +259,74 @@ def _evaluations(run: RunRecord) -> dict[str, StageRecord]:
     }
 
 
+def _with_intervals(models: Sequence[Model], runs: Sequence[RunRecord]) -> list[Model]:
+    """Return the models with the intervals of their differences from the first run.
+
+    Only scores have any, of models whose answers to the same samples are in the store.
+    """
+    evaluations = [_evaluations(run) for run in runs]
+    comparison = evaluated(runs[0]) if all(map(_has_answers, evaluations[0].values())) else None
+    if comparison is None:
+        return list(models)
+    from longred.report.measures import changes
+
+    found = []
+    for model in models:
+        stages = [each.get(name) for each, name in zip(evaluations, model.names, strict=True)]
+        folders = [
+            Path(str(stage.path)) if stage and _has_answers(stage) else None for stage in stages
+        ]
+        known: list[Changes] = []
+        for folder in folders[1:]:
+            points = changes(comparison, [folder, folders[0]]) if folder and folders[0] else {}
+            known.append({_key(key, step): each for (key, step), each in points.items()})
+        found.append(replace(model, measures=[_with_known(row, known) for row in model.measures]))
+    return found
+
+
+def _has_answers(stage: StageRecord) -> bool:
+    return bool(stage.path) and Path(str(stage.path), "samples").is_dir()
+
+
+def _with_known(row: Row, found: Sequence[Changes]) -> Row:
+    """Return a row with the intervals of its differences.
+
+    A run that averages over other tasks has another difference, which the interval is not of.
+    """
+    ends: list[tuple[float, float] | None] = []
+    for change, known in zip(row.changes(), found, strict=True):
+        points, interval = known.get(row.key, (None, None))
+        is_same = points is not None and change is not None and abs(points - change) < SAME_POINTS
+        ends.append(interval if is_same else None)
+    return replace(row, intervals=ends)
+
+
+def _built_in(run: RunRecord) -> Iterator[str]:
+    """Yield the metric keys of RULER tasks that ask the packaged question set."""
+    for stage in _evaluations(run).values():
+        file = Path(str(stage.path), "scores.json")
+        ruler = read_json(file)["ruler"] if stage.path and file.is_file() else {}
+        for length, tasks in ruler.items():
+            for task, entry in tasks.items():
+                if entry.get("builtin"):
+                    yield _key(f"ruler/{task}", int(length))
+
+
 def _key(key: str, step: int) -> str:
     return f"{key} @ {step:,}" if step else key
 
 
 def _models(runs: Sequence[RunRecord], scores: Sequence[Scores]) -> Iterator[Model]:
     """Yield the trained students as one model, then every other model by name."""
+    marks = {key: BUILT_IN for run in runs for key in _built_in(run)}
 
     def model(label: str, names: Sequence[str]) -> Model:
         found = [each.get(name, {}) for each, name in zip(scores, names, strict=True)]
         keys = dict.fromkeys(key for each in found for key in each)
-        return Model(label, [Row(key, [each.get(key) for each in found]) for key in keys])
+        rows = [
+            Row(key, [each.get(key) for each in found], mark=marks.get(key, "")) for key in keys
+        ]
+        return Model(label, list(names), rows)
 
     methods = [str(run.config["training"]["method"]) for run in runs]
     same_method = len(set(methods)) == 1

@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
+from longred.report.names import RESCALED
 from longred.report.plots import (
     REFERENCE_INK,
     Drawn,
@@ -23,7 +24,6 @@ from longred.report.plots import (
     look,
     write_cell,
 )
-from longred.report.scores import RESCALED
 from longred.report.tables import number, series_table
 from longred.report.text_table import Table
 

@@ -34,19 +34,19 @@ FIGURES = {
         "Retention",
         "Score of each model divided by the score of the original on the same samples. RULER "
         "lengths beyond the original's own window are left out: the original has no score to "
-        "retain there. Whiskers: 95 % interval of a paired bootstrap over samples.",
+        "retain there. Whiskers: 95 % interval.",
         score_figures.retention,
     ),
     "short-tasks": FigureSpec(
         "Short tasks",
-        "Score of each model on each compared short task. Whiskers: 1.96 standard errors; ± in the "
-        "numbers below is one. Dotted line: chance level.",
+        "Score of each model on each compared short task. Whiskers: 95 % interval, in brackets in "
+        "the numbers below. Dotted line: chance level.",
         score_figures.short_tasks,
     ),
     "ruler": FigureSpec(
         "RULER by length",
-        "Average over {tasks}. Whiskers: 1.96 standard errors; ± in the numbers below is one. The "
-        "original's window is {window:,} tokens.",
+        "Average over {tasks}. Whiskers: 95 % interval of the average; the brackets below are "
+        "those of single tasks. The original's window is {window:,} tokens.",
         score_figures.ruler,
     ),
     "ruler-heat-map": FigureSpec(

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longred.evaluation.intervals import Interval
+from longred.report.measures import Difference
+from longred.report.names import ORIGINAL, RESCALED
 from longred.report.restoration import MIN_POINTS, Correlation, Point, by_method, correlation_words
-from longred.report.samples import Interval
-from longred.report.scores import ORIGINAL, RESCALED, Comparison, Difference
+from longred.report.scores import Comparison
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 OPEN, NOT_TESTABLE = "not decided", "not testable"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from longred.report import names
-from longred.report.scores import ORIGINAL, RESCALED, Comparison
+from longred.report.names import ORIGINAL, RESCALED
+from longred.report.scores import Comparison
 
 if TYPE_CHECKING:
     from longred.report.compare import RunComparison
@@ -115,8 +116,12 @@ COLUMNS = {
     names.SHORT_AVERAGE: "Mean score on tasks with short prompts, in percent: first over the tasks "
     "of each capacity (group of tasks), then over capacities.",
     names.SHORT_RETENTION: "Short average divided by the original's on the same samples. In "
-    "brackets its 95 % interval (paired bootstrap over samples).",
+    "brackets its 95 % interval: other samples of the same kind would most likely give a value in "
+    "it.",
     names.RULER: RULER_TEXT,
+    names.UNPARSED: "Generated answers in which the metric finds nothing to score, such as no "
+    "number where one is asked for, over all tasks: a low score then tells of the form of the "
+    "answers.",
     names.AVERAGE: f"Mean over capacities and {names.RULER} at its longest length, in percent.",
     names.SIMILARITY: "Cosine between the model's last hidden state and the original's on the same "
     "short text: 1 is identical.",
@@ -134,6 +139,7 @@ def model_terms(models: Iterable[str]) -> Terms:
 
 def task_text(task: str) -> str:
     """Return what a short or RULER task asks; empty for a task that is not in the tables."""
+    task = task.removesuffix(names.BUILT_IN)
     for text in (SHORT_TASKS.get(task), RULER_TASKS.get(task)):
         if text:
             return text
@@ -157,8 +163,8 @@ def column_terms(columns: Iterable[str], text: str = names.RUN_TEXT) -> Terms:
 
 def ruler_terms(comparison: Comparison) -> Terms:
     """Return the evaluated RULER tasks and what each asks for."""
-    tasks = dict.fromkeys(unit.task for unit in comparison.ruler_units(with_dropped=True))
-    return {task: task_text(task) for task in tasks}
+    units = comparison.ruler_units(with_dropped=True)
+    return {unit.task + comparison.mark(unit): task_text(unit.task) for unit in units}
 
 
 def terms_of_runs(comparison: "RunComparison") -> dict[str, Terms]:

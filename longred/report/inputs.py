@@ -8,7 +8,7 @@ from typing import Any
 
 from longred.errors import ConfigError
 from longred.method.kept import kept_name
-from longred.report.scores import ORIGINAL, RESCALED
+from longred.report.names import ORIGINAL, RESCALED
 from longred.runs.record import RunRecord
 from longred.store.artifacts import read_json
 from longred.store.journal import JOURNAL_NAME, Journal

@@ -3,6 +3,9 @@
 MLflow and the journals have the keys; every key has one name, and every table takes it from here.
 """
 
+ORIGINAL, RESCALED = "original", "rescaled"
+"""The two models beside the trained ones: before the extension, and extended without training."""
+
 MODEL = "model"
 SHORT_AVERAGE = "short average"
 SHORT_RETENTION = "short retention"
@@ -11,6 +14,9 @@ AVERAGE = "average"
 SIMILARITY = "similarity"
 ATTENTION_KL = "attention KL"
 NATS = "nats/token"
+UNPARSED = "unparsed"
+BUILT_IN = " (built-in)"
+"""Behind the name of a RULER task that asks the packaged question set."""
 RETENTION = "retention"
 RUN_TEXT = "the run's own data"
 """What the text of `NATS` is held out from, unless `longred evaluate` measures another."""
@@ -38,13 +44,14 @@ BY_STEP = {
 """Measure of a student that a training saved on the way → its name."""
 
 
-def metric_name(key: str, length: int = 0) -> str:
+def metric_name(key: str, length: int = 0, mark: str = "") -> str:
     """Return the name of a metric.
 
     Args:
         key: a metric's key, without the name of the model.
         length: tokens at which a RULER metric was measured; the training step of a `by_step`
             metric; 0 for any other metric.
+        mark: behind the name of a task, see `BUILT_IN`.
     """
     group, _, part = key.partition("/")
     if key == "ruler/average":
@@ -52,7 +59,7 @@ def metric_name(key: str, length: int = 0) -> str:
     if group == "by_step":
         return f"{BY_STEP.get(part, part)} after step {length:,}"
     name = NAMES.get(key) or (f"{part} {RETENTION}" if group == "retention" else part) or key
-    return f"{name} at {length:,}" if length else name
+    return f"{name}{mark} at {length:,}" if length else name
 
 
 def ruler_name(length: int) -> str:
@@ -63,6 +70,7 @@ def ruler_name(length: int) -> str:
 def by_importance(columns: list[str]) -> list[str]:
     """Return the columns of a result table, the most important first, for a narrow screen."""
     rulers = [column for column in columns if column.startswith(f"{RULER} ")]
-    first = [SHORT_AVERAGE, SHORT_RETENTION, *reversed(rulers), AVERAGE, SIMILARITY, NATS]
+    first = [SHORT_AVERAGE, SHORT_RETENTION, *reversed(rulers), UNPARSED, AVERAGE]
+    first += [SIMILARITY, NATS]
     known = [column for column in first if column in columns]
     return known + [column for column in columns if column not in known]

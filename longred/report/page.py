@@ -14,10 +14,11 @@ from longred.config import EvaluationConfig
 from longred.report import glossary, tables
 from longred.report.findings import findings, restoration_findings
 from longred.report.inputs import Inputs, date_words
+from longred.report.names import RESCALED
 from longred.report.plots import Plot, inline_svg
 from longred.report.restoration import Correlation, Point
 from longred.report.samples import examples, frozen_prompts
-from longred.report.scores import RESCALED, Comparison
+from longred.report.scores import Comparison
 from longred.report.text_table import NOT_AVAILABLE
 from longred.store.artifacts import DIGEST_LENGTH, canonical_digest
 
@@ -103,7 +104,7 @@ def _common(
     units = comparison.short_units() + comparison.ruler_units()
     units += [entry.unit for entry in comparison.dropped]
     chosen = {
-        unit.label(): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
+        comparison.label(unit): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
         for unit in units
     }
     sections = ("intro", "headlines", "dropped", "findings", "reasons", "environment")
@@ -116,6 +117,7 @@ def _common(
         "model_terms": glossary.model_terms(comparison.models),
         "column_terms": glossary.column_terms(summary.header, comparison.text),
         "ruler_terms": glossary.ruler_terms(comparison),
+        "unparsed": tables.unparsed_lines(comparison),
         "differences": tables.difference_table(comparison),
         "samples": {label: found for label, found in chosen.items() if found},
     }

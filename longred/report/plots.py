@@ -144,7 +144,7 @@ def draw_bars(
     axes: Axes,
     groups: Sequence[str],
     values: Mapping[str, Sequence[float | None]],
-    intervals: Mapping[str, Sequence[tuple[float, float] | None]],
+    intervals: Mapping[str, Sequence[Sequence[float] | None]],
     models: Sequence[str],
 ) -> None:
     """Draw groups of bars with whiskers, one bar per model; a missing value reads n/a."""
@@ -171,7 +171,7 @@ def draw_bars(
                 # Without a label, a bar of no height would look like a missing bar.
                 axes.annotate(
                     "n/a" if height is None else f"{height:.1f}",
-                    (place, height or 0.0),
+                    (place, ends[1] if ends else height or 0.0),
                     (0, 4),
                     textcoords="offset points",
                     ha="center",
@@ -180,7 +180,7 @@ def draw_bars(
                     fontsize=7.5,
                     color=INK,
                 )
-            elif ends is not None:
+            if height is not None and ends is not None:
                 errors = [[max(0.0, height - ends[0])], [max(0.0, ends[1] - height)]]
                 axes.errorbar(place, height, yerr=errors, color=INK, elinewidth=1, capsize=2.5)
     axes.set_xticks(range(len(groups)), groups)

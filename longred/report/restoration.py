@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from longred.evaluation.intervals import CONFIDENCE, Floats, Interval
 from longred.method.kept import kept_name
 from longred.report.inputs import Inputs
-from longred.report.samples import CONFIDENCE, NUM_RESAMPLES, Floats, Interval
-from longred.report.scores import ORIGINAL, RESCALED, Comparison, collect
+from longred.report.names import ORIGINAL, RESCALED
+from longred.report.scores import Comparison, collect
 
+NUM_RESAMPLES = 2000
 MIN_POINTS = 4
 """A correlation of fewer points means nothing."""
 MAX_UNDEFINED = 0.1
@@ -66,9 +68,7 @@ def follow(comparison: Comparison, inputs: Inputs) -> list[Point]:
     models = inputs.saved_students
     if ORIGINAL in inputs.scores:
         models[ORIGINAL] = inputs.scores[ORIGINAL]
-    found = collect(
-        models, original_window=inputs.original_window, dropped=comparison.dropped, seed=inputs.seed
-    )
+    found = collect(models, original_window=inputs.original_window, dropped=comparison.dropped)
     points = []
     for method, steps in inputs.kept.items():
         if RESCALED in comparison.models:

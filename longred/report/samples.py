@@ -1,23 +1,14 @@
-"""Reads per-sample answers of the models, and computes paired bootstrap intervals from them."""
+"""Reads per-sample answers of the models, and the draws that intervals are computed from."""
 
 import json
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from longred.errors import MismatchError
+from longred.evaluation.intervals import Draws, draws_of
 from longred.evaluation.tasks import read_lines
-
-Floats = npt.NDArray[np.float64]
-Interval = tuple[float, float]
-
-NUM_RESAMPLES = 2000
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -27,9 +18,10 @@ class Unit:
     task: str
     length: int | None = None
 
-    def label(self) -> str:
-        """Return the name for readers."""
-        return self.task if self.length is None else f"{self.task} at {self.length:,} tokens"
+    def label(self, mark: str = "") -> str:
+        """Return the name for readers, with a mark behind the task."""
+        where = "" if self.length is None else f" at {self.length:,} tokens"
+        return f"{self.task}{mark}{where}"
 
     def place(self) -> tuple[str, str]:
         """Return the group, short or ruler, and the unit's name in it."""
@@ -123,90 +115,40 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def paired_scores(first: Path, second: Path, units: Sequence[Unit]) -> list[Floats]:
-    """Return per-sample scores [2, num_samples] of two models for each unit.
+class DrawReader:
+    """Reads the draws that intervals are computed from; every file of answers once."""
 
-    A column is one sample. The list is empty if the samples of some unit were not saved.
+    def __init__(self) -> None:
+        self._answers: dict[Path, dict[str, dict[str, Any]]] = {}
 
-    Raises:
-        MismatchError: the two models were evaluated on different samples.
-    """
-    pairs = []
-    for unit in units:
-        left, right = read_answers(first, unit), read_answers(second, unit)
-        if not left or not right:
-            return []
-        if left.keys() != right.keys():
-            raise MismatchError(
-                f"{unit.path(first)}: holds other samples than {unit.path(second)}; "
-                "evaluate both models on the same frozen samples"
-            )
-        pairs.append(
-            np.array([[answers[key]["score"] for key in left] for answers in (left, right)])
-        )
-    return pairs
+    def read(self, folders: Sequence[Path], units: Sequence[Unit]) -> list[Draws]:
+        """Return the draws of each unit, the models in the order of their folders.
 
+        The list is empty if the answers to some unit were not saved.
 
-def ratio(averages: Floats) -> Floats:
-    """Return model 0 over model 1 in percent, NaN where that is 0; `averages` is [2, ...]."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(averages[1] > 0, 100.0 * averages[0] / averages[1], np.nan)
+        Raises:
+            MismatchError: two models were evaluated on different samples.
+        """
+        found = []
+        for unit in units:
+            models = [self._scores(folder, unit) for folder in folders]
+            first = models[0]
+            for folder, answers in zip(folders, models, strict=True):
+                if not answers:
+                    return []
+                if answers.keys() != first.keys():
+                    raise MismatchError(
+                        f"{unit.path(folders[0])}: holds other samples than {unit.path(folder)}; "
+                        "evaluate both models on the same frozen samples"
+                    )
+            found.append(draws_of([[answers[key] for key in first] for answers in models]))
+        return found
 
-
-def difference(averages: Floats) -> Floats:
-    """Return model 0 minus model 1 in points; `averages` is [2, ...]."""
-    return np.asarray(averages[0] - averages[1], dtype=np.float64)
-
-
-def paired_interval(
-    tasks: Sequence[Floats],
-    statistic: Callable[[Floats], Floats],
-    *,
-    weights: Sequence[float] | None = None,
-    seed: int,
-) -> Interval | None:
-    """Return the percentile bootstrap interval of a statistic of two models' averages over tasks.
-
-    Samples are resampled within each task, with the same indices for both models, so an effect
-    that both models share (an easy or a hard sample) cancels out.
-
-    Args:
-        tasks: one array [2, num_samples] of per-sample scores per task.
-        statistic: maps the averages [2, ...] to values [...].
-        weights: relative weight of each task in the average; None for equal weights.
-        seed: seed of the resampling.
-
-    Returns:
-        The ends of the 95 % interval; None if a task has fewer than two samples or the statistic of
-        a resample is undefined.
-    """
-    if not tasks or any(task.shape[1] < 2 for task in tasks):
-        return None
-    means = [task.mean(axis=-1) for task in tasks]
-    if not np.isfinite(statistic(np.average(means, axis=0, weights=weights))):
-        return None
-    from scipy.stats import DegenerateDataWarning, bootstrap
-
-    def resampled(*indices: Any, axis: int = -1) -> Floats:
-        averages = [
-            task[:, np.asarray(index).astype(np.intp)].mean(axis=-1)
-            for task, index in zip(tasks, indices, strict=True)
-        ]
-        return statistic(np.average(averages, axis=0, weights=weights))
-
-    # The bootstrap draws index arrays, independently for each task. That pairs the models within a
-    # task and allows tasks of different sizes; paired=True does not.
-    with warnings.catch_warnings():
-        # Undefined resamples return None below.
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        result = bootstrap(
-            [np.arange(task.shape[1]) for task in tasks],
-            resampled,
-            n_resamples=NUM_RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            vectorized=True,
-            rng=np.random.default_rng(seed),
-        )
-    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    return (low, high) if np.isfinite(result.bootstrap_distribution).all() else None
+    def _scores(self, folder: Path, unit: Unit) -> dict[str, dict[str, Any]]:
+        path = unit.path(folder)
+        if path not in self._answers:
+            self._answers[path] = {
+                key: {name: answer[name] for name in ("score", "group") if name in answer}
+                for key, answer in read_answers(folder, unit).items()
+            }
+        return self._answers[path]

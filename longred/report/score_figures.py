@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullLocator
 
+from longred.evaluation.intervals import Floats
+from longred.report.names import ORIGINAL
 from longred.report.plots import (
     INK,
     Drawn,
@@ -21,12 +23,11 @@ from longred.report.plots import (
     line_style,
     write_cell,
 )
-from longred.report.samples import Floats, Unit, read_answers
-from longred.report.scores import ORIGINAL, Comparison, score_of
+from longred.report.samples import Unit, read_answers
+from longred.report.scores import Comparison, score_of
 from longred.report.tables import number, retention_table, series_table, units_table
 from longred.report.text_table import Table
 
-Z95 = 1.96
 WINDOW_INK = "#5f6368"
 NUM_DEPTHS = 5
 TASKS_IN_A_LINE = 6
@@ -77,7 +78,7 @@ def short_tasks(figure: Figure, data: FigureData) -> Drawn | None:
         for name, raw in comparison.raw.items()
     }
     values = {name: [entry.get("score") for entry in found] for name, found in entries.items()}
-    intervals = {name: [_interval(entry) for entry in found] for name, found in entries.items()}
+    intervals = {name: [entry.get("interval") for entry in e] for name, e in entries.items()}
     panels = figure.subplots(num_lines, 1, squeeze=False)[:, 0]
     for line, axes in enumerate(panels):
         part = slice(line * in_a_line, (line + 1) * in_a_line)
@@ -102,14 +103,6 @@ def _chance(comparison: Comparison, unit: Unit) -> float:
     """Return the score of guessing, in percent."""
     entries = (score_of(raw, unit) for raw in comparison.raw.values())
     return next((float(entry.get("chance") or 0.0) for entry in entries if entry), 0.0)
-
-
-def _interval(entry: Mapping[str, float | None]) -> tuple[float, float] | None:
-    """Return score ± 1.96 standard errors, cut at 0 and 100."""
-    score, stderr = entry.get("score"), entry.get("stderr")
-    if score is None or stderr is None:
-        return None
-    return max(0.0, score - Z95 * stderr), min(100.0, score + Z95 * stderr)
 
 
 def ruler(figure: Figure, data: FigureData) -> Drawn | None:
@@ -137,19 +130,19 @@ def ruler(figure: Figure, data: FigureData) -> Drawn | None:
 
 
 def _draw_averages(axes: Axes, comparison: Comparison, lengths: Sequence[int]) -> None:
-    """Draw one line per model; whiskers are 1.96 standard errors of the average over tasks."""
+    """Draw one line per model; whiskers are the interval of the average over tasks."""
     models = list(comparison.models)
     for position, (name, model) in enumerate(comparison.models.items()):
         averages = {n: model["ruler"][str(n)]["average"] for n in lengths}
         known = [n for n in lengths if averages[n] is not None]
         if not known:
             continue
-        errors = []
-        for length in known:
-            tasks = comparison.ruler_tasks[length]
-            entries = [score_of(comparison.raw[name], Unit(task, length)) for task in tasks]
-            stderrs = [float((entry or {}).get("stderr") or 0.0) for entry in entries]
-            errors.append(Z95 * math.sqrt(sum(error**2 for error in stderrs)) / len(tasks))
+        intervals = model["interval"]["ruler"]
+        ends = [intervals[str(n)] or (averages[n], averages[n]) for n in known]
+        errors = [
+            [averages[n] - low for n, (low, _) in zip(known, ends, strict=True)],
+            [high - averages[n] for n, (_, high) in zip(known, ends, strict=True)],
+        ]
         # Models are shifted a little, so that equal scores and whiskers stay visible.
         shift = 2 ** (0.035 * (position - (len(models) - 1) / 2))
         axes.errorbar(
@@ -203,12 +196,13 @@ def ruler_heat_map(figure: Figure, data: FigureData) -> Drawn | None:
     if not units:
         return None
     tasks = sorted({unit.task for unit in units})
+    labels = {unit.task: unit.task + comparison.mark(unit) for unit in units}
     lengths = sorted({int(unit.length or 0) for unit in units})
     grids = {}
     for name, raw in comparison.raw.items():
         entries = [[score_of(raw, Unit(task, n)) for n in lengths] for task in tasks]
         grids[name] = np.array([[e["score"] if e else np.nan for e in row] for row in entries])
-    return _heat_map(figure, grids, tasks, lengths)
+    return _heat_map(figure, grids, [labels[task] for task in tasks], lengths)
 
 
 def depth_heat_map(figure: Figure, data: FigureData) -> Drawn | None:

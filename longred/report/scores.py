@@ -8,10 +8,10 @@ from typing import Any
 from longred.config.evaluation import RULER_TASKS
 from longred.errors import MismatchError
 from longred.report import names
-from longred.report.samples import Interval, Unit, difference, paired_interval, paired_scores, ratio
+from longred.report.measures import Difference, differences, retention, score_intervals
+from longred.report.names import ORIGINAL
+from longred.report.samples import DrawReader, Unit
 from longred.store.artifacts import read_json
-
-ORIGINAL, RESCALED = "original", "rescaled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,6 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """The method minus a baseline on one average, in points, with its 95 % interval."""
-
-    measure: str
-    method: str
-    baseline: str
-    points: float
-    interval: Interval | None
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """Several models under one evaluation.
 
@@ -41,12 +30,14 @@ class Comparison:
         models: name → {"short": {task: score, "average"}, "capacities": {capacity: score},
             "ruler": {length: {task: score, "average"}}, "retention": {"short", "capacities":
             {capacity}, "ruler": {length}}, "overall": the mean over capacities and the RULER
-            average at the longest length, as in the paper, "retention_interval": like "retention"
-            with [low, high], "similarity", "similarity_per_layer", "attention_kl",
+            average at the longest length, as in the paper, "interval": the [low, high] of the
+            averages, arranged like "retention", "retention_interval", "unparsed": generated
+            answers that held nothing to score, and "generated": how many there are, over all
+            tasks, "similarity", "similarity_per_layer", "attention_kl",
             "nats_per_token", "bits_per_byte", "dropped", "dropped_capacities"}. Scores and
             retention are in percent, None if unknown. The short average is the mean over
             capacities of the mean over the tasks of each.
-        raw: name → the model's scores.json, with dropped tasks, standard errors and chance.
+        raw: name → the model's scores.json, with dropped tasks, intervals and chance.
         dropped: tasks left out of all averages.
         dropped_capacities: capacities with no task left.
         differences: the method against each baseline.
@@ -94,6 +85,15 @@ class Comparison:
         units = [Unit(task, n) for n, tasks in self.ruler_tasks.items() for task in tasks]
         return units + dropped
 
+    def mark(self, unit: Unit) -> str:
+        """Return the mark behind the name of a RULER task that asks packaged questions, or ""."""
+        entries = (score_of(raw, unit) or {} for raw in self.raw.values())
+        return names.BUILT_IN if any(entry.get("builtin") for entry in entries) else ""
+
+    def label(self, unit: Unit) -> str:
+        """Return the name of a unit for readers, with its mark."""
+        return unit.label(self.mark(unit))
+
     @property
     def drifts(self) -> dict[str, Any]:
         """The evaluated drift from the original of every other model."""
@@ -126,7 +126,7 @@ def collect(
         dropped: drop exactly these tasks, whatever the original scores.
         method: trained method that `differences` compares with each of `baselines`.
         baselines: names of models.
-        seed: seed of the bootstrap.
+        seed: changes nothing; intervals draw no random numbers.
 
     Raises:
         MismatchError: a folder lacks its scores, a short task does not name its capacity, or two
@@ -137,10 +137,9 @@ def collect(
     if dropped is None:
         original = raw.get(ORIGINAL, {})
         dropped = barely_solved(original, units, original_window, min_points_above_chance)
-    reason = "it is not one of RULER's tasks and counts in no average"
     left_out = {entry.unit: entry for entry in dropped}
     for unit in units:
-        if unit.length is not None and unit.task not in RULER_TASKS:
+        if reason := _beside_ruler(raw.values(), unit):
             left_out.setdefault(unit, Dropped(unit, reason))
     capacity_of = _capacities(folders, raw)
     capacities: dict[str, list[str]] = {capacity: [] for capacity in capacity_of.values()}
@@ -163,13 +162,19 @@ def collect(
     )
     for name in folders:
         comparison.models[name] = _averages(comparison, name)
+    reader = DrawReader()
     for name in folders:
-        comparison.models[name].update(_retention(comparison, folders, name, original_window, seed))
+        comparison.models[name].update(
+            score_intervals(comparison, reader, folders[name], name)
+            | retention(comparison, reader, folders, name, original_window)
+        )
     for baseline in baselines:
         if method is None or baseline == method:
             continue
         if {method, baseline} <= folders.keys():
-            comparison.differences.extend(_differences(comparison, folders, method, baseline, seed))
+            comparison.differences.extend(
+                differences(comparison, reader, folders, method, baseline)
+            )
     return comparison
 
 
@@ -181,7 +186,7 @@ def average(values: Iterable[float | None]) -> float | None:
 
 
 def score_of(raw: Mapping[str, Any], unit: Unit) -> Mapping[str, Any] | None:
-    """Return a model's {"score", "stderr", "num_samples", "chance"} for a unit, or None."""
+    """Return a model's {"score", "interval", "num_samples", "chance", …} for a unit, or None."""
     group: Mapping[str, Any] = raw.get("short", {})
     if unit.length is not None:
         group = raw.get("ruler", {}).get(str(unit.length), {})
@@ -213,6 +218,21 @@ def _capacities(
                     f"expected {found.get(task, 'a name')}; evaluate the model again"
                 )
     return found
+
+
+def _beside_ruler(raw: Iterable[Mapping[str, Any]], unit: Unit) -> str | None:
+    """Return why a unit counts in no RULER average; None if it counts, and for a short task."""
+    if unit.length is None:
+        return None
+    if unit.task not in RULER_TASKS:
+        return "it is not one of RULER's tasks and counts in no average"
+    for entry in (score_of(model, unit) or {} for model in raw):
+        if entry.get("builtin") and not entry.get("counts"):
+            return (
+                "it asks the packaged question set, whose documents repeat; name SQuAD or "
+                "HotpotQA, or set evaluation.ruler.count_builtin: true"
+            )
+    return None
 
 
 def barely_solved(
@@ -287,78 +307,18 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         "bits_per_byte": raw.get("bits_per_byte"),
         "dropped": dropped,
         "dropped_capacities": comparison.dropped_capacities,
+        **_num_unparsed(raw),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Measure:
-    """One average: the weighted mean over `units`, found at `group` and `key` of a model."""
-
-    name: str
-    group: str
-    key: str | None
-    length: int
-    units: list[Unit]
-    weights: list[float] | None = None
-
-    def of(self, model: Mapping[str, Any]) -> float | None:
-        """Return a model's score, in percent."""
-        values = model[self.group] if self.key is None else model[self.group][self.key]
-        score: float | None = values["average"] if isinstance(values, Mapping) else values
-        return score
-
-
-def _measures(comparison: Comparison) -> list[_Measure]:
-    """Return the averages that models are compared by: short, each capacity, RULER by length."""
-    units, weights = comparison.short_units(), comparison.short_weights
-    measures = [_Measure("short average", "short", None, 0, units, weights)]
-    for capacity, tasks in comparison.capacities.items():
-        units = [Unit(task) for task in tasks]
-        measures.append(_Measure(capacity, "capacities", capacity, 0, units))
-    for length, tasks in comparison.ruler_tasks.items():
-        units = [Unit(task, length) for task in tasks]
-        name = f"RULER at {length:,} tokens"
-        measures.append(_Measure(name, "ruler", str(length), length, units))
-    return measures
-
-
-def _retention(
-    comparison: Comparison, folders: Mapping[str, Path], name: str, original_window: int, seed: int
-) -> dict[str, Any]:
-    original = comparison.models.get(ORIGINAL)
-    values: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
-    intervals: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
-    for measure in _measures(comparison):
-        value: float | None = None
-        interval: Interval | None = None
-        score = measure.of(comparison.models[name])
-        reference = measure.of(original) if original else None
-        if score is not None and reference and measure.length <= original_window:
-            value = 100.0 * score / reference
-            if name != ORIGINAL:
-                pairs = paired_scores(folders[name], folders[ORIGINAL], measure.units)
-                interval = paired_interval(pairs, ratio, weights=measure.weights, seed=seed)
-        ends = list(interval) if interval else None
-        if measure.key is None:
-            values[measure.group], intervals[measure.group] = value, ends
-        else:
-            values[measure.group][measure.key] = value
-            intervals[measure.group][measure.key] = ends
-    return {"retention": values, "retention_interval": intervals}
-
-
-def _differences(
-    comparison: Comparison, folders: Mapping[str, Path], method: str, baseline: str, seed: int
-) -> list[Difference]:
-    found = []
-    for measure in _measures(comparison):
-        ours, theirs = (measure.of(comparison.models[name]) for name in (method, baseline))
-        if measure.group == "capacities" or ours is None or theirs is None:
-            continue
-        pairs = paired_scores(folders[method], folders[baseline], measure.units)
-        interval = paired_interval(pairs, difference, weights=measure.weights, seed=seed)
-        found.append(Difference(measure.name, method, baseline, ours - theirs, interval))
-    return found
+def _num_unparsed(raw: Mapping[str, Any]) -> dict[str, int]:
+    """Count a model's generated answers, and those that held nothing to score."""
+    entries = [score_of(raw, unit) or {} for unit in units_of([raw])]
+    generated = [entry for entry in entries if "unparsed" in entry]
+    return {
+        "unparsed": sum(int(entry["unparsed"]) for entry in generated),
+        "generated": sum(int(entry["num_samples"]) for entry in generated),
+    }
 
 
 def model_metrics(comparison: Comparison, name: str) -> dict[int, dict[str, float]]:

@@ -13,10 +13,11 @@ from longred.store.artifacts import MANIFEST, read_json
 
 MARKDOWN_NOTE = (
     "Scores in percent. Retention: score of the model / score of the original on the same samples, "
-    "with the 95 % interval of a paired bootstrap. Similarity: mean cosine of the last hidden "
-    "state to the original's. Nats per token: loss on text held out from {text}. Average: mean "
-    "over capacities and RULER at its longest length."
+    "with its 95 % interval.{unparsed} Similarity: mean cosine of the last hidden state to the "
+    "original's. Nats per token: loss on text held out from {text}. Average: mean over capacities "
+    "and RULER at its longest length."
 )
+UNPARSED_NOTE = " Unparsed: generated answers in which the metric finds nothing to score."
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -31,14 +32,32 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
 
 
+def score_cell(entry: Mapping[str, Any] | None) -> str:
+    """Return a score with its interval, and how many generated answers hold nothing to score."""
+    entry = entry or {}
+    text = with_interval(entry.get("score"), entry.get("interval"))
+    return f"{text} ({entry['unparsed']:,} unparsed)" if entry.get("unparsed") else text
+
+
+def _unparsed_cell(model: Mapping[str, Any]) -> str:
+    """Return how many of a model's generated answers hold nothing to score."""
+    count = model["unparsed"]
+    return f"{count:,} of {model['generated']:,}" if count else "0"
+
+
 def result_table(comparison: Comparison) -> Table:
-    """Return the main results, one row per model; scores and retention in percent."""
+    """Return the main results, one row per model; scores and retention in percent.
+
+    There is no column of unparsed answers if no answer was generated.
+    """
+    has_generated = any(model["generated"] for model in comparison.models.values())
     header = [
         names.MODEL,
         *comparison.short_tasks,
         names.SHORT_AVERAGE,
         names.SHORT_RETENTION,
         *map(names.ruler_name, comparison.lengths),
+        *([names.UNPARSED] if has_generated else []),
         names.AVERAGE,
         names.SIMILARITY,
         names.NATS,
@@ -50,6 +69,7 @@ def result_table(comparison: Comparison) -> Table:
             number(model["short"]["average"]),
             with_interval(model["retention"]["short"], model["retention_interval"]["short"]),
             *(number(model["ruler"][str(length)]["average"]) for length in comparison.lengths),
+            *([_unparsed_cell(model)] if has_generated else []),
             number(model["overall"]),
             number(model["similarity"], 4),
             number(model["nats_per_token"], 3),
@@ -75,26 +95,22 @@ def short_task_table(comparison: Comparison) -> Table:
         for task in tasks:
             entries = [score_of(raw, Unit(task)) or {} for raw in comparison.raw.values()]
             chance = next((entry.get("chance") for entry in entries if entry), None)
-            scores = [number(model["short"][task]) for model in comparison.models.values()]
+            scores = map(score_cell, entries)
             rows.append([task, capacity, glossary.task_text(task), number(chance), *scores])
     header = ["short task", "capacity", "what the model must do", "guessing", *comparison.models]
     return Table(header, rows)
 
 
 def units_table(comparison: Comparison, units: Sequence[Unit]) -> Table:
-    """Return score, standard error, number of samples and chance of each unit."""
+    """Return number of samples and chance of each unit, and every model's score."""
     dropped = {entry.unit for entry in comparison.dropped}
     rows = []
     for unit in units:
         entries = [score_of(raw, unit) for raw in comparison.raw.values()]
         known: Mapping[str, Any] = next((entry for entry in entries if entry), {})
-        row = [unit.label() + (" (dropped)" if unit in dropped else "")]
+        row = [comparison.label(unit) + (" (dropped)" if unit in dropped else "")]
         row += [str(known.get("num_samples", NOT_AVAILABLE)), number(known.get("chance"))]
-        for entry in entries:
-            stderr = (entry or {}).get("stderr")
-            spread = "" if stderr is None else f" ± {stderr:.1f}"
-            row.append(number((entry or {}).get("score")) + spread)
-        rows.append(row)
+        rows.append([*row, *map(score_cell, entries)])
     return Table(["task", "samples", "chance", *comparison.models], rows)
 
 
@@ -219,17 +235,38 @@ def short_average_words(comparison: Comparison) -> str:
 
 def dropped_lines(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what was dropped and why: the tasks, then the capacities without a task left."""
-    lines = [(entry.unit.label(), entry.reason) for entry in comparison.dropped]
+    lines = [(comparison.label(entry.unit), entry.reason) for entry in comparison.dropped]
     reason = "all of its tasks were dropped"
     return lines + [(f"capacity {name}", reason) for name in comparison.dropped_capacities]
 
 
+def unparsed_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return the tasks with answers that hold nothing to score, and how many of each model."""
+    units = comparison.short_units(with_dropped=True) + comparison.ruler_units(with_dropped=True)
+    lines = []
+    for unit in units:
+        entries = {name: score_of(raw, unit) or {} for name, raw in comparison.raw.items()}
+        counts = [
+            f"{name} {entry['unparsed']:,} of {entry['num_samples']:,}"
+            for name, entry in entries.items()
+            if entry.get("unparsed")
+        ]
+        if counts:
+            lines.append((comparison.label(unit), ", ".join(counts)))
+    return lines
+
+
 def markdown_page(comparison: Comparison) -> str:
-    """Return results, notes, differences and dropped tasks in Markdown."""
-    note = MARKDOWN_NOTE.replace("{text}", comparison.text)
-    parts = [f"{result_table(comparison).markdown()}\n{note}\n"]
+    """Return results, notes, unparsed answers, differences and dropped tasks in Markdown."""
+    table = result_table(comparison)
+    unparsed_note = UNPARSED_NOTE if names.UNPARSED in table.header else ""
+    note = MARKDOWN_NOTE.replace("{unparsed}", unparsed_note).replace("{text}", comparison.text)
+    parts = [f"{table.markdown()}\n{note}\n"]
     if comparison.capacities:
         parts.append(f"{short_average_words(comparison)}\n")
+    if unparsed := unparsed_lines(comparison):
+        listed = [f"- {label}: {counts}\n" for label, counts in unparsed]
+        parts += ["Answers in which the metric finds nothing to score:\n", "".join(listed)]
     if comparison.differences:
         parts.append(difference_table(comparison).markdown())
     if comparison.dropped:

@@ -8,9 +8,10 @@ from longred.config import EvaluationConfig, ReportConfig
 from longred.report import page
 from longred.report.figures import FIGURES, SCORE_FIGURES, draw_all
 from longred.report.inputs import Inputs
+from longred.report.names import RESCALED
 from longred.report.plots import FigureData, Plot
 from longred.report.restoration import correlation, follow, restoration_metrics
-from longred.report.scores import RESCALED, Comparison, collect, model_metrics
+from longred.report.scores import Comparison, collect, model_metrics
 from longred.report.tables import markdown_page
 from longred.store.artifacts import storage_errors, write_json
 from longred.store.journal import JOURNAL_NAME, Journal
@@ -36,7 +37,6 @@ def write(config: ReportConfig, inputs: Inputs, folder: Path) -> None:
         min_points_above_chance=config.min_points_above_chance,
         method=inputs.method,
         baselines=inputs.baselines,
-        seed=inputs.seed,
     )
     points = follow(comparison, inputs)
     correlated = correlation(points, seed=inputs.seed)

@@ -6,7 +6,7 @@ VERSIONS = {
     "profiling": 2,
     "selection": 3,
     "training": 2,
-    "evaluation": 3,
-    "report": 5,
+    "evaluation": 4,
+    "report": 6,
 }
 """Raised when a stage's code builds something else from the same settings and inputs."""

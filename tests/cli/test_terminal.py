@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -100,29 +101,50 @@ def test_a_reason_that_does_not_fit_stands_below_its_stage(width: int) -> None:
     assert lines == ([line, f"    {reason}"] if width == 80 else [f"{line}  {reason}"])
 
 
-def test_a_narrow_score_board_cuts_the_names_of_tasks_and_no_score() -> None:
-    models = ["original", "rescaled", "mix-cpt", "longred-c"]
-    output = io.StringIO()
-    console = Console(file=output, width=80)
-    board = ScoreBoard(models, console)
-    task = Task(
+def task(**values: Any) -> Task:
+    return Task(
         kind="ruler",
-        name="multi_hop_tracking_of_variables_in_long_texts",
-        length=131_072,
         metric="recall",
         chance=0.0,
         num_samples=10,
         max_tokens=131_072,
         path=Path("samples/a.jsonl"),
         sha256="0" * 64,
+        **values,
     )
+
+
+RESULT = {"score": 87.5, "interval": [61.25, 98.0], "unparsed": 3}
+
+
+def test_a_narrow_score_board_cuts_the_names_of_tasks_and_no_score() -> None:
+    models = ["original", "rescaled", "mix-cpt", "longred-c"]
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    board = ScoreBoard(models, console)
+    unit = task(name="multi_hop_tracking_of_variables_in_long_texts", length=131_072)
     for model in models:
-        board.add(model, task, {"score": 87.5, "stderr": 12.5})
+        board.add(model, unit, RESULT)
     output.seek(0)
     output.truncate()
     console.print(board._table())
     lines = output.getvalue().splitlines()
     assert all(len(line) <= 80 for line in lines)
     (row,) = (line for line in lines if "multi" in line)
-    assert row.count("87.5 ± 12.5") == 4
+    assert row.count("87.5") == 4
     assert "…" in row
+    assert [line.count("[61.2, 98.0]") for line in lines].count(4) == 1
+    assert [line.count("(3 unparsed)") for line in lines].count(4) == 1
+
+
+def test_without_a_terminal_a_score_is_one_line_with_its_interval() -> None:
+    output = io.StringIO()
+    board = ScoreBoard(["cpt"], Console(file=output, width=40, highlight=False))
+    board.add("cpt", task(name="qa_1", length=4096, builtin=True), RESULT)
+    board.add("cpt", task(name="vt"), {"score": 50.0, "interval": None, "unparsed": 0})
+    first, second = output.getvalue().splitlines()
+    assert first.split(maxsplit=1) == [
+        "cpt",
+        "qa_1 (built-in) at 4,096         87.5 [61.2, 98.0] (3 unparsed)",
+    ]
+    assert second.split() == ["cpt", "vt", "50.0"]

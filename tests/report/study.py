@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from longred.config import ReportConfig
+from longred.evaluation.results import summary
 from longred.report.inputs import MadeBy, read_inputs
 from longred.report.write import write
 from longred.store.artifacts import Store, write_json
@@ -265,13 +266,7 @@ def _write_scores(folder: Path, model: str, study: Study, num_samples: int) -> N
             for i, score in enumerate(scores)
         ]
         write_lines(folder / "samples" / path, lines)
-        stderr = float(scores.std(ddof=1) / np.sqrt(num_samples))
-        return {
-            "score": float(scores.mean()),
-            "stderr": stderr,
-            "num_samples": num_samples,
-            "chance": chance,
-        }
+        return summary(lines, chance)
 
     similarity = SIMILARITY[model]
     scores = {

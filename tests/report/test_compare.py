@@ -10,11 +10,15 @@ from typer.testing import CliRunner
 
 from longred import __version__
 from longred.cli import app
+from longred.cli.compare import changes
 from longred.config import load_recipe
 from longred.errors import ConfigError
 from longred.report.compare import compare, config_differences, read_results, read_scores
+from longred.report.glossary import task_text
+from longred.report.scores import collect
 from longred.report.text_table import Table
 from longred.runs.record import RunRecord, StageRecord
+from longred.store.artifacts import write_json
 from longred.store.journal import Journal
 
 
@@ -183,7 +187,7 @@ def test_the_verb_prints_a_table_a_page_and_json(runs: list[RunRecord], tmp_path
     assert [run["id"] for run in value["runs"]] == [run.id for run in runs]
     assert value["config"]["seed"] == [0, 3]
     row = value["scores"]["student (longred-c, cpt)"]["short/cloze"]
-    assert row == {"values": [68.0, 61.5], "differences": [-6.5]}
+    assert row == {"values": [68.0, 61.5], "differences": [-6.5], "intervals": [None]}
     runs[1].overrides.append("report.title=<script>alert(1)</script>")
     runs[1].save(store / "runs")
     page = tmp_path / "pages" / "comparison.html"
@@ -198,3 +202,80 @@ def test_the_verb_prints_a_table_a_page_and_json(runs: list[RunRecord], tmp_path
     assert "choose the next word of a passage" in html
     assert "demo, the small model inside longred" in html
     assert f"longred {__version__}" in html
+
+
+def evaluated_run(record: RunRecord, folders: dict[str, Path]) -> RunRecord:
+    """Return a run with evaluations of these models and no report."""
+    record.stages = [StageRecord("evaluation/samples", "evaluation", "ran", digest="aa")]
+    for name, path in folders.items():
+        stage = StageRecord(f"evaluation/{name}", "evaluation", "ran", path=str(path))
+        record.stages.append(stage)
+    return record
+
+
+def test_differences_of_scores_on_the_same_samples_have_intervals(
+    runs: list[RunRecord], tmp_path: Path
+) -> None:
+    study = make_study(tmp_path)
+    original = {"original": study.scores["original"]}
+    first = evaluated_run(runs[0], {**original, "longred-c": study.scores["longred-c"]})
+    second = evaluated_run(runs[1], {**original, "cpt": study.scores["cpt"]})
+    comparison = compare([first, second])
+    student = {row.key: row for row in comparison.models[0].measures}
+    models = {name: study.scores[name] for name in ("original", "longred-c", "cpt")}
+    direct = collect(
+        models,
+        original_window=256,
+        min_points_above_chance=10.0,
+        method="cpt",
+        baselines=["longred-c"],
+    )
+    expected = {entry.measure: entry for entry in direct.differences}
+    for key, measure in (
+        ("capacity/short", "short average"),
+        ("ruler/average @ 1,024", "RULER at 1,024 tokens"),
+    ):
+        row = student[key]
+        assert row.changes() == [pytest.approx(expected[measure].points)]
+        assert row.intervals == [pytest.approx(expected[measure].interval)]
+    task = student["short/key_recall"]
+    assert task.intervals[0] is not None
+    assert task.intervals[0][0] < task.changes()[0] < task.intervals[0][1]
+    assert student["retention/short"].intervals == [None]
+    assert student["similarity/last"].intervals == [None]
+    low, high = expected["short average"].interval or (0, 0)
+    points = expected["short average"].points
+    assert f"{points:+.1f} [{low:+.1f}, {high:+.1f}]" in changes(student["capacity/short"])
+    assert compare([first, other_samples(second)]).models[0].measures[0].intervals == []
+
+
+def other_samples(run: RunRecord) -> RunRecord:
+    found = copy.deepcopy(run)
+    found.stages[0].digest = "bb"
+    return found
+
+
+def test_an_average_over_other_tasks_has_no_interval(runs: list[RunRecord], tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    first = evaluated_run(runs[0], {n: study.scores[n] for n in ("original", "longred-c")})
+    second = evaluated_run(runs[1], {n: study.scores[n] for n in ("original", "cpt")})
+    # The second run drops more tasks, so its average is another one.
+    second.config["report"]["min_points_above_chance"] = 60.0
+    student = {row.key: row for row in compare([first, second]).models[0].measures}
+    assert student["capacity/short"].intervals == [None]
+    assert student["short/key_recall"].intervals != [None]
+
+
+def test_packaged_questions_are_marked(runs: list[RunRecord], tmp_path: Path) -> None:
+    for number, run in enumerate(runs):
+        folder = tmp_path / f"evaluation-{number}"
+        entry = {"score": 40.0 + number, "num_samples": 9, "chance": 0.0}
+        ruler = {"256": {"qa_1": {**entry, "builtin": True, "counts": True}, "vt": entry}}
+        folder.mkdir()
+        write_json(folder / "scores.json", {"model": "original", "ruler": ruler})
+        evaluated_run(run, {"original": folder})
+    (original,) = (model for model in compare(runs).models if model.name == "original")
+    found = {row.key: row.name for row in original.measures}
+    assert found["ruler/qa_1 @ 256"] == "qa_1 (built-in) at 256"
+    assert found["ruler/vt @ 256"] == "vt at 256"
+    assert task_text("qa_1 (built-in)") == task_text("qa_1") != ""

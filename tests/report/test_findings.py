@@ -7,7 +7,8 @@ import pytest
 from study import Study
 
 from longred.report.findings import findings
-from longred.report.scores import Comparison, Difference, collect
+from longred.report.measures import Difference
+from longred.report.scores import Comparison, collect
 from longred.store.artifacts import read_json
 
 

@@ -8,9 +8,10 @@ from study import NUM_LAYERS, RECIPE, Study
 
 from longred.report.figures import FIGURES, draw_all
 from longred.report.inputs import read_inputs
+from longred.report.names import RESCALED
 from longred.report.plots import LOOKS, FigureData, Plot, inline_svg, look
 from longred.report.restoration import correlation, follow
-from longred.report.scores import RESCALED, Comparison, collect
+from longred.report.scores import Comparison, collect
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparing import compare, edited
 from study import LENGTHS, NUM_SAMPLES, RULER, SIMILARITY, Study
 
 from longred.errors import MismatchError
-from longred.report.samples import Unit, examples, frozen_prompts, paired_scores, read_answers
+from longred.evaluation.intervals import Averages, Draws
+from longred.report.samples import DrawReader, Unit, examples, frozen_prompts, read_answers
 from longred.report.scores import Comparison, Dropped, average, collect
 from longred.store.artifacts import write_json
 
@@ -18,36 +20,20 @@ KEPT = ["cloze", "key_recall", "continuation"]
 WEIGHTS = [0.25, 0.25, 0.5]
 
 
-def compare(folders: dict[str, Path], **settings: Any) -> Comparison:
-    values = {"original_window": 256, "min_points_above_chance": 10.0, "method": "longred-c"}
-    return collect(folders, **{**values, "baselines": ["cpt"], **settings})
-
-
 @pytest.fixture(scope="module")
 def comparison(study: Study) -> Comparison:
     return compare(study.scores)
 
 
-def edited(
-    study: Study, folder: Path, model: str, change: dict[str, Any], remove: tuple[str, ...] = ()
-) -> dict[str, Path]:
-    """Return the study's folders; in one model's scores, change top-level keys or remove tasks."""
-    copy = folder / model
-    shutil.copytree(study.scores[model], copy)
-    scores = json.loads((copy / "scores.json").read_text())
-    scores.update(change)
-    for task in remove:
-        scores["short"].pop(task, None)
-        for tasks in scores["ruler"].values():
-            tasks.pop(task, None)
-    write_json(copy / "scores.json", scores)
-    return {**study.scores, model: copy}
+def read_draws(*folders: Path) -> Draws:
+    (found,) = DrawReader().read(folders, [Unit("cloze")])
+    return found
 
 
 def entries(scores: dict[str, tuple[str, float]]) -> dict[str, Any]:
     """Return the short tasks of a scores.json: task → (capacity, score)."""
     return {
-        task: {"score": score, "stderr": 1.0, "num_samples": 9, "chance": 25.0, "capacity": name}
+        task: {"score": score, "interval": None, "num_samples": 9, "chance": 25.0, "capacity": name}
         for task, (name, score) in scores.items()
     }
 
@@ -144,8 +130,27 @@ def test_retention_intervals_agree_with_a_slow_bootstrap(
         ours = sum(w * p[0][i].mean() for w, p, i in zip(WEIGHTS, pairs, chosen, strict=True))
         theirs = sum(w * p[1][i].mean() for w, p, i in zip(WEIGHTS, pairs, chosen, strict=True))
         values.append(100 * ours / theirs)
-    found = comparison.models["cpt"]["retention_interval"]["short"]
-    assert found == pytest.approx(list(np.percentile(values, [2.5, 97.5])), abs=0.8)
+    low, high = comparison.models["cpt"]["retention_interval"]["short"]
+    slow_low, slow_high = np.percentile(values, [2.5, 97.5])
+    # Far from 0 and 100 percent the bootstrap is a good reference, and a little narrower.
+    assert slow_low - 2 < low < slow_low
+    assert slow_high < high < slow_high + 2
+
+
+def test_averages_have_the_intervals_of_their_weighted_tasks(
+    study: Study, comparison: Comparison
+) -> None:
+    def draws(*names: str) -> list[Draws]:
+        scores = (study.answers["cpt", name] for name in names)
+        return [Draws(each[None], np.full(NUM_SAMPLES, 1 / NUM_SAMPLES)) for each in scores]
+
+    found = comparison.models["cpt"]["interval"]
+    short = [float(end) for end in Averages(draws(*KEPT), WEIGHTS).mean()]
+    ruler = [float(end) for end in Averages(draws(*(f"{task}@512" for task in RULER))).mean()]
+    assert found["short"] == pytest.approx(short)
+    assert found["capacities"].keys() == {"reading", "general"}
+    assert found["ruler"]["512"] == pytest.approx(ruler)
+    assert comparison.models["original"]["interval"]["short"] is not None
 
 
 def test_a_task_near_chance_is_dropped_for_all_models_and_named(comparison: Comparison) -> None:
@@ -172,7 +177,7 @@ def test_long_ruler_tasks_are_judged_within_the_original_window(
     # The original's low score at 1,024 tokens, beyond its window, drops no task.
     assert study.average("original", ["niah_single_2@1024"]) < 15
     assert comparison.ruler_tasks[1024] == list(RULER)
-    weak = {"score": 6.0, "stderr": 2.0, "num_samples": NUM_SAMPLES, "chance": 0.0}
+    weak = {"score": 6.0, "interval": [2.8, 12.0], "num_samples": NUM_SAMPLES, "chance": 0.0}
     ruler = json.loads((study.scores["original"] / "scores.json").read_text())["ruler"]
     ruler["256"]["niah_single_2"] = weak
     found = compare(edited(study, tmp_path, "original", {"ruler": ruler}))
@@ -256,17 +261,38 @@ def test_missing_samples_leave_the_interval_open(study: Study, tmp_path: Path) -
     found = compare(folders)
     assert found.models["cpt"]["retention"]["short"] is not None
     assert found.models["cpt"]["retention_interval"]["short"] is None
+    assert found.models["cpt"]["interval"]["short"] is None
     assert found.differences[0].interval is None
+
+
+def test_answers_of_one_group_widen_every_interval(study: Study, tmp_path: Path) -> None:
+    """Ten answers of a group are one draw; every model answered the same groups."""
+    folders = {}
+    for name, place in study.scores.items():
+        folders[name] = tmp_path / name
+        shutil.copytree(place, folders[name])
+        for path in (folders[name] / "samples").iterdir():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            grouped = [{**row, "group": f"text {i // 10}"} for i, row in enumerate(rows)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in grouped))
+    alone, found = compare(study.scores), compare(folders)
+    for before, after in zip(alone.differences, found.differences, strict=True):
+        assert after.points == pytest.approx(before.points)
+        assert before.interval is not None
+        assert after.interval is not None
+        assert after.interval[1] - after.interval[0] > before.interval[1] - before.interval[0]
+    for key in ("interval", "retention_interval"):
+        before, after = (each.models["cpt"][key]["short"] for each in (alone, found))
+        assert after[1] - after[0] > before[1] - before[0]
 
 
 def test_samples_are_paired_by_id_and_not_by_order(study: Study, tmp_path: Path) -> None:
     folders = edited(study, tmp_path, "cpt", {})
     path = Unit("cloze").path(folders["cpt"])
     path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
-    straight = paired_scores(study.scores["cpt"], study.scores["original"], [Unit("cloze")])
-    mixed = paired_scores(folders["cpt"], study.scores["original"], [Unit("cloze")])
-    assert sorted(map(tuple, straight[0].T)) == sorted(map(tuple, mixed[0].T))
-    assert np.array_equal(straight[0].sum(axis=1), mixed[0].sum(axis=1))
+    straight = read_draws(study.scores["cpt"], study.scores["original"])
+    mixed = read_draws(folders["cpt"], study.scores["original"])
+    assert sorted(map(tuple, straight.scores.T)) == sorted(map(tuple, mixed.scores.T))
 
 
 def test_examples_show_prompt_and_every_answer(study: Study) -> None:

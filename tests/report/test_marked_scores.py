@@ -1,0 +1,93 @@
+"""Packaged questions and unparsed answers are shown beside the scores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparing import compare, edited
+from study import RULER, Study
+
+from longred.report.glossary import ruler_terms
+from longred.report.samples import Unit
+from longred.report.scores import Comparison
+from longred.report.tables import (
+    dropped_lines,
+    markdown_page,
+    result_table,
+    short_task_table,
+    units_table,
+    unparsed_lines,
+)
+
+
+@pytest.fixture(scope="module")
+def comparison(study: Study) -> Comparison:
+    return compare(study.scores)
+
+
+def with_questions(study: Study, folder: Path, entry: dict[str, Any]) -> Comparison:
+    """Compare the study's models with one more RULER task, qa_1, on which all score 50."""
+    folders = {}
+    for name, place in study.scores.items():
+        ruler = json.loads((place / "scores.json").read_text())["ruler"]
+        for tasks in ruler.values():
+            tasks["qa_1"] = {**tasks["niah_single_1"], "score": 50.0, **entry}
+        folders[name] = edited(study, folder, name, {"ruler": ruler})[name]
+    return compare(folders)
+
+
+def test_packaged_questions_are_shown_and_count_in_no_average(
+    study: Study, comparison: Comparison, tmp_path: Path
+) -> None:
+    found = with_questions(study, tmp_path, {"builtin": True})
+    for name, model in found.models.items():
+        assert model["ruler"] == comparison.models[name]["ruler"]
+        assert model["overall"] == comparison.models[name]["overall"]
+        assert model["interval"] == comparison.models[name]["interval"]
+    lines = dict(dropped_lines(found))
+    assert "packaged question set" in lines["qa_1 (built-in) at 512 tokens"]
+    assert "evaluation.ruler.count_builtin" in lines["qa_1 (built-in) at 512 tokens"]
+    rows = {row[0]: row for row in units_table(found, found.ruler_units(with_dropped=True)).rows}
+    assert rows["qa_1 (built-in) at 512 tokens (dropped)"][3].startswith("50.0 [")
+    assert "qa_1 (built-in)" in ruler_terms(found)
+
+
+def test_packaged_questions_count_where_they_are_meant_to(study: Study, tmp_path: Path) -> None:
+    for entry, mark in (({"builtin": True, "counts": True}, " (built-in)"), ({}, "")):
+        found = with_questions(study, tmp_path / f"marked{mark}", entry)
+        assert found.ruler_tasks[512] == [*RULER, "qa_1"]
+        units = [f"{task}@512" for task in RULER]
+        expected = (2 * study.average("cpt", units) + 50) / 3
+        assert found.models["cpt"]["ruler"]["512"]["average"] == pytest.approx(expected)
+        assert found.label(Unit("qa_1", 512)) == f"qa_1{mark} at 512 tokens"
+        assert found.label(Unit("cloze")) == "cloze"
+
+
+def test_answers_that_hold_nothing_to_score_are_shown_with_task_and_model(
+    study: Study, tmp_path: Path
+) -> None:
+    counts = {"original": 0, "rescaled": 7, "cpt": 0, "longred-c": 12}
+    folders = {}
+    for name, number in counts.items():
+        short = json.loads((study.scores[name] / "scores.json").read_text())["short"]
+        short["key_recall"]["unparsed"] = number
+        folders[name] = edited(study, tmp_path, name, {"short": short})[name]
+    found = compare(folders)
+    assert (found.models["rescaled"]["unparsed"], found.models["rescaled"]["generated"]) == (7, 120)
+    table = result_table(found)
+    place = table.header.index("unparsed")
+    assert [row[place] for row in table.rows] == ["0", "7 of 120", "0", "12 of 120"]
+    assert unparsed_lines(found) == [
+        ("key_recall", "rescaled 7 of 120, longred-c 12 of 120"),
+    ]
+    page = markdown_page(found)
+    assert "- key_recall: rescaled 7 of 120, longred-c 12 of 120\n" in page
+    (row,) = (row for row in short_task_table(found).rows if row[0] == "key_recall")
+    assert row[-1].endswith("] (12 unparsed)")
+    assert "unparsed" not in row[-2]
+
+
+def test_without_generated_answers_none_can_be_unparsed(comparison: Comparison) -> None:
+    assert "unparsed" not in result_table(comparison).header
+    assert "nothing to score:" not in markdown_page(comparison)
