@@ -33,8 +33,10 @@ File by file:
 - `tasks`: `Task`, its reader, and the JSON Lines files of samples and answers.
 - `model`: `EvaluatedModel`, which loads the model on first use; when to use its chat template.
 - `lm`: `TransformersLM`, the loaded model as an LM of lm-eval: never truncates a prompt silently,
-  never holds logits of whole prompts. `vllm`: `VllmLM`, which generates with vLLM instead, after a
-  check that both give the same answers.
+  never holds logits of whole prompts. `runner` runs prompts for it, without masks, and what they
+  have in common once; `cache` holds their keys and values; `generation` writes answers token by
+  token. `vllm`: `VllmEngine`, which writes them with vLLM instead, after a check that both score
+  the same.
 - `own_tasks`: runs a task whose samples longred generated or read. `lm_eval_finder`: finds tasks,
   groups and tags of lm-eval and in the user's files, of which `own_task_files` knows the digests.
   `lm_eval_catalog`: settings of a suite's tasks; replaces their data with local files;
@@ -45,8 +47,7 @@ File by file:
 - `metrics/`: the metrics that lm-eval would fetch from the hub, and the process that runs a program
   which a model wrote.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.
-- `results`: scores of samples and their aggregation. `intervals`: 95 % intervals of averages, of
-  differences and of ratios.
+- `results`: scores of samples and their aggregation. `intervals`: their 95 % intervals.
 - `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in
   several processes, one per device.
 - `standalone`: configuration of an evaluation outside of a pipeline.

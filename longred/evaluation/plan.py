@@ -20,6 +20,9 @@ from longred.evaluation.samples import DOCUMENTS, read_documents, tokenizer_sha2
 from longred.evaluation.tasks import Row, Task, read_index, read_lines, read_tasks, write_lines
 from longred.store.artifacts import Store, sha256_file, write_json
 
+PARITY_TASKS = 5
+"""Tasks on which vLLM is compared with transformers, those with the shortest prompts."""
+
 RESULT_VERSION = 3
 """Raise it when the same model gives other answers or other scores for the same samples."""
 
@@ -107,16 +110,17 @@ def parity_run(model: EvaluatedModel) -> TaskRun | None:
     tasks = [t for t in read_tasks(model.samples) if t.source == "local" and t.metric != "choice"]
     if model.config.backend == "hf" or not tasks:
         return None
-    task = min(tasks, key=lambda task: task.max_tokens)
+    tasks = sorted(tasks, key=lambda task: task.max_tokens)[:PARITY_TASKS]
 
     def compute(model: EvaluatedModel) -> Result:
         from longred.evaluation.vllm import check_parity
 
-        return Result(check_parity(model.transformers_lm, model.lm, task))
+        return Result(check_parity(model.transformers_lm, model.lm, tasks))
 
     values = {"measure": "parity", "backend": model.config.backend}
-    run = _task_run(model, task)
-    return replace(run, key="parity", task=None, values=values, compute=compute)
+    inputs = {f"samples/{task.key}": task.sha256 for task in tasks}
+    run = _task_run(model, tasks[0])
+    return replace(run, key="parity", task=None, values=values, inputs=inputs, compute=compute)
 
 
 def _task_run(model: EvaluatedModel, task: Task) -> TaskRun:

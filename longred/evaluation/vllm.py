@@ -1,4 +1,4 @@
-"""VllmLM: generates answers with vLLM, after a check that they equal those of transformers.
+"""VllmEngine: generates answers with vLLM, after a check that they score as transformers' do.
 
 vLLM only generates; likelihoods and measurements use transformers, where memory for logits is
 bounded.
@@ -11,16 +11,19 @@ from typing import Any
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation.generation import Sampling
+from longred.evaluation.intervals import Averages, draws_of
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
 from longred.evaluation.tasks import Row, Task
 from longred.models.load import load_config
 
 PARITY_SAMPLES = 50
-MIN_SAME_SHARE = 0.9
-"""Minimum share of identical answers; kernels that sum in another order break ties differently."""
-MAX_POINTS = 2.0
-"""Maximum difference of the scores, in percentage points."""
+MARGIN = 15.0
+"""Most points by which scores may differ, with 95 % certainty; fifty equal scores give 9."""
+
+
+TEMPLATE_TOKENS = 256
+"""Tokens that a chat template may add to a prompt."""
 
 
 class VllmEngine:
@@ -44,16 +47,17 @@ class VllmEngine:
                 "`pip install longred[vllm]` on a machine with a GPU, or set evaluation.backend=hf"
             ) from error
         window = int(load_config(folder).max_position_embeddings)
+        longest = max_tokens + TEMPLATE_TOKENS
         self._sampling = SamplingParams
         self._model: Any = LLM(
             model=str(folder),
             dtype=config.dtype,
-            max_model_len=max_tokens,
+            max_model_len=longest,
             gpu_memory_utilization=config.vllm_memory_fraction,
             trust_remote_code=False,
             seed=0,
             # vLLM refuses lengths beyond the model's window, which are evaluated on purpose.
-            hf_overrides={"max_position_embeddings": max_tokens} if max_tokens > window else {},
+            hf_overrides={"max_position_embeddings": longest} if longest > window else {},
         )
 
     def generate(
@@ -81,31 +85,42 @@ class VllmEngine:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def check_parity(reference: TransformersLM, other: TransformersLM, task: Task) -> Row:
-    """Compare two LMs on the first samples of a task.
+def check_parity(reference: TransformersLM, other: TransformersLM, tasks: Sequence[Task]) -> Row:
+    """Compare the scores of two LMs on the first samples of some tasks.
+
+    Answers may differ in letters, since other kernels break ties differently; scores may not.
 
     Args:
         reference: the model in transformers.
         other: the same model with another engine.
-        task: a local task with generated answers.
+        tasks: local tasks with generated answers.
 
     Returns:
-        `same_share` (share of identical answers), `points` (difference of the scores) and
-        `num_samples`.
+        `points` (difference of the scores), `interval` (its 95 % interval), `same_share` (share of
+        identical answers) and `num_samples`.
 
     Raises:
-        PreflightError: the differences exceed MIN_SAME_SHARE or MAX_POINTS.
+        PreflightError: the interval is not within MARGIN.
     """
-    expected, found = (run_own_task(lm, task, PARITY_SAMPLES) for lm in (reference, other))
-    count = len(expected)
-    pairs = list(zip(expected, found, strict=True))
-    same = sum(a["got"].strip() == b["got"].strip() for a, b in pairs) / count
-    points = sum(b["score"] - a["score"] for a, b in pairs) / count
-    if same < MIN_SAME_SHARE or abs(points) > MAX_POINTS:
+    each = -(-PARITY_SAMPLES // len(tasks))
+    expected, found = (
+        [answer for task in tasks for answer in run_own_task(lm, task, each)]
+        for lm in (reference, other)
+    )
+    differences = Averages([draws_of([found, expected])])
+    low, high = (float(end) for end in differences.difference())
+    points = float(differences.points())
+    if max(-low, high) > MARGIN:
         raise PreflightError(
-            f"evaluation.backend: vllm gives {100 * same:.0f} % of {count} answers to {task.name} "
-            f"as transformers does (minimum {100 * MIN_SAME_SHARE:.0f} %) and its score differs by "
-            f"{points:+.1f} points (maximum {MAX_POINTS:g}); set "
-            "evaluation.backend=hf, or evaluation.dtype=float32"
+            f"evaluation.backend: the scores of vllm differ from those of transformers by "
+            f"{points:+.1f} points (95 % interval {low:.1f} to {high:.1f}, of {len(expected)} "
+            f"answers), which is not surely within {MARGIN:g}; set evaluation.backend=hf, or "
+            f"evaluation.dtype=float32, or ask {PARITY_SAMPLES} samples or more"
         )
-    return {"same_share": same, "points": points, "num_samples": count}
+    pairs = list(zip(expected, found, strict=True))
+    return {
+        "points": points,
+        "interval": [low, high],
+        "same_share": sum(a["got"].strip() == b["got"].strip() for a, b in pairs) / len(pairs),
+        "num_samples": len(pairs),
+    }

@@ -6,6 +6,7 @@ padding.
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from longred.evaluation.evaluate import evaluate
 from longred.evaluation.generation import Sampling
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
-from longred.evaluation.tasks import Task, read_tasks
-from longred.evaluation.vllm import VllmEngine, check_parity
+from longred.evaluation.tasks import Task, read_tasks, write_lines
+from longred.evaluation.vllm import MARGIN, VllmEngine, check_parity
 from longred.models.load import load_model
+from longred.store.artifacts import sha256_file
 
 
 class OneByOne:
@@ -74,15 +76,37 @@ def test_an_engine_answers_as_transformers_does(reference: Any, tokenizer: Any, 
     other = with_engine(reference, tokenizer)
     assert run_own_task(other, task) == run_own_task(reference, task)
     assert other.engine.num_prompts == task.num_samples
-    found = check_parity(reference, other, task)
-    assert found == {"same_share": 1.0, "points": 0.0, "num_samples": task.num_samples}
 
 
-def test_an_engine_that_answers_otherwise_is_refused(
-    reference: Any, tokenizer: Any, task: Task
-) -> None:
-    with pytest.raises(PreflightError, match=r"evaluation\.backend: vllm gives 0 % of"):
-        check_parity(reference, with_engine(reference, tokenizer, shift=1), task)
+@pytest.fixture(scope="module")
+def known(reference: Any, task: Task, tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """Fifty questions whose references are the model's own answers."""
+    answers = run_own_task(reference, task)
+    pairs = [*zip(task.read_samples(), answers, strict=True)] * 50
+    samples = [
+        {**sample, "id": str(number), "outputs": [answer["got"].strip()]}
+        for number, (sample, answer) in enumerate(pairs[:50])
+    ]
+    path = tmp_path_factory.mktemp("known") / "samples.jsonl"
+    write_lines(path, samples)
+    return replace(task, path=path, sha256=sha256_file(path), num_samples=50)
+
+
+def test_equal_scores_pass(reference: Any, tokenizer: Any, known: Task) -> None:
+    found = check_parity(reference, with_engine(reference, tokenizer), [known])
+    assert (found["points"], found["same_share"], found["num_samples"]) == (0.0, 1.0, 50)
+    low, high = found["interval"]
+    assert -MARGIN < low < 0 < high < MARGIN
+
+
+def test_other_scores_are_refused(reference: Any, tokenizer: Any, known: Task) -> None:
+    with pytest.raises(PreflightError, match=r"evaluation\.backend: .* differ .* -100\.0 points"):
+        check_parity(reference, with_engine(reference, tokenizer, shift=1), [known])
+
+
+def test_too_few_answers_decide_nothing(reference: Any, tokenizer: Any, task: Task) -> None:
+    with pytest.raises(PreflightError, match=r"\+0\.0 points .* ask 50 samples or more"):
+        check_parity(reference, with_engine(reference, tokenizer), [task])
 
 
 def test_samples_that_are_drawn_are_refused() -> None:
