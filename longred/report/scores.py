@@ -109,7 +109,6 @@ def collect(
     dropped: Sequence[Dropped] | None = None,
     method: str | None = None,
     baselines: Sequence[str] = (),
-    seed: int = 0,
 ) -> Comparison:
     """Compare models, in the order of `folders`.
 
@@ -126,7 +125,6 @@ def collect(
         dropped: drop exactly these tasks, whatever the original scores.
         method: trained method that `differences` compares with each of `baselines`.
         baselines: names of models.
-        seed: changes nothing; intervals draw no random numbers.
 
     Raises:
         MismatchError: a folder lacks its scores, a short task does not name its capacity, or two
