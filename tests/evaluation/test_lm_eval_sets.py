@@ -103,7 +103,7 @@ def test_a_metric_that_is_no_mean_has_no_score_per_sample(
 ) -> None:
     files = {"test": write(tmp_path / "rows.jsonl", ROWS["lambada_openai"])}
     model = load_model(tiny_model_folder, attention="sdpa")
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    lm = TransformersLM(model, tokenizer, max_tokens=512)
     found = {}
     for metric in ("perplexity", "acc"):
         settings = settings_of("lambada_openai", metric=metric, scale=1.0, data_files=files)
