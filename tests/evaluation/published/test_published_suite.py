@@ -130,7 +130,7 @@ def test_answers_are_scored_in_both_forms(
     config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, folder: Path
 ) -> None:
     task, _ = frozen(config_of(config, folder), tiny_model_folder, data_folder, folder, "all")
-    model = load_model(tiny_model_folder, attention="sdpa")
+    model = load_model(tiny_model_folder)
     tokenizer = load_tokenizer(tiny_model_folder)
     lm = TransformersLM(model, tokenizer, max_tokens=WINDOW)
     said = {sample["id"]: " [n0]" for sample in task.read_samples()}
@@ -172,7 +172,7 @@ def test_groups_reach_the_answers(
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(suite))
     own = config_of(config, tmp_path).model_copy(update={"target_window": 1024})
     task, _ = frozen(own, tiny_model_folder, data_folder, tmp_path, "all")
-    model = load_model(tiny_model_folder, attention="sdpa")
+    model = load_model(tiny_model_folder)
     lm = TransformersLM(model, load_tokenizer(tiny_model_folder), max_tokens=1024)
     samples, answers = task.read_samples(), run_own_task(lm, task)
     assert [answer["group"] for answer in answers] == [sample["group"] for sample in samples]
