@@ -1,5 +1,8 @@
 """Generates answers token by token; finished answers make room for the next prompts.
 
+transformers' own continuous batching needs the flash-attn package, or a dense mask of all tokens of
+a batch.
+
 Shapes: N rows, V vocabulary.
 """
 
@@ -77,7 +80,7 @@ class Generator:
     @torch.no_grad()
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Tokens],
         *,
         max_tokens: int,
         stop: Sequence[str],
@@ -93,7 +96,7 @@ class Generator:
             PreflightError: one prompt does not fit into memory.
         """
         rows = [
-            _Row(number, np.array(prompt, np.int64), torch.Generator().manual_seed(seed))
+            _Row(number, prompt, torch.Generator().manual_seed(seed))
             for number, (prompt, seed) in enumerate(zip(prompts, _seeds(prompts), strict=True))
         ]
         # No stop text is in more tokens than it has bytes, and one more that it begins within.
@@ -270,12 +273,12 @@ def _draw(row: _Row, logits_V: Tensor, sampling: Sampling) -> int:
     return int(torch.multinomial(probs_V, 1, generator=row.generator))
 
 
-def _seeds(prompts: Sequence[Sequence[int]]) -> list[int]:
+def _seeds(prompts: Sequence[Tokens]) -> list[int]:
     """Return a seed for each prompt; equal prompts get different ones."""
     counts: Counter[bytes] = Counter()
     seeds = []
     for prompt in prompts:
-        digest = sha256(np.array(prompt, np.int64).tobytes()).digest()
+        digest = sha256(prompt.tobytes()).digest()
         counts[digest] += 1
         seeds.append((int.from_bytes(digest[:7], "big") + counts[digest]) % 2**63)
     return seeds

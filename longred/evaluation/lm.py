@@ -27,7 +27,7 @@ from tqdm import tqdm
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.evaluation.counting import encode, prefix_ids
 from longred.evaluation.generation import NOT_FINITE, Generator, Sampling, eos_ids
-from longred.evaluation.runner import Runner
+from longred.evaluation.runner import Runner, Tokens
 from longred.evaluation.tasks import Row
 
 # lm-eval warns about every model that is already loaded and every data set built in this process.
@@ -47,7 +47,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Tokens],
         *,
         max_tokens: int,
         stop: Sequence[str],
@@ -160,7 +160,8 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         stop = [text for text in handle_stop_sequences(values.pop("until", None), eos=eos) if text]
         max_tokens = int(values.pop("max_gen_toks"))
         room = self.max_length - max_tokens
-        prompts = [self.tok_encode(text, left_truncate_len=room) for text in contexts]
+        encoded = (self.tok_encode(text, left_truncate_len=room) for text in contexts)
+        prompts = [np.array(tokens, np.int64) for tokens in encoded]
         answers = self.engine.generate(
             prompts,
             max_tokens=max_tokens,

@@ -234,7 +234,10 @@ def in_order(rows: Sequence[Tokens]) -> list[int]:
 
     What does not fit into memory fails at once.
     """
-    return sorted(range(len(rows)), key=lambda n: (-size_class(rows[n]), rows[n].tolist()))
+    # Bytes in this order compare as the numbers do, in a tenth of a list's memory.
+    return sorted(
+        range(len(rows)), key=lambda n: (-size_class(rows[n]), rows[n].astype(">u4").tobytes())
+    )
 
 
 def auto_batch_tokens(model: Any) -> int:

@@ -14,6 +14,7 @@ from longred.evaluation.generation import Sampling
 from longred.evaluation.intervals import Averages, draws_of
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
+from longred.evaluation.runner import Tokens
 from longred.evaluation.tasks import Row, Task
 from longred.models.load import load_config
 
@@ -62,7 +63,7 @@ class VllmEngine:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Tokens],
         *,
         max_tokens: int,
         stop: Sequence[str],
@@ -80,7 +81,7 @@ class VllmEngine:
             stop=list(stop),
             repetition_penalty=sampling.repetition_penalty,
         )
-        rows = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        rows = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
         outputs = self._model.generate(rows, settings, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 

@@ -108,7 +108,8 @@ def make_models() -> tuple[Any, Any]:
 def ask_ours(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
     """Generate with longred."""
     engine = Generator(Runner(model), NoTokenizer())
-    return engine.generate(prompts, max_tokens=NEW_TOKENS, stop=[], sampling=Sampling())
+    arrays = [np.array(prompt) for prompt in prompts]
+    return engine.generate(arrays, max_tokens=NEW_TOKENS, stop=[], sampling=Sampling())
 
 
 @torch.no_grad()

@@ -136,7 +136,7 @@ def measure(
 
         def generate(count: int, ids: Tensor = ids, engine: Generator = engine) -> list[int]:
             (answer,) = engine.generate(
-                ids.tolist(), max_tokens=count, stop=[], sampling=Sampling()
+                [ids[0].cpu().numpy()], max_tokens=count, stop=[], sampling=Sampling()
             )
             return answer
 

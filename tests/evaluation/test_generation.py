@@ -47,7 +47,7 @@ def llama() -> PreTrainedModel:
     return model_of(FAMILIES["llama"]())
 
 
-def draw_prompts(num_prompts: int = 14, longest: int = 150) -> list[list[int]]:
+def draw_prompts(num_prompts: int = 14, longest: int = 150) -> list[Tokens]:
     """Prompts of many lengths; most begin as another one does, up to anywhere."""
     rng = np.random.default_rng(0)
     prompts: list[list[int]] = []
@@ -57,11 +57,11 @@ def draw_prompts(num_prompts: int = 14, longest: int = 150) -> list[list[int]]:
             earlier = prompts[rng.integers(len(prompts))]
             tokens = earlier[: rng.integers(len(earlier) + 1)] + tokens[:20]
         prompts.append(tokens)
-    return [*prompts, prompts[0]]
+    return [np.array(prompt, np.int64) for prompt in (*prompts, prompts[0])]
 
 
 @torch.no_grad()
-def one_by_one(model: Any, prompt: Sequence[int], max_tokens: int, stop: str | None) -> list[int]:
+def one_by_one(model: Any, prompt: Tokens, max_tokens: int, stop: str | None) -> list[int]:
     """Run the whole text again for every token."""
     answer: list[int] = []
     while len(answer) < max_tokens:
@@ -96,7 +96,7 @@ def test_hidden_states_are_those_of_one_row_at_a_time(
     models: tuple[Any, Any], batch_tokens: int | str
 ) -> None:
     ours, theirs = models
-    rows = [np.array(prompt) for prompt in draw_prompts()]
+    rows = draw_prompts()
     num_last = [min(len(row), 1 + number % 5) for number, row in enumerate(rows)]
     found: dict[int, Tensor] = {}
     with torch.no_grad():
@@ -141,12 +141,9 @@ def test_what_prompts_have_in_common_runs_once(llama: Any) -> None:
     in_turn = sorted(depths)
     least = 202 + sum(202 - depth for depth in in_turn[:-1])
     assert ran.num_tokens <= least + 4
-    prompts = [row.tolist() for row in rows]
     answer = counted(
         llama,
-        lambda: generator_of(llama, 1).generate(
-            prompts, max_tokens=1, stop=[], sampling=Sampling()
-        ),
+        lambda: generator_of(llama, 1).generate(rows, max_tokens=1, stop=[], sampling=Sampling()),
     )
     assert answer.num_tokens <= least + 4
 
@@ -161,7 +158,7 @@ def test_examples_before_many_questions_run_once(llama: Any) -> None:
 
 def test_finished_answers_make_room(llama: Any) -> None:
     """Prompts are admitted in between; the last answers run in fewer rows."""
-    prompts = [prompt[:30] or [5] for prompt in draw_prompts(40, 30)]
+    prompts = [prompt[:30] for prompt in draw_prompts(40, 30)]
     ran = counted(
         llama,
         lambda: generator_of(llama, 400).generate(
@@ -198,7 +195,7 @@ def test_memory_that_runs_out_halves_the_batch(
 def test_likelihoods_survive_memory_that_runs_out(
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [np.array(prompt) for prompt in draw_prompts()]
+    rows = draw_prompts()
     real, found = Runner.prefill, {}
 
     def prefill(self: Runner, prompts: Sequence[Tokens], cache: Any, piece: Any, *args: Any) -> Any:
@@ -233,10 +230,10 @@ def test_drawn_answers_do_not_depend_on_other_prompts(llama: Any) -> None:
 
 
 def test_drawn_tokens_follow_their_probabilities(llama: Any) -> None:
-    prompt = [5, 9, 11]
+    prompt = np.array([5, 9, 11])
     sampling = Sampling(temperature=0.7, top_k=4)
     with torch.no_grad():
-        logits = llama(torch.tensor([prompt])).logits[0, -1] / 0.7
+        logits = llama(torch.from_numpy(prompt)[None]).logits[0, -1] / 0.7
     best = logits.topk(4)
     expected = dict(zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True))
     answers = generator_of(llama).generate([prompt] * 400, max_tokens=1, stop=[], sampling=sampling)
@@ -256,7 +253,7 @@ def test_a_penalty_for_repetition_is_transformers_own(llama: Any) -> None:
         max_new_tokens=8, repetition_penalty=1.3, do_sample=False, eos_token_id=EOS, pad_token_id=0
     )
     for prompt, answer in zip(prompts, found, strict=True):
-        tokens = torch.tensor([prompt])
+        tokens = torch.from_numpy(prompt)[None]
         theirs = model.generate(tokens, generation_config=settings, use_cache=False)
         assert theirs[0, len(prompt) :].tolist() == answer
 
@@ -266,7 +263,9 @@ def test_logits_that_are_nan_are_one_error(llama: Any) -> None:
     with torch.no_grad():
         broken.lm_head.weight[:, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="logits are not finite"):
-        generator_of(broken).generate([[5, 6]], max_tokens=2, stop=[], sampling=Sampling())
+        generator_of(broken).generate(
+            [np.array([5, 6])], max_tokens=2, stop=[], sampling=Sampling()
+        )
 
 
 def test_rope_that_depends_on_the_length_runs_prompts_whole(llama: Any) -> None:

@@ -118,7 +118,7 @@ def test_a_metric_that_is_no_mean_has_no_score_per_sample(
     likelihoods = [value for value, _ in lm.loglikelihood(requests)]
     wanted = math.exp(-sum(likelihoods) / len(likelihoods))
     assert found["perplexity"].scores["score"] == pytest.approx(wanted, rel=1e-6)
-    assert found["perplexity"].scores["stderr"] is None
+    assert found["perplexity"].scores["interval"] is None
     assert list(found["perplexity"].answers) == []
     assert [answer["score"] for answer in found["acc"].answers] == [0.0, 0.0]
 

@@ -89,7 +89,7 @@ class Recorded:
         self.eos, self.prompts = eos, []
 
     def generate(self, prompts: Any, **_: Any) -> list[list[int]]:
-        self.prompts += prompts
+        self.prompts += [prompt.tolist() for prompt in prompts]
         return [[self.eos] for _ in prompts]
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from longred.evaluation.evaluate import evaluate
 from longred.evaluation.generation import Sampling
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
+from longred.evaluation.runner import Tokens
 from longred.evaluation.tasks import Task, read_tasks, write_lines
 from longred.evaluation.vllm import MARGIN, VllmEngine, check_parity
 from longred.models.load import load_model
@@ -37,10 +39,10 @@ class OneByOne:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str], **_: Any
+        self, prompts: Sequence[Tokens], *, max_tokens: int, stop: Sequence[str], **_: Any
     ) -> list[list[int]]:
         self.num_prompts += len(prompts)
-        return [self._one(list(prompt), max_tokens, stop) for prompt in prompts]
+        return [self._one(prompt.tolist(), max_tokens, stop) for prompt in prompts]
 
     def _one(self, row: list[int], max_tokens: int, stop: Sequence[str]) -> list[int]:
         made: list[int] = []
@@ -112,7 +114,7 @@ def test_too_few_answers_decide_nothing(reference: Any, tokenizer: Any, task: Ta
 def test_samples_that_are_drawn_are_refused() -> None:
     engine = VllmEngine.__new__(VllmEngine)
     with pytest.raises(ConfigError, match=r"evaluation\.backend: vllm generates greedily"):
-        engine.generate([[1]], max_tokens=2, stop=[], sampling=Sampling(temperature=1.0))
+        engine.generate([np.array([1])], max_tokens=2, stop=[], sampling=Sampling(temperature=1.0))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
