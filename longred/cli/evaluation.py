@@ -336,9 +336,7 @@ def _print_scores(
     from longred.report.tables import markdown_page
 
     folders = {name: artifact.folder for name, artifact in scores.items()}
-    comparison = collect(
-        folders, original_window=config.original_window, dropped=[], seed=config.seed
-    )
+    comparison = collect(folders, original_window=config.original_window, dropped=[])
     # Another text than that of a run, so the losses of both cannot be compared.
     held_out_from = "Python's standard library" if text is None else str(text)
     comparison = replace(comparison, text=held_out_from)
