@@ -233,12 +233,10 @@ def _capacities(
 
 
 def _v2_tasks(units: Sequence[Unit]) -> dict[int, list[str]]:
-    """Return the evaluated tasks of RULER v2 by length."""
-    found: dict[int, list[str]] = {}
-    for unit in sorted((each for each in units if each.length), key=lambda each: each.length or 0):
-        if unit.task in RULER_V2_TASKS:
-            found.setdefault(unit.length or 0, []).append(unit.task)
-    return found
+    """Return the evaluated tasks of RULER v2 by length, in its own order."""
+    asked = {unit for unit in units if unit.task in RULER_V2_TASKS}
+    lengths = sorted({unit.length for unit in asked if unit.length is not None})
+    return {n: [task for task in RULER_V2_TASKS if Unit(task, n) in asked] for n in lengths}
 
 
 def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
