@@ -135,9 +135,8 @@ FAMILIES = {
 COLUMNS = {
     names.SHORT_AVERAGE: "Mean score on tasks with short prompts, in percent: first over the tasks "
     "of each capacity (group of tasks), then over capacities.",
-    names.SHORT_RETENTION: "Short average divided by the original's on the same samples. In "
-    "brackets its 95 % interval: other samples of the same kind would most likely give a value in "
-    "it.",
+    names.SHORT_RETENTION: "Short average divided by the original's on the same samples. Its "
+    "95 % interval: other samples of the same kind would most likely give a value in it.",
     names.RULER: RULER_TEXT,
     names.RULER_V2: RULER_V2_TEXT,
     names.UNPARSED: "Generated answers in which the metric finds nothing to score, such as no "

@@ -104,15 +104,16 @@ def summary_table(comparison: Comparison) -> Table:
     kept = [i for i, name in enumerate(table.header) if i == 0 or name not in tasks]
     header = [table.header[i] for i in kept]
     rows = [[row[i] for i in kept] for row in table.rows]
+    # The last key of each version is that of its longest length.
+    columns = zip(_ruler_keys(comparison), _ruler_names(comparison), strict=True)
+    longest = {group: (key, name) for (group, key), name in columns}
     for row, model in zip(rows, comparison.models.values(), strict=True):
-        known = {names.SHORT_AVERAGE: (model["short"]["average"], model["interval"]["short"])}
-        for (group, key), name in zip(
-            _ruler_keys(comparison), _ruler_names(comparison), strict=True
-        ):
-            if key == max(model[group], key=int):
-                known[name] = (model[group][key]["average"], model["interval"][group][key])
-        for name, (value, ends) in known.items():
-            row[header.index(name)] = with_interval(value, ends)
+        ends = model["interval"]
+        short = with_interval(model["short"]["average"], ends["short"])
+        row[header.index(names.SHORT_AVERAGE)] = short
+        for group, (key, name) in longest.items():
+            cell = with_interval(model[group][key]["average"], ends[group][key])
+            row[header.index(name)] = cell
     return Table(header, rows)
 
 
