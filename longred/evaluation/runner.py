@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longred.attention.cached import Cached
+from longred.attention.function import ATTENTION_NAME
 from longred.errors import PreflightError
 from longred.evaluation.cache import Piece, RowCache
 from longred.models.architectures import logit_softcap, main_rope
@@ -46,9 +47,14 @@ class Runner:
         model: a causal language model.
         batch_tokens: most tokens that a cache holds, or that a batch without one has; `auto` takes
             what fits into memory. Halved when memory runs out.
+
+    Raises:
+        ValueError: the model has another attention, which would need masks.
     """
 
     def __init__(self, model: Any, batch_tokens: int | str = "auto") -> None:
+        if model.config._attn_implementation != ATTENTION_NAME:
+            raise ValueError(f"the model must be loaded with attention {ATTENTION_NAME!r}")
         self.model, self.device = model, torch.device(model.device)
         self._head, self._softcap = model.get_output_embeddings(), logit_softcap(model.config)
         # These choose their frequencies by the longest position of a pass: a prompt must be whole.

@@ -5,13 +5,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from longred.evaluation.counting import (
     Listing,
     _Pieces,
     count_tokens,
+    prefix_ids,
     splits_at_fronts,
     token_counter,
 )
@@ -82,6 +92,9 @@ def trained(pre_tokenizer: Any) -> Tokenizer:
 def backends() -> dict[str, Tokenizer]:
     found = {name: trained(pre_tokenizer) for name, pre_tokenizer in PRE_TOKENIZERS.items()}
     found["qwen2"].normalizer = normalizers.NFC()
+    found["gpt2"].post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
     return found
 
 
@@ -95,8 +108,9 @@ def test_pieces_count_as_a_whole(backends: dict[str, Tokenizer], texts: list[str
         count, wanted = token_counter(tokenizer), [count_tokens(tokenizer, t) for t in texts]
         assert count(texts) == wanted
         assert count(texts[::-1]) == wanted[::-1]
-        pieces, num_bos = _Pieces(backend), int(tokenizer.bos_token_id is not None)
-        assert [size + num_bos for size in pieces(texts)] == wanted
+        pieces, num_before = _Pieces(backend), len(prefix_ids(tokenizer))
+        assert num_before == int(backend is backends["gpt2"])
+        assert [size + num_before for size in pieces(texts)] == wanted
 
 
 @pytest.mark.medium
@@ -112,7 +126,9 @@ def test_lists_count_as_their_text(
     listing = Listing(f"{before}: ", words, f"\n{after}")
     for backend in backends.values():
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-        assert _Pieces(backend)([listing]) == [count_tokens(tokenizer, str(listing))]
+        num_before = len(prefix_ids(tokenizer))
+        (size,) = _Pieces(backend)([listing])
+        assert size + num_before == count_tokens(tokenizer, str(listing))
         assert token_counter(tokenizer)([listing]) == [count_tokens(tokenizer, str(listing))]
 
 

@@ -102,8 +102,8 @@ def test_a_metric_that_is_no_mean_has_no_score_per_sample(
     tiny_model_folder: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     files = {"test": write(tmp_path / "rows.jsonl", ROWS["lambada_openai"])}
-    model = load_model(tiny_model_folder, attention="sdpa")
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    model = load_model(tiny_model_folder)
+    lm = TransformersLM(model, tokenizer, max_tokens=512)
     found = {}
     for metric in ("perplexity", "acc"):
         settings = settings_of("lambada_openai", metric=metric, scale=1.0, data_files=files)

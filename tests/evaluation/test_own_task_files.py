@@ -105,8 +105,8 @@ def test_a_task_file_runs_with_its_functions(
         "no? no? ",
         "red? red? ",
     ]
-    model = load_model(tiny_model_folder, attention="sdpa")
-    lm = TransformersLM(model, tokenizer, max_tokens=512, batch_size=2)
+    model = load_model(tiny_model_folder)
+    lm = TransformersLM(model, tokenizer, max_tokens=512)
     result, answers = run_lm_eval_task(lm, frozen)
     assert [answer["score"] for answer in answers] == [len(answer["got"]) for answer in answers]
     assert result["score"] == pytest.approx(sum(len(a["got"]) for a in answers) / 3)

@@ -130,9 +130,9 @@ def test_answers_are_scored_in_both_forms(
     config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, folder: Path
 ) -> None:
     task, _ = frozen(config_of(config, folder), tiny_model_folder, data_folder, folder, "all")
-    model = load_model(tiny_model_folder, attention="sdpa")
+    model = load_model(tiny_model_folder)
     tokenizer = load_tokenizer(tiny_model_folder)
-    lm = TransformersLM(model, tokenizer, max_tokens=WINDOW, batch_size=4)
+    lm = TransformersLM(model, tokenizer, max_tokens=WINDOW)
     said = {sample["id"]: " [n0]" for sample in task.read_samples()}
     lm.generate_until = lambda requests, **_: [said[r.doc["id"]] for r in requests]  # type: ignore[method-assign]
     answers = run_own_task(lm, task)
@@ -141,7 +141,7 @@ def test_answers_are_scored_in_both_forms(
     assert all(answer["prompt"].endswith("Final Answer:") for answer in answers)
     # In a chat the model must write the words itself.
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    chat = TransformersLM(model, tokenizer, max_tokens=WINDOW, batch_size=4, is_chat=True)
+    chat = TransformersLM(model, tokenizer, max_tokens=WINDOW, is_chat=True)
     chat.generate_until = lm.generate_until  # type: ignore[method-assign]
     assert [answer["unparsed"] for answer in run_own_task(chat, task)] == [True] * 7
     said = {key: "Because.\nFinal Answer: [n0, x, y]" for key in said}
@@ -172,8 +172,8 @@ def test_groups_reach_the_answers(
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(suite))
     own = config_of(config, tmp_path).model_copy(update={"target_window": 1024})
     task, _ = frozen(own, tiny_model_folder, data_folder, tmp_path, "all")
-    model = load_model(tiny_model_folder, attention="sdpa")
-    lm = TransformersLM(model, load_tokenizer(tiny_model_folder), max_tokens=1024, batch_size=4)
+    model = load_model(tiny_model_folder)
+    lm = TransformersLM(model, load_tokenizer(tiny_model_folder), max_tokens=1024)
     samples, answers = task.read_samples(), run_own_task(lm, task)
     assert [answer["group"] for answer in answers] == [sample["group"] for sample in samples]
     assert len({answer["group"] for answer in answers}) == 2

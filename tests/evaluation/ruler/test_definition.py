@@ -41,8 +41,8 @@ def test_scores_of_one_answer(
     assert recall(prediction, references) == pytest.approx(all_of)
     assert any_match(prediction, references) == any_of
     sample = {"outputs": list(references)}
-    assert results.score("recall", sample, [prediction]) == pytest.approx(all_of)
-    assert results.score("any_match", sample, [prediction]) == any_of
+    assert results.score("recall", sample, [prediction]).percent == pytest.approx(all_of)
+    assert results.score("any_match", sample, [prediction]).percent == any_of
 
 
 @pytest.mark.parametrize("task", V1_TASKS)

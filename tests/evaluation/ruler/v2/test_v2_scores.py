@@ -81,7 +81,7 @@ def test_scores_of_one_answer(
     assert answer_match(prediction, references) == pytest.approx(all_of)
     assert last_answer_match(prediction, references) == pytest.approx(last)
     assert any_answer_match(prediction, references) == pytest.approx(any_of)
-    found = score("last_answer_match", {"outputs": list(references)}, [prediction])
+    found = score("last_answer_match", {"outputs": list(references)}, [prediction]).percent
     assert found == pytest.approx(last)
 
 
