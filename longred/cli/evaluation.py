@@ -34,28 +34,43 @@ Original = Annotated[
     str | None, typer.Option(help="the model that retention and similarity compare with")
 ]
 Revision = Annotated[str | None, typer.Option(help="commit, for hub names")]
-Suite = Annotated[str, typer.Option(help="short tasks: name of a suite, or a YAML file")]
-Tasks = Annotated[str, typer.Option(help="only these of the suite: a,b")]
-RulerLengths = Annotated[str, typer.Option(help="RULER lengths in tokens: 4096,8192")]
+Suite = Annotated[
+    str, typer.Option(help="short tasks: demo, short-core, paper or another suite, or a YAML file")
+]
+Tasks = Annotated[str, typer.Option(help="only these tasks of the suite: a,b")]
+Capacities = Annotated[
+    str, typer.Option(help="only these capacities (groups of tasks) of the suite: a,b")
+]
+RulerLengths = Annotated[str, typer.Option(help="lengths of --ruler-tasks in tokens: 4096,8192")]
 RulerTasks = Annotated[
-    str, typer.Option(help="RULER tasks, or kv_retrieval: a,b (default: all RULER tasks)")
+    str,
+    typer.Option(
+        help="long tasks: a,b of RULER's, or ruler for all 13 (the default), ruler-v2 for RULER "
+        "v2's 12, which need `--set evaluation.ruler.mmlu=…`, kv_retrieval"
+    ),
 ]
 PerplexityLengths = Annotated[str, typer.Option(help="perplexity lengths in tokens: 4096,8192")]
 Judge = Annotated[
     str | None,
-    typer.Option(help="model folder that selects LongPPL's key tokens, for --perplexity"),
+    typer.Option(
+        help="folder or hub name of the model that selects LongPPL's key tokens; needs --perplexity"
+    ),
 ]
 NumSamples = Annotated[int, typer.Option(min=1, help="maximum samples per task")]
 Text = Annotated[
-    Path | None, typer.Option(help="file or folder of text (default: Python's standard library)")
+    Path | None,
+    typer.Option(
+        help="file or folder of text for loss, similarity and perplexity (default: Python's "
+        "standard library)"
+    ),
 ]
-DataType = Annotated[str, typer.Option(help="bfloat16 or float32")]
+DataType = Annotated[str, typer.Option(help="bfloat16 or float32, of weights and computation")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Backend = Annotated[str, typer.Option(help="generation backend: hf or vllm")]
 BatchTokens = Annotated[str, typer.Option(help="tokens at once: a number, or auto")]
 NumProcesses = Annotated[int, typer.Option(min=1, help="processes, one model and device each")]
-ChatTemplate = Annotated[str, typer.Option(help="auto, true or false")]
-Seed = Annotated[int, typer.Option(min=0)]
+ChatTemplate = Annotated[str, typer.Option(help="ask in the chat form: auto, true or false")]
+Seed = Annotated[int, typer.Option(min=0, help="of the samples")]
 BeyondWindow = Annotated[
     bool, typer.Option("--beyond-window", help="allow lengths beyond a model's window")
 ]
@@ -81,7 +96,7 @@ def evaluate(
     revision: Revision = None,
     suite: Suite = "demo",
     tasks: Tasks = "",
-    capacities: Tasks = "",
+    capacities: Capacities = "",
     ruler: RulerLengths = "",
     ruler_tasks: RulerTasks = "",
     perplexity: PerplexityLengths = "",

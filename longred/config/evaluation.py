@@ -59,9 +59,9 @@ class RulerConfig(Section):
 
     tasks: list[str] = Field(
         default=list(RULER_TASKS),
-        description="RULER tasks by name; kv_retrieval and those of RULER v2 can be added and "
-        "count in no average. ruler stands for all 13 tasks, ruler-v2 for all 12. Fewer tasks cost "
-        "less time.",
+        description="RULER tasks by name; ruler stands for all 13. kv_retrieval, in no average, "
+        "can be added, and ruler-v2 for the 12 tasks of RULER v2, with an average of their own. "
+        "Fewer tasks cost less time.",
         examples=[["niah_single_1", "vt"]],
     )
     lengths: list[Count] = Field(
@@ -142,8 +142,8 @@ class RulerConfig(Section):
     )
     count_builtin: bool = Field(
         default=False,
-        description="Whether qa_1 and qa_2 on the packaged questions count in the RULER average; "
-        "the packaged sets are small.",
+        description="Whether tasks on the packaged questions (qa_1, qa_2, v2_qa_*) count in the "
+        "averages of RULER and RULER v2; the packaged sets are small.",
     )
     kv_keys: Annotated[int, Bounds(ge=2)] | None = Field(
         default=None,

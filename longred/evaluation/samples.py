@@ -15,6 +15,7 @@ from longred.evaluation import published, ruler, short
 from longred.evaluation.counting import count_tokens
 from longred.evaluation.model import load_for
 from longred.evaluation.perplexity import freeze_rows
+from longred.evaluation.prompts import plain_prompt
 from longred.evaluation.published.files import identities
 from longred.evaluation.ruler.freeze import counted, freeze_task, identity
 from longred.evaluation.ruler.materials import Materials, read_materials
@@ -311,8 +312,7 @@ def _num_tokens(sample: Row, tokenizer: Any) -> int:
     if "choices" in sample:
         texts = [sample["input"] + choice for choice in sample["choices"]]
         return max(count_tokens(tokenizer, text) for text in texts)
-    prompt = f"{sample['input']} {sample['prefix']}" if "prefix" in sample else sample["input"]
-    return count_tokens(tokenizer, prompt) + int(sample["max_new_tokens"])
+    return count_tokens(tokenizer, plain_prompt(sample)) + int(sample["max_new_tokens"])
 
 
 def tokenizer_sha256(folder: Path) -> str:

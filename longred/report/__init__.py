@@ -5,6 +5,7 @@ draws the figures, renders the page and writes the journal of metrics. `longred 
 writes the same kind of folder for an evaluation outside of a run.
 
     samples.py           per-sample answers, and the draws that intervals are computed from
+    left_out.py          tasks that count in no average, and why
     measures.py          averages, their retention and differences, with intervals
     scores.py            the comparison of models: dropped tasks, all of the above, metrics
     restoration.py       the same by training step, and the correlation with similarity

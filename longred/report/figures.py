@@ -49,6 +49,12 @@ FIGURES = {
         "those of single tasks. The original's window is {window:,} tokens.",
         score_figures.ruler,
     ),
+    "ruler-v2": FigureSpec(
+        "RULER v2 by length",
+        "Average over all tasks of RULER v2. Whiskers: 95 % interval of the average; the brackets "
+        "below are those of single tasks. The original's window is {window:,} tokens.",
+        score_figures.ruler_v2,
+    ),
     "ruler-heat-map": FigureSpec(
         "RULER by task and length",
         "Score of every task at every length, in percent. An empty cell was not evaluated.",

@@ -48,6 +48,11 @@ RULER_TEXT = (
     "A public test of reading long text: facts, words or documents are hidden in a text of the "
     "given length in tokens, and the model must report them. Mean over its tasks, in percent."
 )
+RULER_V2_TEXT = (
+    "The second version of RULER: twelve tasks in levels, from finding a number in a text of the "
+    "given length to solving a question that is found by its number. Mean over all twelve, in "
+    "percent; in no other average."
+)
 RULER_TASKS = {
     "niah_single_1": "find one number among repeated sentences",
     "niah_single_2": "find one number hidden in ordinary text",
@@ -63,6 +68,21 @@ RULER_TASKS = {
     "qa_1": "answer a question from one of many documents (SQuAD)",
     "qa_2": "answer a question from two of many documents (HotpotQA)",
     "kv_retrieval": "find the value of one key in a long JSON object; in no average",
+    "v2_mk_niah_basic": "find one of many numbers in lines that are all alike, by its key",
+    "v2_mk_niah_easy": "copy one of many exam questions, found by its number",
+    "v2_mk_niah_medium": "copy one of many exam questions, found by its number, and solve it; "
+    "guessing the letter scores 25 %",
+    "v2_mk_niah_hard": "solve one of many exam questions, found by its number; guessing the letter "
+    "scores 25 %",
+    "v2_mv_niah_basic": "find the four numbers of one key in lines that are all alike",
+    "v2_mv_niah_easy": "copy the four exam questions that share one number",
+    "v2_mv_niah_medium": "copy the four exam questions that share one number, then one of them by "
+    "its order; the last copy is scored",
+    "v2_mv_niah_hard": "copy one of four exam questions that share one number, by its order",
+    "v2_qa_basic": "find the number of the document that holds a given text",
+    "v2_qa_easy": "find the number of a document that helps to answer a question",
+    "v2_qa_medium": "copy the documents that answer a question (HotpotQA), then answer it",
+    "v2_qa_hard": "answer a question from two of many numbered documents (HotpotQA)",
 }
 """RULER task → what the model must do."""
 
@@ -115,10 +135,10 @@ FAMILIES = {
 COLUMNS = {
     names.SHORT_AVERAGE: "Mean score on tasks with short prompts, in percent: first over the tasks "
     "of each capacity (group of tasks), then over capacities.",
-    names.SHORT_RETENTION: "Short average divided by the original's on the same samples. In "
-    "brackets its 95 % interval: other samples of the same kind would most likely give a value in "
-    "it.",
+    names.SHORT_RETENTION: "Short average divided by the original's on the same samples. Its "
+    "95 % interval: other samples of the same kind would most likely give a value in it.",
     names.RULER: RULER_TEXT,
+    names.RULER_V2: RULER_V2_TEXT,
     names.UNPARSED: "Generated answers in which the metric finds nothing to score, such as no "
     "number where one is asked for, over all tasks: a low score then tells of the form of the "
     "answers.",
@@ -155,7 +175,7 @@ def column_terms(columns: Iterable[str], text: str = names.RUN_TEXT) -> Terms:
     """
     found = {}
     for column in columns:
-        name = names.RULER if column.startswith(f"{names.RULER} ") else column
+        name = names.ruler_version(column) or column
         if name in COLUMNS:
             found[name] = COLUMNS[name].replace("{text}", text)
     return found
@@ -163,7 +183,7 @@ def column_terms(columns: Iterable[str], text: str = names.RUN_TEXT) -> Terms:
 
 def ruler_terms(comparison: Comparison) -> Terms:
     """Return the evaluated RULER tasks and what each asks for."""
-    units = comparison.ruler_units(with_dropped=True)
+    units = comparison.long_units()
     return {unit.task + comparison.mark(unit): task_text(unit.task) for unit in units}
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longred.config.evaluation import RULER_V2_TASKS
 from longred.evaluation.intervals import Averages, Ends, Interval, interval
-from longred.report.names import ORIGINAL
+from longred.report.names import ORIGINAL, RULER, RULER_V2
 from longred.report.samples import DrawReader, Unit
 
 if TYPE_CHECKING:
@@ -43,17 +44,22 @@ class Measure:
 
 
 def measures(comparison: "Comparison") -> list[Measure]:
-    """Return the averages that models are compared by: short, each capacity, RULER by length."""
+    """Return the averages to compare models by: short, capacities, RULER and v2 by length."""
     units, weights = tuple(comparison.short_units()), tuple(comparison.short_weights)
     found = [Measure("short average", "short", None, 0, units, weights)]
     for capacity, tasks in comparison.capacities.items():
         units = tuple(Unit(task) for task in tasks)
         found.append(Measure(capacity, "capacities", capacity, 0, units))
     for length, tasks in comparison.ruler_tasks.items():
-        units = tuple(Unit(task, length) for task in tasks)
-        name = f"RULER at {length:,} tokens"
-        found.append(Measure(name, "ruler", str(length), length, units))
+        found.append(_at_length(RULER, "ruler", length, tasks))
+    for length in comparison.v2_lengths:
+        found.append(_at_length(RULER_V2, "ruler_v2", length, RULER_V2_TASKS))
     return found
+
+
+def _at_length(version: str, group: str, length: int, tasks: Sequence[str]) -> Measure:
+    units = tuple(Unit(task, length) for task in tasks)
+    return Measure(f"{version} at {length:,} tokens", group, str(length), length, units)
 
 
 def _interval(
@@ -65,8 +71,8 @@ def _interval(
 
 
 def _arranged(found: Mapping[Measure, float | Interval | None]) -> dict[str, Any]:
-    """Return values of measures as {"short", "capacities": {name}, "ruler": {length}}."""
-    values: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}}
+    """Return values as {"short", "capacities": {name}, "ruler" and "ruler_v2": {length}}."""
+    values: dict[str, Any] = {"short": None, "capacities": {}, "ruler": {}, "ruler_v2": {}}
     for measure, value in found.items():
         if measure.key is None:
             values[measure.group] = _plain(value)
@@ -124,7 +130,7 @@ def differences(
     method: str,
     baseline: str,
 ) -> list[Difference]:
-    """Return the method minus a baseline: short average, then RULER length by length."""
+    """Return the method minus a baseline: short average, then RULER and v2 by length."""
     found = []
     for measure in measures(comparison):
         ours, theirs = (measure.of(comparison.models[name]) for name in (method, baseline))
@@ -151,12 +157,13 @@ def changes(
     Raises:
         MismatchError: the evaluations are of different samples.
     """
-    keys = {"short": "capacity/short", "ruler": "ruler/average"}
+    keys = {"short": "capacity/short"}
+    keys |= {group: f"{group}/average" for group in ("ruler", "ruler_v2")}
     asked = {
         (keys.get(each.group, f"capacity/{each.key}"), each.length): each
         for each in measures(comparison)
     }
-    for unit in comparison.short_units() + comparison.ruler_units():
+    for unit in comparison.short_units() + comparison.ruler_units() + comparison.v2_units():
         name = "ruler" if unit.length else "short"
         key = (f"{name}/{unit.task}", unit.length or 0)
         asked[key] = Measure(unit.task, name, None, unit.length or 0, (unit,))

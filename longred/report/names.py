@@ -10,6 +10,7 @@ MODEL = "model"
 SHORT_AVERAGE = "short average"
 SHORT_RETENTION = "short retention"
 RULER = "RULER"
+RULER_V2 = "RULER v2"
 AVERAGE = "average"
 SIMILARITY = "similarity"
 ATTENTION_KL = "attention KL"
@@ -26,6 +27,8 @@ NAMES = {
     "retention/short": SHORT_RETENTION,
     "ruler/average": RULER,
     "retention/ruler": f"{RULER} {RETENTION}",
+    "ruler_v2/average": RULER_V2,
+    "retention/ruler_v2": f"{RULER_V2} {RETENTION}",
     "similarity/last": SIMILARITY,
     "similarity/attention_kl": ATTENTION_KL,
     "held_out/nats_per_token": NATS,
@@ -54,23 +57,30 @@ def metric_name(key: str, length: int = 0, mark: str = "") -> str:
         mark: behind the name of a task, see `BUILT_IN`.
     """
     group, _, part = key.partition("/")
-    if key == "ruler/average":
-        return ruler_name(length)
+    if key in ("ruler/average", "ruler_v2/average"):
+        return ruler_name(length, NAMES[key])
     if group == "by_step":
         return f"{BY_STEP.get(part, part)} after step {length:,}"
     name = NAMES.get(key) or (f"{part} {RETENTION}" if group == "retention" else part) or key
     return f"{name}{mark} at {length:,}" if length else name
 
 
-def ruler_name(length: int) -> str:
-    """Return the name of the RULER average at a length in tokens."""
-    return f"{RULER} {length:,}"
+def ruler_name(length: int, version: str = RULER) -> str:
+    """Return the name of the average over RULER, or RULER v2, at a length in tokens."""
+    return f"{version} {length:,}"
+
+
+def ruler_version(column: str) -> str | None:
+    """Return the version of RULER that a column is about, or None."""
+    return next((each for each in (RULER_V2, RULER) if column.startswith(f"{each} ")), None)
 
 
 def by_importance(columns: list[str]) -> list[str]:
     """Return the columns of a result table, the most important first, for a narrow screen."""
-    rulers = [column for column in columns if column.startswith(f"{RULER} ")]
-    first = [SHORT_AVERAGE, SHORT_RETENTION, *reversed(rulers), UNPARSED, AVERAGE]
+    longest_first = columns[::-1]
+    rulers = [each for each in longest_first if ruler_version(each) == RULER]
+    rulers += [each for each in longest_first if ruler_version(each) == RULER_V2]
+    first = [SHORT_AVERAGE, SHORT_RETENTION, *rulers, UNPARSED, AVERAGE]
     first += [SIMILARITY, NATS]
     known = [column for column in first if column in columns]
     return known + [column for column in columns if column not in known]

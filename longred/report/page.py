@@ -101,7 +101,7 @@ def _common(
     title: str, comparison: Comparison, folders: Mapping[str, Path], samples: Path
 ) -> dict[str, Any]:
     """Return what all pages share; dropped tasks have samples too, since these show the reason."""
-    units = comparison.short_units() + comparison.ruler_units()
+    units = comparison.short_units() + comparison.ruler_units() + comparison.v2_units()
     units += [entry.unit for entry in comparison.dropped]
     chosen = {
         comparison.label(unit): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))

@@ -8,6 +8,7 @@ from typing import Any
 
 from longred.errors import MismatchError
 from longred.evaluation.intervals import Draws, draws_of
+from longred.evaluation.prompts import plain_prompt
 from longred.evaluation.tasks import read_lines
 
 
@@ -35,7 +36,7 @@ class Unit:
 
 
 def frozen_prompts(folder: Path, unit: Unit) -> dict[str, str]:
-    """Return the prompts of a unit by sample id.
+    """Return the prompts of a unit by sample id, as plain text.
 
     Args:
         folder: the frozen samples on which the models were evaluated.
@@ -48,12 +49,7 @@ def frozen_prompts(folder: Path, unit: Unit) -> dict[str, str]:
     # An lm-eval task has its own folder, with one file per task of a group.
     samples = [row for path in sorted(place.glob("*.jsonl")) for row in read_lines(path)]
     samples = samples or read_lines(place.with_name(f"{place.name}.jsonl"))
-    return {
-        str(sample["id"]): " ".join(
-            str(sample[key]) for key in ("input", "prefix") if key in sample
-        )
-        for sample in samples
-    }
+    return {str(sample["id"]): plain_prompt(sample) for sample in samples}
 
 
 def read_answers(folder: Path, unit: Unit) -> dict[str, dict[str, Any]]:

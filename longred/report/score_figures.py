@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullLocator
 
 from longred.evaluation.intervals import Floats
-from longred.report.names import ORIGINAL
+from longred.report.left_out import score_of
+from longred.report.names import ORIGINAL, RULER, RULER_V2, ruler_name
 from longred.report.plots import (
     INK,
     Drawn,
@@ -24,7 +25,7 @@ from longred.report.plots import (
     write_cell,
 )
 from longred.report.samples import Unit, read_answers
-from longred.report.scores import Comparison, score_of
+from longred.report.scores import Comparison
 from longred.report.tables import number, retention_table, series_table, units_table
 from longred.report.text_table import Table
 
@@ -41,9 +42,13 @@ def retention(figure: Figure, data: FigureData) -> Drawn | None:
     """Draw retention with its interval, and the original as a line at 100 %."""
     comparison = data.comparison
     models = {name: model for name, model in comparison.models.items() if name != ORIGINAL}
-    groups = ["short tasks", *(f"RULER {length:,}" for length in comparison.lengths)]
+    groups = ["short tasks", *map(ruler_name, comparison.lengths)]
+    groups += [ruler_name(length, RULER_V2) for length in comparison.v2_lengths]
     values, intervals = (
-        {name: [m[key]["short"], *m[key]["ruler"].values()] for name, m in models.items()}
+        {
+            name: [m[key]["short"], *m[key]["ruler"].values(), *m[key]["ruler_v2"].values()]
+            for name, m in models.items()
+        }
         for key in ("retention", "retention_interval")
     )
     known = [
@@ -107,13 +112,33 @@ def _chance(comparison: Comparison, unit: Unit) -> float:
 
 def ruler(figure: Figure, data: FigureData) -> Drawn | None:
     """Draw each model's average over the compared RULER tasks by length."""
-    comparison, window = data.comparison, data.original_window
+    comparison = data.comparison
     lengths = [length for length, tasks in comparison.ruler_tasks.items() if tasks]
     if not lengths:
         return None
-    axes = figure.subplots()
+    _by_length(figure, data, "ruler", RULER, lengths)
+    names = sorted({task for tasks in comparison.ruler_tasks.values() for task in tasks})
+    table = units_table(comparison, comparison.long_units())
+    return Drawn(table, {"tasks": ", ".join(names), "window": data.original_window})
+
+
+def ruler_v2(figure: Figure, data: FigureData) -> Drawn | None:
+    """Draw each model's average over the tasks of RULER v2 by length."""
+    comparison = data.comparison
+    if not comparison.v2_lengths:
+        return None
+    _by_length(figure, data, "ruler_v2", RULER_V2, comparison.v2_lengths)
+    table = units_table(comparison, comparison.v2_units())
+    return Drawn(table, {"window": data.original_window})
+
+
+def _by_length(
+    figure: Figure, data: FigureData, group: str, version: str, lengths: Sequence[int]
+) -> None:
+    """Draw the averages of one version of RULER, and the original window."""
+    axes, window = figure.subplots(), data.original_window
     axes.set_xscale("log", base=2)
-    _draw_averages(axes, comparison, lengths)
+    _draw_averages(axes, data.comparison, group, lengths)
     if min(lengths) <= window < max(lengths):
         axes.axvline(window, color=WINDOW_INK, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
         above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center"}
@@ -121,23 +146,20 @@ def ruler(figure: Figure, data: FigureData) -> Drawn | None:
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("length (tokens, logarithmic)")
-    axes.set_ylabel("RULER average (%)")
+    axes.set_ylabel(f"{version} average (%)")
     axes.set_ylim(0, 104)
     legend_above(figure, axes)
-    names = sorted({task for tasks in comparison.ruler_tasks.values() for task in tasks})
-    table = units_table(comparison, comparison.ruler_units(with_dropped=True))
-    return Drawn(table, {"tasks": ", ".join(names), "window": window})
 
 
-def _draw_averages(axes: Axes, comparison: Comparison, lengths: Sequence[int]) -> None:
+def _draw_averages(axes: Axes, comparison: Comparison, group: str, lengths: Sequence[int]) -> None:
     """Draw one line per model; whiskers are the interval of the average over tasks."""
     models = list(comparison.models)
     for position, (name, model) in enumerate(comparison.models.items()):
-        averages = {n: model["ruler"][str(n)]["average"] for n in lengths}
+        averages = {n: model[group][str(n)]["average"] for n in lengths}
         known = [n for n in lengths if averages[n] is not None]
         if not known:
             continue
-        intervals = model["interval"]["ruler"]
+        intervals = model["interval"][group]
         ends = [intervals[str(n)] or (averages[n], averages[n]) for n in known]
         errors = [
             [averages[n] - low for n, (low, _) in zip(known, ends, strict=True)],
@@ -192,7 +214,7 @@ def perplexity(figure: Figure, data: FigureData) -> Drawn | None:
 def ruler_heat_map(figure: Figure, data: FigureData) -> Drawn | None:
     """Draw every RULER score, dropped tasks included: one panel per model, tasks by lengths."""
     comparison = data.comparison
-    units = comparison.ruler_units(with_dropped=True)
+    units = comparison.long_units()
     if not units:
         return None
     tasks = sorted({unit.task for unit in units})

@@ -5,21 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longred.config.evaluation import RULER_TASKS
+from longred.config.evaluation import RULER_V2_TASKS
 from longred.errors import MismatchError
 from longred.report import names
+from longred.report.left_out import (
+    Dropped,
+    barely_solved,
+    beside_ruler,
+    entries_of,
+    score_of,
+    v2_gap,
+)
 from longred.report.measures import Difference, differences, retention, score_intervals
 from longred.report.names import ORIGINAL
 from longred.report.samples import DrawReader, Unit
 from longred.store.artifacts import read_json
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A task left out of every comparison, and why."""
-
-    unit: Unit
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,10 @@ class Comparison:
 
     Attributes:
         models: name → {"short": {task: score, "average"}, "capacities": {capacity: score},
-            "ruler": {length: {task: score, "average"}}, "retention": {"short", "capacities":
-            {capacity}, "ruler": {length}}, "overall": the mean over capacities and the RULER
-            average at the longest length, as in the paper, "interval": the [low, high] of the
+            "ruler": {length: {task: score, "average"}}, "ruler_v2": the same of RULER v2, at the
+            lengths where it has an average, "retention": {"short", "capacities": {capacity},
+            "ruler": {length}, "ruler_v2": {length}}, "overall": the mean over capacities and the
+            RULER average at the longest length, as in the paper, "interval": the [low, high] of the
             averages, arranged like "retention", "retention_interval", "unparsed": generated
             answers that held nothing to score, and "generated": how many there are, over all
             tasks, "similarity", "similarity_per_layer", "attention_kl",
@@ -43,6 +44,8 @@ class Comparison:
         differences: the method against each baseline.
         capacities: capacity → its compared short tasks.
         ruler_tasks: length in tokens → its compared RULER tasks; lengths ascend.
+        v2_tasks: length in tokens → its evaluated tasks of RULER v2; lengths ascend.
+        v2_gaps: length in tokens → why RULER v2 has no average there.
         text: what the text of the measured loss was held out from.
     """
 
@@ -53,6 +56,8 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
     capacities: dict[str, list[str]] = field(default_factory=dict)
     ruler_tasks: dict[int, list[str]] = field(default_factory=dict)
+    v2_tasks: dict[int, list[str]] = field(default_factory=dict)
+    v2_gaps: dict[int, str] = field(default_factory=dict)
     text: str = names.RUN_TEXT
 
     @property
@@ -74,20 +79,32 @@ class Comparison:
         """The evaluated RULER lengths in tokens, ascending."""
         return list(self.ruler_tasks)
 
+    @property
+    def v2_lengths(self) -> list[int]:
+        """The lengths in tokens at which RULER v2 has an average, ascending."""
+        return [length for length in self.v2_tasks if length not in self.v2_gaps]
+
     def short_units(self, *, with_dropped: bool = False) -> list[Unit]:
         """Return the compared short tasks, then optionally the dropped ones."""
         dropped = [each.unit for each in self.dropped if with_dropped and each.unit.length is None]
         return [Unit(task) for task in self.short_tasks] + dropped
 
-    def ruler_units(self, *, with_dropped: bool = False) -> list[Unit]:
-        """Return the compared RULER tasks, length by length, then optionally the dropped ones."""
-        dropped = [each.unit for each in self.dropped if with_dropped and each.unit.length]
-        units = [Unit(task, n) for n, tasks in self.ruler_tasks.items() for task in tasks]
-        return units + dropped
+    def ruler_units(self) -> list[Unit]:
+        """Return the compared RULER tasks, length by length."""
+        return [Unit(task, n) for n, tasks in self.ruler_tasks.items() for task in tasks]
+
+    def v2_units(self) -> list[Unit]:
+        """Return the evaluated tasks of RULER v2, length by length."""
+        return [Unit(task, n) for n, tasks in self.v2_tasks.items() for task in tasks]
+
+    def long_units(self) -> list[Unit]:
+        """Return the compared RULER tasks, those of RULER v2, and the dropped ones."""
+        dropped = [each.unit for each in self.dropped if each.unit.length]
+        return self.ruler_units() + self.v2_units() + dropped
 
     def mark(self, unit: Unit) -> str:
         """Return the mark behind the name of a RULER task that asks packaged questions, or ""."""
-        entries = (score_of(raw, unit) or {} for raw in self.raw.values())
+        entries = entries_of(self.raw.values(), unit)
         return names.BUILT_IN if any(entry.get("builtin") for entry in entries) else ""
 
     def label(self, unit: Unit) -> str:
@@ -117,6 +134,7 @@ def collect(
     length up to `original_window`; beyond it, where the original cannot be expected to work, at the
     longest length within. An average exists only if every compared task has a score. Retention is
     the ratio of averages and exists for short tasks and for RULER lengths up to `original_window`.
+    RULER v2 has an average of its own, of all its tasks: none of them is dropped.
 
     Args:
         folders: model → evaluation folder with scores.json and samples/.
@@ -131,13 +149,16 @@ def collect(
             models answered different samples.
     """
     raw = {name: read_json(folder / "scores.json") for name, folder in folders.items()}
-    units = units_of(raw.values())
+    evaluated = units_of(raw.values())
+    units = [unit for unit in evaluated if unit.task not in RULER_V2_TASKS]
+    v2_tasks = _v2_tasks(evaluated)
+    gaps = {length: v2_gap(raw.values(), length) for length in v2_tasks}
     if dropped is None:
         original = raw.get(ORIGINAL, {})
         dropped = barely_solved(original, units, original_window, min_points_above_chance)
     left_out = {entry.unit: entry for entry in dropped}
     for unit in units:
-        if reason := _beside_ruler(raw.values(), unit):
+        if reason := beside_ruler(raw.values(), unit):
             left_out.setdefault(unit, Dropped(unit, reason))
     capacity_of = _capacities(folders, raw)
     capacities: dict[str, list[str]] = {capacity: [] for capacity in capacity_of.values()}
@@ -157,6 +178,8 @@ def collect(
         dropped_capacities=[name for name, tasks in capacities.items() if not tasks],
         capacities={name: tasks for name, tasks in capacities.items() if tasks},
         ruler_tasks=ruler_tasks,
+        v2_tasks=v2_tasks,
+        v2_gaps={length: reason for length, reason in gaps.items() if reason},
     )
     for name in folders:
         comparison.models[name] = _averages(comparison, name)
@@ -181,15 +204,6 @@ def average(values: Iterable[float | None]) -> float | None:
     numbers = list(values)
     present = [number for number in numbers if number is not None]
     return sum(present) / len(present) if present and len(present) == len(numbers) else None
-
-
-def score_of(raw: Mapping[str, Any], unit: Unit) -> Mapping[str, Any] | None:
-    """Return a model's {"score", "interval", "num_samples", "chance", …} for a unit, or None."""
-    group: Mapping[str, Any] = raw.get("short", {})
-    if unit.length is not None:
-        group = raw.get("ruler", {}).get(str(unit.length), {})
-    entry = group.get(unit.task)
-    return entry if isinstance(entry, Mapping) and entry.get("score") is not None else None
 
 
 def units_of(raw: Iterable[Mapping[str, Any]]) -> list[Unit]:
@@ -218,53 +232,11 @@ def _capacities(
     return found
 
 
-def _beside_ruler(raw: Iterable[Mapping[str, Any]], unit: Unit) -> str | None:
-    """Return why a unit counts in no RULER average; None if it counts, and for a short task."""
-    if unit.length is None:
-        return None
-    if unit.task not in RULER_TASKS:
-        return "it is not one of RULER's tasks and counts in no average"
-    for entry in (score_of(model, unit) or {} for model in raw):
-        if entry.get("builtin") and not entry.get("counts"):
-            return (
-                "it asks the packaged question set, whose documents repeat; name SQuAD or "
-                "HotpotQA, or set evaluation.ruler.count_builtin: true"
-            )
-    return None
-
-
-def barely_solved(
-    original: Mapping[str, Any], units: Sequence[Unit], original_window: int, minimum: float
-) -> list[Dropped]:
-    """Return the tasks to drop, and why.
-
-    Args:
-        original: the original's scores.json; tasks without a score in it are not judged.
-        units: the tasks in question.
-        original_window: in tokens; RULER beyond it is judged by the longest length within.
-        minimum: percentage points above chance that a task needs.
-    """
-    dropped = []
-    for unit in units:
-        judged = unit
-        if unit.length is not None and unit.length > original_window:
-            same = [other.length for other in units if other.task == unit.task]
-            within = [n for n in same if n is not None and n <= original_window]
-            if not within:
-                continue
-            judged = Unit(unit.task, max(within))
-        entry = score_of(original, judged)
-        if entry is None:
-            continue
-        chance = float(entry.get("chance") or 0.0)
-        if float(entry["score"]) - chance < minimum:
-            where = "" if judged == unit else f" at {judged.length:,} tokens"
-            reason = (
-                f"the original scores {entry['score']:.1f}{where} where guessing scores "
-                f"{chance:.1f}; at least {minimum:g} points more are needed"
-            )
-            dropped.append(Dropped(unit, reason))
-    return dropped
+def _v2_tasks(units: Sequence[Unit]) -> dict[int, list[str]]:
+    """Return the evaluated tasks of RULER v2 by length, in its own order."""
+    asked = {unit for unit in units if unit.task in RULER_V2_TASKS}
+    lengths = sorted({unit.length for unit in asked if unit.length is not None})
+    return {n: [task for task in RULER_V2_TASKS if Unit(task, n) in asked] for n in lengths}
 
 
 def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
@@ -297,6 +269,7 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         "short": {**short, "average": average(capacities.values())},
         "capacities": capacities,
         "ruler": ruler,
+        "ruler_v2": {str(n): scored(RULER_V2_TASKS, n) for n in comparison.v2_lengths},
         "overall": average([*capacities.values(), longest]) if capacities else None,
         "similarity": similarity.get("last"),
         "similarity_per_layer": similarity.get("per_layer"),
@@ -324,8 +297,8 @@ def model_metrics(comparison: Comparison, name: str) -> dict[int, dict[str, floa
 
     Keys: `short/<task>`, `capacity/<capacity>` and `capacity/short` (the mean over capacities),
     `retention/<capacity>`, `retention/short`, `similarity/last`, `similarity/attention_kl`,
-    `ruler/<task>`, `ruler/average`, `retention/ruler`, `held_out/nats_per_token`,
-    `held_out/bits_per_byte`; unknown values are left out.
+    `ruler/<task>`, `ruler/average`, `retention/ruler`, `ruler_v2/average`, `retention/ruler_v2`,
+    `held_out/nats_per_token`, `held_out/bits_per_byte`; unknown values are left out.
     """
     model = comparison.models[name]
     retention = model["retention"]
@@ -349,6 +322,16 @@ def model_metrics(comparison: Comparison, name: str) -> dict[int, dict[str, floa
             "retention/ruler": retention["ruler"][str(length)],
             **{f"ruler/{task}": scores[task] for task in tasks},
         }
+    for length in comparison.v2_lengths:
+        values.setdefault(length, {}).update(
+            {
+                "ruler_v2/average": model["ruler_v2"][str(length)]["average"],
+                "retention/ruler_v2": retention["ruler_v2"][str(length)],
+            }
+        )
+    for unit in comparison.v2_units():
+        entry = score_of(comparison.raw[name], unit) or {}
+        values.setdefault(unit.length or 0, {})[f"ruler/{unit.task}"] = entry.get("score")
     return {
         step: {key: value for key, value in found.items() if value is not None}
         for step, found in values.items()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from longred.report import glossary, names
+from longred.report.left_out import score_of
 from longred.report.restoration import Point
 from longred.report.samples import Unit
-from longred.report.scores import Comparison, score_of
+from longred.report.scores import Comparison
 from longred.report.text_table import NOT_AVAILABLE, Table
 from longred.store.artifacts import MANIFEST, read_json
 
@@ -15,8 +16,9 @@ MARKDOWN_NOTE = (
     "Scores in percent. Retention: score of the model / score of the original on the same samples, "
     "with its 95 % interval.{unparsed} Similarity: mean cosine of the last hidden state to the "
     "original's. Nats per token: loss on text held out from {text}. Average: mean over capacities "
-    "and RULER at its longest length."
+    "and RULER at its longest length.{v2}"
 )
+V2_NOTE = " RULER v2 has an average of its own, of all 12 tasks."
 UNPARSED_NOTE = " Unparsed: generated answers in which the metric finds nothing to score."
 
 
@@ -45,6 +47,18 @@ def _unparsed_cell(model: Mapping[str, Any]) -> str:
     return f"{count:,} of {model['generated']:,}" if count else "0"
 
 
+def _ruler_keys(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return where the averages over RULER, then RULER v2, are in a model's values."""
+    keys = [("ruler", str(length)) for length in comparison.lengths]
+    return keys + [("ruler_v2", str(length)) for length in comparison.v2_lengths]
+
+
+def _ruler_names(comparison: Comparison) -> list[str]:
+    """Return the names of `_ruler_keys`."""
+    found = [names.ruler_name(length) for length in comparison.lengths]
+    return found + [names.ruler_name(n, names.RULER_V2) for n in comparison.v2_lengths]
+
+
 def result_table(comparison: Comparison) -> Table:
     """Return the main results, one row per model; scores and retention in percent.
 
@@ -56,7 +70,7 @@ def result_table(comparison: Comparison) -> Table:
         *comparison.short_tasks,
         names.SHORT_AVERAGE,
         names.SHORT_RETENTION,
-        *map(names.ruler_name, comparison.lengths),
+        *_ruler_names(comparison),
         *([names.UNPARSED] if has_generated else []),
         names.AVERAGE,
         names.SIMILARITY,
@@ -68,7 +82,7 @@ def result_table(comparison: Comparison) -> Table:
             *(number(model["short"][task]) for task in comparison.short_tasks),
             number(model["short"]["average"]),
             with_interval(model["retention"]["short"], model["retention_interval"]["short"]),
-            *(number(model["ruler"][str(length)]["average"]) for length in comparison.lengths),
+            *(number(model[group][key]["average"]) for group, key in _ruler_keys(comparison)),
             *([_unparsed_cell(model)] if has_generated else []),
             number(model["overall"]),
             number(model["similarity"], 4),
@@ -80,12 +94,27 @@ def result_table(comparison: Comparison) -> Table:
 
 
 def summary_table(comparison: Comparison) -> Table:
-    """Return the result table without the columns of single short tasks, for the page."""
+    """Return the result table for the page.
+
+    It lacks the columns of single short tasks, and shows the interval of the short average and of
+    RULER and RULER v2 at their longest length.
+    """
     table = result_table(comparison)
     tasks = set(comparison.short_tasks)
     kept = [i for i, name in enumerate(table.header) if i == 0 or name not in tasks]
+    header = [table.header[i] for i in kept]
     rows = [[row[i] for i in kept] for row in table.rows]
-    return Table([table.header[i] for i in kept], rows)
+    # The last key of each version is that of its longest length.
+    columns = zip(_ruler_keys(comparison), _ruler_names(comparison), strict=True)
+    longest = {group: (key, name) for (group, key), name in columns}
+    for row, model in zip(rows, comparison.models.values(), strict=True):
+        ends = model["interval"]
+        short = with_interval(model["short"]["average"], ends["short"])
+        row[header.index(names.SHORT_AVERAGE)] = short
+        for group, (key, name) in longest.items():
+            cell = with_interval(model[group][key]["average"], ends[group][key])
+            row[header.index(name)] = cell
+    return Table(header, rows)
 
 
 def short_task_table(comparison: Comparison) -> Table:
@@ -115,16 +144,16 @@ def units_table(comparison: Comparison, units: Sequence[Unit]) -> Table:
 
 
 def retention_table(comparison: Comparison) -> Table:
-    """Return retention with its 95 % interval: short average, each capacity, RULER by length."""
+    """Return retention with its 95 % interval: short, each capacity, RULER and v2 by length."""
     keys = [("capacities", capacity) for capacity in comparison.capacities]
-    keys += [("ruler", str(length)) for length in comparison.lengths]
+    keys += _ruler_keys(comparison)
     rows = []
     for name, model in comparison.models.items():
         values, intervals = model["retention"], model["retention_interval"]
         cells = [with_interval(values["short"], intervals["short"])]
         cells += [with_interval(values[group][key], intervals[group][key]) for group, key in keys]
         rows.append([name, *cells])
-    lengths = map(names.ruler_name, comparison.lengths)
+    lengths = _ruler_names(comparison)
     return Table([names.MODEL, names.SHORT_AVERAGE, *comparison.capacities, *lengths], rows)
 
 
@@ -234,15 +263,19 @@ def short_average_words(comparison: Comparison) -> str:
 
 
 def dropped_lines(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return what was dropped and why: the tasks, then the capacities without a task left."""
+    """Return what was dropped and why: tasks, capacities without a task left, RULER v2."""
     lines = [(comparison.label(entry.unit), entry.reason) for entry in comparison.dropped]
     reason = "all of its tasks were dropped"
-    return lines + [(f"capacity {name}", reason) for name in comparison.dropped_capacities]
+    lines += [(f"capacity {name}", reason) for name in comparison.dropped_capacities]
+    for reason in dict.fromkeys(comparison.v2_gaps.values()):
+        lengths = [f"{n:,}" for n, found in comparison.v2_gaps.items() if found == reason]
+        lines.append((f"{names.RULER_V2} at {' and '.join(lengths)} tokens", reason))
+    return lines
 
 
 def unparsed_lines(comparison: Comparison) -> list[tuple[str, str]]:
     """Return the tasks with answers that hold nothing to score, and how many of each model."""
-    units = comparison.short_units(with_dropped=True) + comparison.ruler_units(with_dropped=True)
+    units = comparison.short_units(with_dropped=True) + comparison.long_units()
     lines = []
     for unit in units:
         entries = {name: score_of(raw, unit) or {} for name, raw in comparison.raw.items()}
@@ -261,6 +294,7 @@ def markdown_page(comparison: Comparison) -> str:
     table = result_table(comparison)
     unparsed_note = UNPARSED_NOTE if names.UNPARSED in table.header else ""
     note = MARKDOWN_NOTE.replace("{unparsed}", unparsed_note).replace("{text}", comparison.text)
+    note = note.replace("{v2}", V2_NOTE if comparison.v2_lengths else "")
     parts = [f"{table.markdown()}\n{note}\n"]
     if comparison.capacities:
         parts.append(f"{short_average_words(comparison)}\n")
@@ -269,7 +303,7 @@ def markdown_page(comparison: Comparison) -> str:
         parts += ["Answers in which the metric finds nothing to score:\n", "".join(listed)]
     if comparison.differences:
         parts.append(difference_table(comparison).markdown())
-    if comparison.dropped:
-        dropped = [f"- {label}: {reason}.\n" for label, reason in dropped_lines(comparison)]
+    if lines := dropped_lines(comparison):
+        dropped = [f"- {label}: {reason}.\n" for label, reason in lines]
         parts += ["Dropped before the comparison:\n", "".join(dropped)]
     return "\n".join(parts)

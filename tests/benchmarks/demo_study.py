@@ -25,16 +25,10 @@ from scipy import stats
 
 from longred import stages
 from longred.config import RunConfig, load_recipe
+from longred.report.left_out import Dropped, barely_solved, score_of
+from longred.report.names import ORIGINAL
 from longred.report.samples import Unit
-from longred.report.scores import (
-    ORIGINAL,
-    Comparison,
-    Dropped,
-    barely_solved,
-    collect,
-    score_of,
-    units_of,
-)
+from longred.report.scores import Comparison, collect, units_of
 from longred.store.artifacts import Artifact, Store, read_json, write_json
 
 STUDY = ["evaluation.ruler.num_samples=200", "evaluation.short.num_samples=200"]

@@ -48,7 +48,7 @@ def test_packaged_questions_are_shown_and_count_in_no_average(
     lines = dict(dropped_lines(found))
     assert "packaged question set" in lines["qa_1 (built-in) at 512 tokens"]
     assert "evaluation.ruler.count_builtin" in lines["qa_1 (built-in) at 512 tokens"]
-    rows = {row[0]: row for row in units_table(found, found.ruler_units(with_dropped=True)).rows}
+    rows = {row[0]: row for row in units_table(found, found.long_units()).rows}
     assert rows["qa_1 (built-in) at 512 tokens (dropped)"][3].startswith("50.0 [")
     assert "qa_1 (built-in)" in ruler_terms(found)
 

@@ -12,8 +12,9 @@ from study import LENGTHS, NUM_SAMPLES, RULER, SIMILARITY, Study
 
 from longred.errors import MismatchError
 from longred.evaluation.intervals import Averages, Draws
+from longred.report.left_out import Dropped
 from longred.report.samples import DrawReader, Unit, examples, frozen_prompts, read_answers
-from longred.report.scores import Comparison, Dropped, average, collect
+from longred.report.scores import Comparison, average, collect
 from longred.store.artifacts import write_json
 
 KEPT = ["cloze", "key_recall", "continuation"]
@@ -211,6 +212,7 @@ def test_without_the_original_nothing_is_dropped_and_retention_is_unknown(study:
             "short": None,
             "capacities": dict.fromkeys(["coding", "reading", "general"]),
             "ruler": dict.fromkeys(map(str, LENGTHS)),
+            "ruler_v2": {},
         }
 
 

@@ -20,6 +20,8 @@ def test_every_metric_has_one_name() -> None:
         ("ruler/average", 4096): "RULER 4,096",
         ("ruler/niah_single_1", 4096): "niah_single_1 at 4,096",
         ("retention/ruler", 4096): "RULER retention at 4,096",
+        ("ruler_v2/average", 4096): "RULER v2 4,096",
+        ("retention/ruler_v2", 4096): "RULER v2 retention at 4,096",
         ("similarity/last", 0): "similarity",
         ("held_out/nats_per_token", 0): "nats/token",
     }

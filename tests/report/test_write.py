@@ -169,7 +169,7 @@ def test_scores_have_the_form_that_show_prints(report: Path) -> None:
     scores = json.loads((report / "scores.json").read_text())
     assert set(scores) == {"original", "rescaled", "cpt", "longred-c"}
     for model in scores.values():
-        assert set(model["retention"]) == {"short", "capacities", "ruler"}
+        assert set(model["retention"]) == {"short", "capacities", "ruler", "ruler_v2"}
         assert set(model["capacities"]) == {"reading", "general"}
         assert set(model["ruler"]) == {str(length) for length in LENGTHS}
         assert isinstance(model["similarity"], float)
