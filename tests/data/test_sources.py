@@ -18,7 +18,7 @@ from longred.errors import ConfigError, PreflightError
 
 
 def read(config: DataConfig, shards: list[Shard], intake: Intake | None = None) -> list[Document]:
-    intake = intake or Intake("name", 0.0, 10**7)
+    intake = intake or Intake("name", 10**7)
     source = config.sources[0]
     documents = (kind_of(source).read(config, source, shard.parts, intake) for shard in shards)
     return [document for found in documents for document in found]
@@ -105,7 +105,7 @@ def test_hub_rows_are_read_as_a_stream_shard_by_shard(
     config = make_config(sources=[{**hub, "text_field": "content"}])
     shards = list(shards_of(config, 0))
     assert len(shards) == 3
-    intake = Intake("hub", 1.0, 10**6)
+    intake = Intake("hub", 10**6)
     documents = read(config, shards, intake)
     assert [d.text for d in documents] == [f"{n}: row {row}" for n in range(3) for row in range(20)]
     assert len({document.id for document in documents}) == 60
