@@ -89,11 +89,12 @@ class Limit:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.rejected.items()))
         where = "" if self.job.is_rehearsal else f", listed in {self._listed()}"
         needed = math.ceil(bad / seen * 1e4) / 1e4
-        raising = f" or raise the limit from {self.fraction:g} to at least {needed:g}"
+        remedy = f"repair them or raise the limit from {self.fraction:g} to at least {needed:g}"
+        if needed >= 1:  # the highest limit is below 1
+            remedy = f"{'or ' if self._advice else ''}repair them (the limit is {self.fraction:g})"
         raise ConfigError(
             f"data.max_rejected_fraction: {bad} of {seen} rows of source {self.source.name} cannot "
-            f"be used: {reasons}, the first at {self._first}{where}; {self._advice}repair them"
-            + (raising if needed < 1 else f" (the limit is {self.fraction:g})")
+            f"be used: {reasons}, the first at {self._first}{where}; {self._advice}{remedy}"
         )
 
     def _listed(self) -> str:
