@@ -76,7 +76,7 @@ def _texts(data: str, length: int) -> Iterator[str]:
 
     source = SourceConfig(name="data", kind="files", path=data)
     config = DataConfig(sources=[source], num_tokens=1, target_window=length)
-    intake = Intake(source.name, config.max_rejected_fraction, config.max_document_characters)
+    intake = Intake(source.name, config.max_document_characters)
     for part in parts(config, source, "--data"):
         for document in read(config, source, (part,), intake):
             yield document.text

@@ -190,8 +190,8 @@ class DataConfig(Section):
     )
     max_rejected_fraction: Share = Field(
         default=0.001,
-        description="Largest share of rows in a shard that may be unusable (broken encoding, no "
-        "text field, too long); more end the stage with a list.",
+        description="Largest share of the rows read from a source that may be unusable (broken "
+        "encoding, no text field, too long, an unreadable file); more end the stage with a list.",
     )
     split_bytes: ByContent[Annotated[int, Field(ge=1024)] | Literal["auto"] | None] = Field(
         default="auto",

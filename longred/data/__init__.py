@@ -12,6 +12,7 @@ second decides from document lengths alone what each block consists of, and then
     executors.py      tokenises shards in local processes; cluster.py does so through datatrove
     tokenise.py       tokenises one shard with tokens.py; skips documents by decontamination.py
     reading.py        reads as many shards of a source as its quotas need; skips duplicates
+    limit.py          ends the preparation if too many rows of a source cannot be used
     quotas.py         blocks that each source provides for each bucket; draws a document's bucket
     filling.py        assigns documents to buckets and packs blocks, by lengths
     writing.py        copies the tokens of the blocks and writes the data folder

@@ -13,6 +13,7 @@ from longred.data.estimate import refuse_hopeless
 from longred.data.executors import MapGroups, run_shards
 from longred.data.finding import describe_ignored
 from longred.data.layout import DTYPES
+from longred.data.limit import Watch
 from longred.data.quotas import source_quotas
 from longred.data.reading import Reading
 from longred.data.shards import Part, Shard, read_record
@@ -84,7 +85,7 @@ def prepare(
 
 
 class _Runner:
-    """Tokenises shards and reports the progress over all calls.
+    """Tokenises shards, stops early if most rows are bad, and reports progress over all calls.
 
     The expected total is estimated from the tokens per byte of the present call.
     """
@@ -94,11 +95,14 @@ class _Runner:
     ) -> None:
         self.job, self.on_progress, self.map_groups = job, on_progress, map_groups
         self._finished = Counts()
+        self._watch = Watch(job)
         self._parts: list[Part] = []
 
     def run(self, shards: Sequence[Shard]) -> None:
         """Tokenise the shards that have no record yet."""
+        self._watch.expect(shards)
         self._parts += [part for shard in shards for part in shard.parts]
+        self._watch.look()
         counts, missing = finished(self.job, shards)
         self._finished += counts
         num_bytes = sum(shard.num_bytes for shard in missing)
@@ -107,6 +111,7 @@ class _Runner:
         def tick(now: Counts) -> None:
             nonlocal latest
             latest = now
+            self._watch.look()
             self._report(now, num_bytes, begun)
 
         run_shards(self.job, missing, tick, self.map_groups)

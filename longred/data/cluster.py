@@ -20,6 +20,9 @@ from longred.data.tokenise import Job, Tick, finished, tokenise_shard, wait_for
 from longred.errors import BY_EXIT_CODE, ConfigError, LongredError, LostProcessError, PreflightError
 from longred.store.artifacts import canonical_digest, read_json, write_json
 
+STOPPED = "stopped"
+"""File that tells the workers to begin no further shard, because the preparation has ended."""
+
 
 class TokeniseShards(PipelineStep):  # type: ignore[misc]
     """Pipeline step that tokenises every world_size-th shard of a list.
@@ -41,6 +44,8 @@ class TokeniseShards(PipelineStep):  # type: ignore[misc]
         job = Job.from_json(read_json(folder / "job.json"))
         try:
             for values in read_json(folder / "shards.json")[rank::world_size]:
+                if (folder / STOPPED).exists():
+                    break
                 record = tokenise_shard(job, Shard.from_json(values))
                 self.stat_update("documents", value=record.documents)
                 self.stat_update("tokens", value=record.read_tokens)
@@ -65,11 +70,15 @@ def run_in_datatrove(job: Job, shards: Sequence[Shard], tick: Tick) -> None:
 
     def poll() -> list[Shard]:
         """Raise the first error of a worker, or report the progress and return missing shards."""
-        for path in sorted(folder.glob("error-*.json")):
-            problem = read_json(path)
-            raise BY_EXIT_CODE.get(problem["exit_code"], ConfigError)(problem["message"])
-        counts, missing = finished(job, shards)
-        tick(counts)
+        try:
+            for path in sorted(folder.glob("error-*.json")):
+                problem = read_json(path)
+                raise BY_EXIT_CODE.get(problem["exit_code"], ConfigError)(problem["message"])
+            counts, missing = finished(job, shards)
+            tick(counts)
+        except LongredError:
+            (folder / STOPPED).touch()
+            raise
         return missing
 
     try:
@@ -92,12 +101,12 @@ def run_in_datatrove(job: Job, shards: Sequence[Shard], tick: Tick) -> None:
 
 
 def write_task(job: Job, shards: Sequence[Shard]) -> Path:
-    """Write the workers' input, remove errors of an earlier try and return the folder."""
+    """Write the workers' input, remove the signs of an earlier try and return the folder."""
     listed = [asdict(shard) for shard in shards]
     folder = job.folder / "executor" / canonical_digest(listed)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("error-*.json"):
-        path.unlink()
+    for path in (*folder.glob("error-*.json"), folder / STOPPED):
+        path.unlink(missing_ok=True)
     write_json(folder / "job.json", job.to_json())
     write_json(folder / "shards.json", listed)
     return folder

@@ -1,12 +1,9 @@
 """Documents and their ids, and the count of rows that could not become a document."""
 
 import hashlib
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
-
-from longred.errors import ConfigError, shown
 
 MIN_HELD_OUT_DOCUMENTS = 30
 """Minimum number of whole held-out documents; `data.num_held_out_tokens` sets the tokens."""
@@ -100,24 +97,24 @@ class Intake:
 
     Args:
         source: the source's name.
-        max_rejected_fraction: highest allowed share of rejected rows, not counting empty rows.
         max_characters: longer texts are rejected.
 
     Attributes:
         seen, rejected: number of rows, and of rejected rows by reason.
         quarantine: the first rejected rows.
         num_lines: path → lines read from it, to number the lines of later byte ranges.
+        first: path, line and offset of the first rejected row that is not empty.
+        fields_instead: first field names of the first row that lacks the text field.
     """
 
     source: str
-    max_rejected_fraction: float
     max_characters: int
     seen: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     num_lines: Counter[str] = field(default_factory=Counter)
-    _fields: tuple[str, list[str]] | None = None
-    _first: str = field(default="", init=False)
+    first: tuple[str, int, int] | None = None
+    fields_instead: list[str] | None = None
 
     def take(self) -> None:
         """Count a usable row."""
@@ -133,8 +130,8 @@ class Intake:
         """
         self.seen += 1
         self.rejected[reason] += 1
-        if reason != HARMLESS and not self._first:
-            self._first = f"{path}, line {row.number} (offset {row.offset})"
+        if reason != HARMLESS and not self.first:
+            self.first = (path, row.number, row.offset)
         if len(self.quarantine) < MAX_QUARANTINED:
             self.quarantine.append(
                 {
@@ -148,37 +145,6 @@ class Intake:
                 }
             )
 
-    def check(self, shard: str, evidence: str) -> None:
-        """Check the share of rejected rows after the whole shard has been read.
-
-        Args:
-            shard: name of the shard in messages.
-            evidence: file that lists the rejected rows; empty if there is none.
-
-        Raises:
-            ConfigError: too many rows were rejected.
-        """
-        bad = self.rejected.total() - self.rejected[HARMLESS]
-        if not bad or bad <= self.max_rejected_fraction * self.seen:
-            return
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.rejected.items()))
-        needed = math.ceil(bad / self.seen * 1e4) / 1e4
-        where = f", all in {evidence}" if evidence else ""
-        raise ConfigError(
-            f"data.max_rejected_fraction: {bad} of {self.seen} rows of {shard} (source "
-            f"{self.source}) cannot be used: {reasons}, the first at {self._first}"
-            f"{where}; {self._advice()}repair them or raise the limit from "
-            f"{self.max_rejected_fraction:g} to at least {needed:g}"
-        )
-
-    def _advice(self) -> str:
-        """Return how to name the field of the text, if rows lack it."""
-        if self._fields is None:
-            return ""
-        field, others = self._fields
-        has = f"; the first such row has {', '.join(map(shown, others))}" if others else ""
-        return f"no field {shown(field)}{has}: name it by the source's text_field, "
-
     def text(self, row: Any, text_field: str) -> str:
         """Return the text of a table row or a JSON object.
 
@@ -188,8 +154,8 @@ class Intake:
         if not isinstance(row, dict):
             raise Rejection("not_object")
         if row.get(text_field) is None:
-            if self._fields is None:
-                self._fields = (text_field, [str(name) for name in row][:5])
+            if self.fields_instead is None:
+                self.fields_instead = [str(name) for name in row][:5]
             raise Rejection("missing_field")
         return self.checked(row[text_field])
 

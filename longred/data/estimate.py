@@ -22,7 +22,7 @@ from longred.data.finding import SHOWN_NAMES, count_ignored
 from longred.data.quotas import Quota, not_enough_text, source_quotas
 from longred.data.reading import Reading
 from longred.data.rehearsal import rehearse
-from longred.data.sampling import Sample, chances, sample_source
+from longred.data.sampling import Sample, chances, is_beyond_chance, sample_source
 from longred.data.shards import Shard
 from longred.data.sources import check_sources, ignored_files, is_local, kind_of, shards_of
 from longred.data.tokens import TextTokenizer
@@ -352,7 +352,7 @@ def _sampled_problem(
     """Return what preparing the data will probably say of a sampled source."""
     name = config.sources[number].name
     bad = sample.intake.rejected.total() - sample.intake.rejected["empty"]
-    if bad > config.max_rejected_fraction * max(1, sample.intake.seen):
+    if is_beyond_chance(bad, config.max_rejected_fraction * sample.intake.seen):
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in sample.intake.rejected.items())
         return (
             f"data.max_rejected_fraction: {bad:,} of {sample.intake.seen:,} sampled rows of source "

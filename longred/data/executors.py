@@ -43,7 +43,7 @@ def run_shards(
         map_groups: runs groups of shards for the executor `pool`; default: one thread per group.
 
     Raises:
-        LongredError: as `tokenise_shard`; finished shards are kept.
+        LongredError: as `tokenise_shard` and `tick`; finished shards are kept.
     """
     if not shards:
         return

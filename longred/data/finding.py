@@ -111,6 +111,23 @@ def find_files(pattern: str, key: str) -> Files:
     return Files(filesystem, root, {name: sizes[name] for name in names}, ignored)
 
 
+def folder_files(folder: str, also: Sequence[str] = ()) -> Files:
+    """Return all regular files of a local folder, whatever their suffix, sorted by path.
+
+    Args:
+        folder: its path.
+        also: names of hidden files to include; others, and hidden folders, are left out.
+    """
+    filesystem, _, root = locate(folder, "data.sources")
+    sizes: dict[str, int] = {}
+    for full, info in sorted(filesystem.find(root, detail=True).items()):
+        name = full.removeprefix(f"{root}/")
+        is_hidden = any(part.startswith(".") for part in name.split("/"))
+        if (not is_hidden or name in also) and _is_regular(full, info, filesystem):
+            sizes[name] = int(info.get("size") or 0)
+    return Files(filesystem, root, sizes)
+
+
 def _is_regular(path: str, info: Mapping[str, Any], filesystem: Any) -> bool:
     """Return whether a path is a file that can be read to its end.
 

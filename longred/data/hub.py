@@ -1,15 +1,20 @@
 """Reads documents from Hugging Face datasets: pinned and streamed, one dataset shard at a time."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from longred.config import DataConfig, SourceConfig
 from longred.data.documents import Document, Intake
-from longred.data.files import read_row
+from longred.data.files import content_digest, read_row
+from longred.data.finding import folder_files
 from longred.data.shards import Part
 from longred.errors import ConfigError, PreflightError
 from longred.models.hub import HUB
+
+# Besides README.md, the hidden file in which a dataset may name its data files.
+DATASET_YAML = ".huggingface.yaml"
 
 
 def parts(config: DataConfig, source: SourceConfig, key: str) -> Iterator[Part]:
@@ -60,9 +65,14 @@ def read(
 
 
 def fingerprint(config: DataConfig, source: SourceConfig, key: str) -> str:
-    """Return a digest of the dataset's name and revision."""
-    pin = (source.path, source.subset, source.split, source.revision)
-    return hashlib.sha256(repr(pin).encode()).hexdigest()
+    """Return a digest of the dataset's name and revision; of a local folder, also of its files.
+
+    `datasets` reads a folder of that name instead of the hub, and ignores the revision there.
+    """
+    pin = repr((source.path, source.subset, source.split, source.revision))
+    if os.path.isdir(source.path or ""):
+        pin += content_digest(folder_files(source.path or "", [DATASET_YAML]))
+    return hashlib.sha256(pin.encode()).hexdigest()
 
 
 def _open(source: SourceConfig) -> Any:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from longred.data.documents import MIN_HELD_OUT_DOCUMENTS
 from longred.data.filling import Filler, Selection
+from longred.data.limit import Limit
 from longred.data.quotas import Quota
 from longred.data.shards import Shard, ShardRecord, check_bytes, read_record, read_rows, read_table
 from longred.data.sources import kind_of, shards_of
@@ -44,6 +45,7 @@ class Reading:
         lengths: histogram of document lengths over HISTOGRAM_EDGES, without duplicates.
         selection: the blocks that can be written from it.
         filler: assigns the documents to buckets.
+        limit: counts the rows that cannot be used.
     """
 
     def __init__(self, job: Job, number: int, quotas: Sequence[Quota]) -> None:
@@ -56,6 +58,7 @@ class Reading:
         self.lengths = np.zeros(len(HISTOGRAM_EDGES) - 1, dtype=np.int64)
         self.selection = Selection()
         self.filler = Filler(quotas, job.config.validation_fraction)
+        self.limit = Limit(job, number)
         self._rest = shards_of(job.config, number)
         self._waiting: list[Shard] = []
         # Number of shards after which the training quotas were met; 0 until then.
@@ -83,7 +86,7 @@ class Reading:
             earlier: sources whose texts are duplicates here.
 
         Raises:
-            ConfigError: the source has no documents.
+            ConfigError: the source has no documents, or too many rows that cannot be used.
         """
         while self._waiting:
             before = self._num_train_blocks()
@@ -95,6 +98,7 @@ class Reading:
             only = not self.shortages()
             self._waiting = [replace(shard, held_out_only=only) for shard in further]
             run(self._waiting)
+        self.limit.check()
         if not any(record.documents for record in self.records):
             raise ConfigError(
                 f"data.sources.{self.number}: {self.source.name} has no usable documents"
@@ -134,6 +138,7 @@ class Reading:
                 )
             check_bytes(shard, record, work)
             self.records.append(record)
+            self.limit.add(shard, record)
         first = len(self.shards)
         self.shards += self._waiting
         readings = [*earlier, self]
@@ -151,11 +156,17 @@ class Reading:
         self.masks += new_masks
 
     def _reads_on(self, blocks_before: int) -> bool:
-        """Return whether to read on; for held-out text at most twice as many shards are read."""
+        """Return whether to read on; for held-out text at most twice as many shards are read.
+
+        If the few rows read so far exceed the limit of rejected ones, more are read to judge it: an
+        unreadable file counts as one row, and may have been among the first shards by chance.
+        """
         if self.shortages():
             # Generated texts never end, so stop when more of them do not help.
             return self.is_natural or self._num_train_blocks() > blocks_before
         self._full_after = self._full_after or len(self.shards)
+        if self.limit.needs_rows:
+            return True
         if len(self.shards) >= 2 * self._full_after:
             return False
         num_texts = sum(len(record.text_rows) for record in self.records)
@@ -168,6 +179,8 @@ class Reading:
     def _num_further_shards(self) -> int:
         count = len(self.shards)
         lacking = [q.needed / max(1, self._blocks(q)) for q in self.shortages()]
+        if not lacking and self.limit.needs_rows:
+            return count
         if not lacking:
             return min(max(1, count // 4), 2 * self._full_after - count)
         return max(1, math.ceil(count * min(2.0, max(lacking) * GROWTH)) - count)

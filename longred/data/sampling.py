@@ -1,6 +1,7 @@
 """Samples a source too large to be read for a plan, and simulates how it fills the buckets."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,7 +117,7 @@ def sample_source(
     characters = SAMPLED_CHARACTERS
     if fraction is not None:
         characters = min(characters, int(sum(s.num_bytes for s in shards) * fraction))
-    sample = Sample(shards, Intake(source.name, 1.0, config.max_document_characters), [])
+    sample = Sample(shards, Intake(source.name, config.max_document_characters), [])
     count = min(SAMPLED_SHARDS, len(shards))
     for index in range(count):
         shard = shards[len(shards) * index // count]
@@ -137,6 +138,17 @@ def sample_source(
             sample.complete_bytes += num_bytes
             sample.stated_bytes += shard.num_bytes
     return sample
+
+
+def is_beyond_chance(count: int, expected: float) -> bool:
+    """Return whether a sample has surely more of something than expected at most.
+
+    By Chernoff's bound, a Poisson variable of that mean is so large in less than 1 % of cases; so
+    one unreadable file in a small sample does not condemn a source.
+    """
+    if count <= expected:
+        return False
+    return not expected or count * math.log(count / expected) - count + expected > UNSEEN
 
 
 def chances(

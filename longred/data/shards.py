@@ -66,6 +66,11 @@ class Shard:
         label = f"{first.path}[{first.start}:{first.end}]" if first.end else first.path
         return label if count == 1 else f"{label} and {count - 1} more"
 
+    @property
+    def continued(self) -> set[str]:
+        """Paths of the files of which it reads a range behind the start."""
+        return {part.path for part in self.parts if part.start}
+
     def path(self, work: Path, suffix: str) -> Path:
         """Return the path of one of its files in a work folder."""
         kind = "held-out-" if self.held_out_only else ""
@@ -85,6 +90,7 @@ class ShardRecord:
         identity: digest of settings, tokenizer and texts.
         seen, rejected: all rows, and the unusable ones by reason.
         num_lines: path → lines read from it.
+        first_rejected, fields_instead: `Intake.first` and `Intake.fields_instead`.
         documents: texts tokenised.
         contaminated: texts skipped because they share an n-gram with the evaluation.
         read_tokens, written_tokens: before and after texts of a fixed length are cut.
@@ -97,6 +103,8 @@ class ShardRecord:
     seen: int
     rejected: dict[str, int]
     num_lines: dict[str, int]
+    first_rejected: tuple[str, int, int] | None
+    fields_instead: list[str] | None
     documents: int
     contaminated: int
     read_tokens: int

@@ -114,8 +114,9 @@ def check_sources(config: DataConfig) -> None:
 def fingerprints(config: DataConfig) -> dict[str, str]:
     """Return the sha256 of the content of each source, by name.
 
-    Local text is hashed byte by byte, so that changed files are noticed; a Hugging Face dataset is
-    identified by its revision. The texts of `data.decontaminate` are one more entry.
+    Local text is hashed byte by byte, so that changed files are noticed, also those of a local copy
+    of a Hugging Face dataset; one on the hub is identified by its revision. The texts of
+    `data.decontaminate` are one more entry.
 
     Raises:
         ConfigError, PreflightError: a source cannot be read.

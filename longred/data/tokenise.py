@@ -94,7 +94,7 @@ def tokenise_shard(job: Job, shard: Shard, count: Count | None = None) -> ShardR
         count: called after each batch.
 
     Raises:
-        ConfigError: too many rows of the shard are bad.
+        ConfigError: the source is wrong; a dataset's files cannot be parsed.
         PreflightError: the source cannot be reached.
         StorageError: the disk is full.
     """
@@ -115,9 +115,7 @@ class _Tokeniser:
         self.source = job.config.sources[shard.source]
         self.kind = kind_of(self.source)
         self.tokenizer = load_tokenizer(job.tokenizer_folder, self.config.add_bos)
-        self.intake = Intake(
-            self.source.name, self.config.max_rejected_fraction, self.config.max_document_characters
-        )
+        self.intake = Intake(self.source.name, self.config.max_document_characters)
         patterns = tuple(self.config.decontaminate) if self.kind.is_natural else ()
         self.evaluation = evaluation_texts(patterns) if patterns else None
         self.contaminated: list[dict[str, Any]] = []
@@ -132,6 +130,7 @@ class _Tokeniser:
         np.save(table, np.array(self.rows, dtype=TABLE), allow_pickle=False)
         write_atomically(self._path(".npy"), [table.getvalue()])
         write_atomically(self._path(".texts.jsonl"), self.texts)
+        write_atomically(self._path(".quarantine.jsonl"), to_lines(self.intake.quarantine))
         write_atomically(self._path(".contaminated.jsonl"), to_lines(self.contaminated))
         paths = {suffix: self._path(suffix) for suffix in SUFFIXES}
         record = ShardRecord(
@@ -139,6 +138,8 @@ class _Tokeniser:
             seen=self.intake.seen,
             rejected=dict(sorted(self.intake.rejected.items())),
             num_lines=dict(self.intake.num_lines),
+            first_rejected=self.intake.first,
+            fields_instead=self.intake.fields_instead,
             documents=len(self.rows),
             contaminated=len(self.contaminated),
             read_tokens=self.read_tokens,
@@ -154,12 +155,9 @@ class _Tokeniser:
         return record
 
     def _tokens(self) -> Iterator[bytes]:
-        """Yield the tokens of all documents; then save and check the rejected rows."""
+        """Yield the tokens of all documents."""
         for batch in self._batches():
             yield self._encode(batch)
-        evidence = self._path(".quarantine.jsonl")
-        write_atomically(evidence, to_lines(self.intake.quarantine))
-        self.intake.check(self.shard.label, "" if self.job.is_rehearsal else str(evidence))
 
     def _batches(self) -> Iterator[list[Document]]:
         """Yield the wanted documents of the shard, a bounded amount of text at a time."""

@@ -20,6 +20,7 @@ from longred.data.cutting import count_cut, cut_text
 from longred.data.filling import SEGMENT
 from longred.data.finding import SHOWN_NAMES, count_ignored
 from longred.data.layout import DTYPES, FOLDERS, FORMAT_VERSION, SPLITS
+from longred.data.limit import quarantined
 from longred.data.quotas import block_lengths
 from longred.data.reading import HISTOGRAM_EDGES, Reading
 from longred.data.shards import read_rows, to_lines, write_atomically
@@ -33,6 +34,15 @@ from longred.store.journal import Journal
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**25
+# Fields of a shard's record that `shards.jsonl` does without.
+NOT_AUDITED = (
+    "identity",
+    "text_rows",
+    "text_bytes",
+    "files",
+    "first_rejected",
+    "fields_instead",
+)
 
 
 def write_folder(
@@ -80,7 +90,10 @@ def write_folder(
         for row in read_rows(shard, job.folder, ".contaminated.jsonl")
     )
     write_atomically(folder / "held_out" / "documents.jsonl", to_lines(held_out))
-    write_atomically(folder / "quarantine.jsonl", to_lines(_quarantine(readings)))
+    rejected = itertools.chain.from_iterable(
+        quarantined(reading.shards, reading.records, job.folder) for reading in readings
+    )
+    write_atomically(folder / "quarantine.jsonl", to_lines(rejected))
     write_atomically(folder / "contaminated.jsonl", to_lines(contaminated))
     write_atomically(folder / "shards.jsonl", to_lines(_shard_entries(readings)))
     shutil.copyfile(Path(job.tokenizer_folder) / "tokenizer.json", folder / "tokenizer.json")
@@ -297,24 +310,11 @@ def _conserved(sources: Mapping[str, Any], config: DataConfig) -> dict[str, int]
     return dict(total)
 
 
-def _quarantine(readings: Sequence[Reading]) -> Iterator[dict[str, Any]]:
-    """Yield rejected rows; line numbers of a byte range are converted to those of the file."""
-    for reading in readings:
-        lines: Counter[str] = Counter()
-        for shard, record in zip(reading.shards, reading.records, strict=True):
-            continued = {part.path for part in shard.parts if part.start}
-            for row in read_rows(shard, reading.job.folder, ".quarantine.jsonl"):
-                before = lines[row["path"]] if row["path"] in continued else 0
-                yield {**row, "line": row["line"] + before}
-            lines.update(record.num_lines)
-
-
 def _shard_entries(readings: Sequence[Reading]) -> Iterator[dict[str, Any]]:
     """Yield what each shard read and produced, for an audit."""
     for reading in readings:
         for shard, record in zip(reading.shards, reading.records, strict=True):
-            left_out = ("identity", "text_rows", "text_bytes", "files")
-            counts = {key: n for key, n in asdict(record).items() if key not in left_out}
+            counts = {key: n for key, n in asdict(record).items() if key not in NOT_AUDITED}
             yield {
                 "source": shard.name,
                 "number": shard.number,

@@ -7,12 +7,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from longred.config import DataConfig, load_recipe
 from longred.data import cluster
-from longred.data.cluster import make_executor, run_in_datatrove, write_task
-from longred.data.shards import read_record
+from longred.data.cluster import (
+    STOPPED,
+    TokeniseShards,
+    make_executor,
+    run_in_datatrove,
+    write_task,
+)
+from longred.data.shards import Part, Shard, read_record
 from longred.data.sources import shards_of
 from longred.data.tokenise import Counts, Job
 from longred.errors import ConfigError, LongredError, PreflightError
@@ -115,10 +123,27 @@ def test_jobs_that_end_without_their_records(
 def test_an_error_in_a_job_is_the_users_own(
     make_job: Callable[..., Job], slurm: Path, corpus: Path
 ) -> None:
-    corpus.write_bytes(b"{broken\n" + corpus.read_bytes())
+    table = pyarrow.table({"content": ["a text"]})
+    pyarrow.parquet.write_table(table, corpus.parent / "wrong.parquet")
     job = make_job(**SETTINGS | {"env_command": ""})
-    with pytest.raises(ConfigError, match=r"data\.max_rejected_fraction: 1 of"):
-        run_in_datatrove(job, list(shards_of(job.config, 0)), lambda counts: None)
+    shards = [Shard(0, "words", 0, (Part("wrong.parquet"),)), *shards_of(job.config, 0)]
+    with pytest.raises(ConfigError, match=r"wrong\.parquet has no column text"):
+        run_in_datatrove(job, shards, lambda counts: None)
+    (folder,) = (job.folder / "executor").iterdir()
+    assert (folder / STOPPED).exists()
+
+
+def test_workers_begin_no_shard_after_the_end(make_job: Callable[..., Job]) -> None:
+    job = make_job(**SETTINGS)
+    shards = list(shards_of(job.config, 0))[:2]
+    for is_stopped in (True, False):
+        folder = write_task(job, shards)
+        assert not (folder / STOPPED).exists()
+        if is_stopped:
+            (folder / STOPPED).touch()
+        assert list(TokeniseShards(str(folder)).run(None)) == []
+        records = [read_record(shard, job.folder, job.identity) for shard in shards]
+        assert [record is None for record in records] == [is_stopped] * 2
 
 
 def test_no_slurm_here(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def text(tmp_path: Path) -> Path:
 
 def read(config: DataConfig, intake: Intake | None = None) -> list[Document]:
     source = config.sources[0]
-    intake = intake or Intake(source.name, 0.0, config.max_document_characters)
+    intake = intake or Intake(source.name, config.max_document_characters)
     return [
         document
         for shard in shards_of(config, 0)
@@ -67,7 +67,7 @@ def test_cuts_do_not_depend_on_shards(
 ) -> None:
     expected = read(config_of(text, make_config))
     config = config_of(text, make_config, shard_bytes=shard_bytes)
-    intake = Intake("own", 0.0, 10**7)
+    intake = Intake("own", 10**7)
     assert read(config, intake) == expected
     # Lines are numbered over the whole file, as those of JSON lines.
     assert intake.num_lines["book.txt"] == text.read_bytes().count(b"\n")
@@ -80,7 +80,7 @@ def test_text_without_blank_lines_is_cut_between_characters(
     path = tmp_path / "book.txt"
     path.write_bytes((filler * 9000).encode())
     config = config_of(path, make_config)
-    intake = Intake("own", 0.0, 10**7)
+    intake = Intake("own", 10**7)
     found = "".join(document.text for document in read(config, intake))
     assert not intake.rejected["bad_utf8"]
     if filler.strip():
@@ -144,7 +144,7 @@ def test_a_broken_piece_is_rejected_alone_with_its_line(
     raw = text.read_bytes()
     place = raw.index(b"\n\n", 5 * SIZE) + 1
     text.write_bytes(raw[:place] + b"\xff" + raw[place:])
-    intake = Intake("own", 1.0, 10**7)
+    intake = Intake("own", 10**7)
     documents = read(config_of(text, make_config), intake)
     assert intake.rejected == {"bad_utf8": 1}
     (row,) = intake.quarantine

@@ -197,7 +197,7 @@ def _end_abruptly(*_: Any) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("executor", [{"num_workers": 2}, {"kind": "datatrove"}])
-def test_a_bad_shard_ends_the_preparation_with_its_own_message(
+def test_bad_rows_end_the_preparation_with_a_list_of_them(
     executor: dict[str, Any],
     many_shards: Callable[..., DataConfig],
     tiny_model_folder: Path,
@@ -208,7 +208,7 @@ def test_a_bad_shard_ends_the_preparation_with_its_own_message(
     corpus.write_bytes(b"{broken\n" + corpus.read_bytes())
     with pytest.raises(ConfigError, match=r"data\.max_rejected_fraction: 1 of .* 1 bad_json") as it:
         prepare(config, tiny_model_folder, tmp_path, tmp_path / "work")
-    listed = str(it.value).partition(", all in ")[2].partition(";")[0]
+    listed = str(it.value).partition(", listed in ")[2].partition(";")[0]
     (row,) = [json.loads(line) for line in Path(listed).read_text().splitlines()]
     assert (row["path"], row["raw"]) == ("corpus.jsonl", "{broken")
 

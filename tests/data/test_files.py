@@ -30,8 +30,8 @@ ZOO = {
 }
 
 
-def count(max_rejected_fraction: float = 1.0, max_characters: int = 10**6) -> Intake:
-    return Intake("name", max_rejected_fraction, max_characters)
+def count(max_characters: int = 10**6) -> Intake:
+    return Intake("name", max_characters)
 
 
 def read(
@@ -42,7 +42,6 @@ def read(
     config = DataConfig(sources=[source], num_tokens=1, shard_bytes=shard_bytes)
     parts = files.parts(config, config.sources[0], "data.sources.0")
     found = [list(files.read(config, config.sources[0], (part,), intake)) for part in parts]
-    intake.check("the shard", "quarantine")
     return [document for documents in found for document in documents]
 
 
@@ -63,22 +62,10 @@ def test_every_bad_row_is_counted_by_its_reason(tmp_path: Path) -> None:
         assert path.read_bytes().split(b"\n")[row["line"] - 1] == raw
 
 
-def test_too_many_bad_rows_are_an_error_that_says_where(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    good = json.dumps({"text": "fine"})
-    path.write_text("\n".join([good] * 98 + ["{", "{"]) + "\n")
-    with pytest.raises(
-        ConfigError,
-        match=r"data\.max_rejected_fraction: 2 of 100 rows .*2 bad_json.*, line 99 .*0\.02",
-    ):
-        read(path, count(0.01))
-    assert len(read(path, count(0.02))) == 98
-
-
-def test_empty_rows_are_counted_but_harmless(tmp_path: Path) -> None:
+def test_empty_rows_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": ""}\n' * 9 + '{"text": "fine"}\n')
-    intake = count(0.0)
+    intake = count()
     assert len(read(path, intake)) == 1
     assert intake.rejected == {"empty": 9}
 
@@ -88,8 +75,8 @@ def test_ids_are_the_same_on_every_machine(tmp_path: Path) -> None:
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "sub" / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
         (tmp_path / name / "note.md").write_text("c")
-    here = read(tmp_path / "here", count(0.0))
-    there = read(tmp_path / "there", count(0.0))
+    here = read(tmp_path / "here", count())
+    there = read(tmp_path / "there", count())
     assert here == there
     assert {document.id for document in here} == {
         document_id("name", "sub/rows.jsonl", 0),
@@ -102,9 +89,9 @@ def test_gzip_rows_and_a_stream_cut_in_half(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     rows = "".join(json.dumps({"text": f"row {i} {i * 7919 % 1000}"}) + "\n" for i in range(20000))
     path.write_bytes(gzip.compress(rows.encode()))
-    assert len(read(path, count(0.0))) == 20000
+    assert len(read(path, count())) == 20000
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    intake = count(0.01)
+    intake = count()
     documents = read(path, intake)
     assert 5000 < len(documents) < 20000
     assert intake.rejected == {"truncated_stream": 1}
@@ -117,13 +104,13 @@ def test_parquet_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = pyarrow.table({"content": ["a", None, "", "b"], "n": [1, 2, 3, 4]})
     pyarrow.parquet.write_table(table, path, row_group_size=2)
-    intake = count(0.5)
+    intake = count()
     documents = read(path, intake, "content")
     assert [document.text for document in documents] == ["a", "b"]
     assert documents[1].id == document_id("name", "rows.parquet", 3)
     assert intake.rejected == {"missing_field": 1, "empty": 1}
     with pytest.raises(ConfigError, match=r"no column text .* it has content, n"):
-        read(path, count(0.0))
+        read(path, count())
     path.write_bytes(path.read_bytes()[:-10])
     intake = count()
     assert read(path, intake, "content") == []
@@ -171,9 +158,9 @@ def test_zstd_rows_and_streams_that_break_off(tmp_path: Path) -> None:
     # Two frames, as written by a tool that appends to a file.
     frames = ["".join(rows[:5000]), "".join(rows[5000:])]
     path.write_bytes(b"".join(zstandard.compress(frame.encode()) for frame in frames))
-    assert len(read(path, count(0.0))) == 20000
+    assert len(read(path, count())) == 20000
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    intake = count(0.01)
+    intake = count()
     assert 5000 <= len(read(path, intake)) < 20000
     assert intake.rejected == {"truncated_stream": 1}
     for name in ("empty.jsonl.zst", "empty.jsonl.gz"):
@@ -182,7 +169,7 @@ def test_zstd_rows_and_streams_that_break_off(tmp_path: Path) -> None:
         assert read(tmp_path / name, intake) == []
         assert intake.rejected == {"truncated_stream": 1}
     (tmp_path / "empty.jsonl").write_bytes(b"")
-    intake = count(0.0)
+    intake = count()
     assert read(tmp_path / "empty.jsonl", intake) == []
     assert intake.seen == 0
 
@@ -196,10 +183,10 @@ def test_files_behind_a_url(tmp_path: Path) -> None:
     store.pipe("/corpus/b/rows.jsonl.gz", gzip.compress(rows.encode()))
     store.pipe("/corpus/note.txt", b"a note")
     try:
-        documents = read("memory://corpus", count(0.0), shard_bytes=300)
+        documents = read("memory://corpus", count(), shard_bytes=300)
         assert len(documents) == 201
         assert document_id("name", "a/rows.jsonl", 0) in {document.id for document in documents}
-        assert len(read("memory://corpus/**/*.jsonl.gz", count(0.0))) == 100
+        assert len(read("memory://corpus/**/*.jsonl.gz", count())) == 100
     finally:
         store.rm("/corpus", recursive=True)
 
@@ -209,11 +196,10 @@ def test_text_files_of_a_tree_are_one_shard(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text(f"text {number}")
     (tmp_path / "bad.py").write_bytes(b"caf\xe9")
     (tmp_path / "ignored.bin").write_bytes(b"\0")
-    intake = count(0.05)
+    intake = count()
     assert len(read(tmp_path, intake)) == 20
     assert intake.rejected == {"bad_utf8": 1}
-    with pytest.raises(ConfigError, match=r"1 of 21 rows .*bad\.py, line 1"):
-        read(tmp_path, count(0.04))
+    assert intake.first == ("bad.py", 1, 0)
 
 
 def test_globs_are_relative_to_their_literal_part(tmp_path: Path) -> None:
@@ -244,7 +230,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path, name: str, message: str) -> Non
 def test_suffixes_are_read_whatever_their_case(tmp_path: Path) -> None:
     (tmp_path / "A.TXT").write_text("a")
     (tmp_path / "rows.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "b"}\n'))
-    assert sorted(document.text for document in read(tmp_path, count(0.0))) == ["a", "b"]
+    assert sorted(document.text for document in read(tmp_path, count())) == ["a", "b"]
 
 
 def test_files_that_no_reader_takes_are_named_and_counted(tmp_path: Path) -> None:

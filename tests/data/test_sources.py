@@ -1,6 +1,8 @@
 """Shards, documents and fingerprints of each kind of source."""
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,7 +18,7 @@ from longred.errors import ConfigError, PreflightError
 
 
 def read(config: DataConfig, shards: list[Shard], intake: Intake | None = None) -> list[Document]:
-    intake = intake or Intake("name", 0.0, 10**7)
+    intake = intake or Intake("name", 10**7)
     source = config.sources[0]
     documents = (kind_of(source).read(config, source, shard.parts, intake) for shard in shards)
     return [document for found in documents for document in found]
@@ -103,7 +105,7 @@ def test_hub_rows_are_read_as_a_stream_shard_by_shard(
     config = make_config(sources=[{**hub, "text_field": "content"}])
     shards = list(shards_of(config, 0))
     assert len(shards) == 3
-    intake = Intake("hub", 1.0, 10**6)
+    intake = Intake("hub", 10**6)
     documents = read(config, shards, intake)
     assert [d.text for d in documents] == [f"{n}: row {row}" for n in range(3) for row in range(20)]
     assert len({document.id for document in documents}) == 60
@@ -151,4 +153,38 @@ def test_fingerprints_notice_changed_text(
     config = make_config(decontaminate=[str(questions)])
     before = fingerprints(config)
     questions.write_text("two")
+    assert fingerprints(config) != before
+
+
+def test_a_dataset_on_the_hub_is_identified_by_its_pin(
+    make_config: Callable[..., DataConfig],
+) -> None:
+    hub = {"name": "hub", "kind": "hub", "path": "some/data", "revision": "0" * 40}
+    pin = repr(("some/data", None, "train", "0" * 40))
+    expected = {"hub": hashlib.sha256(pin.encode()).hexdigest()}
+    assert fingerprints(make_config(sources=[hub])) == expected
+
+
+@pytest.mark.parametrize("changed", ["deep/train.csv", "README.md", ".huggingface.yaml"])
+def test_fingerprints_notice_a_changed_local_copy_of_a_dataset(
+    changed: str, make_config: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    for name in ("deep/train.csv", "README.md", ".huggingface.yaml", ".git/index"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text\none\n")
+    os.mkfifo(folder / "pipe")
+    (folder / "gone.csv").symlink_to(folder / "nowhere")
+    hub = {"name": "hub", "kind": "hub", "path": str(folder), "revision": "0" * 40}
+    config = make_config(sources=[hub])
+    before = fingerprints(config)
+    # What `datasets` does not read may change.
+    (folder / ".git" / "index").write_text("another\n")
+    (folder / changed).touch()
+    assert fingerprints(config) == before
+    (folder / changed).write_text("text\ntwo\n")
+    assert fingerprints(config) != before
+    (folder / changed).write_text("text\none\n")
+    assert fingerprints(config) == before
+    (folder / changed).rename(folder / "new.csv")
     assert fingerprints(config) != before
