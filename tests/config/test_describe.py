@@ -129,7 +129,8 @@ def test_every_example_sets_its_key_to_a_value_of_its_type() -> None:
         ("extension.rope_theta", ("a number above 0 or null", None, None, False)),
         ("evaluation.ruler.squad", ("text or null", None, None, False)),
         ("data.executor.max_tasks", ("a whole number from 1 to 1000", 64, "tasks", True)),
-        ("data.add_bos", ("true or false", True, None, False)),
+        ("data.drop_duplicates", ("true or false", True, None, False)),
+        ("data.add_bos", ("true or false or null", None, None, False)),
     ],
 )
 def test_facts_come_from_the_type(name: str, facts: tuple[Any, ...]) -> None:
@@ -142,7 +143,7 @@ def test_required_keys_and_choices() -> None:
     assert {"name", "target_window", "data.num_tokens", "data.sources"} <= required
     assert "doubled" in describe.key("evaluation.ruler.lengths").default_text
     assert describe.key("target_window").default_text == "required"
-    assert describe.key("data.add_bos").allowed == (True, False)
+    assert describe.key("data.drop_duplicates").allowed == (True, False)
     assert describe.key("training.schedule").allowed == ("constant", "cosine", "wsd")
     assert describe.key("evaluation.chat_template").allowed == ("auto", "true", "false")
 
