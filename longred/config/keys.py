@@ -173,6 +173,11 @@ def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
     name = last.replace("-", "_").lower()[:100]
     if name in known:
         return [f"{above}.{name}" if above else name]
+    # Other programs count the rows of a batch, here it is tokens.
+    in_tokens = name.replace("batch_size", "batch_tokens")
+    near = difflib.get_close_matches(in_tokens, known, n=3) if in_tokens != name else []
+    if near:
+        return [f"{above}.{each}" if above else each for each in near]
     section = key.partition(".")[0]
     elsewhere = [each for each in all_keys() if each.rpartition(".")[2] == name]
     if elsewhere:

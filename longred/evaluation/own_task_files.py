@@ -119,7 +119,7 @@ def _plain_values(path: Path) -> Mapping[str, Any]:
     if path.suffix not in SUFFIXES:
         return {}
     with contextlib.suppress(yaml.YAMLError, ValueError):
-        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506
+        values = _PlainLoader(path.read_text(encoding="utf-8")).get_single_data()
         return values if isinstance(values, Mapping) else {}
     return {}
 
