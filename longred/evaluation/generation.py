@@ -59,10 +59,15 @@ class Sampling(NamedTuple):
 class _Row:
     """A prompt that is being answered."""
 
-    number: int
     prompt: Tokens
-    generator: torch.Generator
+    seed: int
     answer: list[int] = field(default_factory=list)
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def start(self) -> None:
+        """Forget the answer; the next one is the same."""
+        self.answer.clear()
+        self.generator.manual_seed(self.seed)
 
 
 class Generator:
@@ -95,10 +100,7 @@ class Generator:
             NonFiniteLossError: logits are NaN.
             PreflightError: one prompt does not fit into memory.
         """
-        rows = [
-            _Row(number, prompt, torch.Generator().manual_seed(seed))
-            for number, (prompt, seed) in enumerate(zip(prompts, _seeds(prompts), strict=True))
-        ]
+        rows = [_Row(*each) for each in zip(prompts, _seeds(prompts), strict=True)]
         # No stop text is in more tokens than it has bytes, and one more that it begins within.
         tail = max((len(text.encode()) + 1 for text in stop), default=0)
 
@@ -141,8 +143,6 @@ class Generator:
                     row.answer.append(token)
                 board.dismiss(is_finished)
         except torch.OutOfMemoryError:
-            for row in board.active:
-                row.answer.clear()
             waiting.extendleft(reversed(board.active))
             raise
 
@@ -202,6 +202,7 @@ class _Board:
         targets = free[: len(group)]
         # In place before the first pass, which may run out of memory.
         for place, row in zip(targets, group, strict=True):
+            row.start()
             self._rows[place] = row
         prompts = [row.prompt for row in group]
         start, shortest = min(starts), min(map(len, prompts))
