@@ -44,7 +44,7 @@ def beside_ruler(raw: Iterable[Mapping[str, Any]], unit: Unit) -> str | None:
         return "it is not one of RULER's tasks and counts in no average"
     if _is_uncounted(entries_of(raw, unit)):
         return (
-            "it asks the packaged question set, whose documents repeat; name SQuAD or "
+            "it asks the packaged question set, which is small; name SQuAD or "
             "HotpotQA, or set evaluation.ruler.count_builtin: true"
         )
     return None
