@@ -135,7 +135,7 @@ def test_all_sets_run_from_local_files(
     for name in ROWS.keys() - missing.keys():
         assert 0 <= scores[name]["score"] <= 100, name
         assert scores[name]["num_samples"] == min(sizes[name], 2)
-        assert scores[name]["stderr"] is not None, name
+        assert scores[name]["interval"] is not None, name
 
     # The same frozen samples, and right answers: filters and metrics find them right.
     lm = model.lm
