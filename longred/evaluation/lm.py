@@ -173,7 +173,9 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         for context, answer in zip(contexts, answers, strict=True):
             text = self.tok_decode(answer)
             shown = postprocess_generated_text(text, stop, None)
-            ended = "stop" if shown != text else "eos" if answer[-1] in ends else "budget"
+            # Another engine may leave out the EOS of an empty answer.
+            is_ended = not answer or answer[-1] in ends
+            ended = "stop" if shown != text else "eos" if is_ended else "budget"
             self.endings[context] = {"ended": ended, "output_tokens": len(answer)}
             texts.append(shown)
         return texts

@@ -211,8 +211,8 @@ def _set_bos(tokenizer: PreTrainedTokenizerFast, folder: Path, add_bos: bool) ->
     bos = tokenizer.bos_token
     if add_bos and bos is None:
         raise ConfigError(
-            f"evaluation.add_bos_token: the tokenizer of {folder} has no BOS token; use false or "
-            "null"
+            "evaluation.add_bos_token (data.add_bos, if that is not set): the tokenizer of "
+            f"{folder} has no BOS token; use false or null"
         )
     template = f"{bos} $A" if add_bos else "$A"
     specials = [(bos, tokenizer.bos_token_id)] if add_bos else []

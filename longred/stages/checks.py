@@ -273,7 +273,8 @@ def _check_questions(asked: Preflight) -> Iterator[str]:
         yield "evaluation.ruler.lengths: not checked, since the model's tokenizer is not here"
         return
     try:
-        check_lengths(config.ruler, load_tokenizer(asked.tokenizer_folder))
+        tokenizer = load_tokenizer(asked.tokenizer_folder, add_bos=config.add_bos_token)
+        check_lengths(config.ruler, tokenizer)
     except PreflightError as error:
         if asked.needs_model or not reads_hub(config.ruler):
             raise

@@ -157,7 +157,7 @@ def test_data_and_evaluation_begin_alike(folder: Path) -> None:
         assert encode(changed, "a b") == start + plain
         assert TextTokenizer(folder, add_bos=add_bos).encode(["a b"])[0].tolist() == start + plain
     if not has_bos:
-        with pytest.raises(ConfigError, match=r"evaluation\.add_bos_token: .* no BOS token"):
+        with pytest.raises(ConfigError, match=r"evaluation\.add_bos_token .* no BOS token"):
             load_tokenizer(folder, add_bos=True)
 
 

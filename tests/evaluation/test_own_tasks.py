@@ -83,14 +83,14 @@ def test_prompts_begin_with_one_bos(model: Any, tokenizer: Any) -> None:
 
 
 class Recorded:
-    """An engine that answers with EOS and records its prompts."""
+    """An engine that gives one answer to all prompts, and records them."""
 
-    def __init__(self, eos: int) -> None:
-        self.eos, self.prompts = eos, []
+    def __init__(self, answer: list[int]) -> None:
+        self.answer, self.prompts = answer, []
 
     def generate(self, prompts: Any, **_: Any) -> list[list[int]]:
         self.prompts += [prompt.tolist() for prompt in prompts]
-        return [[self.eos] for _ in prompts]
+        return [self.answer for _ in prompts]
 
 
 def test_long_prompts_are_asked_whole_or_refused(
@@ -98,13 +98,22 @@ def test_long_prompts_are_asked_whole_or_refused(
 ) -> None:
     task = tasks["ruler-niah_single_1-512"]
     assert model.config.max_position_embeddings < task.max_tokens
-    engine = Recorded(tokenizer.eos_token_id)
+    engine = Recorded([tokenizer.eos_token_id])
     lm = TransformersLM(model, tokenizer, max_tokens=64, engine=engine)
     run_own_task(lm, task)
     assert engine.prompts == [encode(tokenizer, prompt) for prompt in lm.endings]
     assert {each["ended"] for each in lm.endings.values()} == {"eos"}
     with pytest.raises(MismatchError, match=r"sample .* tokens"):
         run_own_task(lm, replace(task, max_tokens=task.max_tokens - 1))
+
+
+def test_an_engine_may_answer_with_nothing(
+    model: Any, tokenizer: Any, tasks: dict[str, Task]
+) -> None:
+    task = tasks["ruler-niah_single_1-512"]
+    lm = TransformersLM(model, tokenizer, max_tokens=task.max_tokens, engine=Recorded([]))
+    answers = run_own_task(lm, task)
+    assert {(a["got"], a["ended"], a["output_tokens"]) for a in answers} == {("", "eos", 0)}
 
 
 def test_model_that_knows_scores_everything(

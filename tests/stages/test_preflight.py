@@ -1,5 +1,6 @@
 """A training that cannot work is refused before the stages that it depends on are built."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -244,6 +245,16 @@ def test_only_the_given_stages_are_checked():
         refuse_all(Preflight(config, ["evaluation"]))
     assert refuse_all(Preflight(config, ["data", "extension"], reads_text=False)) == []
     assert refuse_all(Preflight(config, ["training"], methods=[])) == []
+
+
+def test_bos_that_the_tokenizer_lacks_is_refused_at_once(tiny_model_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": None}))
+    for setting in ("data.add_bos=true", "evaluation.add_bos_token=true"):
+        config = load_config("demo", [f"model.path={folder}", setting])
+        with pytest.raises(ConfigError, match=r"evaluation\.add_bos_token .* has no BOS token"):
+            refuse_all(Preflight(config, ["evaluation"]))
 
 
 def test_questions_on_the_hub_are_needed_by_a_run_and_not_by_a_plan(
