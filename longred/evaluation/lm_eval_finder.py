@@ -79,8 +79,9 @@ def find_leaves(name: str, folder: Path | None = None, *, resolve: bool = False)
     finder = _Finder(name, folder, resolve)
     leaves = finder.leaves()
     for values in leaves.values():
-        roots = {Path(values["file"]), finder.start or finder.own.get(name)}
-        files = [root for root in roots if root and root.is_file() and not _is_of_lm_eval(root)]
+        # Inner groups change values of their members from any folder.
+        roots = {Path(values["file"]), *finder.groups}
+        files = [root for root in roots if root.is_file() and not _is_of_lm_eval(root)]
         values["own"] = sorted({str(path) for root in files for path in files_of(root)})
     return leaves
 
@@ -115,6 +116,7 @@ class _Finder:
         self.twice: dict[str, Path] = {}
         self.tags: dict[str, list[str]] = {}
         self.problems: list[str] = []
+        self.groups: set[Path] = set()
         self.start = Path(name) if name.endswith(SUFFIXES) else None
         if folder is not None:
             self._index(folder)
@@ -204,8 +206,10 @@ class _Finder:
             if self.resolve and path is not None:
                 values = self._load(path, resolve=True)
             return {name: {**values, "member": dict(changes), "file": str(path or "")}}
-        if self.resolve and path is not None:
-            values = self._load(path, resolve=True)
+        if path is not None:
+            self.groups.add(path)
+            if self.resolve:
+                values = self._load(path, resolve=True)
         # As in lm-eval: a group's own values, those of its groups, those of the member.
         own = {key: value for key, value in values.items() if key not in GROUP_FIELD_NAMES}
         changes = {**own, **changes}

@@ -191,6 +191,25 @@ def test_content_counts_and_not_the_place(tmp_path: Path) -> None:
         assert all(one != other for one, other in zip(before, after, strict=True)), name
 
 
+def test_groups_within_groups_count_from_any_folder(tmp_path: Path) -> None:
+    write_task(tmp_path / "tasks", "words")
+    inner, outer = tmp_path / "inner" / "inner.yaml", tmp_path / "outer" / "outer.yaml"
+    for path, values in (
+        (inner, {"group": "inner", "task": [{"task": "words", "doc_to_target": "{{answer}}"}]}),
+        (outer, {"group": "outer", "task": ["inner"]}),
+    ):
+        path.parent.mkdir()
+        path.write_text(yaml.safe_dump(values))
+
+    def read() -> dict[str, Any]:
+        (found,) = settings_of(task="outer", include_path=str(tmp_path)).values()
+        return identity(found)
+
+    before = read()
+    inner.write_text(inner.read_text().replace("{{answer}}", "{{question}}"))
+    assert read() != before
+
+
 def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
     path = write_task(tmp_path, "words")
 
