@@ -222,6 +222,31 @@ def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
     assert all(one != other for one, other in zip(before, read(), strict=True))
 
 
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_included_templates_and_members_of_groups_count(tmp_path: Path, by_folder: bool) -> None:
+    path = write_task(tmp_path, "words", include="_template_yaml", dataset_kwargs={})
+    rows, others = tmp_path / "rows.jsonl", tmp_path / "others.jsonl"
+    others.write_text(rows.read_text())
+    template = tmp_path / "_template_yaml"
+    template.write_text(yaml.safe_dump({"dataset_kwargs": {"data_files": {"test": str(rows)}}}))
+    member = {"task": "words", "dataset_kwargs": {"data_files": {"test": str(others)}}}
+    group = tmp_path / "group.yaml"
+    group.write_text(yaml.safe_dump({"group": "group", "task": [member]}))
+    place = {"include_path": str(tmp_path)} if by_folder else {}
+
+    def read(task: Path) -> dict[str, str]:
+        return own_digests(entry(task=task.stem if by_folder else str(task), **place))
+
+    for task, file, text in (
+        (path, template, "description: Read.\n"),
+        (path, rows, '{"question": "new", "answer": "row"}\n'),
+        (group, others, '{"question": "new", "answer": "row"}\n'),
+    ):
+        before = read(task)
+        file.write_text(file.read_text() + text)
+        assert read(task) != before, file.name
+
+
 def test_data_that_are_not_there_are_looked_for_in_the_task_file(tmp_path: Path) -> None:
     path = write_task(tmp_path, "words")
     (tmp_path / "rows.jsonl").unlink()
