@@ -59,7 +59,7 @@ class Questions:
     def digest(self) -> str:
         """Digest of the content."""
         questions = [[q.text, q.answers, q.documents] for q in self.questions]
-        content = [self.documents, questions]
+        content: list[Any] = [self.documents, questions]
         # Which of a question's documents hold its answer decides what is asked and shown.
         if any(q.supporting != q.documents for q in self.questions):
             content.append([q.supporting for q in self.questions])
