@@ -1,4 +1,4 @@
-"""Finds tasks of lm-eval by name, and the user's own by file or folder; expands groups and tags.
+"""Finds tasks of lm-eval by name, and the user's own by file or folder; expands groups, own tags.
 
 lm-eval's own lookup parses 14,000 YAML files; here a regular expression finds the names.
 """
@@ -60,10 +60,10 @@ def task_file(name: str) -> Path:
 
 
 def find_leaves(name: str, folder: Path | None = None, *, resolve: bool = False) -> dict[str, Row]:
-    """Return the task of a name, or all tasks of a group or tag and of its groups.
+    """Return the task of a name, or all tasks of a group, of its groups, or of a tag of the user.
 
     Args:
-        name: a name that the folder or lm-eval has, or the path of a YAML file.
+        name: a name that the folder has, a task or group of lm-eval, or the path of a YAML file.
         folder: YAML files of the user; its names come before those of lm-eval.
         resolve: replace `!function` by the functions, which imports the files that hold them.
 
@@ -189,7 +189,8 @@ class _Finder:
             return task_files()[name]
         unread = f"; cannot be read: {self.problems[0]}" if self.problems else ""
         raise ConfigError(
-            f"evaluation.short: lm-eval has no task {name}; {nearest(name, known)}{unread}"
+            f"evaluation.short: lm-eval has no task or group {name} (name the tasks of a "
+            f"tag); {nearest(name, known)}{unread}"
         )
 
     def _all(self, names: list[str], changes: Mapping[str, Any]) -> dict[str, Row]:

@@ -264,7 +264,7 @@ def test_data_that_are_not_there_are_looked_for_in_the_task_file(tmp_path: Path)
         ("- a\n", r"mine\.yaml: cannot be read \(Expected YAML dict"),
         ("dataset_path: json\n", r"mine\.yaml: is no task of lm-eval: it needs `task:`"),
         ("task: words\ninclude: none.yaml\n", r"mine\.yaml: cannot be read \(.*none\.yaml"),
-        ("group: few\ntask: [wrods, words]\n", r"no task wrods; did you mean words"),
+        ("group: few\ntask: [wrods, words]\n", r"no task or group wrods .*; did you mean words"),
         ("group: few\ntask: [3]\n", r"mine\.yaml: few: its tasks are names, or hold `task:`"),
         (
             "task: a\ndoc_to_text: !function helpers.none\n",

@@ -58,7 +58,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"tasks: gsm8 is not in .*did you mean gsm8k"):
         load_suite("paper", tasks=["gsm8"])
     with pytest.raises(
-        ConfigError, match=r"lm-eval has no task helaswag; did you mean .*hellaswag"
+        ConfigError, match=r"no task or group helaswag \(name the tasks of .*mean .*hellaswag"
     ):
         find_leaves("helaswag")
 
