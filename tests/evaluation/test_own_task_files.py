@@ -112,7 +112,13 @@ def test_a_task_file_runs_with_its_functions(
     assert result["score"] == pytest.approx(sum(len(a["got"]) for a in answers) / 3)
     assert [answer["expected"] for answer in answers] == ["YES", "NO", "RED"]
 
-    # Another metric code with the same prompts gives other scores under the old name.
+    # Other answers or metric code with the same prompts give other scores under the old name.
+    rows = path.parent / "rows.jsonl"
+    before = rows.read_text()
+    rows.write_text(before.replace('"answer": "red"', '"answer": "blue"'))
+    with pytest.raises(MismatchError, match=r"^mine: its local data changed since the samples"):
+        run_lm_eval_task(lm, frozen)
+    rows.write_text(before)
     helpers = path.parent / "helpers.py"
     helpers.write_text(HELPERS.replace("> 2", "> 3"))
     with pytest.raises(MismatchError, match=r"words\.yaml or its Python files were changed"):
