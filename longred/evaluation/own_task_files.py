@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".yaml", ".yml")
 _BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 _INCLUDE = re.compile(r"^[\"']?include[\"']?:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
-_FUNCTION = re.compile(r"!function[ \t]+([\w.]+)\.\w+")
+_FUNCTION = re.compile(r"!function[ \t]+[\"']?([^\s\"',\]}]+)\.\w+")
 
 
 def own_file(task: "SuiteTask") -> Path | None:

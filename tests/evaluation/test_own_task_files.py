@@ -197,6 +197,17 @@ def test_content_counts_and_not_the_place(tmp_path: Path) -> None:
         assert all(one != other for one, other in zip(before, after, strict=True)), name
 
 
+@pytest.mark.parametrize("function", ["my-code.score", '"my-code.score"', "sub.my-code.score"])
+def test_functions_count_in_files_of_any_name(tmp_path: Path, function: str) -> None:
+    helper = tmp_path / ("sub/my-code.py" if "sub" in function else "my-code.py")
+    helper.parent.mkdir(exist_ok=True)
+    helper.write_text(HELPERS)
+    path = tmp_path / "words.yaml"
+    values = f"task: words\nmetric_list: [{{metric: !function {function}, aggregation: mean}}]\n"
+    path.write_text(values)
+    assert helper in files_of(path)
+
+
 def test_groups_within_groups_count_from_any_folder(tmp_path: Path) -> None:
     write_task(tmp_path / "tasks", "words")
     inner, outer = tmp_path / "inner" / "inner.yaml", tmp_path / "outer" / "outer.yaml"
