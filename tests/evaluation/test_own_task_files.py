@@ -306,6 +306,11 @@ def test_a_missing_package_or_file_is_said_first(tmp_path: Path) -> None:
         PreflightError, match=r"mine: needs .*'no_such_package'\); install the package that has it$"
     ):
         settings_of(task=str(path))
+    (tmp_path / "others.py").write_text("")
+    for statement in ("import others", "from .others import x"):
+        (tmp_path / "helpers.py").write_text(f"{statement}\n{HELPERS}")
+        with pytest.raises(ConfigError, match=r"mine: a Python file of the task imports another"):
+            settings_of(task=str(path))
     for values, message in (
         (
             {"task": "nowhere/a.yaml"},
