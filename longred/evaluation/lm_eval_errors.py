@@ -154,6 +154,24 @@ def import_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
     )
 
 
+def scoring_error(settings: Mapping[str, Any], error: Exception) -> LongredError | None:
+    """Return the error to raise when code of the user fails on an answer; None if it did not.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+        error: what was raised while a model was evaluated.
+    """
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        file = frame.f_code.co_filename
+        # lm-eval names the modules of the user by their paths.
+        if frame.f_globals.get("__name__") == str(Path(file).with_suffix("")):
+            reason = f"{type(error).__name__}: {error}"
+            return ConfigError(
+                shorten(f"{name_of(settings)}: {file}:{line}: fails on an answer ({reason})")
+            )
+    return None
+
+
 def _imports_neighbour(error: ImportError) -> bool:
     """Return whether a module was not found that is a file beside the one that imports it."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -39,6 +39,7 @@ from longred.evaluation.lm_eval_errors import (
     metric_error,
     name_of,
     prompt_error,
+    scoring_error,
 )
 from longred.evaluation.lm_eval_finder import task_file
 from longred.evaluation.metrics import local_metrics
@@ -218,6 +219,7 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         per sample.
 
     Raises:
+        ConfigError: code of the user fails on an answer.
         MismatchError: the data were changed, or no longer give the frozen samples.
         PreflightError: the data are no longer available.
     """
@@ -232,17 +234,22 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         )
     lm.reset(task.max_tokens, in_chat=lm.is_chat)
     built.set_fewshot_seed(FEWSHOT_SEED)
-    with _seeded_generators(), local_metrics():
-        logged = evaluate(
-            lm,
-            {"tasks": {leaf: built}},
-            limit=settings["limit"],
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=lm.is_chat,
-            fewshot_as_multiturn=True,
-            confirm_run_unsafe_code=settings["allow_code"],
-        )
+    try:
+        with _seeded_generators(), local_metrics():
+            logged = evaluate(
+                lm,
+                {"tasks": {leaf: built}},
+                limit=settings["limit"],
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=lm.is_chat,
+                fewshot_as_multiturn=True,
+                confirm_run_unsafe_code=settings["allow_code"],
+            )
+    except Exception as error:  # code of a task may raise anything
+        if (found := scoring_error(settings, error)) is None:
+            raise
+        raise found from error
     rows = logged["samples"][leaf]
     chosen = settings["filter"] or rows[0]["filter"]
     rows = [row for row in rows if row["filter"] == chosen]

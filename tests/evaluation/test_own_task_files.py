@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,12 @@ def test_a_task_file_runs_with_its_functions(
     with pytest.raises(MismatchError, match=r"^mine: its local data changed since the samples"):
         run_lm_eval_task(lm, frozen)
     rows.write_text(before)
+
     helpers = path.parent / "helpers.py"
+    helpers.write_text(HELPERS.replace("len(results[0]) > 2", 'document["size"]'))
+    (values,) = leaf_settings(load_suite(str(suite))[0], limit=None, allow_code=False).values()
+    with pytest.raises(ConfigError, match=r"^mine: .*helpers\.py:6: fails on an .*\(KeyError: 's"):
+        run_lm_eval_task(lm, replace(frozen, settings=values))
     helpers.write_text(HELPERS.replace("> 2", "> 3"))
     with pytest.raises(MismatchError, match=r"words\.yaml or its Python files were changed"):
         run_lm_eval_task(lm, frozen)
