@@ -129,6 +129,14 @@ def import_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
         return _fetching_error(settings, f"a metric of its code ({reason})")
     # Tasks of lm-eval check versions of packages with assertions.
     is_of_lm_eval = "origin" not in settings
+    if not is_of_lm_eval and isinstance(error, ImportError) and _imports_neighbour(error):
+        return ConfigError(
+            shorten(
+                f"{name}: a Python file of the task imports another one beside it ({reason}), but "
+                "lm-eval loads each by itself; put the code into one file, or their folder into "
+                "PYTHONPATH"
+            )
+        )
     if isinstance(error, ImportError) or (is_of_lm_eval and isinstance(error, AssertionError)):
         return PreflightError(
             shorten(f"{name}: needs a package that is not installed ({reason}); {_advice(error)}")
@@ -144,6 +152,33 @@ def import_error(settings: Mapping[str, Any], error: Exception) -> LongredError:
     return ConfigError(
         shorten(f"{name}: {task}: its Python code cannot be imported: {reason}; correct it")
     )
+
+
+def scoring_error(settings: Mapping[str, Any], error: Exception) -> LongredError | None:
+    """Return the error to raise when code of the user fails on an answer; None if it did not.
+
+    Args:
+        settings: as `lm_eval_catalog.leaf_settings` returns them.
+        error: what was raised while a model was evaluated.
+    """
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        file = frame.f_code.co_filename
+        # lm-eval names the modules of the user by their paths.
+        if frame.f_globals.get("__name__") == str(Path(file).with_suffix("")):
+            reason = f"{type(error).__name__}: {error}"
+            return ConfigError(
+                shorten(f"{name_of(settings)}: {file}:{line}: fails on an answer ({reason})")
+            )
+    return None
+
+
+def _imports_neighbour(error: ImportError) -> bool:
+    """Return whether a module was not found that is a file beside the one that imports it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [frame.filename for frame in frames if not frame.filename.startswith("<")]
+    module = (error.name or "").partition(".")[0]
+    beside = Path(files[-1]).parent / f"{module}.py" if files else None
+    return "relative import" in str(error) or (beside is not None and beside.is_file())
 
 
 def metric_error(settings: Mapping[str, Any], metric: str) -> LongredError:

@@ -1,4 +1,4 @@
-"""Finds tasks of lm-eval by name, and the user's own by file or folder; expands groups and tags.
+"""Finds tasks of lm-eval by name, and the user's own by file or folder; expands groups, own tags.
 
 lm-eval's own lookup parses 14,000 YAML files; here a regular expression finds the names.
 """
@@ -60,10 +60,10 @@ def task_file(name: str) -> Path:
 
 
 def find_leaves(name: str, folder: Path | None = None, *, resolve: bool = False) -> dict[str, Row]:
-    """Return the task of a name, or all tasks of a group or tag and of its groups.
+    """Return the task of a name, or all tasks of a group, of its groups, or of a tag of the user.
 
     Args:
-        name: a name that the folder or lm-eval has, or the path of a YAML file.
+        name: a name that the folder has, a task or group of lm-eval, or the path of a YAML file.
         folder: YAML files of the user; its names come before those of lm-eval.
         resolve: replace `!function` by the functions, which imports the files that hold them.
 
@@ -79,8 +79,9 @@ def find_leaves(name: str, folder: Path | None = None, *, resolve: bool = False)
     finder = _Finder(name, folder, resolve)
     leaves = finder.leaves()
     for values in leaves.values():
-        roots = {Path(values["file"]), finder.start or finder.own.get(name)}
-        files = [root for root in roots if root and root.is_file() and not _is_of_lm_eval(root)]
+        # Inner groups change values of their members from any folder.
+        roots = {Path(values["file"]), *finder.groups}
+        files = [root for root in roots if root.is_file() and not _is_of_lm_eval(root)]
         values["own"] = sorted({str(path) for root in files for path in files_of(root)})
     return leaves
 
@@ -115,6 +116,7 @@ class _Finder:
         self.twice: dict[str, Path] = {}
         self.tags: dict[str, list[str]] = {}
         self.problems: list[str] = []
+        self.groups: set[Path] = set()
         self.start = Path(name) if name.endswith(SUFFIXES) else None
         if folder is not None:
             self._index(folder)
@@ -187,7 +189,8 @@ class _Finder:
             return task_files()[name]
         unread = f"; cannot be read: {self.problems[0]}" if self.problems else ""
         raise ConfigError(
-            f"evaluation.short: lm-eval has no task {name}; {nearest(name, known)}{unread}"
+            f"evaluation.short: lm-eval has no task or group {name} (name the tasks of a "
+            f"tag); {nearest(name, known)}{unread}"
         )
 
     def _all(self, names: list[str], changes: Mapping[str, Any]) -> dict[str, Row]:
@@ -204,8 +207,10 @@ class _Finder:
             if self.resolve and path is not None:
                 values = self._load(path, resolve=True)
             return {name: {**values, "member": dict(changes), "file": str(path or "")}}
-        if self.resolve and path is not None:
-            values = self._load(path, resolve=True)
+        if path is not None:
+            self.groups.add(path)
+            if self.resolve:
+                values = self._load(path, resolve=True)
         # As in lm-eval: a group's own values, those of its groups, those of the member.
         own = {key: value for key, value in values.items() if key not in GROUP_FIELD_NAMES}
         changes = {**own, **changes}

@@ -9,6 +9,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -38,15 +39,17 @@ from longred.evaluation.lm_eval_errors import (
     metric_error,
     name_of,
     prompt_error,
+    scoring_error,
 )
 from longred.evaluation.lm_eval_finder import task_file
 from longred.evaluation.metrics import local_metrics
+from longred.evaluation.own_task_files import local_data, own_digest
 from longred.evaluation.own_tasks import MAX_PROMPT_CHARACTERS
 from longred.evaluation.results import Result, likeliest, num_truncated, summary, totals
 from longred.evaluation.suites import nearest
 from longred.evaluation.tasks import Row, Task
 from longred.models.hub import HUB, transport_errors
-from longred.store.artifacts import canonical_digest
+from longred.store.artifacts import canonical_digest, sha256_file
 
 FEWSHOT_SEED = 1234
 """lm-eval's default: the same few-shot examples as its command line draws."""
@@ -216,11 +219,13 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         per sample.
 
     Raises:
-        MismatchError: the data no longer give the frozen samples.
+        ConfigError: code of the user fails on an answer.
+        MismatchError: the data were changed, or no longer give the frozen samples.
         PreflightError: the data are no longer available.
     """
     settings = task.settings
     leaf = settings["task"]
+    _check_data(settings)
     built = build(settings)
     if _rows(built, settings) != task.read_samples():
         raise MismatchError(
@@ -229,17 +234,22 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         )
     lm.reset(task.max_tokens, in_chat=lm.is_chat)
     built.set_fewshot_seed(FEWSHOT_SEED)
-    with _seeded_generators(), local_metrics():
-        logged = evaluate(
-            lm,
-            {"tasks": {leaf: built}},
-            limit=settings["limit"],
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=lm.is_chat,
-            fewshot_as_multiturn=True,
-            confirm_run_unsafe_code=settings["allow_code"],
-        )
+    try:
+        with _seeded_generators(), local_metrics():
+            logged = evaluate(
+                lm,
+                {"tasks": {leaf: built}},
+                limit=settings["limit"],
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=lm.is_chat,
+                fewshot_as_multiturn=True,
+                confirm_run_unsafe_code=settings["allow_code"],
+            )
+    except Exception as error:  # code of a task may raise anything
+        if (found := scoring_error(settings, error)) is None:
+            raise
+        raise found from error
     rows = logged["samples"][leaf]
     chosen = settings["filter"] or rows[0]["filter"]
     rows = [row for row in rows if row["filter"] == chosen]
@@ -256,6 +266,29 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
         return Result(totals(score, None, len(answers), settings["chance"], truncated))
     answers = [{**answer, "score": part} for answer, part in zip(answers, parts, strict=True)]
     return Result(summary(answers, settings["chance"]), answers)
+
+
+def _check_data(settings: Mapping[str, Any]) -> None:
+    """Refuse data that were changed since the samples were frozen, which hold no right answers.
+
+    Raises:
+        MismatchError: a data file was changed.
+    """
+    found = {
+        split: sha256_file(Path(path))
+        for split, path in settings["data_files"].items()
+        if Path(path).is_file()
+    }
+    if "local" in settings["data_sha256"]:
+        values = own_values(settings) or load_yaml(task_file(settings["task"]), resolve_func=False)
+        found["local"] = own_digest(local_data({**values, **settings["overrides"]}))
+    for split, digest in found.items():
+        if digest != settings["data_sha256"][split]:
+            where = settings["data_files"].get(split, "its local data")
+            raise MismatchError(
+                f"{name_of(settings)}: {where} changed since the samples were frozen; freeze the "
+                "samples again"
+            )
 
 
 def _parts(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".yaml", ".yml")
 _BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 _INCLUDE = re.compile(r"^[\"']?include[\"']?:(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
-_FUNCTION = re.compile(r"!function[ \t]+([\w.]+)\.\w+")
+_FUNCTION = re.compile(r"!function[ \t]+[\"']?([^\s\"',\]}]+)\.\w+")
 
 
 def own_file(task: "SuiteTask") -> Path | None:
@@ -95,16 +95,25 @@ def own_digests(task: "SuiteTask") -> dict[str, str]:
         ConfigError: its file or folder does not exist.
     """
     file, folder = own_file(task), own_folder(task)
-    found = {} if file is None else {"task": own_digest(files_of(file))}
+    groups = {"task": set() if file is None else {*files_of(file)}}
     if folder is not None:
-        patterns = ("*.yaml", "*.yml", "*.py")
-        paths = {path for pattern in patterns for path in folder.rglob(pattern)}
-        found["include_path"] = own_digest(paths)
-    yamls = [] if file is None else files_of(file)
-    yamls += [] if folder is None else yaml_files(folder)
-    data = {str(each) for path in yamls for each in local_data(_plain_values(path))}
-    data |= {str(each) for each in local_data(task.overrides)}
+        paths = {path for pattern in ("*.yaml", "*.yml", "*.py") for path in folder.rglob(pattern)}
+        # What they include often has no such extension, as `_template_yaml` in lm-eval.
+        groups["include_path"] = paths.union(files_of(*(p for p in paths if p.suffix != ".py")))
+    found = {name: own_digest(paths) for name, paths in groups.items() if paths}
+    values = [_plain_values(path) for paths in groups.values() for path in paths]
+    members = [member for each in (*values, task.overrides) for member in _members(each)]
+    data = {str(path) for member in members for path in local_data(member)}
     return found | ({"data": own_digest(data)} if data else {})
+
+
+def _members(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the values of a YAML file, and those that its groups give to single members."""
+    yield values
+    tasks = values.get("task")
+    for member in tasks if isinstance(tasks, list) else ():
+        if isinstance(member, Mapping):
+            yield from _members(member)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -116,7 +125,7 @@ _PlainLoader.add_multi_constructor("!", lambda loader, tag, node: None)
 
 def _plain_values(path: Path) -> Mapping[str, Any]:
     """Return the values of a YAML file; none of a file that lm-eval will refuse."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix == ".py":
         return {}
     with contextlib.suppress(yaml.YAMLError, ValueError):
         values = _PlainLoader(path.read_text(encoding="utf-8")).get_single_data()
@@ -124,13 +133,13 @@ def _plain_values(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return a task's YAML file, those that it includes, and the Python files beside its helpers.
+def files_of(*paths: Path) -> list[Path]:
+    """Return YAML files of tasks, those that they include, and Python files beside their helpers.
 
     Members of a group that have files of their own count too if they lie in its folder.
     """
     found: dict[Path, None] = {}
-    waiting = [path]
+    waiting = [*paths]
     while waiting:
         current = waiting.pop()
         if current in found or not current.is_file():

@@ -142,7 +142,12 @@ def test_changed_data_are_refused(
     write_questions(Path(files["test"]), NUM_QUESTIONS, first=50)
     model = load_model(tiny_model_folder)
     lm = TransformersLM(model, tokenizer, max_tokens=512, batch_tokens=1000)
-    with pytest.raises(MismatchError, match="no longer give the samples"):
+    with pytest.raises(MismatchError, match=r"gsm8k: .*test\.jsonl changed since the samples"):
+        lm_eval_tasks.run_lm_eval_task(lm, task)
+    # Samples hold no right answers.
+    path = write_questions(Path(files["test"]), NUM_QUESTIONS)
+    path.write_text(path.read_text().replace("#### 4", "#### 5"))
+    with pytest.raises(MismatchError, match=r"gsm8k: .*test\.jsonl changed since the samples"):
         lm_eval_tasks.run_lm_eval_task(lm, task)
 
 

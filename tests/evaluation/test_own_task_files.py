@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,19 @@ def test_a_task_file_runs_with_its_functions(
     assert result["score"] == pytest.approx(sum(len(a["got"]) for a in answers) / 3)
     assert [answer["expected"] for answer in answers] == ["YES", "NO", "RED"]
 
-    # Another metric code with the same prompts gives other scores under the old name.
+    # Other answers or metric code with the same prompts give other scores under the old name.
+    rows = path.parent / "rows.jsonl"
+    before = rows.read_text()
+    rows.write_text(before.replace('"answer": "red"', '"answer": "blue"'))
+    with pytest.raises(MismatchError, match=r"^mine: its local data changed since the samples"):
+        run_lm_eval_task(lm, frozen)
+    rows.write_text(before)
+
     helpers = path.parent / "helpers.py"
+    helpers.write_text(HELPERS.replace("len(results[0]) > 2", 'document["size"]'))
+    (values,) = leaf_settings(load_suite(str(suite))[0], limit=None, allow_code=False).values()
+    with pytest.raises(ConfigError, match=r"^mine: .*helpers\.py:6: fails on an .*\(KeyError: 's"):
+        run_lm_eval_task(lm, replace(frozen, settings=values))
     helpers.write_text(HELPERS.replace("> 2", "> 3"))
     with pytest.raises(MismatchError, match=r"words\.yaml or its Python files were changed"):
         run_lm_eval_task(lm, frozen)
@@ -191,6 +203,36 @@ def test_content_counts_and_not_the_place(tmp_path: Path) -> None:
         assert all(one != other for one, other in zip(before, after, strict=True)), name
 
 
+@pytest.mark.parametrize("function", ["my-code.score", '"my-code.score"', "sub.my-code.score"])
+def test_functions_count_in_files_of_any_name(tmp_path: Path, function: str) -> None:
+    helper = tmp_path / ("sub/my-code.py" if "sub" in function else "my-code.py")
+    helper.parent.mkdir(exist_ok=True)
+    helper.write_text(HELPERS)
+    path = tmp_path / "words.yaml"
+    values = f"task: words\nmetric_list: [{{metric: !function {function}, aggregation: mean}}]\n"
+    path.write_text(values)
+    assert helper in files_of(path)
+
+
+def test_groups_within_groups_count_from_any_folder(tmp_path: Path) -> None:
+    write_task(tmp_path / "tasks", "words")
+    inner, outer = tmp_path / "inner" / "inner.yaml", tmp_path / "outer" / "outer.yaml"
+    for path, values in (
+        (inner, {"group": "inner", "task": [{"task": "words", "doc_to_target": "{{answer}}"}]}),
+        (outer, {"group": "outer", "task": ["inner"]}),
+    ):
+        path.parent.mkdir()
+        path.write_text(yaml.safe_dump(values))
+
+    def read() -> dict[str, Any]:
+        (found,) = settings_of(task="outer", include_path=str(tmp_path)).values()
+        return identity(found)
+
+    before = read()
+    inner.write_text(inner.read_text().replace("{{answer}}", "{{question}}"))
+    assert read() != before
+
+
 def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
     path = write_task(tmp_path, "words")
 
@@ -201,6 +243,31 @@ def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
     before = read()
     (tmp_path / "rows.jsonl").write_text('{"question": "new? ", "answer": "yes"}\n')
     assert all(one != other for one, other in zip(before, read(), strict=True))
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_included_templates_and_members_of_groups_count(tmp_path: Path, by_folder: bool) -> None:
+    path = write_task(tmp_path, "words", include="_template_yaml", dataset_kwargs={})
+    rows, others = tmp_path / "rows.jsonl", tmp_path / "others.jsonl"
+    others.write_text(rows.read_text())
+    template = tmp_path / "_template_yaml"
+    template.write_text(yaml.safe_dump({"dataset_kwargs": {"data_files": {"test": str(rows)}}}))
+    member = {"task": "words", "dataset_kwargs": {"data_files": {"test": str(others)}}}
+    group = tmp_path / "group.yaml"
+    group.write_text(yaml.safe_dump({"group": "group", "task": [member]}))
+    place = {"include_path": str(tmp_path)} if by_folder else {}
+
+    def read(task: Path) -> dict[str, str]:
+        return own_digests(entry(task=task.stem if by_folder else str(task), **place))
+
+    for task, file, text in (
+        (path, template, "description: Read.\n"),
+        (path, rows, '{"question": "new", "answer": "row"}\n'),
+        (group, others, '{"question": "new", "answer": "row"}\n'),
+    ):
+        before = read(task)
+        file.write_text(file.read_text() + text)
+        assert read(task) != before, file.name
 
 
 def test_data_that_are_not_there_are_looked_for_in_the_task_file(tmp_path: Path) -> None:
@@ -220,7 +287,7 @@ def test_data_that_are_not_there_are_looked_for_in_the_task_file(tmp_path: Path)
         ("- a\n", r"mine\.yaml: cannot be read \(Expected YAML dict"),
         ("dataset_path: json\n", r"mine\.yaml: is no task of lm-eval: it needs `task:`"),
         ("task: words\ninclude: none.yaml\n", r"mine\.yaml: cannot be read \(.*none\.yaml"),
-        ("group: few\ntask: [wrods, words]\n", r"no task wrods; did you mean words"),
+        ("group: few\ntask: [wrods, words]\n", r"no task or group wrods .*; did you mean words"),
         ("group: few\ntask: [3]\n", r"mine\.yaml: few: its tasks are names, or hold `task:`"),
         (
             "task: a\ndoc_to_text: !function helpers.none\n",
@@ -245,6 +312,11 @@ def test_a_missing_package_or_file_is_said_first(tmp_path: Path) -> None:
         PreflightError, match=r"mine: needs .*'no_such_package'\); install the package that has it$"
     ):
         settings_of(task=str(path))
+    (tmp_path / "others.py").write_text("")
+    for statement in ("import others", "from .others import x"):
+        (tmp_path / "helpers.py").write_text(f"{statement}\n{HELPERS}")
+        with pytest.raises(ConfigError, match=r"mine: a Python file of the task imports another"):
+            settings_of(task=str(path))
     for values, message in (
         (
             {"task": "nowhere/a.yaml"},

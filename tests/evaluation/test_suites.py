@@ -21,7 +21,7 @@ def test_packaged_suites_are_whole(name: str) -> None:
         assert task.capacity not in RESERVED
         if task.source == "local":
             assert task.task in short.TASKS
-            assert task.metric in ("choice", "exact_match")
+            assert task.metric == short.METRICS[task.task]
             continue
         if task.source == "published":
             settings_of(task)
@@ -58,7 +58,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"tasks: gsm8 is not in .*did you mean gsm8k"):
         load_suite("paper", tasks=["gsm8"])
     with pytest.raises(
-        ConfigError, match=r"lm-eval has no task helaswag; did you mean .*hellaswag"
+        ConfigError, match=r"no task or group helaswag \(name the tasks of .*mean .*hellaswag"
     ):
         find_leaves("helaswag")
 
@@ -86,7 +86,22 @@ def test_a_part_of_a_suite_can_be_asked() -> None:
             "capacities: {x: {a: {metric: m, task: a.yaml}}}",
             r"x\.a\.task: a\.yaml is a task of lm-",
         ),
-        ("capacities: {x: {a: {metric: m}}, y: {a: {metric: m}}}", "a is there twice"),
+        (
+            "capacities: {x: {gsm8k: {metric: exact_match}}}",
+            r"x\.gsm8k\.task: gsm8k is no local task \(.*; for one of lm-eval set source: lm-eval",
+        ),
+        (
+            "capacities: {x: {cloze: {metric: exact_match}}}",
+            r"x\.cloze\.metric: is choice for cloze, got exact_match$",
+        ),
+        (
+            "capacities: {x: {cloze: {metric: choice, limit: 5}}}",
+            r"x\.cloze\.limit: changes nothing in a local task, .*num_samples",
+        ),
+        (
+            "{source: lm-eval, capacities: {x: {a: {metric: m}}, y: {a: {metric: m}}}}",
+            "a is there twice",
+        ),
     ],
 )
 def test_a_suite_of_ones_own_is_read_strictly(tmp_path: Path, text: str, message: str) -> None:

@@ -101,7 +101,8 @@ def run_program(program: str, timeout: float = TIMEOUT_SECONDS) -> str:
     """Run a Python program in a process of its own, in an empty temporary folder.
 
     The process has limits of time, memory and file size, neither input nor output, and none of this
-    process's environment, which may hold keys. What it starts ends with it.
+    process's environment, which may hold keys. What it starts ends with it, except in a session of
+    its own.
 
     Args:
         program: Python code; it passes if it runs to its end without an exception.

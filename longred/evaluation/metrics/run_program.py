@@ -26,6 +26,9 @@ def main() -> None:
         resource.RLIMIT_CPU: int(job["seconds"]) + 30,
     }
     for limit, value in limits.items():
+        _, highest = resource.getrlimit(limit)
+        # No process may raise a lower limit of its batch job.
+        value = value if highest == resource.RLIM_INFINITY else min(value, highest)
         resource.setrlimit(limit, (value, value))
     outcome = _outcome(job["program"], job["seconds"])
     Path(job["outcome"]).write_text(outcome, encoding="utf-8", errors="backslashreplace")

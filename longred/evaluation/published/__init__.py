@@ -237,7 +237,7 @@ def freeze(
         (samples that were drawn and do not fit the window).
 
     Raises:
-        ConfigError: a setting or file is wrong; names file and line.
+        ConfigError: a setting or file is wrong; names file and line. Or no row suits the settings.
         PreflightError: no sample fits, or a file cannot be fetched.
     """
     check_task(task)
@@ -269,6 +269,12 @@ def freeze(
             longest = max(longest, size)
         if not benchmark.draws and len(rows) == limit:
             break
+    if not (rows or too_long or outside):
+        chosen = ", ".join(f"{key}: {value}" for key, value in task.overrides.items())
+        raise ConfigError(
+            f"{task.name}: no row of its files suits its settings ({chosen or 'none are given'}); "
+            "correct `overrides` in the suite, or the files"
+        )
     if not rows:
         raise PreflightError(
             f"{task.name}: no sample can be asked: {too_long} are longer than the largest window "

@@ -62,8 +62,7 @@ def helmet_recall(answer: str, sample: Mapping[str, Any]) -> Score:
     """
     references = sample["outputs"]
     found = sum(each.lower() in answer.lower() for each in references)
-    is_parsed = bool(answer.strip().removeprefix(sample.get("suffix", "").strip()).strip())
-    return Score(100.0 * found / len(references), is_parsed)
+    return Score(100.0 * found / len(references), _says_more(answer, sample))
 
 
 def helmet_ranking(answer: str, sample: Mapping[str, Any]) -> Score:
@@ -114,7 +113,8 @@ def mrcr(answer: str, sample: Mapping[str, Any]) -> Score:
 
 def contains(answer: str, sample: Mapping[str, Any]) -> Score:
     """Return 100 if the answer contains a reference, in the same case."""
-    return Score(100.0 * any(each in answer for each in sample["outputs"]), bool(answer.strip()))
+    found = any(each in answer for each in sample["outputs"])
+    return Score(100.0 * found, _says_more(answer, sample))
 
 
 def longbench_pro(answer: str, sample: Mapping[str, Any]) -> Score:
@@ -212,6 +212,11 @@ def first_line(answer: str, opening: str) -> str:
     match = re.search(f"{words}(.*)", answer, re.IGNORECASE) or re.search("(.*)", answer)
     line = match[1].strip() if match else ""
     return re.sub(f"^{words}", "", line, flags=re.IGNORECASE).strip()
+
+
+def _says_more(answer: str, sample: Mapping[str, Any]) -> bool:
+    """Return whether an answer has text behind the words that the plain form opens it with."""
+    return bool(answer.strip().removeprefix(sample.get("suffix", "").strip()).strip())
 
 
 def _behind(answer: str, opening: str) -> str:

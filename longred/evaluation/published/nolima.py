@@ -41,6 +41,7 @@ class _Experiment(BaseModel):
     tests: dict[str, _Test] = Field(min_length=1)
     character_set: list[str] = []
     task_template: str | None = None
+    distractors: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ def read_nolima(reading: Reading) -> Iterator[Row]:
 def _questions(row: _Experiment, place: str) -> Iterator[_Question]:
     """Yield every question of an experiment, with its arguments filled in."""
     needs_character = _CHARACTER in row.needle
+    if row.distractors:
+        raise ConfigError(
+            f"{place}: {row.id}: has distractors, which are not hidden here, so the scores would "
+            "be those of an easier task; use a file of needles without, such as needle_set.json"
+        )
     for (kind, question), (name, test) in product(row.questions.items(), row.tests.items()):
         label = f"{row.id}-{name}-{kind}"
         if needs_character and not row.character_set:

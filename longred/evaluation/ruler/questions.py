@@ -58,7 +58,11 @@ class Questions:
     @property
     def digest(self) -> str:
         """Digest of the content."""
-        content = [self.documents, [[q.text, q.answers, q.documents] for q in self.questions]]
+        questions = [[q.text, q.answers, q.documents] for q in self.questions]
+        content: list[Any] = [self.documents, questions]
+        # Which of a question's documents hold its answer decides what is asked and shown.
+        if any(q.supporting != q.documents for q in self.questions):
+            content.append([q.supporting for q in self.questions])
         return canonical_digest([*content, self.solutions] if self.solutions else content)
 
     def question_id(self, question: Question) -> str:

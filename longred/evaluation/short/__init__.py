@@ -22,6 +22,14 @@ TASKS: dict[str, Callable[[Passages, int], Iterator[dict[str, Any]]]] = {
 }
 """Name → generator of samples; the first n do not depend on how many are taken."""
 
+METRICS = {
+    "cloze": "choice",
+    "continuation": "choice",
+    "brackets": "choice",
+    "key_recall": "exact_match",
+}
+"""Name → the metric that its samples have the form for."""
+
 GENERATOR_VERSION = 1
 """Part of the index of every sample file; increase it when a seed gives other samples."""
 

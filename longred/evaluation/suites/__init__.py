@@ -17,6 +17,8 @@ from longred.evaluation.own_task_files import SUFFIXES, own_file, own_folder
 FOLDER = Path(__file__).parent
 COMMON = ("source", "include_path")
 """Settings that a suite may give once for all of its tasks."""
+NOT_LOCAL = ("data_files", "filter", "limit", "num_fewshot", "overrides", "scale")
+"""Settings that local tasks do not take."""
 SUBSET = "{subset}"
 """Stands in a path of `data_files` for the name of the task's subset."""
 HUB_PREFIX = "hf://datasets/"
@@ -256,6 +258,30 @@ def _task(
         raise ConfigError(shorten(message)) from None
     except TypeError as error:
         raise ConfigError(f"{key}: is not a mapping of settings ({error})") from None
-    if task.source == "local" and task.task.endswith(SUFFIXES):
-        raise ConfigError(f"{key}.task: {task.task} is a task of lm-eval: set source: lm-eval")
+    if task.source == "local":
+        _check_local(key, task)
     return task
+
+
+def _check_local(key: str, task: SuiteTask) -> None:
+    """Refuse a local task that has no generator, or settings that would change nothing."""
+    from longred.evaluation.short import METRICS
+
+    if task.task.endswith(SUFFIXES):
+        raise ConfigError(f"{key}.task: {task.task} is a task of lm-eval: set source: lm-eval")
+    if task.task not in METRICS:
+        raise ConfigError(
+            f"{key}.task: {task.task} is no local task ({', '.join(METRICS)}); for one of lm-eval "
+            "set source: lm-eval, for a published benchmark source: published"
+        )
+    if task.metric != METRICS[task.task]:
+        raise ConfigError(
+            f"{key}.metric: is {METRICS[task.task]} for {task.task}, got {task.metric}"
+        )
+    fields = SuiteTask.model_fields
+    unused = [name for name in NOT_LOCAL if getattr(task, name) != fields[name].default]
+    if unused:
+        raise ConfigError(
+            f"{key}.{unused[0]}: changes nothing in a local task, whose samples "
+            "evaluation.short.num_samples counts; leave it out"
+        )

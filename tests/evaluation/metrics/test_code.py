@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -67,6 +69,18 @@ def test_keys_of_the_environment_stay_here(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert "HF_TOKEN" in os.environ
     assert run_program("import os\nassert 'HF_TOKEN' not in os.environ") == "passed"
+
+
+def test_lower_limits_of_a_batch_job_remain() -> None:
+    limited = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\n"
+        "from longred.evaluation.metrics.code import run_program\n"
+        "print(run_program('import resource\\n'\n"
+        "    'assert resource.getrlimit(resource.RLIMIT_AS)[0] == 2**31'))"
+    )
+    run = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
+    assert run.stdout.strip() == "passed", run.stderr
 
 
 def test_results_have_the_names_of_code_eval() -> None:

@@ -117,6 +117,8 @@ def test_bad_files_are_refused(read: Read, tmp_path: Path) -> None:
             {"character_set": []},
             r"row 1: 0901-T1-onehop: names a character and has no char",
         ),
+        # They would be left out, and the scores too high.
+        ({"distractors": {"onehop": "A {1} fell."}}, r"row 1: 0901: has distractors, which are no"),
     ):
         with pytest.raises(ConfigError, match=message):
             read("nolima", paths(tmp_path, [{**NAMED, **changes}]), length=64)

@@ -110,6 +110,9 @@ def test_contains_depends_on_case() -> None:
     assert metrics.contains("It is Yuki.", {"outputs": ["Yuki"]}) == (100.0, True)
     assert metrics.contains("yuki", {"outputs": ["Yuki"]}) == (0.0, True)
     assert metrics.contains("\n", {"outputs": ["Yuki"]}) == (0.0, False)
+    opened = {"outputs": ["Yuki"], "suffix": "\nAnswer:"}
+    assert metrics.contains("Answer: Yuki", opened) == (100.0, True)
+    assert metrics.contains("Answer: ", opened) == (0.0, False)
 
 
 @pytest.mark.parametrize(

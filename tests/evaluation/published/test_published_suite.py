@@ -214,6 +214,13 @@ def test_nothing_that_fits_is_an_error_that_can_be_skipped(
     assert "no sample can be asked" in entry["unavailable"]
 
 
+def test_settings_that_no_row_suits_are_named(tokenizer: Any, folder: Path) -> None:
+    files = {"test": str(folder / "walks.jsonl")}
+    task = task_with(data_files=files, overrides={"problem_type": "BFS"})
+    with pytest.raises(ConfigError, match=r"walks: no row .* settings \(problem_type: BFS\); corr"):
+        published.freeze(task, tokenizer, window=WINDOW, limit=None, seed=0)
+
+
 def task_with(**changes: Any) -> SuiteTask:
     values = {
         "name": "walks",

@@ -179,6 +179,15 @@ def config(**changes: Any) -> RulerConfig:
     return RulerConfig.model_validate({"lengths": [4096], "num_samples": 2, **changes})
 
 
+def test_which_documents_hold_the_answer_counts(tmp_path: Path) -> None:
+    corrected = [{**HOTPOT[0], "supporting_facts": [["Snow", 0]]}, *HOTPOT[1:]]
+    digests = {
+        read_questions("hotpot", written(tmp_path / "h.json", rows)).digest
+        for rows in (HOTPOT, corrected)
+    }
+    assert len(digests) == 2
+
+
 def test_files_are_known_by_their_content(tmp_path: Path) -> None:
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     written(first, "Some text. ")
