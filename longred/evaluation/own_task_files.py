@@ -58,8 +58,12 @@ def own_folder(task: "SuiteTask") -> Path | None:
 
 
 def own_digest(files: Iterable[Path | str]) -> str:
-    """Return the digest of the contents and names of task files and their Python files."""
-    return canonical_digest(sorted([Path(file).name, sha256_file(Path(file))] for file in files))
+    """Return the digest of the contents and names of files, in the order of their paths.
+
+    The order tells apart files of one name, without the paths, which a copied folder changes.
+    """
+    paths = sorted(Path(file) for file in files)
+    return canonical_digest([[path.name, sha256_file(path)] for path in paths])
 
 
 def local_data(values: Mapping[str, Any]) -> list[Path]:

@@ -14,7 +14,7 @@ from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.lm_eval_catalog import leaf_settings
 from longred.evaluation.lm_eval_tasks import build, freeze_leaf, run_lm_eval_task
-from longred.evaluation.own_task_files import files_of, own_digests
+from longred.evaluation.own_task_files import files_of, own_digest, own_digests
 from longred.evaluation.samples import freeze
 from longred.evaluation.suites import SuiteTask, check_data_files, load_suite
 from longred.evaluation.tasks import Task, read_tasks
@@ -231,6 +231,18 @@ def test_groups_within_groups_count_from_any_folder(tmp_path: Path) -> None:
     before = read()
     inner.write_text(inner.read_text().replace("{{answer}}", "{{question}}"))
     assert read() != before
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    files = [tmp_path / split / "rows.jsonl" for split in ("train", "test")]
+    for path in files:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    before = own_digest(files)
+    assert own_digest(files[::-1]) == before
+    files[0].write_text("test")
+    files[1].write_text("train")
+    assert own_digest(files) != before
 
 
 def test_local_data_that_a_task_names_itself_count(tmp_path: Path) -> None:
