@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LlamaConfig, PreTrainedModel
 
 from longred.errors import NonFiniteLossError, PreflightError
 from longred.evaluation import generation, runner
@@ -269,13 +269,51 @@ def test_logits_that_are_nan_are_one_error(llama: Any) -> None:
         )
 
 
-def test_rope_that_depends_on_the_length_runs_prompts_whole(llama: Any) -> None:
-    config = FAMILIES["llama"]()
-    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+def longrope(longest_short: int, long_factor: float) -> Any:
+    """A model whose RoPE has other frequencies beyond so many tokens."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [long_factor * (1 + pair) for pair in range(4)],
+        "original_max_position_embeddings": longest_short,
+    }
+    if long_factor == 1.0:
+        rope["short_factor"] = rope["long_factor"]
+    return LlamaConfig(**SHAPE, rope_parameters=rope)
+
+
+def test_rope_that_depends_on_the_length_runs_prompts_whole() -> None:
     rows = [np.arange(100) % 40 + 4 for _ in range(3)]
-    model = model_of(config)
-    ran = counted(model, lambda: [*Runner(model).hidden_of(rows, [1] * 3)])
-    assert ran.shapes == [(3, 100)]
+    for factor, shapes in ((8.0, [(3, 100)]), (1.0, [(1, 99), (3, 1)])):
+        model = model_of(longrope(64, factor))
+        ran = counted(model, lambda model=model: [*Runner(model).hidden_of(rows, [1] * 3)])
+        assert ran.shapes == shapes
+
+
+@pytest.mark.parametrize("batch_tokens", [1, "auto"])
+def test_rope_that_depends_on_the_length_changes_for_each_prompt_alone(
+    batch_tokens: int | str,
+) -> None:
+    """Some answers begin on one side of the change and end on the other."""
+    config = longrope(64, 8.0)
+    ours, theirs = model_of(config), model_of(config, "eager")
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 50, size) for size in (50, 80, 40, 70, 45, 64, 60, 58, 63, 66)]
+    found = generator_of(ours, batch_tokens).generate(
+        prompts, max_tokens=8, stop=[], sampling=Sampling()
+    )
+    assert found == [one_by_one(theirs, prompt, 8, None) for prompt in prompts]
+    drawing: dict[str, Any] = {"max_tokens": 8, "stop": [], "sampling": Sampling(temperature=0.9)}
+    drawn = generator_of(ours, batch_tokens).generate(prompts, **drawing)
+    assert drawn == [generator_of(ours).generate([each], **drawing)[0] for each in prompts]
+    with torch.no_grad():
+        for numbers, hidden in Runner(ours, batch_tokens).hidden_of(prompts, [1] * len(prompts)):
+            for number, state in zip(numbers, hidden, strict=True):
+                row = torch.from_numpy(prompts[number])[None]
+                expected = theirs.base_model(row).last_hidden_state[0, -1:]
+                assert ((state - expected).norm() / expected.norm()).item() < 5e-5
 
 
 def test_auto_batches_are_bounded_by_free_memory(
