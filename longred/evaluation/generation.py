@@ -9,7 +9,7 @@ Shapes: N rows, V vocabulary.
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -72,6 +72,11 @@ class _Row:
     answer: list[int] = field(default_factory=list)
     num_read: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """The different tokens of the prompt."""
+        return torch.from_numpy(np.unique(self.prompt))
 
     @property
     def num_tokens(self) -> int:
@@ -301,15 +306,17 @@ class _Board:
 def _draw(row: _Row, logits_V: Tensor, sampling: Sampling) -> int:
     """Choose the next token of one row."""
     processors = LogitsProcessorList()
+    seen: Any = None
     if sampling.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        seen = torch.cat([row.seen, torch.tensor(row.answer, dtype=torch.long)])
+        seen = seen[None].to(logits_V.device)
     if sampling.temperature:
         processors.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_k:
             processors.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1.0:
             processors.append(TopPLogitsWarper(sampling.top_p))
-    seen: Any = torch.tensor([[*row.prompt.tolist(), *row.answer]], device=logits_V.device)
     scores_V = processors(seen, logits_V[None])[0]
     if not sampling.temperature:
         return int(scores_V.argmax())
