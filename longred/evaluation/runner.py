@@ -265,6 +265,8 @@ def auto_batch_tokens(model: Any) -> int:
     item = torch.finfo(model.dtype).bits // 8
     token_bytes = 2 * config.num_hidden_layers * heads * head_dim * item
     if device == "cuda":
+        # What this process keeps for itself, of the model before, counts as free.
+        torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(model.device)[0]
     else:
         free = psutil.virtual_memory().available

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -326,3 +327,13 @@ def test_auto_batches_are_bounded_by_free_memory(
     memory.available = 10**15
     assert runner.auto_batch_tokens(llama) == runner.MAX_BATCH_TOKENS["cpu"]
     assert generation.MAX_ROWS["cpu"] < generation.MAX_ROWS["cuda"]
+
+
+def test_memory_that_this_process_keeps_counts_as_free(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [1000]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(10**6))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[-1], 10**7))
+    model = SimpleNamespace(config=llama.config, dtype=torch.bfloat16, device="cuda")
+    assert runner.auto_batch_tokens(model) == int(0.8 * 10**6) // (2 * 3 * 2 * 8 * 2)
