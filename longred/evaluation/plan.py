@@ -130,7 +130,8 @@ def parity_run(model: EvaluatedModel) -> TaskRun | None:
         engine = model.lm
         return Result(check_parity(model.transformers_lm, engine, tasks))
 
-    values = {"measure": "parity", "backend": model.config.backend}
+    values: Row = {"measure": "parity", "backend": model.config.backend}
+    values["chat_template"] = model.is_chat
     inputs = {f"samples/{task.key}": task.sha256 for task in tasks}
     run = _task_run(model, tasks[0])
     return replace(run, key="parity", task=None, values=values, inputs=inputs, compute=compute)

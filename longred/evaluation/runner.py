@@ -197,7 +197,8 @@ class Runner:
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[list[int]]:
         """Yield numbers of rows of similar size whose padded tokens fit into a pass.
 
-        What all of them begin with does not count: it runs once.
+        What all of them begin with does not count, since it runs once; but a layer at a time, all
+        rows hold its keys, and these count towards `batch_tokens`.
         """
         batch: list[int] = []
         longest = begin = 0
@@ -206,7 +207,11 @@ class Runner:
             alike = self.shared([rows[batch[0]], row], begin) if batch else len(row)
             most = max(longest, len(row))
             is_other = bool(batch) and self.size_class(row) != self.size_class(rows[batch[0]])
-            if batch and (is_other or (most - alike) * (len(batch) + 1) > self.pass_tokens):
+            num_rows = len(batch) + 1
+            is_full = (most - alike) * num_rows > self.pass_tokens or (
+                most * num_rows > self.batch_tokens
+            )
+            if batch and (is_other or is_full):
                 yield batch
                 batch, alike, most = [], len(row), len(row)
             batch.append(number)

@@ -220,6 +220,32 @@ def test_likelihoods_survive_memory_that_runs_out(
     assert run.batch_tokens < 600
 
 
+def test_copies_of_shared_keys_count_as_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many short questions after long examples: every row holds the keys of the examples."""
+    rng = np.random.default_rng(2)
+    examples = rng.integers(4, 50, 300)
+    rows = [np.concatenate([examples, rng.integers(4, 50, 10)]) for _ in range(20)]
+    real, found = Runner.prefill, {}
+
+    def prefill(self: Runner, prompts: Sequence[Tokens], *args: Any) -> Any:
+        if len(prompts) * 310 > 1000:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, prompts, *args)
+
+    monkeypatch.setattr(Runner, "prefill", prefill)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    run = Runner(llama, 4000)
+
+    def work() -> None:
+        for places, hidden in run.hidden_of(rows, [1] * len(rows)):
+            found.update(zip(places, hidden, strict=True))
+
+    with torch.no_grad():
+        run.halving(work, 310)
+    assert len(found) == 20
+    assert run.batch_tokens == 1000
+
+
 def test_drawn_answers_do_not_depend_on_other_prompts(llama: Any) -> None:
     prompts = draw_prompts()
     sampling = Sampling(temperature=0.9, top_k=20, top_p=0.95)
