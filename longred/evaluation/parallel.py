@@ -128,9 +128,10 @@ def run_job(path: Path) -> None:
         values[key] = Path(values[key])
     model = EvaluatedModel(config=EvaluationConfig.model_validate(job["config"]), **values)
     store = Store(job["store"])
-    runs = {run.key: run for run in plan(model)}
-    for key in job["keys"]:
-        runs[key].finish(store)
+    for run in plan(model):
+        # In this order the run that needs two models is the last.
+        if run.key in job["keys"]:
+            run.finish(store)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import torch
 
 from longred.config import EvaluationConfig
 from longred.errors import MismatchError
-from longred.evaluation import plan
+from longred.evaluation import model as model_module
+from longred.evaluation import parallel, plan
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.samples import freeze
 from longred.store.artifacts import Store
@@ -238,6 +239,36 @@ def test_kill_minus_nine_loses_nothing_that_was_finished(
     assert {name: after[name] for name in before} == before
     assert len(after) == 10
     assert read(folder)["short"] == read(finished)["short"]
+
+
+@pytest.mark.medium
+def test_a_process_loads_its_model_once(
+    config: EvaluationConfig,
+    evaluated_model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Similarity needs two models, for which the loaded one makes room: it comes last."""
+    model = evaluated_model(config)
+    (share,) = parallel.divide(plan.plan(model), 1)
+    fields = ("name", "model", "checkpoint", "original", "original_digest", "samples", "data")
+    job = {
+        "config": config.model_dump(mode="json"),
+        "request": {name: str(getattr(model, name)) for name in fields},
+        "store": str(tmp_path / "store"),
+        "keys": [run.key for run in share],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    real, loads = model_module.load_for, []
+
+    def load(*args: Any, **settings: Any) -> Any:
+        loads.append(args)
+        return real(*args, **settings)
+
+    monkeypatch.setattr(model_module, "load_for", load)
+    parallel.run_job(tmp_path / "job.json")
+    assert len(results(tmp_path / "store")) == 10
+    assert len(loads) == 3
 
 
 @pytest.mark.medium
