@@ -105,7 +105,11 @@ def _softcapped(
 def _varlen(
     query_BH1d: Tensor, key_BhSd: Tensor, value_BhSd: Tensor, cached: Cached, rules: Rules
 ) -> Tensor:
-    """Attend with torch's varlen kernel, which reads only the used slots."""
+    """Attend with torch's varlen kernel, which reads only the used slots.
+
+    A lone query needs no causal mask. Without one and without a window, the kernel reads keys once
+    for all heads that share them, and divides long rows over the GPU (split-KV).
+    """
     rows, num_heads, _, head_dim = query_BH1d.shape
     key_Mhd, value_Mhd = (x.transpose(1, 2).flatten(0, 1) for x in (key_BhSd, value_BhSd))
     index = torch.arange(rows + 1, device=query_BH1d.device, dtype=torch.int32)
@@ -118,7 +122,7 @@ def _varlen(
         1,
         key_BhSd.shape[2],
         scale=rules.scale,
-        window_size=(-1 if rules.window is None else rules.window - 1, 0),
+        window_size=(-1, -1) if rules.window is None else (rules.window - 1, 0),
         seqused_k=cached.used_B,
     )
     return output_BHd.view(rows, 1, num_heads, head_dim)
@@ -131,11 +135,20 @@ def _takes_varlen(
     d, device, dtype = query_BH1d.shape[3], value_BhSd.device, value_BhSd.dtype
     if d != value_BhSd.shape[3] or not supports(device, capability_of(device), dtype, d):
         return False
-    if "seqused_k" not in inspect.signature(load_varlen()).parameters:
+    if not _reads_used_slots():
         return False
     return _varlen_is_right(
         device, dtype, query_BH1d.shape[1], key_BhSd.shape[1], d, has_window=has_window
     )
+
+
+@functools.cache
+def _reads_used_slots() -> bool:
+    """Return whether this torch's varlen function takes `seqused_k`.
+
+    Cached: reading a signature takes a tenth of a millisecond, in every layer of every step.
+    """
+    return "seqused_k" in inspect.signature(load_varlen()).parameters
 
 
 @functools.cache
@@ -150,16 +163,17 @@ def _varlen_is_right(
 ) -> bool:
     """Compare the varlen kernel with the mask once, on rows of several lengths.
 
-    How it treats slots behind the used ones differs between versions of torch.
+    How it treats slots behind the used ones differs between versions of torch. The longest row is
+    long enough to be divided over the GPU.
     """
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-    query, keys, values = draw(3, num_heads, 1, d), *(draw(3, 256, num_key_heads, d) for _ in "kv")
+    query, keys, values = draw(3, num_heads, 1, d), *(draw(3, 2048, num_key_heads, d) for _ in "kv")
     tensors = query, keys.transpose(1, 2), values.transpose(1, 2)
-    cached = Cached(torch.tensor([1, 130, 256], device=device, dtype=torch.int32), 256)
+    cached = Cached(torch.tensor([1, 130, 2000], device=device, dtype=torch.int32), 2000)
     rules = Rules(window=64 if has_window else None)
     found, wanted = (f(*tensors, cached, rules) for f in (_varlen, _grouped))
     largest = float((found.float() - wanted.float()).abs().max())

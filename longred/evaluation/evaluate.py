@@ -54,8 +54,9 @@ def evaluate(
     runs = plan(model)
     if check := parity_run(model):
         check.finish(store)
-        model.release()
     if model.config.num_processes > 1:
+        # Its memory is for the processes.
+        model.release()
         from longred.evaluation.parallel import finish_in_parallel
 
         finish_in_parallel(model, runs, work, store=store, on_progress=on_progress)

@@ -9,7 +9,7 @@ Shapes: N rows, V vocabulary.
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from transformers import (
 
 from longred.errors import NonFiniteLossError
 from longred.evaluation.cache import Piece, RowCache
-from longred.evaluation.runner import Runner, Tokens, in_order
+from longred.evaluation.runner import Runner, Tokens
 
 MAX_ROWS = {"cpu": 64, "cuda": 256}
 """Most prompts at a time: more are not faster."""
@@ -57,17 +57,41 @@ class Sampling(NamedTuple):
 
 @dataclass
 class _Row:
-    """A prompt that is being answered."""
+    """A prompt that is being answered.
+
+    Attributes:
+        prompt: the prompt; see `extend`.
+        seed: of what is drawn.
+        answer: the tokens so far.
+        num_read: tokens of the answer that the prompt ends with.
+        generator: draws.
+    """
 
     prompt: Tokens
     seed: int
     answer: list[int] = field(default_factory=list)
+    num_read: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)
 
+    @cached_property
+    def seen(self) -> Tensor:
+        """The different tokens of the prompt."""
+        return torch.from_numpy(np.unique(self.prompt))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt with its answer."""
+        return len(self.prompt) + len(self.answer) - self.num_read
+
     def start(self) -> None:
-        """Forget the answer; the next one is the same."""
-        self.answer.clear()
-        self.generator.manual_seed(self.seed)
+        """Forget the answer behind the prompt; the next one is the same."""
+        del self.answer[self.num_read :]
+        self.generator.manual_seed((self.seed + (self.num_read << 32)) % 2**63)
+
+    def extend(self) -> None:
+        """Make the answer so far part of the prompt."""
+        self.prompt = np.append(self.prompt, np.array(self.answer[self.num_read :], np.int64))
+        self.num_read = len(self.answer)
 
 
 class Generator:
@@ -112,22 +136,44 @@ class Generator:
             text = self._tokenizer.decode(row.answer[-tail:], skip_special_tokens=True)
             return any(word in text for word in stop)
 
-        waiting = deque(rows[number] for number in in_order([row.prompt for row in rows]))
+        order = self.runner.in_order([row.prompt for row in rows])
+        waiting = deque(rows[number] for number in order)
         while waiting:
-            most = len(waiting[0].prompt)
-            alike: deque[_Row] = deque()
-            while waiting and most <= MAX_CLASS_RATIO * len(waiting[0].prompt):
-                alike.append(waiting.popleft())
+            alike = self._alike(waiting)
             num_slots = max(len(row.prompt) for row in alike) + max_tokens
-            answer = partial(self._answer, alike, num_slots, is_finished, sampling)
+            left = deque(alike)
+            answer = partial(self._answer, left, num_slots, is_finished, sampling)
             self.runner.halving(answer, num_slots)
+            # RoPE changed with their length: their keys are computed again.
+            longer = [row for row in alike if not is_finished(row)]
+            for row in longer:
+                row.extend()
+            waiting.extendleft(longer)
         return [row.answer for row in rows]
+
+    def _alike(self, waiting: "deque[_Row]") -> list[_Row]:
+        """Take from `waiting` the first prompts of similar size, which share a cache."""
+        most = len(waiting[0].prompt)
+        is_beyond, alike = self.runner.is_beyond(most), []
+        while waiting and most <= MAX_CLASS_RATIO * len(waiting[0].prompt):
+            if self.runner.is_beyond(len(waiting[0].prompt)) != is_beyond:
+                break
+            alike.append(waiting.popleft())
+        return alike
 
     def _answer(
         self, waiting: deque[_Row], num_slots: int, is_finished: IsFinished, sampling: Sampling
     ) -> None:
-        """Answer prompts of similar size, as many at a time as fit; empties `waiting`."""
+        """Answer prompts of similar size, as many at a time as fit; empties `waiting`.
+
+        An answer with which the text becomes longer than where RoPE changes is left unfinished.
+        """
         runner = self.runner
+
+        def is_done(row: _Row) -> bool:
+            is_at_change = runner.is_beyond(row.num_tokens) > runner.is_beyond(len(row.prompt))
+            return is_at_change or is_finished(row)
+
         num_rows = max(1, runner.batch_tokens // num_slots)
         num_rows = min(num_rows, len(waiting), MAX_ROWS[runner.device.type])
         board = _Board(runner, num_rows, num_slots)
@@ -141,7 +187,7 @@ class Generator:
                     rows, hidden_ND = board.advance()
                 for row, token in zip(rows, self._choose(rows, hidden_ND, sampling), strict=True):
                     row.answer.append(token)
-                board.dismiss(is_finished)
+                board.dismiss(is_done)
         except torch.OutOfMemoryError:
             waiting.extendleft(reversed(board.active))
             raise
@@ -170,7 +216,8 @@ class _Board:
     def __init__(self, runner: Runner, num_rows: int, num_slots: int) -> None:
         self._runner, self._cache = runner, RowCache(num_rows, num_slots)
         self._rows: list[_Row | None] = [None] * num_rows
-        # The prompt whose keys a row of the cache holds, also after its answer is finished.
+        # The prompt whose keys a row of the cache holds, also after its answer is finished; empty
+        # if prompts cannot take keys from each other.
         self._held: list[Tokens] = [np.empty(0, np.int64)] * num_rows
 
     @property
@@ -216,8 +263,9 @@ class _Board:
                 sources = [sources[0]] * len(group)
             start = count
         hidden_NTD = self._runner.prefill(prompts, self._cache, Piece(sources, start, targets))
-        for place, prompt in zip(targets, prompts, strict=True):
-            self._held[place] = prompt
+        if self._runner.splits:
+            for place, prompt in zip(targets, prompts, strict=True):
+                self._held[place] = prompt
         lasts = torch.tensor([len(prompt) - start - 1 for prompt in prompts])
         return group, hidden_NTD[torch.arange(len(group)), lasts]
 
@@ -235,7 +283,7 @@ class _Board:
         rows = self._rows
         tokens = [row.answer[-1] if row else 0 for row in rows]
         lengths = [
-            len(row.prompt) + len(row.answer) - 1 if row else len(held)
+            row.num_tokens - 1 if row else len(held)
             for row, held in zip(rows, self._held, strict=True)
         ]
         hidden_ND = self._runner.step(tokens, lengths, self._cache)
@@ -258,15 +306,17 @@ class _Board:
 def _draw(row: _Row, logits_V: Tensor, sampling: Sampling) -> int:
     """Choose the next token of one row."""
     processors = LogitsProcessorList()
+    seen: Any = None
     if sampling.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        seen = torch.cat([row.seen, torch.tensor(row.answer, dtype=torch.long)])
+        seen = seen[None].to(logits_V.device)
     if sampling.temperature:
         processors.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_k:
             processors.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1.0:
             processors.append(TopPLogitsWarper(sampling.top_p))
-    seen: Any = torch.tensor([[*row.prompt.tolist(), *row.answer]], device=logits_V.device)
     scores_V = processors(seen, logits_V[None])[0]
     if not sampling.temperature:
         return int(scores_V.argmax())

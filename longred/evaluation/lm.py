@@ -23,8 +23,9 @@ from lm_eval.models.utils import (
 )
 from torch import Tensor
 from tqdm import tqdm
+from transformers import GenerationConfig
 
-from longred.errors import ConfigError, NonFiniteLossError
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.evaluation.counting import encode, prefix_ids
 from longred.evaluation.generation import NOT_FINITE, Generator, Sampling, eos_ids
 from longred.evaluation.runner import Runner, Tokens
@@ -38,6 +39,8 @@ lm_eval.api.task.tqdm = functools.partial(tqdm, disable=True)
 CHUNK_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 256
 """Generation budget of lm-eval tasks that set none."""
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+"""How tokens are chosen -> transformers' default."""
 _ROLLING_ROWS = 64
 """Windows of a long text that lm-eval hands over together."""
 
@@ -62,7 +65,8 @@ class TransformersLM(HFLM):  # type: ignore[misc]
     Args:
         model: a causal language model with attention `longred`.
         tokenizer: its tokenizer; prompts begin as `counting.encode` says.
-        max_tokens: the longest prompt with its answer; may exceed the model's own window.
+        max_tokens: the longest prompt with its answer of any task; may exceed the model's own
+            window.
         batch_tokens: see `Runner`.
         is_chat: whether generated answers go through the tokenizer's chat template.
         engine: generates the answers; the model itself if None.
@@ -100,11 +104,18 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         self.is_chat = is_chat
         self.runner = Runner(model, batch_tokens)
         self.engine: Engine = engine or Generator(self.runner, tokenizer)
+        self._window = max_tokens
         self.reset(max_tokens)
 
     def reset(self, max_tokens: int, *, in_chat: bool = False) -> None:
-        """Start a task: set its longest prompt with answer and forget how generations ended."""
-        self._max_length, self.in_chat, self.endings = max_tokens, in_chat, {}
+        """Start a task: set its longest prompt with answer and forget how generations ended.
+
+        Args:
+            max_tokens: of the task, without a template.
+            in_chat: whether its prompts went through the template, which may fill the window.
+        """
+        self._max_length = max(max_tokens, self._window) if in_chat else max_tokens
+        self.in_chat, self.endings = in_chat, {}
 
     def tok_encode(
         self,
@@ -161,12 +172,13 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         max_tokens = int(values.pop("max_gen_toks"))
         room = self.max_length - max_tokens
         encoded = (self.tok_encode(text, left_truncate_len=room) for text in contexts)
-        prompts = [np.array(tokens, np.int64) for tokens in encoded]
+        # A model continues something: an empty prompt becomes what precedes every text.
+        prompts = [np.array(tokens or [self.prefix_token_id], np.int64) for tokens in encoded]
         answers = self.engine.generate(
             prompts,
             max_tokens=max_tokens,
             stop=[text for text in stop if text != eos],
-            sampling=sampling_of(values, self.model.generation_config.repetition_penalty),
+            sampling=sampling_of(values, self.model.generation_config),
         )
         ends = eos_ids(self.model, self.tokenizer)
         texts = []
@@ -191,9 +203,18 @@ class TransformersLM(HFLM):  # type: ignore[misc]
 
         The inherited method holds logits of whole prompts, twice; here they exist for the
         continuations only, `CHUNK_TOKENS` tokens at a time. Equal rows run once.
+
+        Raises:
+            MismatchError: a continuation has no tokens, or more than the longest prompt.
         """
         rows: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
+        for number, (texts, context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.max_length:
+                before, choice = (str(text) for text in texts or ("", ""))
+                raise MismatchError(
+                    f"the choice {choice[:60]!r} after {before[-60:]!r} has {len(continuation)} "
+                    f"tokens, and only 1 to {self.max_length} can be scored; change it in the data"
+                )
             tokens = [*context, *continuation]
             rows.setdefault(tuple(tokens[-(self.max_length + 1) : -1]), []).append(number)
         results: dict[int, tuple[float, bool]] = {}
@@ -240,35 +261,32 @@ class TransformersLM(HFLM):  # type: ignore[misc]
         return torch.cat(scores), torch.cat(greedy)
 
 
-def sampling_of(settings: Mapping[str, Any], repetition_penalty: float | None) -> Sampling:
+def sampling_of(settings: Mapping[str, Any], own: GenerationConfig) -> Sampling:
     """Return how tokens are chosen, as transformers' `generate` reads a task's settings.
 
     Args:
         settings: of lm-eval, without budget and stop texts; draws nothing unless `do_sample`.
-        repetition_penalty: of the model's generation_config.json, which a task's own replaces.
+        own: the model's generation_config.json, which holds where a task sets nothing.
 
     Raises:
         ConfigError: a setting is not supported.
     """
-    values = {"repetition_penalty": repetition_penalty, **settings}
+    values = dict(settings)
     draws = bool(values.pop("do_sample", False)) and values.get("temperature") != 0.0
-    known = {"temperature", "top_k", "top_p", "repetition_penalty"}
     neutral = {"num_beams": 1, "use_cache": True, "num_return_sequences": 1}
     for name, value in values.items():
-        if name not in known and neutral.get(name, ...) != value:
+        if name not in _SAMPLING and neutral.get(name, ...) != value:
             raise ConfigError(
                 f"generation_kwargs.{name}: {value} is not supported; tasks may set "
-                f"{', '.join(sorted(known))}, do_sample, until and max_gen_toks"
+                f"{', '.join(sorted(_SAMPLING))}, do_sample, until and max_gen_toks"
             )
-    penalty = float(values["repetition_penalty"] or 1.0)
+    found: Row = {}
+    for name, default in _SAMPLING.items():
+        given = (values.get(name), getattr(own, name), default)
+        found[name] = type(default)(next(value for value in given if value is not None))
     if not draws:
-        return Sampling(repetition_penalty=penalty)
-    return Sampling(
-        temperature=float(values.get("temperature") or 1.0),
-        top_k=int(values.get("top_k") or 50),
-        top_p=float(values.get("top_p") or 1.0),
-        repetition_penalty=penalty,
-    )
+        return Sampling(repetition_penalty=found["repetition_penalty"])
+    return Sampling(**found)
 
 
 def request_tokens(arguments: Sequence[Any], tokenise: Callable[[str], Sequence[int]]) -> int:
@@ -289,4 +307,5 @@ def new_tokens(arguments: Sequence[Any]) -> int:
     settings = arguments[-1]
     if not isinstance(settings, Mapping):
         return 0
-    return int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
+    # Tasks also call it max_new_tokens, max_tokens or max_completion_tokens.
+    return int(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)["max_gen_toks"])

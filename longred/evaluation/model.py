@@ -1,5 +1,6 @@
 """EvaluatedModel: the model under evaluation, loaded when the first unfinished task needs it."""
 
+import gc
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,9 +48,11 @@ class EvaluatedModel:
         return load_for(self.config, folder, original=self.original)
 
     def release(self) -> None:
-        """Drop the loaded model to free its memory."""
+        """Drop the loaded model and give its memory back, also to other processes."""
         for name in ("lm", "transformers_lm", "loaded"):
             self.__dict__.pop(name, None)
+        gc.collect()
+        torch.cuda.empty_cache()
 
     @cached_property
     def loaded(self) -> Any:

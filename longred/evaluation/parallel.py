@@ -6,6 +6,7 @@ process is `python -m longred.evaluation.parallel JOB_FILE`.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from longred.config import EvaluationConfig
-from longred.errors import BY_EXIT_CODE, LongredError, PreflightError
+from longred.errors import BY_EXIT_CODE, LongredError, LostProcessError, PreflightError
 from longred.evaluation.model import EvaluatedModel
 from longred.evaluation.plan import TaskRun, plan
 from longred.progress import Progress
@@ -46,6 +47,7 @@ def finish_in_parallel(
     Raises:
         PreflightError: there are fewer devices than processes.
         LongredError: the error of a process that failed; the others finish first.
+        LostProcessError: a process was killed or crashed.
     """
     missing = [run for run in runs if not run.is_finished(store)]
     if len(missing) < 2:
@@ -114,9 +116,11 @@ def _start(
 def _error(code: int, job: Path) -> LongredError:
     log = job.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
     message = log.strip()[-LOG_CHARACTERS:].rpartition("longred: ")[2]
-    error_type = BY_EXIT_CODE.get(code, PreflightError)
+    error_type = BY_EXIT_CODE.get(code, LostProcessError)
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+    hint = " (often by the system, out of memory)" if code == -signal.SIGKILL else ""
     return error_type(
-        f"{job.stem} of the evaluation ended with {code}; finished results are saved. {message}"
+        f"{job.stem} of the evaluation {how}{hint}; finished results are saved. {message}"
     )
 
 
@@ -128,9 +132,10 @@ def run_job(path: Path) -> None:
         values[key] = Path(values[key])
     model = EvaluatedModel(config=EvaluationConfig.model_validate(job["config"]), **values)
     store = Store(job["store"])
-    runs = {run.key: run for run in plan(model)}
-    for key in job["keys"]:
-        runs[key].finish(store)
+    for run in plan(model):
+        # In this order the run that needs two models is the last.
+        if run.key in job["keys"]:
+            run.finish(store)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ artifact identified by the checkpoint, the samples and the settings that can cha
 by nothing else: adding a length, a task or another model repeats nothing.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from longred.evaluation.results import Result, summary
 from longred.evaluation.samples import DOCUMENTS, read_documents, tokenizer_sha256
 from longred.evaluation.tasks import Row, Task, read_index, read_lines, read_tasks, write_lines
 from longred.store.artifacts import Store, sha256_file, write_json
+
+log = logging.getLogger(__name__)
 
 PARITY_TASKS = 5
 """Tasks on which vLLM is compared with transformers, those with the shortest prompts."""
@@ -107,17 +110,28 @@ def plan(model: EvaluatedModel) -> list[TaskRun]:
 
 def parity_run(model: EvaluatedModel) -> TaskRun | None:
     """Return the check of vLLM against transformers; None if vLLM will generate no local task."""
-    tasks = [t for t in read_tasks(model.samples) if t.source == "local" and t.metric != "choice"]
-    if model.config.backend == "hf" or not tasks:
+    if model.config.backend == "hf":
+        return None
+    all_tasks = read_tasks(model.samples)
+    tasks = [t for t in all_tasks if t.source == "local" and t.metric != "choice"]
+    if not tasks:
+        if any(task.source == "lm-eval" for task in all_tasks):
+            log.warning(
+                "evaluation.backend: the answers of vllm to tasks of lm-eval are not compared with "
+                "those of transformers; add tasks of RULER, on which both are compared"
+            )
         return None
     tasks = sorted(tasks, key=lambda task: task.max_tokens)[:PARITY_TASKS]
 
     def compute(model: EvaluatedModel) -> Result:
         from longred.evaluation.vllm import check_parity
 
-        return Result(check_parity(model.transformers_lm, model.lm, tasks))
+        # First vLLM, which takes a share of the whole memory; batches fill what it leaves.
+        engine = model.lm
+        return Result(check_parity(model.transformers_lm, engine, tasks))
 
-    values = {"measure": "parity", "backend": model.config.backend}
+    values: Row = {"measure": "parity", "backend": model.config.backend}
+    values["chat_template"] = model.is_chat
     inputs = {f"samples/{task.key}": task.sha256 for task in tasks}
     run = _task_run(model, tasks[0])
     return replace(run, key="parity", task=None, values=values, inputs=inputs, compute=compute)

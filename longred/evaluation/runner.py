@@ -57,8 +57,9 @@ class Runner:
             raise ValueError(f"the model must be loaded with attention {ATTENTION_NAME!r}")
         self.model, self.device = model, torch.device(model.device)
         self._head, self._softcap = model.get_output_embeddings(), logit_softcap(model.config)
-        # These choose their frequencies by the longest position of a pass: a prompt must be whole.
-        self._splits = main_rope(model.config).get("rope_type") not in ("dynamic", "longrope")
+        self._switch = rope_switch(model.config)
+        # Where the frequencies depend on the longest position of a pass, a prompt must be whole.
+        self.splits = self._switch is None
         self.batch_tokens = int(
             auto_batch_tokens(model) if batch_tokens == "auto" else batch_tokens
         )
@@ -67,6 +68,26 @@ class Runner:
     def pass_tokens(self) -> int:
         """Most tokens of a pass over several prompts."""
         return min(self.batch_tokens, PASS_TOKENS[self.device.type])
+
+    def is_beyond(self, num_tokens: int) -> bool:
+        """Return whether RoPE turns a pass of so many tokens by its frequencies for long texts."""
+        return self._switch is not None and num_tokens > self._switch
+
+    def size_class(self, row: Tokens) -> int:
+        """Return a number that rows which may run together share; longer rows have a larger one."""
+        step = int(np.log(max(1, len(row))) / np.log(SIZE_CLASS))
+        return 2 * step + self.is_beyond(len(row))
+
+    def in_order(self, rows: Sequence[Tokens]) -> list[int]:
+        """Return the numbers of rows, large sizes first, and those that begin alike side by side.
+
+        What does not fit into memory fails at once.
+        """
+        # Bytes in this order compare as the numbers do, in a tenth of a list's memory.
+        return sorted(
+            range(len(rows)),
+            key=lambda n: (-self.size_class(rows[n]), rows[n].astype(">u4").tobytes()),
+        )
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Return the logits_NV of hidden states, in float32, soft-capped as the model does."""
@@ -108,7 +129,7 @@ class Runner:
         start, longest = piece.start, max(ends)
         rows = [torch.from_numpy(p[start:end]) for p, end in zip(prompts, ends, strict=True)]
         tokens_NT = pad_sequence(rows, batch_first=True).to(self.device)
-        cut = PIECE_TOKENS if self._splits and piece.targets is not None else longest
+        cut = PIECE_TOKENS if self.splits and piece.targets is not None else longest
         parts = []
         for first in range(start, longest, max(1, cut)):
             part = tokens_NT[:, first - start : first - start + cut]
@@ -121,7 +142,7 @@ class Runner:
 
     def shared(self, prompts: Sequence[Tokens], limit: int) -> int:
         """Return how many tokens all prompts begin with, at most `limit`; 0 if too few to use."""
-        if not self._splits:
+        if not self.splits:
             return 0
         count = min([limit, *(common(prompts[0], prompt) for prompt in prompts[1:])])
         return count if count >= MIN_SHARED else 0
@@ -155,7 +176,7 @@ class Runner:
         for numbers in self._batches(rows):
             batch = [rows[number] for number in numbers]
             unseen = min(len(rows[n]) - num_last[n] for n in numbers)
-            reused = min(unseen, common(trunk, batch[0])) if self._splits else 0
+            reused = min(unseen, common(trunk, batch[0])) if self.splits else 0
             count = self.shared(batch, unseen)
             if count:
                 if count > cache.num_slots:
@@ -176,16 +197,21 @@ class Runner:
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[list[int]]:
         """Yield numbers of rows of similar size whose padded tokens fit into a pass.
 
-        What all of them begin with does not count: it runs once.
+        What all of them begin with does not count, since it runs once; but a layer at a time, all
+        rows hold its keys, and these count towards `batch_tokens`.
         """
         batch: list[int] = []
         longest = begin = 0
-        for number in in_order(rows):
+        for number in self.in_order(rows):
             row = rows[number]
             alike = self.shared([rows[batch[0]], row], begin) if batch else len(row)
             most = max(longest, len(row))
-            is_other = bool(batch) and size_class(row) != size_class(rows[batch[0]])
-            if batch and (is_other or (most - alike) * (len(batch) + 1) > self.pass_tokens):
+            is_other = bool(batch) and self.size_class(row) != self.size_class(rows[batch[0]])
+            num_rows = len(batch) + 1
+            is_full = (most - alike) * num_rows > self.pass_tokens or (
+                most * num_rows > self.batch_tokens
+            )
+            if batch and (is_other or is_full):
                 yield batch
                 batch, alike, most = [], len(row), len(row)
             batch.append(number)
@@ -224,20 +250,16 @@ def common(first: Tokens, second: Tokens) -> int:
     return int(differs.argmax()) if differs.any() else size
 
 
-def size_class(row: Tokens) -> int:
-    """Return a number that rows of similar length share; longer rows have a larger one."""
-    return int(np.log(max(1, len(row))) / np.log(SIZE_CLASS))
+def rope_switch(config: Any) -> int | None:
+    """Return the number of tokens beyond which RoPE has other frequencies; None if it has not.
 
-
-def in_order(rows: Sequence[Tokens]) -> list[int]:
-    """Return the numbers of rows, large sizes first, and those that begin alike side by side.
-
-    What does not fit into memory fails at once.
+    transformers chooses them by the longest position of a pass, so that rows on both sides of it
+    cannot run together.
     """
-    # Bytes in this order compare as the numbers do, in a tenth of a list's memory.
-    return sorted(
-        range(len(rows)), key=lambda n: (-size_class(rows[n]), rows[n].astype(">u4").tobytes())
-    )
+    rope = main_rope(config)
+    if rope.get("rope_type") != "longrope" or rope["short_factor"] == rope["long_factor"]:
+        return None
+    return int(rope["original_max_position_embeddings"])
 
 
 def auto_batch_tokens(model: Any) -> int:
@@ -248,6 +270,8 @@ def auto_batch_tokens(model: Any) -> int:
     item = torch.finfo(model.dtype).bits // 8
     token_bytes = 2 * config.num_hidden_layers * heads * head_dim * item
     if device == "cuda":
+        # What this process keeps for itself, of the model before, counts as free.
+        torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(model.device)[0]
     else:
         free = psutil.virtual_memory().available

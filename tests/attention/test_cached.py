@@ -92,6 +92,30 @@ def test_the_varlen_kernel_is_compared_before_its_first_use(
     module._varlen_is_right.cache_clear()
 
 
+@pytest.mark.usefixtures("flash_on_cpu")
+def test_full_attention_is_asked_for_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask, the kernel neither divides long rows nor shares keys between heads.
+
+    Nor does a call read the function's signature again, which takes longer than the kernel.
+    """
+    monkeypatch.setattr(module, "supports", lambda *_: True)
+    module._varlen_is_right.cache_clear()
+    tensors = draw(torch.bfloat16)
+    attend_cached(*tensors, used_on("cpu"), Rules())
+    asked: list[object] = []
+    real = sdpa.load_varlen()
+
+    def recorded(*args: object, **settings: object) -> object:
+        asked.append(settings["window_size"])
+        return real(*args, **settings)
+
+    monkeypatch.setattr(module, "load_varlen", lambda: recorded)
+    monkeypatch.setattr(module.inspect, "signature", None)
+    attend_cached(*tensors, used_on("cpu"), Rules())
+    module._varlen_is_right.cache_clear()
+    assert asked == [(-1, -1)]
+
+
 def test_keys_are_not_repeated() -> None:
     """A step needs memory for a mask and its output, but no copy of the keys."""
     tensors = draw(torch.float32)
@@ -107,3 +131,11 @@ def test_rows_see_their_own_slots_on_a_gpu(rules: Rules) -> None:
     got = attend_cached(*tensors, used_on("cuda"), rules)
     wanted = expected(tensors, rules)
     torch.testing.assert_close(got.double(), wanted, atol=2e-2, rtol=2e-2)
+
+
+@marked
+@pytest.mark.parametrize("has_window", [False, True])
+@pytest.mark.parametrize("heads", [(32, 8, 128), (16, 16, 64), (8, 4, 256)])
+def test_the_varlen_kernel_is_used_on_a_gpu(heads: tuple[int, int, int], has_window: bool) -> None:
+    device = torch.device("cuda")
+    assert module._varlen_is_right(device, torch.bfloat16, *heads, has_window=has_window)

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from longred.config import EvaluationConfig
-from longred.errors import MismatchError
-from longred.evaluation import plan
+from longred.errors import LongredError, LostProcessError, MismatchError, StorageError
+from longred.evaluation import model as model_module
+from longred.evaluation import parallel, plan
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.samples import freeze
 from longred.store.artifacts import Store
@@ -238,6 +239,74 @@ def test_kill_minus_nine_loses_nothing_that_was_finished(
     assert {name: after[name] for name in before} == before
     assert len(after) == 10
     assert read(folder)["short"] == read(finished)["short"]
+
+
+@pytest.mark.medium
+def test_a_process_loads_its_model_once(
+    config: EvaluationConfig,
+    evaluated_model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Similarity needs two models, for which the loaded one makes room: it comes last."""
+    model = evaluated_model(config)
+    (share,) = parallel.divide(plan.plan(model), 1)
+    fields = ("name", "model", "checkpoint", "original", "original_digest", "samples", "data")
+    job = {
+        "config": config.model_dump(mode="json"),
+        "request": {name: str(getattr(model, name)) for name in fields},
+        "store": str(tmp_path / "store"),
+        "keys": [run.key for run in share],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    real, loads = model_module.load_for, []
+
+    def load(*args: Any, **settings: Any) -> Any:
+        loads.append(args)
+        return real(*args, **settings)
+
+    monkeypatch.setattr(model_module, "load_for", load)
+    parallel.run_job(tmp_path / "job.json")
+    assert len(results(tmp_path / "store")) == 10
+    assert len(loads) == 3
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "message"),
+    [
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            LostProcessError,
+            "was killed by signal 9",
+        ),
+        ("raise RuntimeError('CUDA error')", LostProcessError, "ended with 1;.*CUDA error"),
+        (
+            "import sys; sys.stderr.write('longred: no disk'); sys.exit(4)",
+            StorageError,
+            "ended with 4;.*no disk",
+        ),
+    ],
+)
+def test_a_process_that_ends_early_is_named_and_may_be_tried_again(
+    program: str,
+    error: type[LongredError],
+    message: str,
+    config: EvaluationConfig,
+    evaluated_model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prefect tries a task again after a lost process, and after no other error."""
+
+    def start(job: Path, *_: Any) -> Any:
+        with job.with_suffix(".log").open("wb") as log:
+            return subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log)
+
+    monkeypatch.setattr(parallel, "_start", start)
+    model = evaluated_model(config.model_copy(update={"num_processes": 2}))
+    with pytest.raises(error, match=rf"(?s)process-0 of the evaluation {message}") as info:
+        parallel.finish_in_parallel(model, plan.plan(model), tmp_path, store=Store(tmp_path))
+    assert type(info.value) is error
 
 
 @pytest.mark.medium

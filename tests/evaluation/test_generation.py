@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LlamaConfig, PreTrainedModel
 
 from longred.errors import NonFiniteLossError, PreflightError
 from longred.evaluation import generation, runner
@@ -219,6 +220,32 @@ def test_likelihoods_survive_memory_that_runs_out(
     assert run.batch_tokens < 600
 
 
+def test_copies_of_shared_keys_count_as_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many short questions after long examples: every row holds the keys of the examples."""
+    rng = np.random.default_rng(2)
+    examples = rng.integers(4, 50, 300)
+    rows = [np.concatenate([examples, rng.integers(4, 50, 10)]) for _ in range(20)]
+    real, found = Runner.prefill, {}
+
+    def prefill(self: Runner, prompts: Sequence[Tokens], *args: Any) -> Any:
+        if len(prompts) * 310 > 1000:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, prompts, *args)
+
+    monkeypatch.setattr(Runner, "prefill", prefill)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    run = Runner(llama, 4000)
+
+    def work() -> None:
+        for places, hidden in run.hidden_of(rows, [1] * len(rows)):
+            found.update(zip(places, hidden, strict=True))
+
+    with torch.no_grad():
+        run.halving(work, 310)
+    assert len(found) == 20
+    assert run.batch_tokens == 1000
+
+
 def test_drawn_answers_do_not_depend_on_other_prompts(llama: Any) -> None:
     prompts = draw_prompts()
     sampling = Sampling(temperature=0.9, top_k=20, top_p=0.95)
@@ -269,13 +296,51 @@ def test_logits_that_are_nan_are_one_error(llama: Any) -> None:
         )
 
 
-def test_rope_that_depends_on_the_length_runs_prompts_whole(llama: Any) -> None:
-    config = FAMILIES["llama"]()
-    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+def longrope(longest_short: int, long_factor: float) -> Any:
+    """A model whose RoPE has other frequencies beyond so many tokens."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [long_factor * (1 + pair) for pair in range(4)],
+        "original_max_position_embeddings": longest_short,
+    }
+    if long_factor == 1.0:
+        rope["short_factor"] = rope["long_factor"]
+    return LlamaConfig(**SHAPE, rope_parameters=rope)
+
+
+def test_rope_that_depends_on_the_length_runs_prompts_whole() -> None:
     rows = [np.arange(100) % 40 + 4 for _ in range(3)]
-    model = model_of(config)
-    ran = counted(model, lambda: [*Runner(model).hidden_of(rows, [1] * 3)])
-    assert ran.shapes == [(3, 100)]
+    for factor, shapes in ((8.0, [(3, 100)]), (1.0, [(1, 99), (3, 1)])):
+        model = model_of(longrope(64, factor))
+        ran = counted(model, lambda model=model: [*Runner(model).hidden_of(rows, [1] * 3)])
+        assert ran.shapes == shapes
+
+
+@pytest.mark.parametrize("batch_tokens", [1, "auto"])
+def test_rope_that_depends_on_the_length_changes_for_each_prompt_alone(
+    batch_tokens: int | str,
+) -> None:
+    """Some answers begin on one side of the change and end on the other."""
+    config = longrope(64, 8.0)
+    ours, theirs = model_of(config), model_of(config, "eager")
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 50, size) for size in (50, 80, 40, 70, 45, 64, 60, 58, 63, 66)]
+    found = generator_of(ours, batch_tokens).generate(
+        prompts, max_tokens=8, stop=[], sampling=Sampling()
+    )
+    assert found == [one_by_one(theirs, prompt, 8, None) for prompt in prompts]
+    drawing: dict[str, Any] = {"max_tokens": 8, "stop": [], "sampling": Sampling(temperature=0.9)}
+    drawn = generator_of(ours, batch_tokens).generate(prompts, **drawing)
+    assert drawn == [generator_of(ours).generate([each], **drawing)[0] for each in prompts]
+    with torch.no_grad():
+        for numbers, hidden in Runner(ours, batch_tokens).hidden_of(prompts, [1] * len(prompts)):
+            for number, state in zip(numbers, hidden, strict=True):
+                row = torch.from_numpy(prompts[number])[None]
+                expected = theirs.base_model(row).last_hidden_state[0, -1:]
+                assert ((state - expected).norm() / expected.norm()).item() < 5e-5
 
 
 def test_auto_batches_are_bounded_by_free_memory(
@@ -288,3 +353,13 @@ def test_auto_batches_are_bounded_by_free_memory(
     memory.available = 10**15
     assert runner.auto_batch_tokens(llama) == runner.MAX_BATCH_TOKENS["cpu"]
     assert generation.MAX_ROWS["cpu"] < generation.MAX_ROWS["cuda"]
+
+
+def test_memory_that_this_process_keeps_counts_as_free(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [1000]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(10**6))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[-1], 10**7))
+    model = SimpleNamespace(config=llama.config, dtype=torch.bfloat16, device="cuda")
+    assert runner.auto_batch_tokens(model) == int(0.8 * 10**6) // (2 * 3 * 2 * 8 * 2)

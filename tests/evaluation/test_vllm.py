@@ -5,9 +5,11 @@ padding.
 """
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,18 @@ import pytest
 import torch
 
 from longred.errors import ConfigError, PreflightError
+from longred.evaluation import model as model_module
+from longred.evaluation import plan, vllm
 from longred.evaluation.evaluate import evaluate
 from longred.evaluation.generation import Sampling
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
+from longred.evaluation.plan import parity_run
 from longred.evaluation.runner import Tokens
 from longred.evaluation.tasks import Task, read_tasks, write_lines
 from longred.evaluation.vllm import MARGIN, VllmEngine, check_parity
-from longred.models.load import load_model
-from longred.store.artifacts import sha256_file
+from longred.models.load import load_model, load_tokenizer
+from longred.store.artifacts import Store, sha256_file
 
 
 class OneByOne:
@@ -117,12 +122,79 @@ def test_samples_that_are_drawn_are_refused() -> None:
         engine.generate([np.array([1])], max_tokens=2, stop=[], sampling=Sampling(temperature=1.0))
 
 
+class FakeVllm:
+    """Stands for vLLM's package: answers as transformers does, and records what it is asked."""
+
+    def __init__(self, folder: Path, events: list[Any]) -> None:
+        self.engine = OneByOne(load_model(folder), load_tokenizer(folder))
+        self.events = events
+
+    def LLM(self, **settings: Any) -> Any:
+        self.events.append(settings)
+        return self
+
+    def SamplingParams(self, **settings: Any) -> Any:
+        return settings
+
+    def generate(self, rows: Any, settings: Any, *, use_tqdm: bool) -> list[Any]:
+        prompts = [np.array(row["prompt_token_ids"]) for row in rows]
+        answers = self.engine.generate(
+            prompts, max_tokens=settings["max_tokens"], stop=settings["stop"]
+        )
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer)]) for answer in answers]
+
+
+@pytest.mark.medium
+def test_vllm_starts_once_and_before_batches_are_sized(
+    evaluated_model: Any,
+    config: Any,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[Any] = []
+    fake = FakeVllm(tiny_model_folder, events)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    # Three samples a task decide nothing.
+    monkeypatch.setattr(vllm, "MARGIN", 100.0)
+    real = model_module.load_for
+
+    def load(*args: Any, **settings: Any) -> Any:
+        events.append("load")
+        return real(*args, **settings)
+
+    monkeypatch.setattr(model_module, "load_for", load)
+    model = evaluated_model(config.model_copy(update={"backend": "vllm"}))
+    for name in ("result", "work"):
+        (tmp_path / name).mkdir()
+    evaluate(model, tmp_path / "result", tmp_path / "work", store=Store(tmp_path / "store"))
+    (settings,) = (event for event in events if event != "load")
+    assert events[0] == settings
+    # The model for all tasks, and both models for their similarity.
+    assert events[1:] == ["load"] * 3
+    assert settings["max_model_len"] >= 512
+    assert settings["dtype"] == "float32"
+
+
+def test_what_is_not_compared_is_said(
+    evaluated_model: Any,
+    config: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = evaluated_model(config.model_copy(update={"backend": "vllm"}))
+    assert parity_run(model) is not None
+    assert not caplog.text
+    tasks = [replace(task, source="lm-eval") for task in read_tasks(model.samples)]
+    monkeypatch.setattr(plan, "read_tasks", lambda _: tasks)
+    assert parity_run(model) is None
+    assert "are not compared with those of transformers" in caplog.text
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_way_out_is_named(
     evaluated_model: Any, config: Any, tmp_path: Path
 ) -> None:
-    from longred.store.artifacts import Store
-
     model = evaluated_model(config.model_copy(update={"backend": "vllm"}))
     for name in ("result", "work"):
         (tmp_path / name).mkdir()
