@@ -232,7 +232,9 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
             f"{name_of(settings)}: its data no longer give the samples in {task.path}; freeze the "
             "samples again"
         )
-    lm.reset(task.max_tokens, in_chat=lm.is_chat)
+    # Choices are scored as continuations, which an opened turn of the assistant would not be.
+    in_chat = lm.is_chat and built.OUTPUT_TYPE == "generate_until"
+    lm.reset(task.max_tokens, in_chat=in_chat)
     built.set_fewshot_seed(FEWSHOT_SEED)
     try:
         with _seeded_generators(), local_metrics():
@@ -242,7 +244,7 @@ def run_lm_eval_task(lm: TransformersLM, task: Task) -> Result:
                 limit=settings["limit"],
                 bootstrap_iters=0,
                 log_samples=True,
-                apply_chat_template=lm.is_chat,
+                apply_chat_template=in_chat,
                 fewshot_as_multiturn=True,
                 confirm_run_unsafe_code=settings["allow_code"],
             )

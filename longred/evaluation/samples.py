@@ -28,7 +28,7 @@ from longred.store.artifacts import Store, folder_digest, read_json, sha256_file
 logger = logging.getLogger(__name__)
 
 DOCUMENTS = "held_out/documents.jsonl"
-SAMPLES_VERSION = 2
+SAMPLES_VERSION = 3
 
 Frozen = tuple[list[Row], Row]
 """The samples of a file, and their entry in the index."""

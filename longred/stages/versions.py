@@ -6,7 +6,7 @@ VERSIONS = {
     "profiling": 2,
     "selection": 3,
     "training": 2,
-    "evaluation": 4,
-    "report": 6,
+    "evaluation": 5,
+    "report": 7,
 }
 """Raised when a stage's code builds something else from the same settings and inputs."""

@@ -17,6 +17,7 @@ from longred.errors import ConfigError, MismatchError
 from longred.evaluation import lm_eval_tasks
 from longred.evaluation.generation import Sampling
 from longred.evaluation.lm import TransformersLM, new_tokens, request_tokens, sampling_of
+from longred.evaluation.suites import SuiteTask
 from longred.evaluation.tasks import Task, write_lines
 from longred.models.load import load_model, load_tokenizer
 from longred.store.artifacts import sha256_file
@@ -102,13 +103,35 @@ def test_settings_that_are_not_supported_are_refused(lm: Any) -> None:
         sampling_of({"num_beams": 4}, lm.model.generation_config)
 
 
-@pytest.mark.medium
-def test_a_chat_template_truncates_nothing_within_the_window(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def chat_model(tiny_model_folder: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TEMPLATE}))
+    return Path(folder)
+
+
+def frozen(found: dict[str, Any], folder: Path, samples: Path) -> Task:
+    rows, entry = lm_eval_tasks.freeze_leaf(found, load_tokenizer(folder))
+    write_lines(samples, rows)
+    return Task(
+        kind="short",
+        name=found["name"],
+        source="lm-eval",
+        metric=found["metric"],
+        chance=0.0,
+        num_samples=len(rows),
+        max_tokens=entry["max_tokens"],
+        path=samples,
+        sha256=sha256_file(samples),
+        settings=found,
+    )
+
+
+@pytest.mark.medium
+def test_a_chat_template_truncates_nothing_within_the_window(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {
         "test": str(write_questions(tmp_path / "test.jsonl", 3)),
         "train": str(write_questions(tmp_path / "train.jsonl", 8, first=100)),
@@ -118,24 +141,9 @@ def test_a_chat_template_truncates_nothing_within_the_window(
         **found["overrides"],
         "generation_kwargs": {"until": [], "do_sample": False, "max_new_tokens": 5},
     }
-    tokenizer = load_tokenizer(folder)
-    rows, entry = lm_eval_tasks.freeze_leaf(found, tokenizer)
-    assert entry["budget_tokens"] == 5
-    samples = tmp_path / "samples.jsonl"
-    write_lines(samples, rows)
-    task = Task(
-        kind="short",
-        name="gsm8k",
-        source="lm-eval",
-        metric="exact_match",
-        chance=0.0,
-        num_samples=len(rows),
-        max_tokens=entry["max_tokens"],
-        path=samples,
-        sha256=sha256_file(samples),
-        settings=found,
-    )
-    lm = TransformersLM(load_model(folder), tokenizer, max_tokens=1024, is_chat=True)
+    task = frozen(found, chat_model, tmp_path / "samples.jsonl")
+    tokenizer = load_tokenizer(chat_model)
+    lm = TransformersLM(load_model(chat_model), tokenizer, max_tokens=1024, is_chat=True)
     asked: list[Any] = []
     real = lm.engine.generate
 
@@ -147,7 +155,28 @@ def test_a_chat_template_truncates_nothing_within_the_window(
     result = lm_eval_tasks.run_lm_eval_task(lm, task)
     assert result.scores["truncated"] == 0
     assert all(prompt[0] == tokenizer.bos_token_id for prompt in asked)
-    assert max(map(len, asked)) > entry["max_tokens"] - 5
+    assert max(map(len, asked)) > task.max_tokens - 5
+
+
+@pytest.mark.medium
+def test_choices_are_scored_without_the_template(chat_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    choices = {"text": ["red", "blue"], "label": ["A", "B"]}
+    rows = [{"id": str(n), "question": f"Is {n} red?", "choices": choices} for n in range(3)]
+    path.write_text("".join(json.dumps({**row, "answerKey": "A"}) + "\n" for row in rows))
+    files = {"test": str(path), "train": str(path)}
+    names = {"name": "arc_easy", "task": "arc_easy", "capacity": "reading", "metric": "acc"}
+    entry = SuiteTask(source="lm-eval", data_files=files, **names)
+    task = frozen(settings(entry), chat_model, tmp_path / "samples.jsonl")
+    tokenizer, model = load_tokenizer(chat_model), load_model(chat_model)
+    in_chat, plain = (
+        lm_eval_tasks.run_lm_eval_task(
+            TransformersLM(model, tokenizer, max_tokens=1024, is_chat=is_chat), task
+        )
+        for is_chat in (True, False)
+    )
+    assert in_chat.answers == plain.answers
+    assert len(plain.answers) == 3
 
 
 def test_a_penalty_for_repetition_reads_a_prompt_once(
