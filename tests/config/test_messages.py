@@ -97,6 +97,10 @@ def test_a_wrong_value_is_one_message(override: str, message: str) -> None:
         ("lerning_rate=1e-4", "did you mean training.learning_rate or"),
         ("model.short_length=64", "did you mean data.short_length?"),
         ("evaluation.lengths=[1]", "did you mean evaluation.ruler.lengths or evaluation.perple"),
+        (
+            "evaluation.batch_size=8",
+            "did you mean evaluation.batch_tokens? It counts tokens, not rows",
+        ),
         ("data.ratio.lnog=1", "did you mean data.ratio.long?"),
         ("data.sources.0.sbset=1", "did you mean data.sources.0.subset?"),
         ("model.zzzz=1", "known keys: path, revision"),
