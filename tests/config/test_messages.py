@@ -234,3 +234,12 @@ def test_sections_refuse_huge_values_wherever_they_are_made() -> None:
         Small(counts={"a": 10**15}, texts=[])
     with pytest.raises(ValueError, match="has a part of 256 bytes"):
         Small(counts={}, texts=["a/" + "x" * 256])
+
+
+def test_the_settings_of_a_run_of_an_earlier_version_are_read() -> None:
+    config = load_recipe("demo")
+    recorded = config.model_dump(mode="json")
+    recorded["evaluation"]["batch_size"] = 8
+    assert load_recorded(recorded) == config
+    with pytest.raises(ConfigError, match=r"evaluation\.batch_size: unknown key"):
+        load_recorded(recorded, ["evaluation.batch_size=4"])
