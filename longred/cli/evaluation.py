@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -168,15 +169,20 @@ def _check_files(short: Any, report: Path | None) -> None:
 
     Raises:
         ConfigError: a setting of short tasks is invalid, a suite or task is unknown, a data file of
-            the suite is missing, or the report's folder is a file.
+            the suite is missing, or the report's folder is a file or cannot be written to.
     """
     from pydantic import ValidationError
 
     from longred.config import EvaluationConfig
     from longred.evaluation.suites import check_data_files, suite_of
+    from longred.store.artifacts import existing_folder
 
-    if report is not None and report.is_file():
-        raise ConfigError(f"--report: {report} is a file; name a folder")
+    if report is not None:
+        found = existing_folder(report)
+        if not found.is_dir():
+            raise ConfigError(f"--report: {found} is a file; name a folder")
+        if not os.access(found, os.W_OK):
+            raise ConfigError(f"--report: {found} cannot be written to; name another folder")
     try:
         config = EvaluationConfig.model_validate({"short": short})
     except ValidationError as error:

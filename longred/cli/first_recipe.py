@@ -39,8 +39,6 @@ PAPER_LAYERS = 6
 MICRO_BATCH_TOKENS = 32768
 """Tokens of a forward and backward pass that keep a GPU busy."""
 
-"""Tokens of prompts that are evaluated one at a time."""
-
 CPU_MICRO_BATCH_TOKENS = 4096
 """The same for a CPU, whose caches are small."""
 

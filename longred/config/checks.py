@@ -186,6 +186,15 @@ def _evaluation_problems(config: "RunConfig") -> Iterator[str]:
         too_long = [length for length in getattr(evaluation, name).lengths if length > window]
         if too_long:
             yield f"evaluation.{name}.lengths: {shown(too_long)} exceed target_window ({window})"
+    text = evaluation.perplexity
+    short_context = text.short_context or config.original_window
+    too_short = [length for length in text.lengths if length <= short_context]
+    if text.judge is not None and too_short:
+        yield (
+            f"evaluation.perplexity.lengths: {shown(too_short)} are not longer than the judge's "
+            f"short context ({short_context}); leave them out or lower "
+            "evaluation.perplexity.short_context"
+        )
 
 
 def _step_problems(config: "RunConfig", whole: "RunConfig | None" = None) -> Iterator[str]:

@@ -175,7 +175,9 @@ def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
         return [f"{above}.{name}" if above else name]
     # Other programs count the rows of a batch, here it is tokens.
     in_tokens = name.replace("batch_size", "batch_tokens")
-    near = difflib.get_close_matches(in_tokens, known, n=3) if in_tokens != name else []
+    near = [in_tokens] if in_tokens in known else []
+    if in_tokens != name and not near:
+        near = difflib.get_close_matches(in_tokens, known, n=3)
     if near:
         return [f"{above}.{each}" if above else each for each in near]
     section = key.partition(".")[0]

@@ -12,6 +12,9 @@ from longred.config.run import RunConfig, is_copy
 from longred.errors import ConfigError
 from longred.recipes import Recipe, apply_override, read_recipe
 
+REMOVED = {"evaluation": ("batch_size",)}
+"""Section → runtime settings of earlier versions, which old runs have recorded."""
+
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a packaged recipe or a YAML file and apply dotted overrides.
@@ -31,13 +34,18 @@ def load_recorded(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> R
     """Return the configuration recorded by a run, with dotted overrides applied.
 
     Args:
-        config: all settings of a run, including the copies of shared ones in its sections.
+        config: all settings of a run, including the copies of shared ones in its sections, and
+            perhaps settings in `REMOVED`, which are left out.
         overrides: `section.key=value` strings; values are read as YAML.
 
     Raises:
         ConfigError: as `load_recipe` does.
     """
     values = copy.deepcopy(without_copies(config))
+    for section, keys in REMOVED.items():
+        if isinstance(settings := values.get(section), dict):
+            for key in keys:
+                settings.pop(key, None)
     for override in overrides:
         apply_override(values, override)
     return _validate(Recipe("the recorded settings", values))

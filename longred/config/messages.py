@@ -117,6 +117,8 @@ def _unknown_key(root: type[Section], location: list[Any], above: Kind | None, p
         return f"unknown key; put a space behind the colon: {shown(last.replace(':', ': ', 1))}"
     near = nearest_keys(key, known)
     group = key.rpartition(".")[0]
+    if near and near[0].endswith("batch_tokens") and last.endswith("batch_size"):
+        return f"unknown key; did you mean {' or '.join(near)}? It counts tokens, not rows"
     advice = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
     if near and group and known and not any(each.startswith(f"{group}.") for each in near):
         advice += f" Keys of {group}: `longred config {group}`"

@@ -5,6 +5,7 @@ They are Wilson's score interval with continuity correction (Newcombe, Statistic
 several tasks. Wilson's upper end is the highest share that the answers do not contradict: the
 spread is that of the end, not that of the answers, and so never zero. Here, the end is reached by
 replacing a part of the answers to every task by the best possible ones; the lower end by the worst.
+Questions are drawn, not answers: those that several tasks ask count once (a cluster in statistics).
 A ratio belongs to its interval if the interval of "model 0 minus ratio times model 1" holds 0
 (Fieller, 1954).
 
@@ -40,10 +41,13 @@ class Draws:
     Attributes:
         scores: [num_models, ..., num_draws] in percent.
         shares: share of each draw in the score of the task, [num_draws]; they sum to 1.
+        questions: what each draw asks; tasks that ask the same are not independent. None for a
+            question of its own; empty if that holds for all.
     """
 
     scores: Floats
     shares: Floats
+    questions: Sequence[str | None] = ()
 
 
 def draws_of(models: Sequence[Sequence[Mapping[str, Any]]]) -> Draws:
@@ -55,20 +59,33 @@ def draws_of(models: Sequence[Sequence[Mapping[str, Any]]]) -> Draws:
     Args:
         models: for each model its answers, with `score` and perhaps `group`, in the same order.
     """
-    groups: dict[Any, int] = {}
+    groups: dict[str | int, int] = {}
     # Without a group, the number of an answer is a key of its own.
     keys = [answer.get("group") or number for number, answer in enumerate(models[0])]
     draw_N = np.array([groups.setdefault(key, len(groups)) for key in keys])
     sizes = np.bincount(draw_N).astype(np.float64)
     scores = [[float(answer["score"]) for answer in answers] for answers in models]
     sums = [np.bincount(draw_N, weights=np.array(each)) for each in scores]
-    return Draws(np.stack(sums) / sizes, sizes / sizes.sum())
+    questions = [key if isinstance(key, str) else None for key in groups]
+    return Draws(np.stack(sums) / sizes, sizes / sizes.sum(), questions)
+
+
+def _numbered(tasks: Sequence[Draws]) -> list[npt.NDArray[np.intp]]:
+    """Return a number for what each draw of each task asks, the same for the same question."""
+    numbers: dict[str | tuple[int, int], int] = {}
+    found = []
+    for place, task in enumerate(tasks):
+        questions = task.questions or [None] * len(task.shares)
+        keys = [asked or (place, number) for number, asked in enumerate(questions)]
+        found.append(np.array([numbers.setdefault(key, len(numbers)) for key in keys]))
+    return found
 
 
 class Averages:
     """Weighted averages over tasks of one model or two, and their intervals.
 
-    Shapes: M models, K tasks, `...` any number of independent repetitions of the evaluation.
+    Shapes: M models, K tasks, Q questions over all tasks, `...` any number of independent
+    repetitions of the evaluation.
 
     Args:
         tasks: at least one; all have the same models.
@@ -80,13 +97,17 @@ class Averages:
         self._weights_K = weights_K / weights_K.sum()
         means = [task.scores @ task.shares for task in tasks]
         self._means_MK = np.stack(means, axis=-1)
-        squares = [float((task.shares**2).sum()) for task in tasks]
-        self._squares_K = self._weights_K**2 * np.array(squares)
-        covariance: Floats | float = 0.0
-        for task, mean, weight in zip(tasks, means, self._weights_K, strict=True):
-            errors = (task.scores - mean[..., None]) * task.shares * weight
-            covariance = covariance + np.einsum("a...n,b...n->ab...", errors, errors)
-        self._covariance_MM = np.asarray(covariance)
+        numbers = _numbered(tasks)
+        num_questions = 1 + max(int(number_N.max()) for number_N in numbers)
+        errors_MQ = np.zeros((*self._means_MK.shape[:-1], num_questions))
+        shares_KQ = np.zeros((len(tasks), num_questions))
+        for place, (task, number_N) in enumerate(zip(tasks, numbers, strict=True)):
+            shares_N = task.shares * self._weights_K[place]
+            # A task asks each of its questions once.
+            errors_MQ[..., number_N] += (task.scores - means[place][..., None]) * shares_N
+            shares_KQ[place, number_N] = shares_N
+        self._covariance_MM = np.einsum("a...q,b...q->ab...", errors_MQ, errors_MQ)
+        self._squares_KK = shares_KQ @ shares_KQ.T
         # A metric of another scale than percent: what was scored is possible.
         self._low = min(_LOWEST, *(float(task.scores.min()) for task in tasks))
         self._high = max(_HIGHEST, *(float(task.scores.max()) for task in tasks))
@@ -153,8 +174,8 @@ class Averages:
             mean_K = mean_K + factor * scores_K
             room_K = room_K + np.abs(factor * (best - scores_K))
             step = np.maximum(step, np.abs(factor[..., 0]))
-        step = _STEP * step * (self._high - self._low) * self._squares_K.sum()
-        room, added = room_K @ self._weights_K, room_K**2 @ self._squares_K
+        step = _STEP * step * (self._high - self._low) * self._squares_KK.sum()
+        room, added = room_K @ self._weights_K, ((room_K @ self._squares_KK) * room_K).sum(-1)
         known = sum(
             left[..., 0] * right[..., 0] * self._covariance_MM[i, j]
             for i, left in enumerate(factors_M)

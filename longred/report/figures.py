@@ -68,8 +68,8 @@ FIGURES = {
     ),
     "pairs-heat-map": FigureSpec(
         "Key-value retrieval by depth and length",
-        "Score, in percent, of retrieving the value of one key from a JSON object that fills the "
-        "length, by the share of the object that precedes the key. An empty cell has no samples.",
+        "Score, in percent, of retrieving the value of one key from a long JSON object, by the "
+        "share of the object that precedes the key. An empty cell has no samples.",
         score_figures.pairs_heat_map,
     ),
     "perplexity": FigureSpec(

@@ -147,7 +147,7 @@ COLUMNS = {
     "short text: 1 is identical.",
     names.ATTENTION_KL: "How far the model's attention is from the original's on the same short "
     "text (KL divergence in nats): 0 is identical.",
-    names.NATS: "Loss on text of the original window, held out from {text}; lower is better.",
+    names.NATS: "Loss on text within the original window, held out from {text}; lower is better.",
 }
 """Name of a column or measure → what it is; `{text}` is what text was held out from."""
 

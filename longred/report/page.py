@@ -46,7 +46,6 @@ def run_content(
         "facts": _facts(inputs),
         "headlines": _headlines(inputs, comparison),
         "findings": claims,
-        "dropped": tables.dropped_lines(comparison),
         "reasons": [text[:1].upper() + text[1:] for text in reasons],
         "provenance": [
             ("Models", tables.model_table(models, comparison.raw)),
@@ -85,6 +84,8 @@ def evaluation_content(
         "dtype": config.dtype,
         "seed": str(config.seed),
     }
+    if len(folders) > 1:
+        facts["similarity to"] = next(iter(folders))
     if config.ruler.tasks:
         lengths = ", ".join(f"{length:,}" for length in sorted(set(config.ruler.lengths)))
         facts["RULER"] = f"{config.ruler.num_samples} samples per task at {lengths} tokens"
@@ -107,7 +108,7 @@ def _common(
         comparison.label(unit): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
         for unit in units
     }
-    sections = ("intro", "headlines", "dropped", "findings", "reasons", "environment")
+    sections = ("intro", "headlines", "findings", "reasons", "environment")
     empty_sections = dict.fromkeys(sections)
     summary = tables.summary_table(comparison)
     return empty_sections | {
@@ -118,6 +119,7 @@ def _common(
         "column_terms": glossary.column_terms(summary.header, comparison.text),
         "ruler_terms": glossary.ruler_terms(comparison),
         "unparsed": tables.unparsed_lines(comparison),
+        "dropped": tables.dropped_lines(comparison),
         "differences": tables.difference_table(comparison),
         "samples": {label: found for label, found in chosen.items() if found},
     }

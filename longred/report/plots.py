@@ -182,7 +182,17 @@ def draw_bars(
                 )
             if height is not None and ends is not None:
                 errors = [[max(0.0, height - ends[0])], [max(0.0, ends[1] - height)]]
-                axes.errorbar(place, height, yerr=errors, color=INK, elinewidth=1, capsize=2.5)
+                # On a white rim, since the bar may be as dark as the whisker.
+                for colour, rim in (("white", 1.6), (INK, 0.0)):
+                    axes.errorbar(
+                        place,
+                        height,
+                        yerr=errors,
+                        color=colour,
+                        elinewidth=1 + rim,
+                        capsize=2.5 + rim / 2,
+                        capthick=1 + rim,
+                    )
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
     missing = FEW_BARS - len(groups) * len(values)

@@ -62,14 +62,16 @@ def read_answers(folder: Path, unit: Unit) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     answers: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            answer = json.loads(line)
-            answers[str(answer["id"])] = {**answer, "score": float(answer["score"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise MismatchError(
-                f"{path}:{number}: is not a sample with id and score ({error!r})"
-            ) from error
+    with path.open("rb") as file:
+        # Not str.splitlines: an answer may hold line ends of Unicode, which JSON does not escape.
+        for number, line in enumerate(file, start=1):
+            try:
+                answer = json.loads(line)
+                answers[str(answer["id"])] = {**answer, "score": float(answer["score"])}
+            except (ValueError, KeyError, TypeError) as error:
+                raise MismatchError(
+                    f"{path}:{number}: is not a sample with id and score ({error!r})"
+                ) from error
     return answers
 
 

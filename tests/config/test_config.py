@@ -143,6 +143,15 @@ def test_adapters_on_a_merged_model_are_refused(objectives):
         load_recipe("demo", overrides)
 
 
+def test_texts_that_are_no_longer_than_the_judges_context_are_refused():
+    lengths = "evaluation.perplexity.lengths=[256, 512]"
+    judged = [lengths, "evaluation.perplexity.judge=demo"]
+    with pytest.raises(ConfigError, match=r"perplexity\.lengths: \[256\] .*\(256\)"):
+        load_recipe("demo", judged)
+    load_recipe("demo", [lengths])
+    load_recipe("demo", [*judged, "evaluation.perplexity.short_context=128"])
+
+
 def test_bad_key_in_a_file_names_the_line(tmp_path):
     values = yaml.safe_load((RECIPES / "demo.yaml").read_text())
     values["training"]["lerning_rate"] = 1

@@ -97,6 +97,10 @@ def test_a_wrong_value_is_one_message(override: str, message: str) -> None:
         ("lerning_rate=1e-4", "did you mean training.learning_rate or"),
         ("model.short_length=64", "did you mean data.short_length?"),
         ("evaluation.lengths=[1]", "did you mean evaluation.ruler.lengths or evaluation.perple"),
+        (
+            "evaluation.batch_size=8",
+            "did you mean evaluation.batch_tokens? It counts tokens, not rows",
+        ),
         ("data.ratio.lnog=1", "did you mean data.ratio.long?"),
         ("data.sources.0.sbset=1", "did you mean data.sources.0.subset?"),
         ("model.zzzz=1", "known keys: path, revision"),
@@ -230,3 +234,12 @@ def test_sections_refuse_huge_values_wherever_they_are_made() -> None:
         Small(counts={"a": 10**15}, texts=[])
     with pytest.raises(ValueError, match="has a part of 256 bytes"):
         Small(counts={}, texts=["a/" + "x" * 256])
+
+
+def test_the_settings_of_a_run_of_an_earlier_version_are_read() -> None:
+    config = load_recipe("demo")
+    recorded = config.model_dump(mode="json")
+    recorded["evaluation"]["batch_size"] = 8
+    assert load_recorded(recorded) == config
+    with pytest.raises(ConfigError, match=r"evaluation\.batch_size: unknown key"):
+        load_recorded(recorded, ["evaluation.batch_size=4"])

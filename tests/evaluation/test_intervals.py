@@ -166,6 +166,49 @@ def test_answers_of_one_group_are_one_draw_in_proportion_to_their_number() -> No
     assert (found.scores @ found.shares).tolist() == pytest.approx([55.0, 100 / 6])
 
 
+def asking(questions: list[str | None], *models: list[float]) -> Draws:
+    return draws_of(
+        [
+            [{"score": score, "group": q} for score, q in zip(scores, questions, strict=True)]
+            for scores in models
+        ]
+    )
+
+
+def test_tasks_that_ask_the_same_questions_are_as_one_task_with_their_mean() -> None:
+    rng = np.random.default_rng(5)
+    scores = 100.0 * (rng.random((3, 2, 40)) < 0.8)
+    names = [f"question {number}" for number in range(40)]
+    orders = [rng.permutation(40) for _ in range(3)]
+    tasks = [
+        asking([names[n] for n in order], *each[:, order].tolist())
+        for order, each in zip(orders, scores, strict=True)
+    ]
+    weights = [0.5, 0.3, 0.2]
+    found = Averages(tasks, weights)
+    alone = Averages([task(*np.einsum("k,kmn->mn", weights, scores).tolist())])
+    for ends, expected in (
+        (found.mean(0), alone.mean(0)),
+        (found.mean(1), alone.mean(1)),
+        (found.difference(), alone.difference()),
+        (found.ratio(), alone.ratio()),
+    ):
+        assert ends == pytest.approx(expected)
+
+
+def test_tasks_with_some_common_questions_lie_between() -> None:
+    scores = [right(15, 20), right(12, 20)]
+    widths = []
+    for num_common in (0, 10, 20):
+        second = [f"q{number if number < num_common else number + 20}" for number in range(20)]
+        found = Averages([asking([f"q{n}" for n in range(20)], *scores), asking(second, *scores)])
+        low, high = found.mean()
+        widths.append(float(high - low))
+    apart = Averages([task(*scores), task(*scores)]).mean()
+    assert widths[0] == pytest.approx(float(apart[1] - apart[0]))
+    assert widths[0] < widths[1] < widths[2]
+
+
 def test_several_evaluations_at_once_give_the_intervals_of_each() -> None:
     rng = np.random.default_rng(0)
     scores = 100.0 * (rng.random((2, 5, 30)) < 0.8)

@@ -1,6 +1,7 @@
 """Packaged questions and unparsed answers are shown beside the scores."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from comparing import compare, edited
 from study import RULER, Study
 
+from longred.config import EvaluationConfig
 from longred.report.glossary import ruler_terms
+from longred.report.page import evaluation_content
 from longred.report.samples import Unit
 from longred.report.scores import Comparison
 from longred.report.tables import (
@@ -51,6 +54,21 @@ def test_packaged_questions_are_shown_and_count_in_no_average(
     rows = {row[0]: row for row in units_table(found, found.long_units()).rows}
     assert rows["qa_1 (built-in) at 512 tokens (dropped)"][3].startswith("50.0 [")
     assert "qa_1 (built-in)" in ruler_terms(found)
+
+
+def test_the_page_of_an_evaluation_says_what_counts_in_no_average(
+    study: Study, tmp_path: Path
+) -> None:
+    config = EvaluationConfig(original_window=256, target_window=512)
+    sources = dict.fromkeys(study.scores, "a folder")
+    samples = tmp_path / "samples"
+    shutil.copytree(study.folders["samples"], samples)
+    for path in (samples / "ruler").glob("niah_single_1-*"):
+        shutil.copy(path, path.with_name(path.name.replace("niah_single_1", "qa_1")))
+    found = with_questions(study, tmp_path, {"builtin": True})
+    content = evaluation_content(config, study.scores, samples, found, sources)
+    assert "qa_1 (built-in) at 512 tokens" in dict(content["dropped"])
+    assert content["facts"]["similarity to"] == "original"
 
 
 def test_packaged_questions_count_where_they_are_meant_to(study: Study, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from study import LENGTHS, NUM_SAMPLES, RULER, SIMILARITY, Study
 
 from longred.errors import MismatchError
 from longred.evaluation.intervals import Averages, Draws
+from longred.evaluation.tasks import write_lines
 from longred.report.left_out import Dropped
 from longred.report.samples import DrawReader, Unit, examples, frozen_prompts, read_answers
 from longred.report.scores import Comparison, average, collect
@@ -245,6 +246,12 @@ def test_models_asked_different_samples_are_refused(study: Study, tmp_path: Path
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(MismatchError, match="same frozen samples"):
         compare(folders)
+
+
+def test_an_answer_may_hold_line_ends_of_unicode(tmp_path: Path) -> None:
+    got = "a\u2028b\u2029c\x85d"
+    write_lines(Unit("cloze").path(tmp_path), [{"id": "0", "score": 50.0, "got": got}])
+    assert read_answers(tmp_path, Unit("cloze"))["0"]["got"] == got
 
 
 def test_a_damaged_sample_is_named_by_file_and_line(study: Study, tmp_path: Path) -> None:
