@@ -326,7 +326,7 @@ class EvaluationConfig(Section):
     backend: Literal["hf", "vllm"] = Field(
         default="hf",
         description="What generates answers: transformers (hf), or vllm, which is much faster on a "
-        "GPU and must first give the same answers.",
+        "GPU and must first get the same scores (lm-eval's tasks are not compared).",
     )
     vllm_memory_fraction: Undigested[Share] = Field(
         default=0.6,

@@ -66,6 +66,8 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 def test_a_part_of_a_suite_can_be_asked() -> None:
     assert [t.name for t in load_suite("demo", capacities=["reading"])] == ["cloze", "key_recall"]
     assert [t.name for t in load_suite("demo", tasks=["brackets"])] == ["brackets"]
+    with pytest.raises(ConfigError, match=r"tasks: cloze of demo\.yaml are not in .*\(coding\)"):
+        load_suite("demo", capacities=["coding"], tasks=["cloze"])
 
 
 @pytest.mark.parametrize(

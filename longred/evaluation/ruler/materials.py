@@ -150,7 +150,8 @@ def _read_documents(path: Path) -> list[str]:
     if path.suffix == ".json":
         return [_text_of(path, 1, content)]
     if path.suffix == ".jsonl":
-        lines = enumerate(content.splitlines(), start=1)
+        # Not splitlines: JSON does not escape all line ends of Unicode.
+        lines = enumerate(content.split("\n"), start=1)
         return [_text_of(path, number, line) for number, line in lines if line.strip()]
     return [content]
 

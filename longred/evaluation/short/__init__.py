@@ -57,7 +57,8 @@ def make(task: str, passages: Passages, num_samples: int, seed: int) -> list[dic
     if len(samples) < num_samples:
         raise ConfigError(
             f"evaluation.short.num_samples: needs {num_samples} samples of {task}, but the "
-            f"held-out documents yield {len(samples)}; hold out more text "
-            f"(data.num_held_out_tokens) or use fewer samples"
+            f"held-out documents yield {len(samples)} in {passages.window} tokens; hold out more "
+            "text (data.num_held_out_tokens), allow more tokens (evaluation.short_window) or use "
+            "fewer samples"
         )
     return samples

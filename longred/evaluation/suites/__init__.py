@@ -110,8 +110,8 @@ def load_suite(
         tasks: select these; all if empty.
 
     Raises:
-        ConfigError: suite, capacity or task are unknown (suggests the nearest names), or the file
-            is not a suite.
+        ConfigError: suite, capacity or task are unknown (suggests the nearest names), no task is in
+            a selected capacity, or the file is not a suite.
     """
     path = suite_path(name_or_path)
     suite = _read(path)
@@ -125,11 +125,17 @@ def load_suite(
                 raise ConfigError(
                     f"evaluation.short.{key}: {name} is not in {path.name}; {nearest(name, known)}"
                 )
-    return [
+    chosen = [
         task
         for task in suite
         if (not capacities or task.capacity in capacities) and (not tasks or task.name in tasks)
     ]
+    if not chosen:
+        raise ConfigError(
+            f"evaluation.short.tasks: {', '.join(tasks)} of {path.name} are not in "
+            f"evaluation.short.capacities ({', '.join(capacities)}); leave one of the two out"
+        )
+    return chosen
 
 
 def check_data_files(suite: Iterable[SuiteTask]) -> None:

@@ -1,6 +1,8 @@
 """Positions of needles and contents of haystacks."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from longred.evaluation.ruler.haystacks import (
     passage_words,
     text_haystack,
 )
+from longred.evaluation.ruler.materials import read_haystack
 
 
 def prose() -> Haystack:
@@ -48,6 +51,14 @@ def test_lines_are_drawn_once_and_in_order() -> None:
 def test_short_text_is_repeated_and_white_space_collapsed() -> None:
     assert flat_words(["a\n\n b", "c"], 3) == ["a ", "b ", "c "]
     assert flat_words(["a\n\n b", "c"], 7) == ["a ", "b ", "c ", "a ", "b ", "c ", "a "]
+
+
+def test_a_document_may_hold_line_ends_of_unicode(tmp_path: Path) -> None:
+    texts = ["a\u2028b\x85c", "d"]
+    path = tmp_path / "essays.jsonl"
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_text("".join(lines), encoding="utf-8")
+    assert read_haystack(path) == texts
 
 
 def test_passages_keep_white_space_and_go_on_with_the_next_document() -> None:

@@ -90,5 +90,5 @@ def test_scarce_places_are_asked_again(tokenizer: Any) -> None:
 
 
 def test_too_little_text_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match=r"5 samples of cloze, .* yield 0; hold out more text"):
+    with pytest.raises(ConfigError, match=r"5 samples of cloze, .* yield 0 in 224 tokens; hold"):
         short.make("cloze", Passages([("a", "a b c\n")], tokenizer, window=224), 5, 0)
