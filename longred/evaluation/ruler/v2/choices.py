@@ -281,7 +281,9 @@ def prepare(spec: SampleSpec) -> Start:
                 "tokens of this tokenizer with its answer; use longer lengths"
             )
         draw, size = found
-        offered = stream(rng, others, spec.length // _LEAST_TOKENS)
+        shown = {*draw.same, *draw.examples}
+        fresh = [document for document in others if document not in shown]
+        offered = stream(rng, fresh or others, spec.length // _LEAST_TOKENS)
         room = spec.length - draw.budget
         filling, num_tokens = yield from pack(draw.prompt, pieces, offered, room, size)
         return draw.sample(filling, num_tokens)

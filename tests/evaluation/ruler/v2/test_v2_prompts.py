@@ -226,6 +226,14 @@ def test_documents_of_hotpot(make: Any, task: str) -> None:
         assert ("depth" in sample) == (task == "v2_qa_basic")
 
 
+@pytest.mark.parametrize("task", sorted(MMLU_TASKS))
+def test_no_question_stands_twice_in_a_prompt_that_some_fill(make: Any, task: str) -> None:
+    for sample in make(task, 8, length=1536):
+        texts = [text for _, text in entries(prompt(sample))]
+        assert sample["uses"] == 1
+        assert len(set(texts)) == len(texts) == sample["num_units"]
+
+
 def test_questions_are_asked_once_before_any_repeats(make: Any) -> None:
     samples = make("v2_mk_niah_hard", 45, length=1536)
     groups = [sample["group"] for sample in samples]
