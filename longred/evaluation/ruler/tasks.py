@@ -117,6 +117,7 @@ def _choices(name: str, metric: str = "answer_match", chance: float = 0.0) -> Ta
         metric=metric,
         questions="mmlu",
         chance=chance,
+        version=5,
     )
 
 
