@@ -8,6 +8,7 @@ import pytest
 from oracles import V1_TASKS
 from transformers import PreTrainedTokenizerFast
 
+from longred.config.evaluation import MMLU_TASKS
 from longred.demo import model_path
 from longred.evaluation import ruler
 from longred.evaluation.ruler.questions import own_questions
@@ -69,12 +70,13 @@ def test_samples_of_a_version(tokenizer: Any, task: str, length: int, revision: 
 def test_every_task_is_frozen() -> None:
     assert {task for task, _, _ in DIGESTS} == set(V1_TASKS)
     versions = {name: task.version for name, task in ruler.TASKS.items()}
-    assert {name for name, version in versions.items() if version != 3} == {
+    assert {name for name, version in versions.items() if version == 4} == {
         "cwe",
         "qa_1",
         "qa_2",
         "kv_retrieval",
     }
+    assert {name for name, version in versions.items() if version > 4} == {*MMLU_TASKS}
     assert ruler.generator_version(["vt", "niah_single_1"]) == ruler.generator_version([]) == 3
     assert ruler.generator_version(["vt", "qa_1"]) == 4
     assert ruler.generator_version(["vtt"]) == 3
