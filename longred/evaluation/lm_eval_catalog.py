@@ -12,7 +12,7 @@ from longred.evaluation.lm_eval_finder import find_leaves, needed_splits, task_f
 from longred.evaluation.metrics import local_metrics
 from longred.evaluation.own_task_files import local_data, own_digest, own_file, own_folder
 from longred.evaluation.suites import SUBSET, SuiteTask, missing_file
-from longred.evaluation.tasks import Row, read_lines
+from longred.evaluation.tasks import Row, iterate_lines
 from longred.store.artifacts import sha256_file
 
 __all__ = ["find_leaves", "leaf_settings", "own_values", "task_file"]
@@ -87,8 +87,8 @@ def no_room(entry: SuiteTask, leaf: str, budget_tokens: int, window: int) -> Pre
     if "class" in values:
         # Its own code gives the budget.
         advice = (
-            f"{leaf} is a Python class that takes no smaller budget: use a larger window, or "
-            "leave the task out with evaluation.short.tasks"
+            f"{leaf} is a Python class that takes no smaller budget: evaluate a model with a "
+            "larger window, or leave the task out with evaluation.short.tasks"
         )
     return PreflightError(
         f"{leaf}: answers take {budget_tokens} tokens, which leaves no room for a prompt in "
@@ -202,11 +202,11 @@ def _local_data(
 def _check_lines(key: str, file: Path) -> None:
     """Check that each line of a data file is a JSON object, and that there is one."""
     try:
-        is_empty = not read_lines(file)
+        num_rows = sum(1 for _ in iterate_lines(file))
     except MismatchError as error:
         # Nothing recorded differs: the file is what the user just gave.
         raise ConfigError(f"{key}: {error}") from error
-    if is_empty:
+    if num_rows == 0:
         raise ConfigError(f"{key}: {file} is empty")
 
 

@@ -316,6 +316,8 @@ def _lm_eval_settings(task: SuiteTask, config: EvaluationConfig) -> dict[str, Ro
     try:
         return leaf_settings(task, limit=limit, allow_code=allow_code)
     except CodeNotAllowedError as error:
+        if task.data_files:
+            raise
         HUB.probe()
         if not constants.HF_HUB_OFFLINE:
             raise

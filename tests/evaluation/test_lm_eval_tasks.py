@@ -244,6 +244,7 @@ def test_unreachable_hub_is_asked_once(
     skipping = used.short.model_copy(update={"on_missing": "skip"})
     used = used.model_copy(update={"short": skipping})
     freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    assert sum("its data cannot be loaded" in record.message for record in caplog.records) == 2
     entries = read_index(folder)["short"]
     assert all("its data cannot be loaded" in entry["unavailable"] for entry in entries.values())
     assert {task.kind for task in read_tasks(folder)} == {"ruler"}
