@@ -137,7 +137,7 @@ def evaluate(
     _apply_settings(values, settings or [])
     _check_files(values["short"], report)
     # Imports torch: after what needs no model.
-    from longred.evaluation.standalone import text_config
+    from longred.evaluation.standalone import check_tokenizers, text_config
 
     opened = open_store(store)
     named = _name(opened, models, original)
@@ -150,6 +150,7 @@ def evaluate(
     config = _config(found, values, beyond_window=beyond_window)
     base = _base(found)
     folders = [model.folder for model in found.values()]
+    check_tokenizers({name: model.folder for name, model in found.items()})
     data = stages.prepare_data(
         text_config(folders, text, seed, add_bos=config.add_bos_token), base, store=opened
     )
@@ -288,10 +289,11 @@ def _problem(error: "ValidationError") -> str:
 
 def _name(store: "Store", models: Sequence[str], original: str | None) -> "dict[str, NamedModel]":
     """Name each model after its method or folder; tell equal names apart by run or number."""
-    from longred.cli.resolve import name_model
+    from longred.cli.resolve import name_model, refuse_setting
 
     found = {} if original is None else {"original": name_model(store, original)}
     for text in models:
+        refuse_setting(text)
         model = name_model(store, text)
         name = model.label
         if name in found and model.run is not None:

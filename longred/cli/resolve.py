@@ -13,6 +13,7 @@ A model is, in the order of trying:
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ REFERENCES = {"original": "model", "rescaled": "extension"}
 """Models of a run that are not trained → the stage that has them."""
 
 _ARTIFACT = re.compile(r"([a-z]+)-[0-9a-f]+")
+_SETTING = re.compile(r"[a-z]\w*(\.\w+)+=")
 _said: set[tuple[str, str, str]] = set()
 """Which names of runs this process has explained."""
 
@@ -140,6 +142,19 @@ def name_model(store: "Store", name: str) -> NamedModel:
         f"{name}: is no model; there is no such folder here ({path.absolute()}), and no such run "
         f"or artifact in {store.root}; {_near_model(store, name)}"
     )
+
+
+def refuse_setting(text: str) -> None:
+    """Refuse a setting, in the form that `longred run` takes, where a model belongs.
+
+    Raises:
+        ConfigError: the text is a setting; names the option that takes it.
+    """
+    if _SETTING.match(text) is None or Path(text).expanduser().exists():
+        return
+    given = shlex.quote(text) if text.startswith("evaluation.") else "evaluation.KEY=VALUE"
+    only = "" if text.startswith("evaluation.") else ", for keys of a recipe's evaluation section"
+    raise ConfigError(f"{text}: is a setting, not a model; give it as --set {given}{only}")
 
 
 def commit_of(

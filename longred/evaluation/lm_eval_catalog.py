@@ -12,7 +12,7 @@ from longred.evaluation.lm_eval_finder import find_leaves, needed_splits, task_f
 from longred.evaluation.metrics import local_metrics
 from longred.evaluation.own_task_files import local_data, own_digest, own_file, own_folder
 from longred.evaluation.suites import SUBSET, SuiteTask, missing_file
-from longred.evaluation.tasks import Row, read_lines
+from longred.evaluation.tasks import Row, iterate_lines
 from longred.store.artifacts import sha256_file
 
 __all__ = ["find_leaves", "leaf_settings", "own_values", "task_file"]
@@ -21,6 +21,10 @@ FORMATS = dict.fromkeys((".jsonl", ".json", ".gz", ".zst"), "json")
 FORMATS |= {".parquet": "parquet", ".csv": "csv"}
 """File extension -> data set builder of the `datasets` package."""
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+
+
+class CodeNotAllowedError(PreflightError):
+    """The task runs code that a model writes, which was not allowed."""
 
 
 def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> dict[str, Row]:
@@ -34,9 +38,9 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
         allow_code: whether tasks may run code that a model writes.
 
     Raises:
-        ConfigError: there is no such task, or data files are missing or do not suit it.
-        MismatchError: a data file is malformed.
-        PreflightError: the task runs code and may not, or a package that it needs is missing.
+        ConfigError: there is no such task, or data files are missing, malformed or do not suit it.
+        CodeNotAllowedError: the task runs code and may not.
+        PreflightError: a package that it needs is missing.
     """
     limits = [n for n in (limit, entry.limit) if n is not None]
     settings: dict[str, Row] = {}
@@ -46,7 +50,7 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
         merged = {**values, **values["member"], **entry.overrides}
         runs_code = bool(merged.get("unsafe_code"))
         if runs_code and not allow_code:
-            raise PreflightError(
+            raise CodeNotAllowedError(
                 f"{name}: runs code that the model writes; set "
                 "evaluation.short.allow_code_execution: true where that is safe"
             )
@@ -72,6 +76,24 @@ def leaf_settings(entry: SuiteTask, *, limit: int | None, allow_code: bool) -> d
     if any(map(_has_code, leaves.values())):
         _check_imports(entry, settings)
     return settings
+
+
+def no_room(entry: SuiteTask, leaf: str, budget_tokens: int, window: int) -> PreflightError:
+    """Return the error for a task whose answers may be as long as the window, or longer."""
+    values = find_leaves(str(own_file(entry) or entry.task), own_folder(entry))[leaf]
+    advice = (
+        "set a smaller max_gen_toks in generation_kwargs under `overrides` in a suite of your own"
+    )
+    if "class" in values:
+        # Its own code gives the budget.
+        advice = (
+            f"{leaf} is a Python class that takes no smaller budget: evaluate a model with a "
+            "larger window, or leave the task out with evaluation.short.tasks"
+        )
+    return PreflightError(
+        f"{leaf}: answers take {budget_tokens} tokens, which leaves no room for a prompt in "
+        f"{window}, the largest window; {advice}"
+    )
 
 
 def own_values(settings: Mapping[str, Any]) -> Row | None:
@@ -142,9 +164,8 @@ def _local_data(
     """Return a task's local data files by split, and the YAML values that make lm-eval read them.
 
     Raises:
-        ConfigError: a split is missing from the files, or a file is missing or has an unknown
-            format.
-        MismatchError: a file is empty, or a line is not a JSON object; names the line.
+        ConfigError: a split is missing from the files, or a file is missing, is empty, has an
+            unknown format or a line that is not a JSON object; names the line.
     """
     subset = str(values.get("dataset_name") or "")
     for split, path in entry.data_files.items():
@@ -165,8 +186,8 @@ def _local_data(
     for split, file in ((split, Path(path)) for split, path in files.items()):
         if not file.is_file():
             raise missing_file(name, split, given[split])
-        if file.suffix == ".jsonl" and next(iter(read_lines(file)), None) is None:
-            raise MismatchError(f"{file}: is empty")
+        if file.suffix == ".jsonl":
+            _check_lines(f"{name}: data_files.{split}", file)
     if "class" in values:
         # Its own code loads the data: see `lm_eval_classes`.
         return files, {}
@@ -176,6 +197,17 @@ def _local_data(
         changes["custom_dataset"] = None
     unused = [key for key in _SPLITS if values.get(key) and values[key] not in files]
     return files, {**changes, **dict.fromkeys(unused)}
+
+
+def _check_lines(key: str, file: Path) -> None:
+    """Check that each line of a data file is a JSON object, and that there is one."""
+    try:
+        num_rows = sum(1 for _ in iterate_lines(file))
+    except MismatchError as error:
+        # Nothing recorded differs: the file is what the user just gave.
+        raise ConfigError(f"{key}: {error}") from error
+    if num_rows == 0:
+        raise ConfigError(f"{key}: {file} is empty")
 
 
 def _check_splits(

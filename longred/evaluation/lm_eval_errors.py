@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.meta import find_undeclared_variables
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import env
 
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError, shorten
 from longred.evaluation.lm_eval_answers import answer_field, problem_of, wrong_answers
@@ -94,6 +96,9 @@ def prompt_error(settings: Mapping[str, Any], error: Exception, task: Any) -> Lo
     fields = ("doc_to_text", "doc_to_target", "doc_to_choice")
     field = next((name for name in reversed(names) if name in fields), None)
     reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ValueError | SyntaxError) and (lacking := _lacking(task, field)):
+        # In a list, jinja writes a column that is not there as `Undefined`.
+        reason = " and ".join(f"'{column}' is undefined" for column in lacking)
     if field in settings["overrides"]:
         what = f"{field} of the suite"
     else:
@@ -103,6 +108,17 @@ def prompt_error(settings: Mapping[str, Any], error: Exception, task: Any) -> Lo
     if not settings["data_files"]:
         return MismatchError(shorten(message))
     return ConfigError(shorten(f"{message}; set {field or 'its wording'} in `overrides`"))
+
+
+def _lacking(task: Any, field: str | None) -> list[str]:
+    """Return the columns that the template of a field names and the first document lacks."""
+    template = task.config.to_dict().get(field) if task is not None and field else None
+    if not isinstance(template, str):
+        return []
+    with contextlib.suppress(*PROMPT_ERRORS, ValueError):
+        named = find_undeclared_variables(env.parse(template))
+        return sorted(named - set(task.task_docs[0]))
+    return []
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
@@ -244,7 +260,7 @@ def _loading_error(settings: Mapping[str, Any], error: Exception) -> LongredErro
         HUB.give_up(str(error))
     if settings["data_files"]:
         reason = _reason(error.__cause__ or error)
-        return MismatchError(f"{name}: {data_name(settings)} cannot be used ({reason})")
+        return ConfigError(f"{name}: {data_name(settings)} cannot be used ({reason})")
     if "local" in settings["data_sha256"]:
         return MismatchError(f"{name}: its local data cannot be used ({reason}); see dataset_path")
     if "origin" in settings:

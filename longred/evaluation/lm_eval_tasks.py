@@ -75,9 +75,9 @@ def build(settings: Mapping[str, Any]) -> Any:
         settings: as `lm_eval_catalog.leaf_settings` returns them.
 
     Raises:
-        ConfigError: the columns of its data files do not suit its wording, or its code ignores a
-            setting.
-        MismatchError: lm-eval cannot read its data files, or its own data do not suit its wording.
+        ConfigError: its data files cannot be read, their columns do not suit its wording, or its
+            code ignores a setting.
+        MismatchError: its own data do not suit its wording.
         PreflightError: its data, a metric or a package that it needs is not available.
     """
     if not settings["data_files"] and "local" not in settings["data_sha256"]:

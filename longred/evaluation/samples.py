@@ -22,6 +22,7 @@ from longred.evaluation.ruler.materials import Materials, read_materials
 from longred.evaluation.short.passages import Passages
 from longred.evaluation.suites import SuiteTask, suite_of
 from longred.evaluation.tasks import FORMAT_VERSION, NAMES, Row, read_lines, write_lines
+from longred.models.hub import HUB
 from longred.models.load import load_tokenizer, resolve_model
 from longred.store.artifacts import Store, folder_digest, read_json, sha256_file, write_json
 
@@ -167,6 +168,7 @@ class _Freezer:
         """Freeze the short tasks; the entry of a task whose data are unavailable says why."""
         entries: dict[str, Row] = {}
         missing: list[str] = []
+        skips = self.config.short.on_missing == "skip"
         sources = {"local": self._local, "lm-eval": self._lm_eval, "published": self._published}
         for task in suite:
             common = {"capacity": task.capacity, "metric": task.metric, "chance": task.chance}
@@ -175,9 +177,10 @@ class _Freezer:
             except PreflightError as error:
                 missing.append(str(error))
                 entry = {"unavailable": str(error)}
-                logger.warning("%s", error)
+                if skips:
+                    logger.warning("%s", error)
             entries[task.name] = {**common, **entry}
-        if missing and self.config.short.on_missing == "error":
+        if missing and not skips:
             raise PreflightError(
                 f"{len(missing)} of {len(suite)} short tasks cannot be evaluated:\n"
                 + "\n".join(missing)
@@ -226,11 +229,10 @@ class _Freezer:
         return self.freeze(name, values, generate, identities(task.data_files))
 
     def _lm_eval(self, task: SuiteTask) -> Row:
-        from longred.evaluation.lm_eval_catalog import leaf_settings
+        from longred.evaluation.lm_eval_catalog import no_room
         from longred.evaluation.lm_eval_tasks import freeze_leaf
 
-        config = self.config.short
-        leaves = leaf_settings(task, limit=config.limit, allow_code=config.allow_code_execution)
+        leaves = _lm_eval_settings(task, self.config)
         window = max(self.config.original_window, self.config.target_window)
         parts: dict[str, Row] = {}
         for leaf, settings in leaves.items():
@@ -242,11 +244,7 @@ class _Freezer:
             name = f"short/{task.name}/{leaf}.jsonl"
             entry = self.freeze(name, {"source": "lm-eval", **values}, generate)
             if entry["budget_tokens"] >= window:
-                raise PreflightError(
-                    f"{leaf}: answers take {entry['budget_tokens']} tokens, which leaves no room "
-                    f"for a prompt in {window}, the largest window; set a smaller max_gen_toks in "
-                    "generation_kwargs under `overrides` in a suite of your own"
-                )
+                raise no_room(task, leaf, entry["budget_tokens"], window)
             # Longer prompts are truncated on the left, and counted.
             max_tokens = min(entry["max_tokens"], window)
             settings = {**settings, "max_tokens": max_tokens}
@@ -305,6 +303,31 @@ class _Freezer:
                 f"{self.tokenizer_folder}; choose a judge that reads the same tokens"
             )
         return folder
+
+
+def _lm_eval_settings(task: SuiteTask, config: EvaluationConfig) -> dict[str, Row]:
+    """Return the settings of each member; a refusal of code says too that data are missing."""
+    from huggingface_hub import constants
+
+    from longred.evaluation.lm_eval_catalog import CodeNotAllowedError, leaf_settings
+    from longred.evaluation.lm_eval_tasks import build
+
+    limit, allow_code = config.short.limit, config.short.allow_code_execution
+    try:
+        return leaf_settings(task, limit=limit, allow_code=allow_code)
+    except CodeNotAllowedError as error:
+        if task.data_files:
+            raise
+        HUB.probe()
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        try:
+            for settings in leaf_settings(task, limit=limit, allow_code=True).values():
+                build(settings)
+        except PreflightError as other:
+            reason = str(other).removeprefix(f"{task.name}: ")
+            raise PreflightError(f"{error}; and {reason}") from other
+        raise
 
 
 def _num_tokens(sample: Row, tokenizer: Any) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from longred.config import DataConfig, EvaluationConfig
-from longred.errors import ConfigError
+from longred.errors import ConfigError, MismatchError
+from longred.evaluation.samples import tokenizer_sha256
 from longred.models.load import load_config
 
 MAX_TEXT_WINDOW = 256
@@ -37,6 +38,24 @@ def check_lengths(folders: dict[str, Path], lengths: Sequence[int], option: str)
                 f"{option}: {', '.join(map(str, too_long))} tokens exceed the window of {name} "
                 f"({window}, max_position_embeddings of {folder / 'config.json'}); choose "
                 "shorter lengths, or evaluate them anyway with --beyond-window"
+            )
+
+
+def check_tokenizers(folders: Mapping[str, Path]) -> None:
+    """Refuse models with different tokenizers, before samples are frozen for that of the first.
+
+    Args:
+        folders: folder of each model by name.
+
+    Raises:
+        MismatchError: a model has another tokenizer than the first, or none.
+    """
+    (first, base), *others = folders.items()
+    for name, folder in others:
+        if tokenizer_sha256(folder) != tokenizer_sha256(base):
+            raise MismatchError(
+                f"{name} ({folder}) has another tokenizer than {first} ({base}); compared models "
+                "must share their tokenizer: evaluate these one by one, without --original"
             )
 
 

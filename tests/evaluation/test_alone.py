@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from longred.cli import app
 from longred.demo import model_path
-from longred.errors import ConfigError, NonFiniteLossError
+from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 
 COMMON = ["--tasks", "brackets", "--ruler-tasks", "niah_single_1", "--num-samples", "2"]
 COMMON += ["--dtype", "float32", "--device", "cpu"]
@@ -107,6 +107,14 @@ def test_a_broken_model_is_named(tmp_path: Path) -> None:
             ["--set", "evaluation.ruler.squat=a"],
             r"^evaluation\.ruler\.squat: unknown key; did you mean",
         ),
+        (
+            ["evaluation.seed=1"],
+            r"^evaluation\.seed=1: is a setting, .* as --set evaluation\.seed=1$",
+        ),
+        (
+            ["data.seed=1"],
+            r"^data\.seed=1: is a setting, .* as --set evaluation\.KEY=VALUE, for keys",
+        ),
         (["--set", "evaluation.ruler.lengths=a"], r"^evaluation\.ruler\.lengths: must be a list"),
         (["--ruler", "256", "--ruler-tasks", "niah_1"], r"ruler\.tasks: niah_1 is unknown"),
         (["--suite", "demmo"], "did you mean demo"),
@@ -119,3 +127,22 @@ def test_mistakes_are_one_message(tmp_path: Path, arguments: list[str], message:
     assert isinstance(result.exception, ConfigError)
     with pytest.raises(ConfigError, match=message):
         raise result.exception
+
+
+@pytest.mark.medium
+def test_tokenizers_are_compared_before_anything_is_made(tmp_path: Path) -> None:
+    def extend(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text() + "\n")
+
+    changed_model(tmp_path / "other", extend)
+    store = tmp_path / "store"
+    command = ["evaluate", str(tmp_path / "other"), "--original", "demo", "--store", str(store)]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, MismatchError)
+    assert re.search(
+        r"^other \(.*other\) has another tokenizer than original \(.*\); .* one by one, without "
+        "--original$",
+        str(result.exception),
+    )
+    assert not list(store.glob("artifacts/data-*"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from hub_rows import ROWS, SQUAD
 from longred.errors import ConfigError, PreflightError
 from longred.evaluation import lm_eval_catalog
 from longred.evaluation.lm import TransformersLM
-from longred.evaluation.lm_eval_catalog import leaf_settings
+from longred.evaluation.lm_eval_catalog import leaf_settings, no_room
 from longred.evaluation.lm_eval_tasks import _is_unparsed, build, freeze_leaf, run_lm_eval_task
 from longred.evaluation.suites import SuiteTask
 from longred.evaluation.tasks import Task, read_lines, write_lines
@@ -59,6 +60,25 @@ def test_a_class_says_what_it_does_not_take(tokenizer: Any, tmp_path: Path) -> N
         build(changed)
     with pytest.raises(ConfigError, match=r"the task has no subset that could take the place of"):
         settings_of("squadv2", data_files={"validation": "{subset}.jsonl"})
+
+
+def test_advice_on_a_small_window_suits_the_task() -> None:
+    names = {"capacity": "c", "source": "lm-eval", "metric": "m"}
+    for task, advice in (
+        ("squadv2", r"is a Python class .*: evaluate a model with a larger window, or leave"),
+        ("gsm8k", r"set a smaller max_gen_toks in generation_kwargs under `overrides`"),
+    ):
+        error = no_room(SuiteTask.model_validate({"name": task, "task": task, **names}), task, 9, 8)
+        assert re.search(rf"^{task}: answers take 9 tokens, .* in 8, .*{advice}", str(error))
+
+
+def test_a_column_that_a_list_of_choices_lacks_is_named(tmp_path: Path) -> None:
+    rows = [{"goal": "Open a jar", "sol1": "Turn it.", "solution2": "Eat it.", "label": 0}] * 2
+    files = {"validation": write(tmp_path / "rows.jsonl", rows)}
+    with pytest.raises(
+        ConfigError, match=r"^piqa: .*doc_to_choice .*: 'sol2' is undefined; .* the columns goal, "
+    ):
+        build(settings_of("piqa", metric="acc", data_files=files))
 
 
 def test_a_missing_package_is_said_before_any_data_are_loaded(

@@ -164,7 +164,11 @@ def test_bad_files_and_settings_are_one_message(files: dict[str, str], tokenizer
         lm_eval_tasks.freeze_leaf(settings(gsm8k(files, metric="exact_mach")), tokenizer)
     path = Path(files["test"])
     path.write_text(path.read_text() + '{"question": "cut\n')
-    with pytest.raises(MismatchError, match=rf"test\.jsonl:{NUM_QUESTIONS + 1}: is not valid JSON"):
+    place = rf"^gsm8k: data_files\.test: .*test\.jsonl:{NUM_QUESTIONS + 1}: is not valid JSON"
+    with pytest.raises(ConfigError, match=place):
+        settings(gsm8k(files))
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"^gsm8k: data_files\.test: .*test\.jsonl is empty$"):
         settings(gsm8k(files))
     path.write_text('{"query": "What?", "answer": "#### 1"}\n')
     with pytest.raises(
@@ -223,10 +227,24 @@ def test_unreachable_hub_is_asked_once(
         caught.value
     )
     assert sum("cannot be reached" in record.message for record in caplog.records) == 1
+    # The error names the tasks, so the log does not.
+    assert not any("its data cannot be loaded" in record.message for record in caplog.records)
+
+    coding = used.short.model_copy(update={"suite": "paper", "tasks": ["mbpp"]})
+    both = r"mbpp: runs code .*: true where that is safe; and its data cannot be loaded"
+    with pytest.raises(PreflightError, match=both):
+        freeze(
+            used.model_copy(update={"short": coding}),
+            tiny_model_folder,
+            data_folder,
+            folder,
+            store=Store(tmp_path),
+        )
 
     skipping = used.short.model_copy(update={"on_missing": "skip"})
     used = used.model_copy(update={"short": skipping})
     freeze(used, tiny_model_folder, data_folder, folder, store=Store(tmp_path))
+    assert sum("its data cannot be loaded" in record.message for record in caplog.records) == 2
     entries = read_index(folder)["short"]
     assert all("its data cannot be loaded" in entry["unavailable"] for entry in entries.values())
     assert {task.kind for task in read_tasks(folder)} == {"ruler"}

@@ -9,7 +9,7 @@ from longred.evaluation import short
 from longred.evaluation.lm_eval_catalog import find_leaves, task_file
 from longred.evaluation.published import BENCHMARKS, settings_of
 from longred.evaluation.published.reading import split_of
-from longred.evaluation.suites import RESERVED, load_suite, suite_names
+from longred.evaluation.suites import RESERVED, SuiteTask, check_data_files, load_suite, suite_names
 
 # Their metrics are in code, not in YAML.
 OWN_METRICS = {"squadv2", "humaneval", "mbpp"}
@@ -111,3 +111,26 @@ def test_a_suite_of_ones_own_is_read_strictly(tmp_path: Path, text: str, message
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_suite(str(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{}", r"^words: data_files\.test: /.* is a folder; name one file \(patterns with \* are"),
+        ("{}/{{subset}}", r"data_files\.test: .*/\{subset\} is a folder; name one file"),
+        ("{}/a/none.jsonl", r"none\.jsonl does not exist$"),
+        (
+            "{}/{{subject}}.jsonl",
+            r"does not exist; \{subject\} is not replaced, only \{subset\} is$",
+        ),
+    ],
+)
+def test_a_path_of_data_that_is_no_file_is_explained(
+    tmp_path: Path, path: str, message: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    values = {"capacity": "c", "source": "lm-eval", "metric": "m", "task": "words"}
+    files = {"test": path.format(tmp_path)}
+    entry = SuiteTask.model_validate({"name": "words", "data_files": files, **values})
+    with pytest.raises(ConfigError, match=message):
+        check_data_files([entry])

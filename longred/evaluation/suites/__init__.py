@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -154,16 +155,24 @@ def check_data_files(suite: Iterable[SuiteTask]) -> None:
 
 def data_paths(path: str) -> list[Path]:
     """Return the files that a path in `data_files` stands for, of any subset."""
+    return sorted(each for each in _places(path) if each.is_file())
+
+
+def _places(path: str) -> list[Path]:
+    """Return the files and folders that a path in `data_files` stands for, of any subset."""
     # Only lm-eval's files say what the subsets are called.
     parts = (glob.escape(part) for part in str(Path(path).expanduser()).split(SUBSET))
-    return sorted(each for each in map(Path, glob.glob("*".join(parts))) if each.is_file())
+    return [Path(place) for place in glob.glob("*".join(parts))]
 
 
 def missing_file(name: str, split: str, path: str) -> ConfigError:
-    """Return the error for a data file of a task that does not exist."""
-    return ConfigError(
-        f"{name}: data_files.{split}: {path} does not exist{where_paths_start(path)}"
-    )
+    """Return the error for a data file of a task that does not exist, or is a folder."""
+    key = f"{name}: data_files.{split}: {path}"
+    if any(place.is_dir() for place in _places(path)):
+        return ConfigError(f"{key} is a folder; name one file (patterns with * are not expanded)")
+    others = [word for word in re.findall(r"\{\w*\}", path) if word != SUBSET]
+    braces = f"; {others[0]} is not replaced, only {SUBSET} is" if others else ""
+    return ConfigError(f"{key} does not exist{where_paths_start(path)}{braces}")
 
 
 def suite_names() -> list[str]:
