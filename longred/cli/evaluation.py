@@ -384,11 +384,13 @@ def _print_scores(
 
 def _what_is_compared(config: "EvaluationConfig", models: Sequence[str]) -> str:
     """Return what the sizes of prompts follow from, and what similarity is to."""
+    from longred.evaluation.suites import suite_of
+
     base = "original" if "original" in models else models[0]
-    sizes = (
-        f"short prompts have up to {config.local_window:,} tokens, rows of text "
-        f"{config.text_window:,}"
-    )
+    sizes = f"rows of text have {config.text_window:,} tokens"
+    # Tasks of lm-eval and of published benchmarks use the whole window.
+    if any(task.source == "local" for task in suite_of(config)):
+        sizes = f"prompts of local short tasks have up to {config.local_window:,} tokens; {sizes}"
     if len(models) == 1:
         return f"{sizes} (evaluation.short_window; the model's window: {config.original_window:,})"
     return (

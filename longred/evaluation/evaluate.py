@@ -1,5 +1,6 @@
 """Evaluates one model on all samples; a run that was killed repeats at most one task."""
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,13 @@ from longred.progress import Progress
 from longred.store.artifacts import Store, read_json, write_json
 from longred.store.journal import JOURNAL_NAME, Journal
 
+log = logging.getLogger(__name__)
+
 OnTask = Callable[[Task, Mapping[str, Any]], None]
 """Called with each finished task and its aggregated scores."""
+
+MAX_NAMED_TASKS = 5
+"""Tasks that a warning of truncated prompts names."""
 
 _LOGGED = {
     "similarity": ("last", "mean", "attention_kl"),
@@ -76,6 +82,7 @@ def evaluate(
     tasks = _task_scores(runs, results, folders, folder / "samples")
     for task, entry in tasks:
         journal.append({f"{task.kind}/{task.name}": entry["score"]}, step=task.length or 0)
+    _warn_of_truncated(model, tasks)
     write_json(folder / "scores.json", _scores(model, tasks, results))
     shutil.copyfile(work / JOURNAL_NAME, folder / JOURNAL_NAME)
 
@@ -132,6 +139,24 @@ def _task_scores(
         entry |= {name: True for name in ("builtin", "counts") if getattr(task, name)}
         scores.append((task, entry))
     return scores
+
+
+def _warn_of_truncated(model: EvaluatedModel, tasks: Sequence[tuple[Task, Row]]) -> None:
+    counts = [
+        f"{task.name} {entry['truncated']:,} of {entry['num_samples']:,}"
+        for task, entry in tasks
+        if entry["truncated"]
+    ]
+    if counts:
+        others = len(counts) - MAX_NAMED_TASKS
+        log.warning(
+            "%s: prompts longer than the window of %s tokens lost their beginning: %s%s; ask with "
+            "fewer examples (num_fewshot in a suite), or a model with a longer window",
+            model.name,
+            f"{model.max_tokens:,}",
+            ", ".join(counts[:MAX_NAMED_TASKS]),
+            f" and {others:,} more tasks" if others > 0 else "",
+        )
 
 
 def _scores(

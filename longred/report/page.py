@@ -119,6 +119,8 @@ def _common(
         "column_terms": glossary.column_terms(summary.header, comparison.text),
         "ruler_terms": glossary.ruler_terms(comparison),
         "unparsed": tables.unparsed_lines(comparison),
+        "truncated": tables.truncated_lines(comparison),
+        "skipped": tables.skipped_lines(comparison),
         "dropped": tables.dropped_lines(comparison),
         "differences": tables.difference_table(comparison),
         "samples": {label: found for label, found in chosen.items() if found},

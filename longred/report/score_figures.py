@@ -91,11 +91,11 @@ def short_tasks(figure: Figure, data: FigureData) -> Drawn | None:
         shown = {name: found[part] for name, found in values.items()}
         ends = {name: found[part] for name, found in intervals.items()}
         draw_bars(axes, labels, shown, ends, list(comparison.models))
-        for place, task in enumerate(tasks[part]):
-            chance = _chance(comparison, Unit(task))
-            span = (place - 0.46, place + 0.46)
-            label = "_" if place else "chance"
-            axes.hlines(chance, *span, color=INK, linestyle=(0, (1, 1)), label=label)
+        chances = [_chance(comparison, Unit(task)) for task in tasks[part]]
+        levels = {place: chance for place, chance in enumerate(chances) if chance is not None}
+        starts, ends_of = [place - 0.46 for place in levels], [place + 0.46 for place in levels]
+        style: dict[str, Any] = {"color": INK, "linestyle": (0, (1, 1)), "label": "chance"}
+        axes.hlines(list(levels.values()), starts, ends_of, **style)
         # All lines are as long as the first, so that bars have one width.
         axes.set_xlim(right=max(axes.get_xlim()[1], in_a_line - 0.5))
         axes.set_ylabel("score (%)")
@@ -104,10 +104,10 @@ def short_tasks(figure: Figure, data: FigureData) -> Drawn | None:
     return Drawn(units_table(comparison, comparison.short_units(with_dropped=True)))
 
 
-def _chance(comparison: Comparison, unit: Unit) -> float:
-    """Return the score of guessing, in percent."""
+def _chance(comparison: Comparison, unit: Unit) -> float | None:
+    """Return the score of guessing, in percent; None if no model has a score."""
     entries = (score_of(raw, unit) for raw in comparison.raw.values())
-    return next((float(entry.get("chance") or 0.0) for entry in entries if entry), 0.0)
+    return next((float(entry.get("chance") or 0.0) for entry in entries if entry), None)
 
 
 def ruler(figure: Figure, data: FigureData) -> Drawn | None:

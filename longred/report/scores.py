@@ -255,7 +255,7 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
     ruler = {str(length): scored(tasks, length) for length, tasks in comparison.ruler_tasks.items()}
     # As in the paper: each capacity and RULER at its longest length count once.
     longest = ruler[str(max(comparison.lengths))]["average"] if ruler else None
-    similarity = raw.get("similarity") or {}
+    similarity = _similarity(comparison, name)
     dropped = [
         {
             "task": entry.unit.task,
@@ -280,6 +280,16 @@ def _averages(comparison: Comparison, name: str) -> dict[str, Any]:
         "dropped_capacities": comparison.dropped_capacities,
         **_num_unparsed(raw),
     }
+
+
+def _similarity(comparison: Comparison, name: str) -> Mapping[str, Any]:
+    """Return a model's similarity to the original; that of the original for the same weights.
+
+    A model that is evaluated as its own original has measured none.
+    """
+    raw, original = comparison.raw[name], comparison.raw.get(ORIGINAL, {})
+    is_same = raw.get("checkpoint") is not None and raw["checkpoint"] == original.get("checkpoint")
+    return raw.get("similarity") or (original.get("similarity") if is_same else None) or {}
 
 
 def _num_unparsed(raw: Mapping[str, Any]) -> dict[str, int]:

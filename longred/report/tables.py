@@ -20,6 +20,7 @@ MARKDOWN_NOTE = (
 )
 V2_NOTE = " RULER v2 has an average of its own, of all 12 tasks."
 UNPARSED_NOTE = " Unparsed: generated answers in which the metric finds nothing to score."
+TRUNCATED_NOTE = "Prompts that lost their beginning, since they are longer than the window:"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -35,10 +36,14 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
 
 
 def score_cell(entry: Mapping[str, Any] | None) -> str:
-    """Return a score with its interval, and how many generated answers hold nothing to score."""
+    """Return a score with its interval, and how many answers or prompts are marked.
+
+    Marked are generated answers that hold nothing to score, and prompts that were truncated.
+    """
     entry = entry or {}
     text = with_interval(entry.get("score"), entry.get("interval"))
-    return f"{text} ({entry['unparsed']:,} unparsed)" if entry.get("unparsed") else text
+    marks = [f"{entry[mark]:,} {mark}" for mark in ("unparsed", "truncated") if entry.get(mark)]
+    return f"{text} ({', '.join(marks)})" if marks else text
 
 
 def _unparsed_cell(model: Mapping[str, Any]) -> str:
@@ -289,8 +294,40 @@ def unparsed_lines(comparison: Comparison) -> list[tuple[str, str]]:
     return lines
 
 
+def truncated_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return by capacity the tasks with truncated prompts, and how many of each model.
+
+    Models with the same counts are named together: all see the same prompts and, in an evaluation,
+    the same window. Prompts of RULER are never truncated.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, raw in comparison.raw.items():
+        counts: dict[str, list[str]] = {}
+        for task, entry in raw.get("short", {}).items():
+            if entry.get("truncated"):
+                count = f"{task} {entry['truncated']:,} of {entry['num_samples']:,}"
+                counts.setdefault(entry["capacity"], []).append(count)
+        for capacity, listed in counts.items():
+            found.setdefault(capacity, {}).setdefault(", ".join(listed), []).append(name)
+    return [
+        (capacity, "; ".join(f"{', '.join(models)}: {text}" for text, models in texts.items()))
+        for capacity, texts in found.items()
+    ]
+
+
+def skipped_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return the short tasks that could not be evaluated, and why."""
+    found: dict[str, str] = {}
+    for raw in comparison.raw.values():
+        for task, entry in raw.get("short", {}).items():
+            if entry.get("score") is None and entry.get("reason"):
+                reason = " ".join(entry["reason"].split())
+                found.setdefault(task, reason.removeprefix(f"{task}: "))
+    return list(found.items())
+
+
 def markdown_page(comparison: Comparison) -> str:
-    """Return results, notes, unparsed answers, differences and dropped tasks in Markdown."""
+    """Return results, notes, differences, and what was marked or left out, in Markdown."""
     table = result_table(comparison)
     unparsed_note = UNPARSED_NOTE if names.UNPARSED in table.header else ""
     note = MARKDOWN_NOTE.replace("{unparsed}", unparsed_note).replace("{text}", comparison.text)
@@ -301,9 +338,15 @@ def markdown_page(comparison: Comparison) -> str:
     if unparsed := unparsed_lines(comparison):
         listed = [f"- {label}: {counts}\n" for label, counts in unparsed]
         parts += ["Answers in which the metric finds nothing to score:\n", "".join(listed)]
+    if truncated := truncated_lines(comparison):
+        listed = [f"- {capacity}: {counts}\n" for capacity, counts in truncated]
+        parts += [f"{TRUNCATED_NOTE}\n", "".join(listed)]
     if comparison.differences:
         parts.append(difference_table(comparison).markdown())
     if lines := dropped_lines(comparison):
         dropped = [f"- {label}: {reason}.\n" for label, reason in lines]
         parts += ["Dropped before the comparison:\n", "".join(dropped)]
+    if skipped := skipped_lines(comparison):
+        listed = [f"- {task}: {reason}\n" for task, reason in skipped]
+        parts += ["Not evaluated:\n", "".join(listed)]
     return "\n".join(parts)

@@ -5,7 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from longred.cli.evaluation import _what_is_compared
 from longred.cli.results import print_markdown
+from longred.config import EvaluationConfig
 from longred.report.text_table import Table
 
 RESULT = Table(
@@ -65,3 +67,19 @@ def test_a_narrow_terminal_shows_the_most_important_columns_and_names_the_others
 
 def test_a_pipe_gets_the_markdown_as_it_is() -> None:
     assert printed(20, is_terminal=False) == [*TEXT.splitlines(), ""]
+
+
+@pytest.mark.parametrize(
+    ("suite", "words"),
+    [
+        (
+            "demo",
+            "prompts of local short tasks have up to 256 tokens; rows of text have 256 tokens (",
+        ),
+        ("paper", "rows of text have 256 tokens (evaluation.short_window; "),
+    ],
+)
+def test_the_size_of_prompts_is_said_of_local_tasks_alone(suite: str, words: str) -> None:
+    values = {"original_window": 4096, "target_window": 4096, "short": {"suite": suite}}
+    config = EvaluationConfig.model_validate({**values, "short_window": 256})
+    assert _what_is_compared(config, ["demo"]).startswith(words)

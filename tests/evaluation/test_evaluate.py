@@ -99,6 +99,23 @@ def test_answers_and_metrics_are_written(finished: Path) -> None:
     assert len(points) == len(set(points))
 
 
+def test_truncated_prompts_are_said_once_for_a_model(
+    finished: Path,
+    finished_store: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run(finished_store)
+    assert "lost their beginning" not in caplog.text
+    monkeypatch.setattr("longred.evaluation.results.num_truncated", lambda answers: 2)
+    run(finished_store)
+    (message,) = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+    assert message.startswith("original: prompts longer than the window of 512 tokens lost")
+    assert "cloze 2 of 4" in message
+    assert "and 3 more tasks;" in message
+
+
 @pytest.mark.medium
 def test_the_size_of_batches_changes_nothing(
     finished: Path, run: Run, config: EvaluationConfig

@@ -1,4 +1,4 @@
-"""Packaged questions and unparsed answers are shown beside the scores."""
+"""Packaged questions, unparsed answers and truncated prompts are shown beside the scores."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from study import RULER, Study
 
 from longred.config import EvaluationConfig
 from longred.report.glossary import ruler_terms
-from longred.report.page import evaluation_content
+from longred.report.page import evaluation_content, render
 from longred.report.samples import Unit
 from longred.report.scores import Comparison
 from longred.report.tables import (
@@ -19,6 +19,8 @@ from longred.report.tables import (
     markdown_page,
     result_table,
     short_task_table,
+    skipped_lines,
+    truncated_lines,
     units_table,
     unparsed_lines,
 )
@@ -109,3 +111,56 @@ def test_answers_that_hold_nothing_to_score_are_shown_with_task_and_model(
 def test_without_generated_answers_none_can_be_unparsed(comparison: Comparison) -> None:
     assert "unparsed" not in result_table(comparison).header
     assert "nothing to score:" not in markdown_page(comparison)
+
+
+def with_short(study: Study, folder: Path, changes: dict[str, dict[str, Any]]) -> Comparison:
+    """Compare the study's models; `changes` holds a model's changes by task, for all as "all"."""
+    folders = {}
+    for name, place in study.scores.items():
+        short = json.loads((place / "scores.json").read_text())["short"]
+        for task, change in {**changes["all"], **changes.get(name, {})}.items():
+            short[task].update(change)
+        folders[name] = edited(study, folder, name, {"short": short})[name]
+    return compare(folders)
+
+
+def shown_page(study: Study, samples: Path, found: Comparison) -> str:
+    config = EvaluationConfig(original_window=256, target_window=512)
+    sources = dict.fromkeys(study.scores, "a folder")
+    return render(evaluation_content(config, study.scores, samples, found, sources), [])
+
+
+def test_truncated_prompts_are_shown_by_capacity_and_model(
+    study: Study, comparison: Comparison, tmp_path: Path
+) -> None:
+    same = {"cloze": {"truncated": 3}, "key_recall": {"truncated": 120}}
+    changes = {"all": same, "cpt": {"cloze": {"truncated": 5}}}
+    found = with_short(study, tmp_path, changes)
+    others = ", ".join(name for name in found.raw if name != "cpt")
+    counts = (
+        f"{others}: cloze 3 of 120, key_recall 120 of 120; cpt: cloze 5 of 120, key_recall 120 "
+        "of 120"
+    )
+    assert truncated_lines(found) == [("reading", counts)]
+    heading = "lost their beginning, since they are longer than the window:"
+    assert f"{heading}\n\n- reading: {counts}\n" in markdown_page(found)
+    (row,) = (row for row in short_task_table(found).rows if row[0] == "cloze")
+    assert row[-1].endswith("] (3 truncated)")
+    html = shown_page(study, study.folders["samples"], found)
+    assert "<h3>Prompts that lost their beginning</h3>" in html
+    assert f"<strong>reading</strong>: {counts}" in html
+
+    assert truncated_lines(comparison) == []
+    assert "lost their beginning" not in markdown_page(comparison)
+    html = shown_page(study, study.folders["samples"], comparison)
+    assert "lost their beginning" not in html
+    assert "Not evaluated" not in html
+
+
+def test_a_skipped_task_is_shown_with_its_reason(study: Study, tmp_path: Path) -> None:
+    skipped = {"score": None, "reason": "cloze: its data\nare not available", "interval": None}
+    found = with_short(study, tmp_path, {"all": {"cloze": skipped}})
+    assert skipped_lines(found) == [("cloze", "its data are not available")]
+    assert "Not evaluated:\n\n- cloze: its data are not available\n" in markdown_page(found)
+    html = shown_page(study, study.folders["samples"], found)
+    assert "<li><strong>cloze</strong>: its data are not available</li>" in html

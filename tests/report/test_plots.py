@@ -2,8 +2,11 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from study import NUM_LAYERS, RECIPE, Study
 
 from longred.report.figures import FIGURES, draw_all
@@ -11,6 +14,7 @@ from longred.report.inputs import read_inputs
 from longred.report.names import RESCALED
 from longred.report.plots import LOOKS, FigureData, Plot, inline_svg, look
 from longred.report.restoration import correlation, follow
+from longred.report.score_figures import short_tasks
 from longred.report.scores import Comparison, collect
 
 
@@ -124,3 +128,24 @@ def test_heat_maps_hold_the_scores_of_every_field(
     found = [study.answers["longred-c", f"{task}@512"] for task in tasks]
     first = [s for scores in found for i, s in enumerate(scores) if i % 20 < 4]
     assert depths.rows[0][depths.header.index("longred-c 512")] == f"{sum(first) / len(first):.1f}"
+
+
+def test_a_task_without_a_score_has_no_line_of_chance(study: Study, comparison: Comparison) -> None:
+    without = comparison.short_tasks[0]
+    raw = {
+        name: {**scores, "short": {**scores["short"], without: {"score": None}}}
+        for name, scores in comparison.raw.items()
+    }
+    starts = []
+    for each in (comparison, replace(comparison, raw=raw)):
+        figure = Figure()
+        data = FigureData(comparison=each, folders=study.scores, original_window=256)
+        assert short_tasks(figure, data) is not None
+        lines = [
+            line
+            for line in figure.axes[0].collections
+            if isinstance(line, LineCollection) and line.get_label() == "chance"
+        ]
+        starts.append([segment[0][0] for line in lines for segment in line.get_segments()])
+    assert starts[0] == pytest.approx([-0.46, 0.54, 1.54])
+    assert starts[1] == pytest.approx([0.54, 1.54])

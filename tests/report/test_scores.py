@@ -240,6 +240,17 @@ def test_similarity_is_that_of_the_last_layer(comparison: Comparison) -> None:
         assert model["similarity_per_layer"] == list(SIMILARITY[name])
 
 
+def test_the_weights_of_the_original_have_its_similarity_under_any_name(
+    study: Study, tmp_path: Path
+) -> None:
+    checkpoint = json.loads((study.scores["original"] / "scores.json").read_text())["checkpoint"]
+    for same, similarity in ((checkpoint, 1.0), ("another", None)):
+        change = {"checkpoint": same, "similarity": None}
+        models = compare(edited(study, tmp_path / str(same), "cpt", change)).models
+        assert models["cpt"]["similarity"] == similarity
+        assert models["original"]["similarity"] == 1.0
+
+
 def test_models_asked_different_samples_are_refused(study: Study, tmp_path: Path) -> None:
     folders = edited(study, tmp_path, "cpt", {})
     path = Unit("cloze").path(folders["cpt"])
