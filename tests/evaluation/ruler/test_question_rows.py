@@ -264,7 +264,7 @@ def test_malformed_rows_name_their_place(
         ("a.jsonl", b'{}\n\n{"a": }\n', r"a\.jsonl:3: is not valid JSON"),
         ("a.jsonl", b"{}\n\xff\n", r"a\.jsonl:2: is not UTF-8"),
         ("a.jsonl.gz", b"{}\n", r"a\.jsonl\.gz: is not a gzip file"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99, mtime=0)[:-9], r"a\.jsonl\.gz: is not a gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99, mtime=0)[:-9], r"a\.jsonl\.gz: is not a gzip"),
         ("a.parquet", b"PAR1, but no more", r"a\.parquet: is not a parquet file"),
     ],
 )
