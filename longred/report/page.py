@@ -14,6 +14,7 @@ from longred.config import EvaluationConfig
 from longred.report import glossary, tables
 from longred.report.findings import findings, restoration_findings
 from longred.report.inputs import Inputs, date_words
+from longred.report.left_out import entries_of
 from longred.report.names import RESCALED
 from longred.report.plots import Plot, inline_svg
 from longred.report.restoration import Correlation, Point
@@ -107,6 +108,8 @@ def _common(
     chosen = {
         comparison.label(unit): examples(folders, unit, NUM_EXAMPLES, frozen_prompts(samples, unit))
         for unit in units
+        # A skipped task may have no samples.
+        if entries_of(comparison.raw.values(), unit)
     }
     sections = ("intro", "headlines", "findings", "reasons", "environment")
     empty_sections = dict.fromkeys(sections)

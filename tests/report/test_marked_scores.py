@@ -162,5 +162,8 @@ def test_a_skipped_task_is_shown_with_its_reason(study: Study, tmp_path: Path) -
     found = with_short(study, tmp_path, {"all": {"cloze": skipped}})
     assert skipped_lines(found) == [("cloze", "its data are not available")]
     assert "Not evaluated:\n\n- cloze: its data are not available\n" in markdown_page(found)
-    html = shown_page(study, study.folders["samples"], found)
+    # Samples that could not be frozen are no files.
+    samples = shutil.copytree(study.folders["samples"], tmp_path / "samples")
+    (samples / "short" / "cloze.jsonl").unlink()
+    html = shown_page(study, samples, found)
     assert "<li><strong>cloze</strong>: its data are not available</li>" in html
