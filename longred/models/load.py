@@ -37,6 +37,7 @@ from longred.models.folder import (
     weight_files,
     write_config,
 )
+from longred.models.vector_math import warm_up_vector_math
 from longred.store.artifacts import storage_errors
 
 
@@ -103,6 +104,7 @@ def load_model(
         MismatchError: the weights do not fit the configuration.
     """
     register()
+    warm_up_vector_math()
     config = load_config(folder)
     kernels = None
     if attention == ATTENTION_NAME:
@@ -162,6 +164,7 @@ def build_model(
         PreflightError: the configuration is missing, or the backend cannot serve the model.
     """
     register()
+    warm_up_vector_math()
     config = load_config(folder)
     kernels = choose_backend(backend, needs_of(config, device, compute_dtype or dtype))
     loader: Any = AutoModelForCausalLM

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError
 from longred.models.extension import write_extension
@@ -18,6 +19,7 @@ from longred.models.load import (
     resolve_model,
     save_model,
 )
+from longred.models.vector_math import VECTOR_MATH, warm_up_vector_math
 from longred.training.layers.activations import checkpoint_activations
 
 
@@ -86,6 +88,36 @@ def test_two_loads_share_no_configuration(tiny_model_folder: Path) -> None:
     first, second = load_model(tiny_model_folder), load_model(tiny_model_folder, attention="sdpa")
     assert first.config is not second.config
     assert first.config._attn_implementation == "longred"
+
+
+class _Calls(TorchDispatchMode):
+    """Records the functions of tensors of one number, up to the first larger one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: list[tuple[str, torch.dtype]] = []
+        self._is_over = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in VECTOR_MATH and args[0].numel() > 1:
+            self._is_over = True
+        elif name in VECTOR_MATH and not self._is_over:
+            self.first.append((name, args[0].dtype))
+        return found
+
+
+def test_vector_math_is_warmed_up_before_a_model_computes(tiny_model_folder: Path) -> None:
+    warm_up_vector_math.cache_clear()
+    with _Calls() as calls:
+        load_model(tiny_model_folder)(input_ids=tokens())
+        torch.rand(1000).exp()
+    assert set(calls.first) == {
+        (name, dtype) for name in VECTOR_MATH for dtype in (torch.float32, torch.float64)
+    }
 
 
 def test_bf16_keeps_fp32_frequencies(tiny_model_folder: Path) -> None:
