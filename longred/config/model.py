@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     path: str = Field(
         default="demo",
-        description="`demo`, the folder of a model in Hugging Face's format, or a model's name on "
-        "the hub.",
+        description="`demo`, the folder of a model in Hugging Face's format, a `.gguf` file, or a "
+        "model's name on the hub.",
         examples=["meta-llama/Meta-Llama-3-8B"],
     )
     revision: str | None = Field(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from longred.errors import PreflightError, where_paths_start
 from longred.models.folder import check_folder
+from longred.models.gguf import gguf_folder, is_gguf
 from longred.models.hub import download
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,7 +41,7 @@ def resolve_model(
     """Return the checked local folder of a model.
 
     Args:
-        path: `demo`, a Hugging Face folder, or a name on the hub.
+        path: `demo`, a Hugging Face folder, a `.gguf` file, or a name on the hub.
         revision: the commit of a hub name; required for reproducible runs.
         weights: also fetch the weights and check the folder.
         key: what messages name; its revision stands beside it.
@@ -52,6 +53,8 @@ def resolve_model(
     local = Path(path).expanduser()
     if path == "demo":
         folder = Path(__file__).parents[1] / "demo" / "model"
+    elif is_gguf(local):
+        folder = gguf_folder(local.resolve(), weights=weights, key=key)
     elif local.exists():
         folder = local.resolve()
     elif is_hub_name(path):
@@ -61,7 +64,8 @@ def resolve_model(
     else:
         raise PreflightError(
             f"{key}: {path!r} is no folder on this machine{where_paths_start(path)}; give "
-            "'demo', the folder of a Hugging Face model, or a hub name of the form owner/model"
+            "'demo', the folder of a Hugging Face model, a .gguf file, or a hub name of the form "
+            "owner/model"
         )
     if weights:
         check_folder(folder, key)
