@@ -18,7 +18,7 @@ from longred.store.artifacts import sha256_file
 __all__ = ["find_leaves", "leaf_settings", "own_values", "task_file"]
 
 FORMATS = dict.fromkeys((".jsonl", ".json", ".gz", ".zst"), "json")
-FORMATS |= {".parquet": "parquet", ".csv": "csv"}
+FORMATS |= {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 """File extension -> data set builder of the `datasets` package."""
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 

@@ -6,6 +6,7 @@ that is the worker's. `strict` has the YAML that is read.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 from longred.errors import ConfigError, shorten, shown, where_paths_start
 from longred.recipes.strict import MAX_BYTES, MAX_DEPTH, read_value, read_yaml
+from longred.recipes.text import sources_of
 
 RECIPES = Path(__file__).parent
 
@@ -112,6 +114,8 @@ def _recipe_path(name: str) -> Path:
 def apply_override(values: dict[str, Any], override: str) -> str:
     """Set one dotted key of nested settings, in place; return the key.
 
+    `data=TEXT` sets `data.sources` to a file, folder, glob or URL, or to `local`.
+
     Raises:
         ConfigError: the override is malformed, or its key leads through a value.
     """
@@ -140,6 +144,9 @@ def apply_override(values: dict[str, Any], override: str) -> str:
     if len(parents) >= MAX_DEPTH or not all((*parents, last)):
         raise ConfigError(f"{what}: is not a dotted key of the form section.key")
     value = read_value(text, key)
+    if key == "data" and isinstance(value, str):
+        # Only the text changes: how much of it is read, and how, stays as the recipe says.
+        return apply_override(values, f"data.sources={json.dumps(sources_of(value))}")
     node: Any = values
     for number, part in enumerate(parents):
         if isinstance(node, dict) and node.get(part) is None:

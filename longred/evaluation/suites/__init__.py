@@ -49,9 +49,9 @@ class SuiteTask(BaseModel):
         limit: maximum number of samples, of each task of a group; None for all.
         chance: score of guessing, in percent.
         scale: factor that converts lm-eval's value to percent.
-        data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet or
-            CSV); `{subset}` in a path is replaced by the name of the task's subset, so that one
-            line serves all members of a group, e.g. `{test: "/data/mmlu/{subset}/test.jsonl"}`.
+        data_files: split -> file that replaces the task's own data (JSON Lines, JSON, Parquet,
+            Arrow or CSV); `{subset}` in a path is replaced by the name of the task's subset, so
+            that one line serves all members, e.g. `{test: "/data/mmlu/{subset}/test.jsonl"}`.
             Relative paths start in the folder where the command runs. `{folder}` is replaced by
             `evaluation.short.data_folder`. Files of published benchmarks may be on the hub.
         overrides: further values of the task's YAML file in lm-eval; settings of a published
