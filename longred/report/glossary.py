@@ -111,6 +111,7 @@ SHORT_TASKS = {
     "openbookqa": "elementary science, multiple choice",
     "commonsense_qa": "common knowledge, multiple choice",
     "arc_challenge": "school science, multiple choice, its hard part",
+    "arc_easy": "school science, multiple choice, its easy part",
     "winogrande": "choose whom or what a pronoun means",
 }
 """Short task → what the model must do."""

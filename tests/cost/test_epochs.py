@@ -8,9 +8,10 @@ import pytest
 from longred.config import RunConfig
 from longred.cost.epochs import epochs_of, refuse_too_many, warning
 from longred.errors import ConfigError
+from longred.recipes import names
 from longred.runs.record import load_config
 
-RECIPES = ("demo", "llama3-8b-32k", "llama3-8b-128k", "mistral-7b-128k", "qwen2.5-7b-128k")
+RECIPES = tuple(sorted(names()))
 
 
 def refusal(config: RunConfig) -> str | None:

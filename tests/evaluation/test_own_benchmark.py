@@ -228,7 +228,7 @@ def test_a_missing_file_is_a_mistake_in_the_suite(
 def test_formats_that_lm_eval_cannot_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text("question\tanswer\n")
-    with pytest.raises(ConfigError, match=r"^own30: data_files must have one .*: \.csv, \.gz, "):
+    with pytest.raises(ConfigError, match=r"^own30: data_files must have one .*: \.arrow, \.csv, "):
         leaf_settings(own_task(str(path)), limit=None, allow_code=False)
 
 

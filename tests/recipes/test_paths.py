@@ -63,3 +63,23 @@ def test_only_relative_paths_start_somewhere() -> None:
     assert str(Path.cwd()) in where_paths_start("a/b")
     for path in ("/a", "~/a", "s3://a/b", Path("/a")):
         assert where_paths_start(path) == ""
+
+
+def test_one_word_names_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged = load_recipe("smollm2-135m-32k").data
+    for text, name in (
+        ("my Books", "my-books"),
+        ("corpus/*.txt", "corpus"),
+        ("s3://bucket/a.jsonl.gz", "a-jsonl"),
+        ("/", "text"),
+    ):
+        data = load_recipe("smollm2-135m-32k", [f"data={text}"]).data
+        (source,) = data.sources
+        assert (source.name, source.kind, source.path) == (name, "files", text)
+        assert data == packaged.model_copy(update={"sources": data.sources})
+    (local,) = load_recipe("demo", ["data=local", "data.sources.0.weight=2"]).data.sources
+    assert local.path == f"{Path(pytest.__file__).parents[1]}/**/*.py"
+    assert "pytest/__init__.py" in find_files(local.path, "data.sources.0.path").sizes
+    with pytest.raises(LongredError, match=r"^data: must be a group"):
+        load_recipe("demo", ["data=[1]"])

@@ -56,6 +56,18 @@ QWEN25 = Qwen2Config(
     use_sliding_window=False,
     rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
 )
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    tie_word_embeddings=True,
+)
 """Public facts of each model's config.json."""
 
 MODELS = {
@@ -64,6 +76,9 @@ MODELS = {
     "mistral-7b-128k": (MISTRAL, 7_248_023_552),
     "qwen2.5-7b-128k": (QWEN25, 7_615_616_512),
 }
+"""The recipes with the paper's step, and the parameters of their models."""
+
+SMALL = {"smollm2-135m-16k": SMOLLM2, "smollm2-135m-32k": SMOLLM2}
 
 
 def extended(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -77,7 +92,7 @@ def extended(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def test_every_recipe_of_a_public_model_is_here() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} - {"demo"} == set(MODELS)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} - {"demo"} == {*MODELS, *SMALL}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -93,6 +108,22 @@ def test_models_corpora_and_questions_are_pinned(name: str) -> None:
         assert re.fullmatch("[0-9a-f]{40}", str(revision))
     text = (RECIPES / f"{name}.yaml").read_text()
     assert text.count("Apache-2.0") + text.count("Community License") >= 3, "licences are said"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_are_pinned_and_their_theta_follows_the_rule(name: str) -> None:
+    recipe, config = load_recipe(name), SMALL[name]
+    assert recipe.name == name
+    sources = [source for source in recipe.data.sources if source.kind == "hub"]
+    for revision in [recipe.model.revision, *(source.revision for source in sources)]:
+        assert re.fullmatch("[0-9a-f]{40}", str(revision))
+    assert "Apache-2.0" in (RECIPES / f"{name}.yaml").read_text()
+    assert recipe.original_window == config.max_position_embeddings
+    ruled = recipe.model_copy(
+        update={"extension": recipe.extension.model_copy(update={"rope_theta": None})}
+    )
+    expected = extended(ruled, config).rope_parameters["rope_theta"]
+    assert recipe.extension.rope_theta == pytest.approx(expected, rel=0.001)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -116,11 +147,12 @@ def test_the_slowest_pair_turns_as_far_as_in_the_authors_setting(name: str) -> N
     assert angle < 2 * math.pi
 
 
-@pytest.mark.parametrize("config", [LLAMA3, MISTRAL, QWEN25])
+@pytest.mark.parametrize("config", [LLAMA3, MISTRAL, QWEN25, SMOLLM2])
 def test_dimensions_are_the_true_ones(config: PreTrainedConfig) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    (expected,) = {count for each, count in MODELS.values() if each is config}
+    counts = [*MODELS.values(), (SMOLLM2, 134_515_008)]
+    (expected,) = {count for each, count in counts if each is config}
     assert sum(weight.numel() for weight in model.parameters()) == expected
 
 
