@@ -1,4 +1,4 @@
-"""The suite small-models-local reads the files of its package as lm-eval reads the sets of the hub."""
+"""The suite small-models-local asks what lm-eval asks with the sets of the hub."""
 
 import gzip
 import json
