@@ -1,6 +1,7 @@
 """Compare the trainer with the authors' way of computing the same losses, and with its own plan.
 
     python tests/benchmarks/training.py cpu       # 512 x 8 layers, 256 -> 1,024: a few minutes
+    python tests/benchmarks/training.py smollm2   # SmolLM2-135M's shape, 8K -> 16K: minutes
     python tests/benchmarks/training.py gpu-32k   # Llama-3-8B's shape, 8K -> 32K
     python tests/benchmarks/training.py gpu-128k  # long blocks of 128K, ours only
     python tests/benchmarks/training.py tiny      # the same code on a tiny shape, seconds
@@ -143,6 +144,22 @@ PRESETS = {
         distill=3,
         their_micro_batch_tokens=8192,
     ),
+    "smollm2": Preset(
+        {
+            "hidden_size": 576,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 1536,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        },
+        (30,),
+        {"long": 1, "short": 12},
+        8192,
+        16384,
+        1024,
+        {"dtype": "bfloat16", "device": "cpu", "micro_batch_tokens": 16384},
+    ),
     "gpu-32k": Preset(
         _LLAMA_8B,
         (32, 24, 16, 12, 8, 4),
@@ -183,10 +200,9 @@ PRESETS["gpu-tiny"] = dataclasses.replace(
 
 def model_config(preset: Preset, layers: int, *, theta: float) -> LlamaConfig:
     return LlamaConfig(
-        **preset.model,
+        **{"tie_word_embeddings": False, **preset.model},
         num_hidden_layers=layers,
         max_position_embeddings=preset.target_window,
-        tie_word_embeddings=False,
         architectures=["LlamaForCausalLM"],
         rope_parameters={"rope_type": "default", "rope_theta": theta},
     )
