@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from longred.store.artifacts import read_json
 from longred.training.stop import StopRequest, only_trainer
 
 log = logging.getLogger("longred.training")
+
+
+BATCH_SECONDS = 10.0
+"""Least time between two reports of a micro-batch, so that only long steps have any."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--pipes",
         type=Path,
         help="folder of two named pipes: the end of `liveness` means that the parent died, a byte "
-        "in it is a signal; `progress` receives one JSON line per step",
+        "in it is a signal; `progress` receives one JSON line per step, and some between",
     )
     parser.add_argument("--stop-after", type=int, help="save and exit after this many steps")
     parser.add_argument("--parent", type=int, help="process that waits for this training")
@@ -69,11 +74,21 @@ def main(arguments: list[str] | None = None) -> int:
             stop.count_step()
             report({"step": step, "metrics": dict(metrics)})
 
+        last = time.monotonic()
+
+        def on_batch(step: int, done: int, total: int) -> None:
+            nonlocal last
+            is_due = done > 0 and time.monotonic() - last > BATCH_SECONDS
+            if is_due:
+                report({"step": step, "batches": [done, total]})
+            if is_due or done == 0:
+                last = time.monotonic()
+
         with joined(job.device) as world, contextlib.ExitStack() as stack:
             with world.together():
                 if world.is_first:
                     stack.enter_context(only_trainer(work, parent=options.parent))
-            train(job, work, on_step=on_step, stop_requested=stop, world=world)
+            train(job, work, on_step=on_step, on_batch=on_batch, stop_requested=stop, world=world)
     except LongredError as error:
         log.error("%s", error)
         # A launcher between this process and the parent does not pass exit codes on.

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NamedTuple
@@ -70,7 +70,7 @@ def run(
     Args:
         job: what to train.
         work: folder of the training's progress; created if missing.
-        on_progress: called with (step, num_steps, text) after each step.
+        on_progress: called with (step, num_steps, text) after each step, and within long ones.
         stop_after: number of steps after which to save and pause; None for the whole training.
 
     Returns:
@@ -93,9 +93,9 @@ def run(
             if "error" in event:
                 end = event
                 continue
-            num_steps += 1
+            num_steps += "metrics" in event
             if on_progress is not None:
-                on_progress(event["step"], job.num_steps, _text(job.method, event["metrics"]))
+                on_progress(event["step"], job.num_steps, _text(job.method, event))
         code = child.process.wait()
     if received:
         raise Stopped(received[0], is_saved=received.count(signal.SIGINT) < 2)
@@ -214,8 +214,12 @@ def _kill(pid: int) -> None:
                 each.kill()
 
 
-def _text(method: str, metrics: dict[str, float]) -> str:
+def _text(method: str, event: Mapping[str, Any]) -> str:
     """Return one line about a step; it begins with what a narrow screen must show."""
+    if "batches" in event:
+        done, total = event["batches"]
+        return f"{method}: micro-batch {done + 1} of {total} of step {event['step'] + 1}"
+    metrics: Mapping[str, float] = event["metrics"]
     parts = ", ".join(
         f"{key.removeprefix('train/').removesuffix('_loss')} {value:.4f}"
         for key, value in metrics.items()

@@ -17,6 +17,7 @@ def train(
     work: Path,
     *,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    on_batch: Callable[[int, int, int], None] = lambda step, done, total: None,
     stop_requested: Callable[[], int | None] = lambda: None,
     world: World = ALONE,
 ) -> Path:
@@ -26,6 +27,8 @@ def train(
         job: what to train.
         work: folder for checkpoints, the journal and the result; one trainer at a time.
         on_step: called after every optimizer step with its number, from 1, and its metrics.
+        on_batch: called before every micro-batch with the number of finished steps, and of finished
+            micro-batches and all in the step in progress.
         stop_requested: called before every micro-batch and after the last step; a signal number
             ends the training, without the step in progress.
         world: the processes that train together; each of them calls this function.
@@ -42,14 +45,15 @@ def train(
         StorageError: saving failed; older checkpoints are intact.
     """
 
-    def check() -> None:
+    def check(done: int, total: int) -> None:
         leave_if(stop_requested(), world)
+        on_batch(trainer.step, done, total)
 
     trainer = Trainer(job, work, world)
     load(trainer)
     while trainer.step < job.num_steps:
         with saved_if_stopped(trainer):
-            check()
+            leave_if(stop_requested(), world)
             metrics = trainer.train_step(check)
         on_step(trainer.step, metrics)
         leave_if_spiking(trainer)
@@ -57,7 +61,7 @@ def train(
         if trainer.step % job.save_every_steps == 0:
             save(trainer)
     with saved_if_stopped(trainer):
-        check()
+        leave_if(stop_requested(), world)
     save(trainer)
     return write_result(trainer)
 

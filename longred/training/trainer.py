@@ -122,12 +122,14 @@ class Trainer:
             mesh=mesh,
         )
 
-    def train_step(self, check: Callable[[], None] = lambda: None) -> Mapping[str, float]:
+    def train_step(
+        self, check: Callable[[int, int], None] = lambda done, total: None
+    ) -> Mapping[str, float]:
         """Take one optimizer step, append its metrics to the journal and return them.
 
         Args:
-            check: called before each micro-batch, at the same ones in all processes; raises
-                `Stopped` in all of them to drop the step.
+            check: called before each micro-batch with the number of finished ones and of all, at
+                the same ones in all processes; raises `Stopped` in all of them to drop the step.
 
         Raises:
             NonFiniteLossError: before any weight is changed.
@@ -136,8 +138,10 @@ class Trainer:
         started = time.perf_counter()
         step = self.step + 1
 
+        losses: list[dict[Term, Tensor]] = []
+
         def backward(batch: MicroBatch, weights: Mapping[Term, float]) -> dict[Term, Tensor]:
-            check()
+            check(len(losses), len(batches))
             return self._backward(batch, weights)
 
         with self._dropped_if_stopped():
@@ -145,7 +149,8 @@ class Trainer:
             if self.balance.is_due(step):
                 measure(self.balance, batches, backward, self.student.parameters())
             weights = self.balance.weights()
-            losses = [backward(batch, weights) for batch in batches]
+            for batch in batches:
+                losses.append(backward(batch, weights))
         grad_norm = whole(
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.job.max_grad_norm)
         )

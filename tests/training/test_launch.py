@@ -67,6 +67,37 @@ def test_killed_parent_then_the_same_command_again(
     assert re.fullmatch(r"[\d,]+ tokens/s, longred-c: loss \d.*", progress[-1][2])
 
 
+LONG_STEPS = """
+import sys
+from longred.training import __main__ as child
+child.BATCH_SECONDS = -1.0
+sys.exit(child.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.medium
+def test_a_long_step_reports_its_micro_batches(make_job: MakeJob, tmp_path: Path):
+    write_json(tmp_path / "job.json", make_job(num_steps=2, micro_batch_tokens=128).to_json())
+    (tmp_path / "pipes").mkdir()
+    for name in ("liveness", "progress"):
+        os.mkfifo(tmp_path / "pipes" / name)
+    ends = [os.open(tmp_path / "pipes" / "liveness", os.O_RDWR)]
+    ends.append(os.open(tmp_path / "pipes" / "progress", os.O_RDONLY | os.O_NONBLOCK))
+    command = [sys.executable, "-c", LONG_STEPS, tmp_path / "job.json"]
+    try:
+        subprocess.run([*command, "--pipes", tmp_path / "pipes"], check=True)
+        events = [json.loads(line) for line in os.read(ends[1], 2**16).splitlines()]
+    finally:
+        for end in ends:
+            os.close(end)
+    steps = [event["step"] for event in events if "metrics" in event]
+    assert steps == [1, 2]
+    reports = [(event["step"], *event["batches"]) for event in events if "batches" in event]
+    total = reports[0][2]
+    assert total > 2
+    assert reports == [(step, done, total) for step in (0, 1) for done in range(1, total)]
+
+
 @pytest.mark.medium
 def test_signal_to_the_parent_reaches_the_trainer(make_job: MakeJob, tmp_path: Path):
     timer = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -46,21 +46,25 @@ def test_progress_is_told_in_words() -> None:
     text = launch._text(
         "longred-c",
         {
-            "train/long_loss": 2.5,
-            "train/short_distill_loss": 0.0213,
-            "train/loss": 2.75,
-            "train/grad_norm": 1.234,
-            "train/learning_rate": 1e-5,
-            "train/tokens_per_second": 8123.4,
-            "train/mfu": 0.412,
-            "train/peak_memory_bytes": 3.0 * 2**30,
-            "train/eta_seconds": 7500.0,
+            "metrics": {
+                "train/long_loss": 2.5,
+                "train/short_distill_loss": 0.0213,
+                "train/loss": 2.75,
+                "train/grad_norm": 1.234,
+                "train/learning_rate": 1e-5,
+                "train/tokens_per_second": 8123.4,
+                "train/mfu": 0.412,
+                "train/peak_memory_bytes": 3.0 * 2**30,
+                "train/eta_seconds": 7500.0,
+            }
         },
     )
     assert text == (
         "8,123 tokens/s, longred-c: loss 2.7500 (long 2.5000, short_distill 0.0213), "
         "gradient 1.23, MFU 0.41, 3.0 GiB, 2 h 5 min left"
     )
+    within = launch._text("longred-c", {"step": 3, "batches": [2, 6]})
+    assert within == "longred-c: micro-batch 3 of 6 of step 4"
 
 
 def test_a_training_that_cannot_fit_is_refused_before_it_loads_anything(
