@@ -83,6 +83,8 @@ class TrainingSettings:
             and before the last step. evaluation.kept evaluates these students too.
         save_every_steps: number of steps between checkpoints; at most so many steps are repeated
             after a crash.
+        save_every_seconds: a checkpoint is also saved after a step that ends so many seconds after
+            the last one; for steps of minutes.
         num_checkpoints: number of newest checkpoints that stay on disk.
         num_threads: number of CPU threads; 0 leaves the choice to torch. It can change the last
             bits of a result.
@@ -136,6 +138,7 @@ class TrainingSettings:
     seed: int = 0
     keep_steps: tuple[Count, ...] = ()
     save_every_steps: Undigested[Count] = 20
+    save_every_seconds: Undigested[Positive] = 1800.0
     num_checkpoints: Undigested[Count] = 2
     num_threads: Undigested[CountOrZero] = 0
     device: Undigested[Device] = "auto"

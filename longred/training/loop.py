@@ -1,6 +1,7 @@
 """The training loop: load, step, save."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def train(
 
     trainer = Trainer(job, work, world)
     load(trainer)
+    saved = time.monotonic()
     while trainer.step < job.num_steps:
         with saved_if_stopped(trainer):
             leave_if(stop_requested(), world)
@@ -58,8 +60,11 @@ def train(
         on_step(trainer.step, metrics)
         leave_if_spiking(trainer)
         keep_student(trainer)
-        if trainer.step % job.save_every_steps == 0:
+        # The processes of a training decide together, since their clocks differ.
+        is_late = world.max(time.monotonic() - saved >= job.save_every_seconds)
+        if is_late or trainer.step % job.save_every_steps == 0:
             save(trainer)
+            saved = time.monotonic()
     with saved_if_stopped(trainer):
         leave_if(stop_requested(), world)
     save(trainer)

@@ -61,6 +61,18 @@ def test_every_kind_of_method_is_resumed_bit_identically(
     assert_same_run(train(job, tmp_path / "cut"), whole)
 
 
+def test_slow_steps_are_saved_after_some_time(
+    make_job: MakeJob, uninterrupted: Path, processes, tmp_path: Path
+):
+    job = make_job(save_every_steps=1000, save_every_seconds=1e-3)
+    assert run(processes, job, tmp_path, fault="kill@3") == -9
+    assert saved_steps(tmp_path)[-1] == "step-000002"
+    assert_same_run(train(job, tmp_path), uninterrupted)
+    rare = make_job(num_steps=2, save_every_steps=1000)
+    train(rare, tmp_path / "rare")
+    assert saved_steps(tmp_path / "rare") == ["step-000002"]
+
+
 @pytest.mark.medium
 def test_resume_of_a_resume(make_job: MakeJob, uninterrupted: Path, processes, tmp_path: Path):
     for fault in ("kill@6", "kill@9", "terminate@11"):
