@@ -10,6 +10,7 @@ import yaml
 from longred.cli.first_text import own_text, public_corpora
 from longred.cli.recipe_text import Entry, nested, recipe_text
 from longred.config import RunConfig, load_recipe, load_recorded
+from longred.config.checks import MANY_ROWS
 from longred.config.derived import MIN_STEPS, STEP_TOKENS
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from longred.cost.recipe import RecipePlan
     from longred.cost.shape import ModelShape
     from longred.cost.speeds import Speeds
-
-MANY_ROWS = 16
-"""A smallest step with more long rows for each process comes of windows with few common factors."""
 
 LEARNING_RATES = ((1e9, 2e-5), (1e8, 5e-5), (1e7, 2e-4), (0, 5e-4))
 """Parameters from which on a learning rate is proposed: the paper's, the demo's, ours between."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MIN_PRACTICE_TOKENS = 64
 
+MANY_ROWS = 16
+"""A smallest step with more long rows for each process comes of windows with few common factors."""
+
 _REFUSED = {
     "a password in an address; give it in the environment instead (PGPASSWORD, "
     "MLFLOW_TRACKING_PASSWORD, …)": re.compile(r"://[^/?#\s@:]*:[^/?#\s@]+@"),
@@ -248,11 +251,24 @@ def step_advice(config: "RunConfig") -> str:
     """Return which values of `training.step_tokens` next to the given one are possible."""
     unit = unit_of(config)
     below = config.training.step_tokens // unit * unit
-    if not below:
-        num_steps = max(1, round(config.training.num_steps * config.training.step_tokens / unit))
-        as_much = f"training.num_steps={num_steps} then reads as much text"
-        return f"the smallest that works is {unit} ({as_much})"
-    return f"the nearest that work are {below} and {below + unit}"
+    if below:
+        return f"the nearest that work are {below} and {below + unit}{_few_factors(config, unit)}"
+    num_steps = max(1, round(config.training.num_steps * config.training.step_tokens / unit))
+    as_much = f"training.num_steps={num_steps} then reads as much text"
+    return f"the smallest that works is {unit} ({as_much}){_few_factors(config, unit)}"
+
+
+def _few_factors(config: "RunConfig", unit: int) -> str:
+    """Return why the smallest step is large, if the block lengths are the reason."""
+    if unit <= MANY_ROWS * config.training.parallel.num_processes * config.target_window:
+        return ""
+    windows = [window.target_window for window in (*config.windows(), config)]
+    lengths = (config.data.short_length, config.original_window, *windows)
+    return (
+        f"; the blocks of {', '.join(map(str, lengths))} tokens have few factors in common: with "
+        "windows and data.short_length that are multiples of a large number, such as 1024, smaller "
+        "steps work"
+    )
 
 
 def _windows_problems(config: "RunConfig") -> Iterator[str]:
