@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longred.config import RunConfig
-from longred.errors import PreflightError
+from longred.errors import ConfigError, PreflightError
 from longred.method.methods import METHODS
 from longred.progress import size
 from longred.runs.scope import STAGES
@@ -79,17 +79,29 @@ class Preflight:
         return method in {METHODS[name].merges or name for name in self.methods}
 
     def extended(self, at_window: RunConfig) -> "PreTrainedConfig":
-        """Return the configuration of the model extended to a window of the run."""
+        """Return the configuration of the model extended to a window of the run.
+
+        Raises:
+            ConfigError: the model cannot be extended so; names an intermediate window.
+        """
         from longred.models.extension import extend_config
 
         extension = at_window.extension
-        return extend_config(
-            self.model,
-            method=extension.method,
-            original_window=extension.original_window,
-            target_window=extension.target_window,
-            **extension.settings(),
-        )
+        try:
+            return extend_config(
+                self.model,
+                method=extension.method,
+                original_window=extension.original_window,
+                target_window=extension.target_window,
+                **extension.settings(),
+            )
+        except ConfigError as error:
+            steps = [window.target_window for window in self.config.extension.windows]
+            if extension.target_window not in steps:
+                raise
+            number = steps.index(extension.target_window)
+            message = f"extension.windows.{number}: at this window, {error}"
+            raise ConfigError(message) from error
 
 
 def _check_windows(asked: Preflight) -> Iterator[str]:

@@ -247,6 +247,24 @@ def test_only_the_given_stages_are_checked():
     assert refuse_all(Preflight(config, ["training"], methods=[])) == []
 
 
+def test_a_window_below_the_models_own_is_refused_by_its_key():
+    """The demo's model has 256 positions, so a student must have more, whatever it was trained at.
+
+    A run, its dry run and its plan ask the same.
+    """
+    changes = ["original_window=64", "data.short_length=32", "evaluation.ruler.lengths=[512]"]
+    refused = r"target_window: 128 must be larger than original_window, 64, and the model's own"
+    config = load_config("demo", [*changes, "target_window=128", "evaluation.ruler.lengths=[128]"])
+    with pytest.raises(ConfigError, match=rf"^{refused} window of 256 \(max_position_embeddings\)$"):
+        refuse_all(Preflight(config, ["extension", "training"], reads_text=False))
+    # Skipped positions reach at most 511 from 64 tokens, so a method without them.
+    windows = "extension.windows=[{target_window: 128}]"
+    plain = ["training.method=cpt", "training.baselines=[]", "extension.rope_theta=null"]
+    config = load_config("demo", [*changes, *plain, "target_window=512", windows])
+    with pytest.raises(ConfigError, match=rf"^extension\.windows\.0: at this window, {refused}"):
+        refuse_all(Preflight(config, ["extension", "training"], reads_text=False))
+
+
 def test_bos_that_the_tokenizer_lacks_is_refused_at_once(tiny_model_folder: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
     path = folder / "tokenizer_config.json"
