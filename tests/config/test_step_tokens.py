@@ -77,11 +77,13 @@ def test_windows_with_few_common_factors_are_named() -> None:
     """No size of a step near the wanted one works for them, so the windows have to change."""
     even = ["original_window=8192", "target_window=32768", "data.short_length=1024"]
     wanted = ["evaluation.ruler.lengths=[8192]", "training.step_tokens=60000"]
-    with pytest.raises(ConfigError, match=r"the nearest that work are|the smallest that works") as it:
+    with pytest.raises(ConfigError, match="that work") as it:
         load_recipe("llama3-8b-32k", [*even, *wanted])
     assert "few factors" not in str(it.value)
     odd = ["target_window=32774", "evaluation.ruler.lengths=[8192]"]
-    reason = r"works is \d+ \(.*\); the blocks of 1024, 8192, 32774 tokens have few factors in common"
+    reason = (
+        r"works is \d+ \(.*\); the blocks of 1024, 8192, 32774 tokens have few factors in common"
+    )
     with pytest.raises(ConfigError, match=reason):
         load_recipe("llama3-8b-32k", [*odd, "training.step_tokens=65536"])
 
