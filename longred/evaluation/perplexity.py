@@ -16,14 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longred.config.evaluation import MAX_SHORT_WINDOW
 from longred.errors import ConfigError, NonFiniteLossError
-from longred.evaluation.counting import prefix_ids
+from longred.evaluation.counting import count_tokens, prefix_ids
 from longred.evaluation.tasks import Row
 from longred.models.architectures import logit_softcap
 from longred.models.load import hidden_states
 from longred.objectives.cross_entropy import long_loss
 
 CHUNK_TOKENS = 1024
+MANY_TEXTS = 20
+"""Number of longest texts whose tokens are counted for advice."""
 MIN_GAIN_NATS = 2.0
 """A key token gains more than this from the text beyond the short context (alpha)."""
 MIN_LOG_PROBABILITY = -2.0
@@ -67,6 +70,23 @@ def _spread_rows(
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
+def refuse_short_texts(documents: Sequence[str], tokenizer: Any, *, window: int) -> None:
+    """Refuse documents of which `held_out_loss` could measure none.
+
+    Raises:
+        ConfigError: no document is as long as the window.
+    """
+    longest = sorted(documents, key=len, reverse=True)
+    if any(rows_of(text, tokenizer, window) for text in longest):
+        return
+    found = max((count_tokens(tokenizer, text) for text in longest[:MANY_TEXTS]), default=0)
+    instead = f", or set evaluation.short_window={min(found, MAX_SHORT_WINDOW)}" if found else ""
+    raise ConfigError(
+        f"data.num_held_out_tokens: no held-out document has {window} tokens, on which the loss is "
+        f"measured, the longest has {found}; hold out more text (data.validation_fraction){instead}"
+    )
+
+
 def held_out_loss(
     model: Any,
     tokenizer: Any,
@@ -97,9 +117,7 @@ def held_out_loss(
     """
     rows = _spread_rows(documents, tokenizer, window, num_tokens)
     if not rows:
-        raise ConfigError(
-            f"data.num_held_out_tokens: no held-out document has {window} tokens; hold out more"
-        )
+        refuse_short_texts(documents, tokenizer, window=window)
     weight, cap = model.get_output_embeddings().weight, logit_softcap(model.config)
     last = model.config.num_hidden_layers
     nats = 0.0

@@ -14,7 +14,7 @@ from longred.errors import MismatchError, PreflightError
 from longred.evaluation import published, ruler, short
 from longred.evaluation.counting import count_tokens
 from longred.evaluation.model import load_for
-from longred.evaluation.perplexity import freeze_rows
+from longred.evaluation.perplexity import freeze_rows, refuse_short_texts
 from longred.evaluation.prompts import plain_prompt
 from longred.evaluation.published.files import identities
 from longred.evaluation.ruler.freeze import counted, freeze_task, identity
@@ -69,6 +69,8 @@ def freeze(
             f"{data_folder}: was made with another tokenizer than that of {tokenizer_folder}"
         )
     freezer = _Freezer(config, tokenizer_folder, data_folder, folder, Store(store.root))
+    # Nothing is frozen for this measurement, but without text it would fail after the training.
+    refuse_short_texts(freezer.texts, freezer.tokenizer, window=config.text_window)
     lengths = sorted(set(config.ruler.lengths))
     index: Row = {
         "format_version": FORMAT_VERSION,

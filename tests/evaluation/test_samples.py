@@ -1,6 +1,7 @@
 """Frozen samples: same bytes every time, and files independent of each other."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,30 @@ def test_another_length_changes_no_other_file(
     old, new = files(samples_folder), files(folder)
     assert set(new) - set(old) == {"ruler/niah_single_1-448.jsonl", "ruler/niah_single_2-448.jsonl"}
     assert {name for name in old if old[name] != new[name]} == {"index.json"}
+
+
+def test_text_shorter_than_the_window_is_refused_before_the_training(
+    config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    """All other samples fit, and the loss on held-out text is measured after the training."""
+    short = shutil.copytree(data_folder, tmp_path / "data")
+    lines = (short / "held_out" / "documents.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    pieces = [
+        {**row, "text": row["text"][i : i + 150]} for row in rows for i in range(0, 6000, 150)
+    ]
+    (short / "held_out" / "documents.jsonl").write_text("\n".join(map(json.dumps, pieces)))
+    short_tasks = config.short.model_copy(update={"tasks": ["brackets"], "num_samples": 1})
+    asked = config.model_copy(update={"short": short_tasks})
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    message = r"no held-out document has 224 tokens, .* the longest has (\d+); .*short_window=\1$"
+    with pytest.raises(ConfigError, match=message) as caught:
+        freeze(asked, tiny_model_folder, short, folder, store=Store(tmp_path))
+    window = int(str(caught.value).rpartition("=")[2])
+    assert window < 224
+    less = asked.model_copy(update={"short_window": window})
+    freeze(less, tiny_model_folder, short, folder, store=Store(tmp_path))
 
 
 def test_index_tells_what_was_frozen(samples_folder: Path) -> None:
