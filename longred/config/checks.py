@@ -252,15 +252,15 @@ def step_advice(config: "RunConfig") -> str:
     unit = unit_of(config)
     below = config.training.step_tokens // unit * unit
     if below:
-        return f"the nearest that work are {below} and {below + unit}{_few_factors(config, unit)}"
+        return f"the nearest that work are {below} and {below + unit}{few_factors(config)}"
     num_steps = max(1, round(config.training.num_steps * config.training.step_tokens / unit))
     as_much = f"training.num_steps={num_steps} then reads as much text"
-    return f"the smallest that works is {unit} ({as_much}){_few_factors(config, unit)}"
+    return f"the smallest that works is {unit} ({as_much}){few_factors(config)}"
 
 
-def _few_factors(config: "RunConfig", unit: int) -> str:
-    """Return why the smallest step is large, if the block lengths are the reason."""
-    if unit <= MANY_ROWS * config.training.parallel.num_processes * config.target_window:
+def few_factors(config: "RunConfig") -> str:
+    """Return why the smallest step is large, if the block lengths are the reason; else nothing."""
+    if unit_of(config) <= MANY_ROWS * config.training.parallel.num_processes * config.target_window:
         return ""
     windows = [window.target_window for window in (*config.windows(), config)]
     lengths = (config.data.short_length, config.original_window, *windows)

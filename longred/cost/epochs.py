@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from longred.config.checks import few_factors
 from longred.errors import ConfigError
 from longred.method.methods import METHODS
 
@@ -104,12 +105,14 @@ def refuse_too_many(config: "RunConfig", found: Sequence[Epochs]) -> None:
         steps[one.key] = min(steps.get(one.key, allowed), allowed)
     lower = " and ".join(f"{key} to {number:,}" for key, number in steps.items())
     lower = f"lower {lower}, " if min(steps.values()) else ""
+    # Not even one step is allowed.
+    uneven = "" if lower else few_factors(config)
     raise ConfigError(
         f"training.max_epochs: {most.num_steps:,} steps of {most.method} read {read:,} tokens of "
         f"the {most.bucket} bucket, which holds {most.num_blocks * most.block_length:,}: each text "
         f"is read {most.times:,.1f} times, and {limit:g} are allowed; {lower}give at least "
         f"{_needed_tokens(config, over):,} tokens of text (data.num_tokens), or raise "
-        f"training.max_epochs to {math.ceil(most.times)}"
+        f"training.max_epochs to {math.ceil(most.times)}{uneven}"
     )
 
 

@@ -181,3 +181,12 @@ def test_every_derived_default_is_said():
         for part in key.split("."):
             section = section[part]
         assert words
+
+
+def test_short_tasks_do_not_grow_with_the_models_window():
+    """The demo's prompts fill its model's 256 tokens; at 8,192 eight of them took minutes."""
+    for original, tokens in ((256, 256), (8192, 1024)):
+        config = make(original_window=original, target_window=2 * original).evaluation
+        assert (config.local_window, config.text_window) == (tokens, original)
+    asked = make(original_window=8192, evaluation={"short_window": 2048}).evaluation
+    assert (asked.local_window, asked.text_window) == (2048, 2048)

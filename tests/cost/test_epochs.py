@@ -92,3 +92,17 @@ def test_each_proposal_is_allowed(seed: int) -> None:
     assert check(training_in_max_epochs=epochs) is None
     for steps in re.findall(r"lower training.num_steps to ([\d,]+)", message):
         assert check(training_in_num_steps=steps.replace(",", "")) is None
+
+
+def test_one_step_of_odd_windows_that_reads_all_text_hundreds_of_times() -> None:
+    """More text or epochs are no way out where the smallest step has a billion tokens."""
+    values = {
+        "name": "odd",
+        "original_window": 8192,
+        "target_window": 16390,
+        "data": {"num_tokens": 1_600_000, "sources": [{"name": "text", "kind": "library"}]},
+    }
+    message = refusal(RunConfig.model_validate(values)) or ""
+    assert "1 steps of longred-c read 67,133,440 tokens of the original bucket" in message
+    assert "the blocks of 1024, 8192, 16390 tokens have few factors in common" in message
+    assert refusal(RunConfig.model_validate({**values, "target_window": 16384})) is None
