@@ -42,6 +42,12 @@ A room may import only from rows below its own, so not from another room in the 
 CORE = ("method", "attention", "objectives", "models", "profiling", "training")
 """The numerical core, which must run on a GPU machine with little but torch and transformers."""
 
+ALSO_BARE = tuple(
+    f"longred.evaluation.{name}"
+    for name in ("generation", "local_lm", "own_tasks", "perplexity", "results", "tasks")
+)
+"""What evaluates a model on frozen samples, on the same machine."""
+
 HEAVY = (
     "pydantic",
     "typer",
@@ -158,6 +164,7 @@ def check_runs(program: str, *arguments: str) -> None:
 @pytest.mark.slow
 def test_the_core_imports_on_a_box_without_the_rest() -> None:
     modules = sorted(module for module in MODULES if room_of(module) in CORE)
+    modules += ALSO_BARE
     program = f"""
 import importlib, sys
 for name in {HEAVY}:

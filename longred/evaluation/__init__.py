@@ -27,16 +27,16 @@ File by file:
 - `suites/`: YAML files that list the short tasks by capacity, and their reader.
 - `samples`: generates and freezes samples, reusing files from the store.
 - `ruler/`, `short/`: generators of long-context and short samples.
-- `published/`: readers and metrics of published benchmarks.
+- `published/`: readers of published benchmarks.
 - `prompts`: a sample as plain text or as messages of a chat, and what ends its answer.
 - `counting`: tokenisation of prompts and exact token counts, shared by all other files.
 - `tasks`: `Task`, its reader, and the JSON Lines files of samples and answers.
 - `model`: `EvaluatedModel`, which loads the model on first use; when to use its chat template.
-- `lm`: `TransformersLM`, the loaded model as an LM of lm-eval: never truncates a prompt silently,
-  never holds logits of whole prompts. `runner` runs prompts for it, without masks, and what they
-  have in common once; `cache` holds their keys and values; `generation` writes answers token by
-  token. `vllm`: `VllmEngine`, which writes them with vLLM instead, after a check that both score
-  the same.
+- `local_lm`: `LocalLM`, the loaded model: never truncates a prompt silently, never holds logits of
+  whole prompts. `runner` runs prompts for it, without masks, and what they have in common once;
+  `cache` holds their keys and values; `generation` writes answers token by token. `lm`:
+  `TransformersLM`, the same as an LM of lm-eval. `vllm`: `VllmEngine`, which writes answers with
+  vLLM instead, after a check that both score the same.
 - `own_tasks`: runs a task whose samples longred generated or read. `lm_eval_finder`: finds tasks,
   groups and tags of lm-eval and in the user's files, of which `own_task_files` knows the digests.
   `lm_eval_catalog`: settings of a suite's tasks; replaces their data with local files;
@@ -44,14 +44,15 @@ File by file:
   runs them. `lm_eval_answers`: finds documents whose right answer is none of their choices.
   `lm_eval_errors`: what to say about these, about columns that do not suit a task, and about
   missing packages, metrics and data.
-- `metrics/`: the metrics that lm-eval would fetch from the hub, and the process that runs a program
-  which a model wrote.
+- `metrics/`: the metrics of RULER and published benchmarks, those that lm-eval would fetch from the
+  hub, and the process that runs a program which a model wrote.
 - `perplexity`: loss on held-out text, within the original window and at long lengths.
 - `results`: scores of samples and their aggregation. `intervals`: their 95 % intervals.
 - `plan`, `evaluate`: the runs of an evaluation, and their execution. `parallel`: the same in
   several processes, one per device.
 - `standalone`: configuration of an evaluation outside of a pipeline.
 
-lm-eval, datasets and vLLM are imported only when a task needs them: `lm`, `own_tasks`,
-the modules `lm_eval_*` and `vllm` are therefore imported inside functions.
+lm-eval, datasets and vLLM are imported only when a task needs them: `lm`, the modules `lm_eval_*`
+and `vllm` are therefore imported inside functions. `local_lm`, `own_tasks`, `perplexity` and
+`results` run on a machine that has torch and transformers but neither pydantic nor lm-eval.
 """

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from lm_eval.api.instance import Instance
-
 from longred.errors import MismatchError
-from longred.evaluation.lm import TransformersLM, request_tokens
+from longred.evaluation.local_lm import LocalLM, Request
 from longred.evaluation.prompts import messages, plain_prompt, stops
 from longred.evaluation.results import likeliest, score
 from longred.evaluation.tasks import Row, Task
@@ -14,7 +12,7 @@ MAX_PROMPT_CHARACTERS = 2000
 """Longer prompts are not saved beside the answers."""
 
 
-def run_own_task(lm: TransformersLM, task: Task, num_samples: int | None = None) -> list[Row]:
+def run_own_task(lm: LocalLM, task: Task, num_samples: int | None = None) -> list[Row]:
     """Evaluate a model on a local task.
 
     Args:
@@ -37,12 +35,12 @@ def run_own_task(lm: TransformersLM, task: Task, num_samples: int | None = None)
     # A choice continues its text; only a question fits into a chat.
     in_chat = lm.is_chat and not is_choice
     requests = [
-        Instance("loglikelihood", sample, arguments, 0, (task.key, number, 1))
+        Request(arguments, number)
         for number, sample in enumerate(samples)
         for arguments in (_choices(sample) if is_choice else [_question(lm, sample, in_chat)])
     ]
     lm.reset(task.max_tokens, in_chat=in_chat)
-    sizes = [request_tokens(request.args, lm.tok_encode) for request in requests]
+    sizes = [_num_tokens(lm, *request.args) for request in requests]
     if in_chat:
         # `max_tokens` does not count the tokens of the template.
         lm.reset(max(sizes), in_chat=True)
@@ -65,11 +63,18 @@ def run_own_task(lm: TransformersLM, task: Task, num_samples: int | None = None)
     return answers
 
 
+def _num_tokens(lm: LocalLM, prompt: str, rest: str | Row) -> int:
+    """Count the tokens of a prompt with its continuation or longest answer."""
+    if isinstance(rest, str):
+        return len(lm.tok_encode(prompt + rest))
+    return len(lm.tok_encode(prompt)) + int(rest["max_gen_toks"])
+
+
 def _choices(sample: Row) -> list[tuple[str, str]]:
     return [(sample["input"], choice) for choice in sample["choices"]]
 
 
-def _question(lm: TransformersLM, sample: Row, in_chat: bool) -> tuple[str, Row]:
+def _question(lm: LocalLM, sample: Row, in_chat: bool) -> tuple[str, Row]:
     """Return the prompt of a sample, and the settings that generate its answer."""
     if in_chat:
         turns = messages(sample)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from longred.evaluation.intervals import Averages, Interval, draws_of, interval
-from longred.evaluation.published.metrics import METRICS as PUBLISHED_METRICS
-from longred.evaluation.published.metrics import Score
-from longred.evaluation.ruler.tasks import METRICS
-from longred.evaluation.ruler.v2.scoring import chosen_letter
+from longred.evaluation.metrics.published import METRICS as PUBLISHED_METRICS
+from longred.evaluation.metrics.published import Score
+from longred.evaluation.metrics.ruler import METRICS
+from longred.evaluation.metrics.ruler_v2 import chosen_letter
 from longred.evaluation.tasks import Row
 
 _NUMBER = re.compile(r"\d+")

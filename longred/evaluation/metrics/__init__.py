@@ -1,4 +1,6 @@
-"""Metrics that tasks of lm-eval fetch from the hub or from packages that no longer have them.
+"""Metrics: the score of an answer, and what tasks of lm-eval fetch from elsewhere.
+
+`ruler` and `ruler_v2` score RULER, `published` the published benchmarks.
 
 lm-eval loads some metrics with `evaluate.load`, which downloads and runs code of the hub, and its
 task coqa imports `transformers.data.metrics`, which transformers 5 removed. Here are the same

@@ -5,8 +5,9 @@ into samples: the reader yields them in the order in which they are drawn, and t
 the largest window with their answer are left out and counted, never truncated.
 
 File by file: `files` (rows with places for messages), `reading` (what readers get), `helmet`,
-`helmet_labels`, `conversations` (MRCR, GraphWalks), `nolima`, `longbench_pro` (the readers),
-`metrics` (the scores). Each reader names its source and what differs from it.
+`helmet_labels`, `conversations` (MRCR, GraphWalks), `nolima`, `longbench_pro` (the readers); the
+metrics are `longred.evaluation.metrics.published`. Each reader names its source and what differs
+from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +57,7 @@ class Benchmark:
 
     Attributes:
         read: yields the samples of a task, in the order in which they are drawn.
-        metric: name of its metric, see `metrics.METRICS`.
+        metric: name of its metric in `longred.evaluation.metrics.published`.
         splits: what its files are: each is required, and `optional` ones may be missing.
         shots: examples before each question if a suite says nothing; None where there are none,
             0 where a suite must say.

@@ -4,7 +4,7 @@ Tasks, parameters, wording (the form for base models: the task, then the start o
 scores follow RULER (Hsieh et al., arXiv 2404.06654) as published in NVIDIA/RULER, Copyright (c)
 2024 NVIDIA Corporation, Apache-2.0. The code is our own.
 
-`generate` looks a task up in the table of `tasks`, which also holds the metrics. The samples come
+`generate` looks a task up in the table of `tasks`. The samples come
 from `retrieval` (niah), `tracking` (vt), `extraction` (cwe, fwe), `qa` and `pairs` (kv_retrieval).
 All of them use `fitting` to fill prompts to their length, and take their content from `haystacks`,
 `words` and `materials` (the user's or built-in texts and questions, read by `questions` and
@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 from longred.errors import ConfigError
 from longred.evaluation.counting import token_counter
+from longred.evaluation.metrics.ruler import METRICS
 from longred.evaluation.ruler.fitting import FULL_LENGTH, Parameters, Revision, SampleSpec, run
 from longred.evaluation.ruler.materials import library_text
 from longred.evaluation.ruler.questions import Questions, own_questions
-from longred.evaluation.ruler.tasks import FIRST_VERSION, METRICS, TASKS
+from longred.evaluation.ruler.tasks import FIRST_VERSION, TASKS
 
 # Smallest prompts that are measured to find the minimum length, and the least margin in tokens.
 _NUM_PROBES, _MIN_MARGIN = 32, 8

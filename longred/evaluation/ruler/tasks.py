@@ -1,54 +1,18 @@
-"""The table of tasks: RULER's 13, `kv_retrieval` and RULER v2's 12, and their metrics.
+"""The table of tasks: RULER's 13, `kv_retrieval` and RULER v2's 12.
 
 Every task has RULER's own parameters (`full`) and parameters for short windows (`compact`).
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from longred.evaluation.ruler import extraction, pairs, qa, retrieval, tracking
 from longred.evaluation.ruler.fitting import COMPACT_BUDGET, SampleSpec, Start
 from longred.evaluation.ruler.questions import Form
-from longred.evaluation.ruler.v2 import choices, documents, needles, scoring
+from longred.evaluation.ruler.v2 import choices, documents, needles
 
 FIRST_VERSION = 3
-
-_CONTROL = re.compile(r"[\x00-\x1f]")
-
-
-def recall(prediction: str, references: Sequence[str]) -> float:
-    """Return the percentage of references that a prediction contains.
-
-    Source: RULER's `string_match_all`.
-    """
-    return 100.0 * sum(_contained(prediction, references)) / len(references)
-
-
-def any_match(prediction: str, references: Sequence[str]) -> float:
-    """Return 100 if a prediction contains any reference, else 0.
-
-    Source: RULER's `string_match_part`.
-    """
-    return 100.0 if any(_contained(prediction, references)) else 0.0
-
-
-def _contained(prediction: str, references: Sequence[str]) -> list[bool]:
-    """Return whether each reference is in a prediction, ignoring case; cleans it as RULER does."""
-    text = _CONTROL.sub("\n", prediction.strip()).strip().lower()
-    return [reference.lower() in text for reference in references]
-
-
-METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "recall": recall,
-    "any_match": any_match,
-    "answer_match": scoring.answer_match,
-    "last_answer_match": scoring.last_answer_match,
-    "any_answer_match": scoring.any_answer_match,
-    "letter_match": scoring.letter_match,
-}
-"""Name → score of one prediction against its references, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +24,7 @@ class Task:
         full: RULER's parameters.
         compact: parameters for windows below 4,096: short words, low frequencies, small or no
             examples, no distractors that belong to a question, small budgets.
-        metric: name of its metric.
+        metric: name of its metric in `longred.evaluation.metrics.ruler`.
         questions: form of its questions, for question answering.
         has_passages: whether passages of the haystack fill prompts that use up all documents.
         chance: score of guessing, in percent.

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from longred.errors import ConfigError
+from longred.evaluation.metrics.published import MEASURES, longbench_pro
 from longred.evaluation.prompts import plain_prompt, stops
 from longred.evaluation.published.longbench_pro import MEASURE_OF
-from longred.evaluation.published.metrics import MEASURES, longbench_pro
 
 Read = Callable[..., list[dict[str, Any]]]
 

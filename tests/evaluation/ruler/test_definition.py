@@ -7,7 +7,7 @@ from oracles import V1_TASKS
 
 from longred.errors import ConfigError
 from longred.evaluation import results, ruler
-from longred.evaluation.ruler.tasks import any_match, recall
+from longred.evaluation.metrics.ruler import any_match, recall
 
 # prediction, references, recall, any match
 CASES = [

@@ -12,8 +12,8 @@ levels, from copying to answering:
 - `choices`: the other six niah tasks, on multiple-choice questions that `mmlu` reads.
 - `documents`: the four qa tasks, on HotpotQA's documents, each with a number of seven digits.
 
-`packing` fills their prompts, `scoring` holds the metrics. What differs from the original: prompts
-are filled to the length together with the answer; numbers are distinct, and a text repeats only
-when all are used; answers end where the form has one line or paragraph; HotpotQA's other documents
-come from the same file, then passages of the haystack.
+`packing` fills their prompts; the metrics are `longred.evaluation.metrics.ruler_v2`. What differs
+from the original: prompts are filled to the length together with the answer; numbers are distinct,
+and a text repeats only when all are used; answers end where the form has one line or paragraph;
+HotpotQA's other documents come from the same file, then passages of the haystack.
 """

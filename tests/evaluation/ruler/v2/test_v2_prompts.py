@@ -18,10 +18,10 @@ from longred.demo import model_path
 from longred.errors import ConfigError
 from longred.evaluation import ruler
 from longred.evaluation.counting import count_tokens
+from longred.evaluation.metrics.ruler import METRICS
 from longred.evaluation.ruler.materials import library_text
 from longred.evaluation.ruler.questions import own_questions
 from longred.evaluation.ruler.rows import Source
-from longred.evaluation.ruler.tasks import METRICS
 from longred.evaluation.ruler.v2.mmlu import read_mmlu
 
 NEEDLE = r"One of the special magic numbers for (\S+) is: (\d{10})\."

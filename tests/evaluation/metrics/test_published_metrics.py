@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from longred.evaluation.published import metrics
-from longred.evaluation.published.metrics import Score
+from longred.evaluation.metrics import published as metrics
+from longred.evaluation.metrics.published import Score
 
 
 @pytest.mark.parametrize(

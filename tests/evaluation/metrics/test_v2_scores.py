@@ -6,8 +6,7 @@ from functools import cache
 
 import pytest
 
-from longred.evaluation.results import score
-from longred.evaluation.ruler.v2.scoring import (
+from longred.evaluation.metrics.ruler_v2 import (
     answer_match,
     any_answer_match,
     chosen_letter,
@@ -15,6 +14,7 @@ from longred.evaluation.ruler.v2.scoring import (
     letter_match,
     word_error_rate,
 )
+from longred.evaluation.results import score
 
 
 def slow_distance(words: tuple[str, ...], others: tuple[str, ...]) -> int:
