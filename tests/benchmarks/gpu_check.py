@@ -46,7 +46,7 @@ def main(items: Sequence[Item] = ITEMS) -> int:
             print(f"{item.name:>14}  {item.tiny_seconds if arguments.tiny else item.seconds:>4} s")
         return 0
     earlier = read_lines(arguments.resume) if arguments.resume else []
-    _prepare_environment()
+    prepare_environment()
     runner = Runner(tiny=arguments.tiny, deadline=arguments.deadline)
     machine = runner.find_machine()
     if machine["problem"]:
@@ -99,7 +99,7 @@ def _arguments(items: Sequence[Item]) -> argparse.Namespace:
     return found
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """Set the environment variables that every process inherits."""
     paths = [str(HERE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)

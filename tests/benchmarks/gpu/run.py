@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,11 @@ def _said(log: Path) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
 
 
-def run(runner: Runner, items: Sequence[Item], results: Results, done: set[str]) -> bool:
-    """Measure all items that are not done, and return whether none failed."""
+def run(runner: Runner, items: Iterable[Item], results: Results, done: set[str]) -> bool:
+    """Measure all items that are not done, and return whether none failed.
+
+    Items may be made one by one, while those before them run.
+    """
     fixed = {"date": date.today().isoformat(), "machine": runner.machine["device"]}
     fixed["versions"] = runner.machine["versions"]
     all_well = True
