@@ -34,7 +34,7 @@ from gpu.lines import Results, finished, new_path, read_lines, stem_of  # noqa: 
 from gpu.lines import table as all_figures  # noqa: E402
 from gpu.run import Runner, run  # noqa: E402
 from gpu_check import prepare_environment  # noqa: E402
-from real.parts import PartsError  # noqa: E402
+from real.parts import PartsError, join, read_manifest  # noqa: E402
 
 RULER = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "vt", "fwe")
 
@@ -120,9 +120,9 @@ def _prepare(chosen: argparse.Namespace) -> int:
 
 
 def _measure(chosen: argparse.Namespace) -> int:
+    read_manifest(chosen.folder)  # Refuses a wrong folder before slow imports.
     from real.inputs import Inputs
     from real.items import ORDER, items
-    from real.parts import join
     from real.summary import table
 
     names = [work.name for work in ORDER]
@@ -137,7 +137,11 @@ def _measure(chosen: argparse.Namespace) -> int:
     # The deadline counts from here; joining is part of it.
     runner = Runner(tiny=chosen.tiny, deadline=chosen.deadline)
     join(inputs.folder, inputs.joined)
-    settings = {"deadline": chosen.deadline, "num_steps": chosen.num_steps}
+    num_steps = chosen.num_steps
+    if chosen.tiny and not num_steps:
+        # Estimates for a GPU say nothing about this machine.
+        num_steps = inputs.values["num_steps"]
+    settings = {"deadline": chosen.deadline, "num_steps": num_steps}
     if chosen.list:
         for item in items(inputs, [], **settings):
             print(f"{item.name:>18}  {item.tiny_seconds if chosen.tiny else item.seconds:>6} s")

@@ -37,8 +37,7 @@ def measure(check: Check, folder: str, method: str, num_steps: int, budget_secon
     inputs = Inputs(Path(folder))
     layers = check.found.get("profile/layers")
     changes: dict[str, Any] = {"num_steps": num_steps}
-    changes["warmup_steps"] = min(inputs.job(check, method).warmup_steps, num_steps - 1)
-    if inputs.job(check, method).recipe.uses_layers():
+    if inputs.jobs()[method].recipe.uses_layers():
         if layers is None:
             raise RuntimeError("needs the measurement profile/layers, which is missing")
         changes["distill_layers"] = layers["measured"]["distill_layers"]
