@@ -267,7 +267,7 @@ def test_one_step_of_a_real_model(smollm2_gguf: Path, tmp_path: Path) -> None:
     code, said = call(
         tmp_path,
         *("prepare", str(model), "--output", str(output), "--text", str(text), *SMALL),
-        *("--target-window", "1024", "--step-tokens", "2048", "--num-steps", "1"),
+        *("--target-window", "1024", "--step-tokens", "4096", "--num-steps", "1"),
         *("--samples", "1", "--first-samples", "1", "--part-bytes", "60000000"),
         bare=False,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.config import RunConfig
+from longred.config.load import load_recorded
 from longred.evaluation.suites import SuiteTask, load_suite
 from longred.models.load import load_config
 
@@ -19,6 +20,9 @@ def config_of(chosen: argparse.Namespace, model: Path, suite: Path, names: list[
         model: folder of the original model.
         suite: file of the local short tasks.
         names: their names.
+
+    Raises:
+        ConfigError: a setting cannot work; names its dotted key.
     """
     original = chosen.original_window or int(load_config(model).max_position_embeddings)
     lengths = chosen.lengths or [original * 2**n for n in range(16)]
@@ -72,7 +76,7 @@ def config_of(chosen: argparse.Namespace, model: Path, suite: Path, names: list[
             "chat_template": chosen.chat_template,
         },
     }
-    return RunConfig.model_validate(values)
+    return load_recorded(values)
 
 
 def short_tasks(chosen: argparse.Namespace) -> tuple[list[SuiteTask], list[SuiteTask]]:
