@@ -261,13 +261,13 @@ def test_one_step_of_a_real_model(smollm2_gguf: Path, tmp_path: Path) -> None:
     original, model = resolve_model(str(smollm2_gguf)), tmp_path / "smollm2"
     shutil.copytree(original, model)
     path = model / "config.json"
-    values = {**json.loads(path.read_text()), "max_position_embeddings": 512}
+    values = {**json.loads(path.read_text()), "max_position_embeddings": 256}
     path.write_text(json.dumps(values))
     text, output, results = texts(tmp_path / "text"), tmp_path / "inputs", tmp_path / "results"
     code, said = call(
         tmp_path,
         *("prepare", str(model), "--output", str(output), "--text", str(text), *SMALL),
-        *("--target-window", "1024", "--step-tokens", "4096", "--num-steps", "1"),
+        *("--step-tokens", "2048", "--num-steps", "1", "--loss-rows", "1"),
         *("--samples", "1", "--first-samples", "1", "--part-bytes", "60000000"),
         bare=False,
     )

@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from longred.config import RunConfig
+from longred.config import EvaluationConfig, RunConfig
+from longred.config.evaluation import ShortConfig
 from longred.config.load import load_recorded
-from longred.evaluation.suites import SuiteTask, load_suite
+from longred.evaluation.suites import SuiteTask, load_suite, suite_of
 from longred.models.load import load_config
+from longred.recipes.text import sources_of
 
 METHODS = ("longred-c", "cpt", "mix-cpt")
 
@@ -36,8 +38,9 @@ def config_of(chosen: argparse.Namespace, model: Path, suite: Path, names: list[
         "model": {"path": str(model)},
         "data": {
             "sources": [
-                {"name": f"text-{n}", "kind": "files", "path": str(folder.resolve())}
-                for n, folder in enumerate(chosen.text)
+                {**source, "name": f"{source['name']}-{n}"}
+                for n, text in enumerate(chosen.text)
+                for source in sources_of(text)
             ],
             "num_tokens": chosen.num_steps * chosen.step_tokens,
             "short_length": chosen.short_length,
@@ -81,19 +84,8 @@ def config_of(chosen: argparse.Namespace, model: Path, suite: Path, names: list[
 
 def short_tasks(chosen: argparse.Namespace) -> tuple[list[SuiteTask], list[SuiteTask]]:
     """Return the short tasks of all suites: those that longred generates, and those of lm-eval."""
-    tasks = [task for suite in chosen.short for task in load_suite(suite)]
-    if chosen.lambada:
-        tasks.append(
-            SuiteTask(
-                name="lambada",
-                capacity="general",
-                source="lm-eval",
-                task="lambada_openai",
-                metric="acc",
-                num_fewshot=0,
-                data_files={"test": str(chosen.lambada)},
-            )
-        )
+    shorts = [ShortConfig(suite=suite, data_folder=chosen.short_data) for suite in chosen.short]
+    tasks = [task for short in shorts for task in suite_of(EvaluationConfig(short=short))]
     if published := [task.name for task in tasks if task.source == "published"]:
         raise SystemExit(f"--short: {', '.join(published)}: published benchmarks are not measured")
     own = [task for task in tasks if task.source == "local"]
