@@ -1,6 +1,6 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 #   TORCH_INDEX=URL  installs torch from that package index, e.g. PyTorch's own index of CPU-only builds.
-#   FLAGS=--tiny     makes `make gpu-check` run small shapes on the CPU.
+#   FLAGS=--tiny     makes `make gpu-check` and `make real-model` run on the CPU.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast gpu-check lint types clean
+.PHONY: help install demo test test-fast gpu-check real-model lint types clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,10 @@ RESULTS ?= tests/benchmarks/results
 RESUME ?=
 gpu-check: ## measure this GPU in DEADLINE seconds, into RESULTS=folder; RESUME=file continues; uses PYTHON without the virtual environment
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/gpu_check.py --deadline $(DEADLINE) --results $(RESULTS) $(if $(RESUME),--resume $(RESUME)) $(FLAGS)
+
+PREPARED ?= prepared
+real-model: ## train and measure a real model on this GPU in DEADLINE seconds; PREPARED=folder of `real_model.py prepare`; else as gpu-check
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/real_model.py measure $(PREPARED) --deadline $(DEADLINE) --results $(RESULTS) $(if $(RESUME),--resume $(RESUME)) $(FLAGS)
 
 lint: install
 	$(BIN)/ruff check .
