@@ -55,6 +55,11 @@ def test_a_worse_file_in_the_folder_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_what_was_timed_once_is_not_compared() -> None:
+    slow = {**line("a", seconds=9.0), "timed_once": True}
+    assert compare([line("a", seconds=1.0)], [slow]) == []
+
+
 @pytest.mark.parametrize(
     ("key", "later", "is_worse"),
     [

@@ -134,11 +134,14 @@ class Difference:
 def compare(earlier: Iterable[Line], later: Iterable[Line]) -> list[Difference]:
     """Return the figures that differ: speed by more than 15 %, peak memory by more than 2 %.
 
-    Only lines with equal settings are compared: another depth is another measurement.
+    Only lines with equal settings are compared: another depth is another measurement. Lines with
+    `timed_once` are not compared, since their times vary.
     """
     old = latest(earlier)
     found = []
     for item, line in latest(later).items():
+        if line.get("timed_once"):
+            continue
         if item not in old or old[item].get("settings") != line.get("settings"):
             continue
         before = old[item].get("measured", {})

@@ -3,8 +3,8 @@
 A small model is bound by memory and launches, so products and attention are counted at RATE, a
 quarter of the 790 TFLOP/s that large products reach on an H200; operations are counted as `longred
 plan` counts them (`longred.cost`). Written tokens take longred's own estimate, at least 0.5 ms a
-layer. START is for a process that loads a model, TRAINING_START for one that compiles a training,
-PROFILE for kernels that are compiled and timed.
+layer. START is for a process that loads a model, TRAINING_START for one that compiles a training
+and takes its first steps, PROFILE for kernels that are compiled and timed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from longred.method.job import TrainingJob
 RATE = 0.25 * 790e12
 START = 7.0
 TRAINING_START = 25.0
-PROFILE = 30.0
+PROFILE = 40.0
 RESERVE = 30.0
 """Seconds for joining the parts, finding the machine, and the table."""
 SHORT_LENGTH = 256

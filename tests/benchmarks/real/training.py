@@ -32,7 +32,7 @@ def measure(check: Check, folder: str, method: str, num_steps: int, budget_secon
         method: a training method.
         num_steps: most steps; the learning rate stays constant after its warm-up, so that fewer
             steps are the beginning of more.
-        budget_seconds: no step begins after these; 0 for no limit.
+        budget_seconds: no step begins later than this after the first ones; 0 for no limit.
     """
     inputs = Inputs(Path(folder))
     layers = check.found.get("profile/layers")
@@ -48,7 +48,9 @@ def measure(check: Check, folder: str, method: str, num_steps: int, budget_secon
     trainer = Trainer(job, work)
     history, started = [], time.monotonic()
     while trainer.step < num_steps:
-        if budget_seconds and trainer.step and time.monotonic() - started > budget_seconds:
+        if trainer.step <= WARM_UP:
+            started = time.monotonic()
+        elif budget_seconds and time.monotonic() - started > budget_seconds:
             break
         before = time.perf_counter()
         metrics = dict(trainer.train_step())
