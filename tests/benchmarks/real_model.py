@@ -20,6 +20,7 @@ Exit codes: 0 success · 1 an item failed · 2 usage error · 3 no GPU, or parts
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -136,7 +137,9 @@ def _measure(chosen: argparse.Namespace) -> int:
     inputs = Inputs(chosen.folder.resolve())
     # The deadline counts from here; joining is part of it.
     runner = Runner(tiny=chosen.tiny, deadline=chosen.deadline)
-    join(inputs.folder, inputs.joined)
+    if join(inputs.folder, inputs.joined):
+        # Students of other inputs.
+        shutil.rmtree(inputs.training(""), ignore_errors=True)
     num_steps = chosen.num_steps
     if chosen.tiny and not num_steps:
         # Estimates for a GPU say nothing about this machine.

@@ -123,8 +123,11 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise PartsError(f"{folder}: {'; '.join(problems)}; copy these parts again")
 
 
-def join(folder: Path, target: Path) -> None:
+def join(folder: Path, target: Path) -> bool:
     """Verify the parts and write their files into `target`, unless it already has these.
+
+    Returns:
+        Whether files were written.
 
     Raises:
         PartsError: a part is missing or was changed.
@@ -133,7 +136,7 @@ def join(folder: Path, target: Path) -> None:
     identity = hashlib.sha256(json.dumps(manifest["parts"]).encode()).hexdigest()
     mark = target / ".joined"
     if mark.is_file() and mark.read_text(encoding="ascii") == identity:
-        return
+        return False
     verify(folder, manifest)
     temporary = target.with_name(f".tmp-{target.name}")
     for old in (target, temporary):
@@ -145,6 +148,7 @@ def join(folder: Path, target: Path) -> None:
         archive.extractall(temporary, filter="data")
     (temporary / ".joined").write_text(identity, encoding="ascii")
     temporary.rename(target)
+    return True
 
 
 class _PartReader:
