@@ -133,8 +133,8 @@ def test_answers_are_scored_in_both_forms(
     model = load_model(tiny_model_folder)
     tokenizer = load_tokenizer(tiny_model_folder)
     lm = TransformersLM(model, tokenizer, max_tokens=WINDOW)
-    said = {sample["id"]: " [n0]" for sample in task.read_samples()}
-    lm.generate_until = lambda requests, **_: [said[r.doc["id"]] for r in requests]  # type: ignore[method-assign]
+    said = [" [n0]"] * len(task.read_samples())
+    lm.generate_until = lambda requests, **_: [said[r.doc_id] for r in requests]  # type: ignore[method-assign]
     answers = run_own_task(lm, task)
     assert [answer["score"] for answer in answers] == [100.0] * 7
     assert not any("unparsed" in answer for answer in answers)
@@ -144,7 +144,7 @@ def test_answers_are_scored_in_both_forms(
     chat = TransformersLM(model, tokenizer, max_tokens=WINDOW, is_chat=True)
     chat.generate_until = lm.generate_until  # type: ignore[method-assign]
     assert [answer["unparsed"] for answer in run_own_task(chat, task)] == [True] * 7
-    said = {key: "Because.\nFinal Answer: [n0, x, y]" for key in said}
+    said = ["Because.\nFinal Answer: [n0, x, y]"] * len(said)
     assert [answer["score"] for answer in run_own_task(chat, task)] == [50.0] * 7
 
 
