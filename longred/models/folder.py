@@ -49,7 +49,9 @@ def check_folder(folder: Path, key: str = "model.path") -> None:
             architecture.
     """
     if not folder.is_dir():
-        raise PreflightError(f"{key}: {folder} is not a folder")
+        raise PreflightError(
+            f"{key}: {folder} is a file; give the folder of the model, or a .gguf file"
+        )
     path = folder / "config.json"
     config = read_object(path)
     for file in (path, folder / "tokenizer_config.json"):

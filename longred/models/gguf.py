@@ -136,7 +136,9 @@ def _read(file: Path, key: str) -> Content:
     try:
         reader = GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise PreflightError(f"{key}: {file} cannot be read ({error}); fetch it again") from error
+        raise PreflightError(
+            f"{key}: {file} is damaged or incomplete ({error}); fetch it again"
+        ) from error
     values = {name: field.contents() for name, field in reader.fields.items()}
     return Content(values, tuple(tensor.name for tensor in reader.tensors))
 

@@ -203,7 +203,7 @@ def test_what_would_be_read_wrongly_is_refused(
     ("name", "data", "error", "words"),
     [
         ("a.gguf", b"PK\x03\x04", PreflightError, "is not a GGUF file"),
-        ("a.gguf", b"GGUF\x03\x00\x00\x00", PreflightError, "cannot be read"),
+        ("a.gguf", b"GGUF\x03\x00\x00\x00", PreflightError, "is damaged or incomplete"),
         ("a-00001-of-00003.gguf", b"GGUF", ConfigError, "one part of a split model"),
     ],
 )
