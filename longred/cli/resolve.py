@@ -160,7 +160,7 @@ def refuse_setting(text: str) -> None:
 def commit_of(
     model: NamedModel, revision: str | None = None, option: str = "--revision"
 ) -> str | None:
-    """Return the commit of a model on the hub; None for a folder.
+    """Return the commit of a model on the hub; None for a folder or file.
 
     Args:
         model: the model.
@@ -171,7 +171,7 @@ def commit_of(
         ConfigError: the model is no folder, and its commit is missing or no full hash.
     """
     commit = model.revision or revision
-    if model.path == "demo" or Path(model.path).expanduser().is_dir():
+    if model.path == "demo" or Path(model.path).expanduser().exists():
         return None
     if re.fullmatch(r"[0-9a-f]{40}", commit or "") is None:
         also = f" or give it by {option}" if option else ""

@@ -14,7 +14,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def is_hub_name(path: str) -> bool:
     """Return whether a model's path is a name on the hub, and no local file or folder."""
-    return _HUB_NAME.fullmatch(path) is not None and not Path(path).expanduser().exists()
+    is_file = path.endswith(".gguf") or Path(path).expanduser().exists()
+    return _HUB_NAME.fullmatch(path) is not None and not is_file
 
 
 def refuse_missing_folder(path: str, key: str) -> None:

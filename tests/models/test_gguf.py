@@ -11,10 +11,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from longred.cli.resolve import commit_of, name_model
 from longred.errors import ConfigError, LongredError, MismatchError, PreflightError
-from longred.models.find import resolve_model
+from longred.models.find import is_hub_name, resolve_model
 from longred.models.gguf import SPLIT_RULES, apply_rule
 from longred.models.load import load_model, load_tokenizer
+from longred.store.artifacts import Store
 
 TEXT = "def  f(x):\n    return 12345 + x2   # é  9\n\n\t'll <|bos|> 漢字"
 
@@ -213,6 +215,19 @@ def test_damaged_files_are_refused(
     (tmp_path / name).write_bytes(data)
     with pytest.raises(error, match=words):
         resolve_model(str(tmp_path / name), key="evaluation.perplexity.judge")
+
+
+def test_a_missing_file_is_no_name_on_the_hub(tmp_path: Path, home: Path) -> None:
+    assert not is_hub_name("models/tiny.gguf")
+    with pytest.raises(PreflightError, match=r"model\.path: 'models/tiny\.gguf' is no .* file"):
+        resolve_model("models/tiny.gguf")
+
+
+def test_verbs_take_a_file_without_a_commit(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").touch()
+    model = name_model(Store(tmp_path / "store"), str(tmp_path / "tiny.gguf"))
+    assert model.label == "tiny.gguf"
+    assert commit_of(model) is None
 
 
 def test_an_architecture_that_is_not_supported_is_refused(
