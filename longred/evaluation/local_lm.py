@@ -7,7 +7,7 @@ interface of lm-eval.
 Shapes: M scored tokens, C of them per chunk, D hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from longred.errors import MismatchError, NonFiniteLossError
-from longred.evaluation.counting import encode, prefix_ids
+from longred.evaluation.counting import prefix_ids
 from longred.evaluation.generation import NOT_FINITE, Generator, Sampling, eos_ids
 from longred.evaluation.prompts import Message
 from longred.evaluation.runner import Runner, Tokens
 from longred.evaluation.tasks import Row
 
 CHUNK_TOKENS = 1024
+GROUP_CHARACTERS = 2**22
+"""Characters of the texts that are tokenised together, which takes a hundred bytes for each."""
 
 
 class Engine(Protocol):
@@ -112,16 +114,21 @@ class LocalLM:
         **settings: Any,
     ) -> list[int]:
         """Tokenise a text as `counting.encode` does, or text from the chat template."""
-        if self.in_chat:
-            encoded = self.tokenizer(
-                string, add_special_tokens=False, split_special_tokens=False, verbose=False
-            )
-            tokens = list(encoded["input_ids"])
-        else:
-            tokens = encode(self.tokenizer, string)
-            if add_special_tokens is False:
-                tokens = tokens[len(prefix_ids(self.tokenizer)) :]
+        (tokens,) = self.encode_all([string])
+        if add_special_tokens is False and not self.in_chat:
+            tokens = tokens[len(prefix_ids(self.tokenizer)) :]
         return tokens[-left_truncate_len:] if left_truncate_len else tokens
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the tokens of each text, as `tok_encode` does.
+
+        Many long prompts are tokenised on all cores: a small model reads them faster than one core.
+        """
+        settings = {"split_special_tokens": False} if self.in_chat else {}
+        front = [] if self.in_chat else prefix_ids(self.tokenizer)
+        for group in _groups(texts):
+            encoded = self.tokenizer(group, add_special_tokens=False, verbose=False, **settings)
+            yield from ([*front, *ids] for ids in encoded["input_ids"])
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
         """Return the text of tokens; None for a missing EOS token."""
@@ -192,9 +199,11 @@ class LocalLM:
         """Generate with the same settings after each context."""
         eos = self.tok_decode(self.tokenizer.eos_token_id, skip_special_tokens=False)
         room = self.max_length - max_tokens
-        encoded = (self.tok_encode(text, left_truncate_len=room) for text in contexts)
         # A model continues something: an empty prompt becomes what precedes every text.
-        prompts = [np.array(tokens or [self._prefix_id()], np.int64) for tokens in encoded]
+        prompts = [
+            np.array((tokens[-room:] if room else tokens) or [self._prefix_id()], np.int64)
+            for tokens in self.encode_all(contexts)
+        ]
         answers = self.engine.generate(
             prompts,
             max_tokens=max_tokens,
@@ -282,3 +291,17 @@ class LocalLM:
             scores.append(chosen_C)
             greedy.append(logits_CV.argmax(-1) == target_C)
         return torch.cat(scores), torch.cat(greedy)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield groups of texts of at most GROUP_CHARACTERS; one longer text is a group of its own."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group

@@ -1,5 +1,6 @@
 """Runs a task whose samples longred generated or read, with prompts that fit exactly."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from longred.errors import MismatchError
@@ -40,7 +41,7 @@ def run_own_task(lm: LocalLM, task: Task, num_samples: int | None = None) -> lis
         for arguments in (_choices(sample) if is_choice else [_question(lm, sample, in_chat)])
     ]
     lm.reset(task.max_tokens, in_chat=in_chat)
-    sizes = [_num_tokens(lm, *request.args) for request in requests]
+    sizes = _sizes(lm, requests)
     if in_chat:
         # `max_tokens` does not count the tokens of the template.
         lm.reset(max(sizes), in_chat=True)
@@ -63,11 +64,14 @@ def run_own_task(lm: LocalLM, task: Task, num_samples: int | None = None) -> lis
     return answers
 
 
-def _num_tokens(lm: LocalLM, prompt: str, rest: str | Row) -> int:
-    """Count the tokens of a prompt with its continuation or longest answer."""
-    if isinstance(rest, str):
-        return len(lm.tok_encode(prompt + rest))
-    return len(lm.tok_encode(prompt)) + int(rest["max_gen_toks"])
+def _sizes(lm: LocalLM, requests: Sequence[Request]) -> list[int]:
+    """Count the tokens of each prompt with its continuation or longest answer."""
+    pairs = [request.args for request in requests]
+    texts = [prompt + rest if isinstance(rest, str) else prompt for prompt, rest in pairs]
+    budgets = [0 if isinstance(rest, str) else int(rest["max_gen_toks"]) for _, rest in pairs]
+    return [
+        len(tokens) + budget for tokens, budget in zip(lm.encode_all(texts), budgets, strict=True)
+    ]
 
 
 def _choices(sample: Row) -> list[tuple[str, str]]:

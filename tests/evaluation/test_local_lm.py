@@ -7,6 +7,8 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
+from longred.evaluation import local_lm
+from longred.evaluation.counting import encode
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.local_lm import LocalLM, Request
 from longred.models.load import load_model, load_tokenizer
@@ -53,3 +55,34 @@ def test_answers_are_those_of_the_lm_of_lm_eval(lms: tuple[LocalLM, Any]) -> Non
     instances = [Instance("generate_until", {}, args, n) for n, args in enumerate(asked)]
     assert found == theirs.generate_until(instances)
     assert local.endings == theirs.endings
+
+
+def test_many_texts_are_tokenised_together_as_one_by_one(
+    lms: tuple[LocalLM, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, _ = lms
+    texts = [*TEXTS, "<|bos|>x", "word " * 50]
+    sizes: list[int] = []
+    tokenizer = local.tokenizer
+
+    class Counted:
+        """The tokenizer, counting the texts of each call."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, texts: list[str], **settings: Any) -> Any:
+            sizes.append(len(texts))
+            return tokenizer(texts, **settings)
+
+    for in_chat in (False, True):
+        monkeypatch.setattr(local, "in_chat", in_chat)
+        alone = [local.tok_encode(text) for text in texts]
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "tokenizer", Counted())
+            patch.setattr(local_lm, "GROUP_CHARACTERS", 60)
+            assert list(local.encode_all(texts)) == alone
+        if not in_chat:
+            assert alone == [encode(tokenizer, text) for text in texts]
+    assert sizes == [len(TEXTS) + 1, 1] * 2
+    assert list(local.encode_all([])) == []
