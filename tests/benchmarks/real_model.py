@@ -12,9 +12,9 @@ the original, the rescaled model without training, and the students of longred-c
 trained on equally many tokens. It measures loss by position, short sets, similarity to the original
 and RULER. Items run in order of importance (`--list`), each in its own process; every measurement
 is written immediately as a JSON line of `<device>-<model>-<length>.jsonl`, and `--resume` goes on
-with such a file. How long items take was estimated for an H200 at a quarter of the speed of large
-products, see `real.estimates`; how many steps the trainings take follows from the deadline and the
-speed of the first one.
+with such a file. The output ends with a table, which is also in the `.md` beside it. How long items
+take was estimated for an H200 at a quarter of the speed of large products, see `real.estimates`;
+how many steps the trainings take follows from the deadline and the speed of the first one.
 
 Exit codes: 0 success · 1 an item failed · 2 usage error · 3 no GPU, or parts missing or changed.
 """
@@ -164,7 +164,11 @@ def _measure(chosen: argparse.Namespace) -> int:
     )
     all_well = run(runner, wanted, results, done)
     print(all_figures(results.lines))
-    print(f"\n{table(results.lines)}")
+    found = table(results.lines)
+    print(f"\n{found}")
+    title = f"# {inputs.values['model']} on {machine['device']}"
+    text = f"{title}, {date.today().isoformat()}\n\n```\n{found}\n```\n"
+    results.path.with_suffix(".md").write_text(text, encoding="utf-8")
     return int(not all_well)
 
 

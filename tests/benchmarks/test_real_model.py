@@ -91,7 +91,7 @@ def copied(prepared: Path, folder: Path) -> Path:
 
 
 def lines(results: Path) -> list[dict[str, Any]]:
-    (path,) = results.iterdir()
+    (path,) = results.glob("*.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -108,8 +108,9 @@ def test_every_model_is_measured_without_the_rest_of_longred(
         tmp_path, "measure", str(inputs), "--tiny", "--results", str(results), "--deadline", "600"
     )
     assert code == 0, said
-    (path,) = results.iterdir()
+    (path,) = results.glob("*.jsonl")
     assert path.name.endswith("-demo-512.jsonl")
+    assert path.with_suffix(".md").read_text().strip("`\n").endswith(said.strip()[-200:])
     found = lines(results)
     assert ends(found) == {work.name: "ok" for work in ORDER}, said
     by_name = {line["item"]: line for line in found}
@@ -150,7 +151,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(prepared: Path, tmp_path:
     process.wait()
     assert ends(lines(results)).keys() >= {"profile", "train-longred-c"}
     _wait_for_no_process_of(tmp_path)
-    (path,) = results.iterdir()
+    (path,) = results.glob("*.jsonl")
     code, said = call(tmp_path, *command, "--resume", str(path))
     assert code == 0, said
     assert "train-longred-c: already measured" in said
