@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longred.config.evaluation import MAX_SHORT_WINDOW
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.evaluation.counting import count_tokens, prefix_ids
 from longred.evaluation.tasks import Row
@@ -76,6 +75,9 @@ def refuse_short_texts(documents: Sequence[str], tokenizer: Any, *, window: int)
     Raises:
         ConfigError: no document is as long as the window.
     """
+    # Machines that only measure have no pydantic.
+    from longred.config.evaluation import MAX_SHORT_WINDOW
+
     longest = sorted(documents, key=len, reverse=True)
     if any(rows_of(text, tokenizer, window) for text in longest):
         return
