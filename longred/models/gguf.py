@@ -227,17 +227,26 @@ def _write_model(file: Path, folder: Path, key: str, *, weights: bool) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    where = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     loader: Any = AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(file.parent, **where)
+        config = AutoConfig.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
+        )
         if not weights:
             with torch.device("meta"):
-                config.architectures = [type(loader.from_config(config)).__name__]
+                config.architectures = [
+                    type(loader.from_config(config, trust_remote_code=False)).__name__
+                ]
             write_config(config, folder)
             return
-        with_report = {"dtype": torch.float32, "output_loading_info": True}
-        model, report = loader.from_pretrained(file.parent, **where, **with_report)
+        model, report = loader.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ConfigError(f"{key}: {file} cannot be read ({error}); {_advice(key)}") from error
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
