@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from longred.store.artifacts import sha256_file
+
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 MAX_PART_BYTES = 60 * 10**6
@@ -117,7 +119,7 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
             problems.append(f"{path.name} is missing")
         elif (size := path.stat().st_size) != part["bytes"]:
             problems.append(f"{path.name} has {size:,} bytes instead of {part['bytes']:,}")
-        elif _sha256(path) != part["sha256"]:
+        elif sha256_file(path) != part["sha256"]:
             problems.append(f"{path.name} was changed: its sha256 differs")
     if problems:
         raise PartsError(f"{folder}: {'; '.join(problems)}; copy these parts again")
@@ -170,8 +172,3 @@ def _chunks(paths: list[Path]) -> Iterator[bytes]:
         with path.open("rb") as file:
             while chunk := file.read(_BUFFER):
                 yield chunk
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
