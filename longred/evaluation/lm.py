@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from longred.errors import ConfigError
 from longred.evaluation.generation import Sampling
-from longred.evaluation.local_lm import Engine, LocalLM
+from longred.evaluation.local_lm import LocalLM
 from longred.evaluation.tasks import Row
 
 # lm-eval warns about every model that is already loaded and every data set built in this process.
@@ -34,22 +34,13 @@ class TransformersLM(LocalLM, HFLM):  # type: ignore[misc]
     """A causal language model under evaluation by lm-eval, without progress bars.
 
     Args:
-        model, tokenizer, max_tokens, batch_tokens, is_chat, engine: see `LocalLM`.
+        model, tokenizer, max_tokens, settings: see `LocalLM`.
     """
 
     # lm-eval's own knows what to do with templates that refuse a system message.
     apply_chat_template = HFLM.apply_chat_template
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        max_tokens: int,
-        batch_tokens: int | str = "auto",
-        is_chat: bool = False,
-        engine: Engine | None = None,
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, max_tokens: int, **settings: Any) -> None:
         if tokenizer.pad_token_id is None:
             # HFLM wants one, but nothing is padded with it.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -61,15 +52,7 @@ class TransformersLM(LocalLM, HFLM):  # type: ignore[misc]
             max_length=max_tokens,
             batch_size=_ROLLING_ROWS,
         )
-        LocalLM.__init__(
-            self,
-            model,
-            tokenizer,
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            is_chat=is_chat,
-            engine=engine,
-        )
+        LocalLM.__init__(self, model, tokenizer, max_tokens=max_tokens, **settings)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
         """Return the text generated for each request and record how each generation ended.
