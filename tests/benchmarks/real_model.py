@@ -38,7 +38,8 @@ from gpu.run import Runner, run  # noqa: E402
 from gpu_check import prepare_environment  # noqa: E402
 from real.parts import PartsError, join, read_manifest  # noqa: E402
 
-RULER = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "vt", "fwe")
+RULER = ("niah_single_1", "niah_single_2", "niah_multikey_1")
+"""Tasks in which SmolLM2-135M-Instruct has 20 % or more at its own window."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +87,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     add("--short", nargs="*", default=["demo"], metavar="SUITE", help="names or files of suites")
     add("--short-samples", type=int, default=200, help="most samples of a short task")
     add("--short-data", metavar="FOLDER", help="folder of the files that suites name in {folder}")
-    add("--chat-template", choices=("auto", "true", "false"), default="auto")
+    add("--chat-template", choices=("auto", "true", "false"), default="false")
     add("--seed", type=int, default=0)
     add("--part-bytes", type=int, default=50_000_000, help="size of a part, at most 60,000,000")
     parser.set_defaults(command=_prepare)
