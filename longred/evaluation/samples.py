@@ -63,6 +63,7 @@ def freeze(
     for task in config.ruler.tasks:
         ruler.check_task(task)
     suite = suite_of(config)
+    _warn_of_unused_count(config, suite)
     sha256 = tokenizer_sha256(tokenizer_folder)
     if read_data_index(data_folder)["tokenizer"]["sha256"] != sha256:
         raise MismatchError(
@@ -305,6 +306,18 @@ class _Freezer:
                 f"{self.tokenizer_folder}; choose a judge that reads the same tokens"
             )
         return folder
+
+
+def _warn_of_unused_count(config: EvaluationConfig, suite: Sequence[SuiteTask]) -> None:
+    """Say that `num_samples` changes nothing to those who set it and expect fewer samples."""
+    short = config.short
+    is_set = short.num_samples != type(short).model_fields["num_samples"].default
+    if is_set and suite and short.limit is None and all(t.source != "local" for t in suite):
+        logger.warning(
+            "evaluation.short.num_samples: changes nothing, since %s has no local tasks; to ask "
+            "fewer questions set evaluation.short.limit",
+            short.suite,
+        )
 
 
 def _lm_eval_settings(task: SuiteTask, config: EvaluationConfig) -> dict[str, Row]:

@@ -34,13 +34,7 @@ class MadeBy:
 
 def made_by(record: RunRecord) -> MadeBy:
     """Return what a page says of a run."""
-    model = record.config["model"]
-    path, commit = model["path"], model.get("revision")
-    found = record.last_attempts().get("model")
-    if commit is None and found is not None and found.path:
-        # The cache of the hub names the folder of a model after its commit.
-        folder = Path(found.path)
-        commit = folder.name if folder.parent.name == "snapshots" else None
+    path, commit = record.config["model"]["path"], record.model_commit()
     name = "demo, the small model inside longred" if path == "demo" else str(path)
     return MadeBy(
         run=record.id,

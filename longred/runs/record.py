@@ -195,6 +195,19 @@ class RunRecord:
         """Return the last attempt at each stage by name, in order."""
         return {stage.name: stage for stage in self.stages}
 
+    def model_commit(self) -> str | None:
+        """Return the original model's commit on the hub; None for a file or folder.
+
+        A recipe keeps its `model.revision` where only `model.path` is replaced by a file or folder,
+        so what was loaded decides: the hub's cache names a model's folder after its commit.
+        """
+        loaded = self.last_attempts().get("model")
+        if loaded is None or not loaded.path:
+            commit = self.config["model"].get("revision")
+            return str(commit) if commit else None
+        folder = Path(loaded.path)
+        return folder.name if folder.parent.name == "snapshots" else None
+
     def is_gone(self) -> bool:
         """Return whether its process is known to have ended; unknown on other machines."""
         return self.host == socket.gethostname() and not is_alive(self.process)

@@ -154,7 +154,7 @@ PRESETS = {
             "tie_word_embeddings": True,
         },
         (30,),
-        {"long": 1, "short": 12},
+        {"long": 1, "short": 12, "original": 1},
         8192,
         16384,
         1024,

@@ -74,7 +74,9 @@ def test_the_page_splits_the_result_table_into_models_and_tasks(study: Study) ->
     [
         ("demo", None, "longred/demo/model", "demo, the small model inside longred"),
         ("/data/mine", None, "/data/mine", "/data/mine"),
-        ("owner/model", "f" * 40, "/cache/model", "owner/model at " + "f" * 40),
+        ("/data/mine", "f" * 40, "/data/mine", "/data/mine"),
+        ("a/mine.gguf", "f" * 40, "/cache/artifacts/model-0abc", "a/mine.gguf"),
+        ("owner/model", "f" * 40, "/cache/snapshots/" + "f" * 40, "owner/model at " + "f" * 40),
         ("owner/model", None, "/cache/snapshots/0abc", "owner/model at 0abc"),
     ],
 )

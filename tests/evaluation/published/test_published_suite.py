@@ -94,6 +94,25 @@ def test_samples_fit_the_window_and_the_others_are_counted(
     assert limited.read_samples() == task.read_samples()[:3]
 
 
+def test_a_count_that_changes_nothing_is_named(
+    config: EvaluationConfig,
+    tiny_model_folder: Path,
+    data_folder: Path,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, values, is_named in (
+        ("default", {"num_samples": 200}, False),
+        ("set", {"num_samples": 3}, True),
+        ("limit", {"num_samples": 3, "limit": 3}, False),
+    ):
+        caplog.clear()
+        frozen(config_of(config, folder, **values), tiny_model_folder, data_folder, folder, name)
+        said = [m for m in caplog.messages if "evaluation.short.num_samples: changes" in m]
+        assert len(said) == is_named, name
+        assert all("set evaluation.short.limit" in message for message in said)
+
+
 def test_files_are_known_by_their_content(
     config: EvaluationConfig, tiny_model_folder: Path, data_folder: Path, folder: Path
 ) -> None:
