@@ -1,7 +1,7 @@
 """Compare the trainer with the authors' way of computing the same losses, and with its own plan.
 
     python tests/benchmarks/training.py cpu       # 512 x 8 layers, 256 -> 1,024: a few minutes
-    python tests/benchmarks/training.py smollm2   # SmolLM2-135M's shape, 8K -> 16K: minutes
+    python tests/benchmarks/training.py smollm2   # SmolLM2-135M's shape, 8K -> 16K: half an hour
     python tests/benchmarks/training.py gpu-32k   # Llama-3-8B's shape, 8K -> 32K
     python tests/benchmarks/training.py gpu-128k  # long blocks of 128K, ours only
     python tests/benchmarks/training.py tiny      # the same code on a tiny shape, seconds
