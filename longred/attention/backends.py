@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from longred.attention import flash
+from longred.attention.heads import head_dim
 from longred.attention.kernels import capability_of, loaded_cudnn
 from longred.attention.sdpa import HALF, Rules, attend_sdpa
 from longred.errors import ConfigError, PreflightError
@@ -56,10 +57,9 @@ class Backend(NamedTuple):
 
 def needs_of(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> Needs:
     """Return the requirements of a model's attention on a device."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     softcap = getattr(config, "attn_logit_softcapping", None) is not None
     dropout = bool(getattr(config, "attention_dropout", 0.0))
-    return Needs(device.type, capability_of(device), dtype, int(head_dim), softcap, dropout)
+    return Needs(device.type, capability_of(device), dtype, head_dim(config), softcap, dropout)
 
 
 def choose_backend(name: str, needs: Needs) -> Backend:

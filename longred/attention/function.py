@@ -3,10 +3,12 @@
 Shapes: B rows, T tokens, H query heads, h key heads (h divides H), d head dimension.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
@@ -65,6 +67,7 @@ def attend(
     capture: Capture | None = None,
     sequence: DeviceMesh | None = None,
     cached: Cached | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally, inside documents and a sliding window if they are given.
@@ -76,7 +79,7 @@ def attend(
             `guard`, computes; sdpa if it has none.
         query_BHTd: queries after RoPE; if fewer than keys, those of the last tokens.
         key_BhTd: keys after RoPE, not repeated.
-        value_BhTd: values, not repeated.
+        value_BhTd: values, not repeated; may be narrower than keys (latent attention).
         attention_mask: must be None.
         scaling: factor of the logits; 1/sqrt(d) if None.
         dropout: dropout probability of the attention probabilities.
@@ -89,15 +92,18 @@ def attend(
         sequence: mesh of the processes that share the rows, in the order of their tokens; documents
             are those of whole rows.
         cached: keys and values are all slots of a cache, and every row has one query.
+        s_aux: must be None: attention sinks, which no backend computes.
 
     Returns:
         The heads' outputs [B, T, H, d], and None in place of attention weights.
 
     Raises:
-        ValueError: a mask is given.
+        ValueError: a mask or attention sinks are given.
     """
     if attention_mask is not None:
         raise ValueError(_MASK_REFUSED)
+    if s_aux is not None:
+        raise ValueError("attention 'longred' does not compute attention sinks (s_aux)")
     if capture is not None:
         layer: Any = module.layer_idx
         tensors = (query_BHTd, key_BhTd, value_BhTd)
@@ -106,13 +112,27 @@ def attend(
         documents = find_documents(document_ids_BT, query_BHTd.device)
     backend: Any = getattr(module, "attention_backend", BACKENDS["sdpa"])
     rules = Rules(scaling, dropout, sliding_window, softcap, documents)
+    value_size, missing = value_BhTd.shape[-1], query_BHTd.shape[-1] - value_BhTd.shape[-1]
+    if missing:
+        # Kernels want one head dimension; zeros add nothing to the outputs that are kept.
+        value_BhTd = F.pad(value_BhTd, (0, missing))
     if cached is not None:
-        return attend_cached(query_BHTd, key_BhTd, value_BhTd, cached, rules), None
-    if sequence is None:
-        return backend.attend(query_BHTd, key_BhTd, value_BhTd, rules), None
-    # DeepSpeed-Ulysses (arXiv 2309.14509): some heads of all tokens, instead of all heads of some.
-    some_heads = (_reshard(x, sequence) for x in (query_BHTd, key_BhTd, value_BhTd))
-    return _reshard(backend.attend(*some_heads, rules), sequence), None
+        output_BTHd = attend_cached(query_BHTd, key_BhTd, value_BhTd, cached, rules)
+    elif sequence is None:
+        output_BTHd = backend.attend(query_BHTd, key_BhTd, value_BhTd, rules)
+    else:
+        # DeepSpeed-Ulysses (arXiv 2309.14509): some heads of all tokens, instead of all heads of
+        # some.
+        keys = (_enough_heads(x, sequence.size()) for x in (key_BhTd, value_BhTd))
+        some_heads = (_reshard(x, sequence) for x in (query_BHTd, *keys))
+        output_BTHd = _reshard(backend.attend(*some_heads, rules), sequence)
+    return output_BTHd[..., :value_size], None
+
+
+def _enough_heads(x_BhTd: Tensor, num_processes: int) -> Tensor:
+    """Repeat each key head until every process can have as many; they serve the same queries."""
+    times = num_processes // math.gcd(x_BhTd.shape[1], num_processes)
+    return x_BhTd.repeat_interleave(times, dim=1) if times > 1 else x_BhTd
 
 
 def _reshard(x: Tensor, mesh: DeviceMesh) -> Tensor:

@@ -1,7 +1,7 @@
 """The `longred` command: one function per verb, registered in `VERBS`.
 
-`runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `compare`,
-`config`, `data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb each.
+`runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `check`,
+`compare`, `config`, `data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb.
 `resolve` knows what the name of a run, model or data set means, `common` has shared options and
 tables. `terminal` and `score_board` are the live displays, `flow_host` the only way to the flows,
 `drift_text` the text that drift is measured on, `first_recipe` and `first_text` what `init` derives
@@ -24,7 +24,19 @@ import typer
 from typer.core import TyperGroup
 
 import longred
-from longred.cli import compare, config, data, drift, evaluation, export, init, plan, runs, services
+from longred.cli import (
+    check,
+    compare,
+    config,
+    data,
+    drift,
+    evaluation,
+    export,
+    init,
+    plan,
+    runs,
+    services,
+)
 from longred.cli.common import SettingsCommand, StandardError
 from longred.cli.completion import add_completions
 from longred.cli.usage import CommandError, usage_error
@@ -35,7 +47,7 @@ VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     "Prepare": (init.init, config.config, plan.plan),
     "Run": (runs.demo, runs.run),
     "Look at what was made": (runs.show, compare.compare, data.inspect),
-    "Work on any model": (drift.drift, evaluation.evaluate, export.export),
+    "Work on any model": (check.check, drift.drift, evaluation.evaluate, export.export),
     "Services on this machine": (
         services.up,
         services.down,

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from longred.attention.heads import head_dim, value_dim
 from longred.errors import ConfigError
-from longred.models.architectures import ARCHITECTURES, SLIDING, layer_types
+from longred.models.architectures import SLIDING, layer_types, refuse_other_parts
 from longred.recipes import RECIPES
 
 SHAPES = RECIPES / "shapes"
@@ -50,6 +51,9 @@ class ModelShape:
         linears: linear layers inside the decoder layers, by the last part of their name.
         windows: sliding window of each decoder layer, keys; None for full attention.
         is_tied: whether input and output embedding share weights.
+        value_dim: dimension of a head's values; 0 if it is `head_dim`.
+        num_used_experts: weights of the experts that one token passes through, over all layers;
+            they are no linear layers.
     """
 
     num_parameters: int
@@ -63,11 +67,18 @@ class ModelShape:
     linears: Mapping[str, Linears]
     windows: tuple[int | None, ...]
     is_tied: bool
+    value_dim: int = 0
+    num_used_experts: float = 0.0
 
     @cached_property
     def num_linear(self) -> int:
         """Weights of all linear layers in the decoder layers."""
         return sum(linears.num_weights for linears in self.linears.values())
+
+    @property
+    def num_used(self) -> float:
+        """Weights in the decoder layers that one token is multiplied with."""
+        return self.num_linear + self.num_used_experts
 
     @property
     def num_head(self) -> int:
@@ -97,19 +108,21 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     """Return the shape of a model, built on the meta device from its configuration.
 
     Raises:
-        ConfigError: the model is not a causal language model that transformers knows.
+        ConfigError: the model is not a causal language model that transformers knows, or is not
+            built of decoder layers with self-attention.
     """
     own = copy.deepcopy(config)
     loader: Any = AutoModelForCausalLM
+    named = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     try:
         with torch.device("meta"):
             model = loader.from_config(own, trust_remote_code=False)
     except ValueError:
-        named = (getattr(config, "architectures", None) or [type(config).__name__])[0]
         raise ConfigError(
-            f"model.path: architecture {named} is not supported; supported: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"model.path: architecture {named} is no causal language model of this transformers; "
+            "give a decoder such as Llama"
         ) from None
+    refuse_other_parts(model, named)
     found: dict[str, Linears] = {}
     for name, module in model.base_model.layers.named_modules():
         if isinstance(module, nn.Linear):
@@ -126,13 +139,23 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         hidden_size=int(text.hidden_size),
         num_heads=heads,
         num_key_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        head_dim=head_dim(text),
         intermediate_size=int(text.intermediate_size),
         vocab_size=int(text.vocab_size),
         linears=found,
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
         is_tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
+        value_dim=value_dim(text),
+        num_used_experts=_used_experts(model),
     )
+
+
+def _used_experts(model: Any) -> float:
+    """Return the expert weights that one token is multiplied with."""
+    chosen = int(getattr(model.config, "num_experts_per_tok", None) or 1)
+    # Experts are stacked in one tensor, one expert after the other.
+    stacked = [w for w in model.base_model.layers.parameters() if w.ndim == 3]
+    return float(sum(w[0].numel() * min(chosen, len(w)) for w in stacked))
 
 
 def named_config(path: str) -> PreTrainedConfig | None:

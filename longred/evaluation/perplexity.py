@@ -19,7 +19,7 @@ from torch import Tensor
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.evaluation.counting import count_tokens, prefix_ids
 from longred.evaluation.tasks import Row
-from longred.models.architectures import logit_softcap
+from longred.models.architectures import head_input, logit_softcap
 from longred.models.load import hidden_states
 from longred.objectives.cross_entropy import long_loss
 
@@ -128,6 +128,7 @@ def held_out_loss(
             batch = [ids for ids, _ in rows[start : start + batch_rows]]
             input_ids_BT = torch.tensor(batch, device=model.device)
             hidden_BTD = hidden_states(model, input_ids_BT, layers=[last])[last]
+            hidden_BTD = head_input(model.config, hidden_BTD)
             mean = long_loss(hidden_BTD, weight, input_ids_BT, logit_softcap=cap)
             nats += float(mean) * len(batch) * (window - 1)
     if not math.isfinite(nats):
@@ -173,6 +174,7 @@ def token_losses(model: Any, rows_NT: Tensor) -> Tensor:
         for row_T in rows_NT:
             tokens_T = row_T.to(model.device)
             hidden_TD = hidden_states(model, tokens_T[None], layers=[last])[last][0]
+            hidden_TD = head_input(model.config, hidden_TD)
             for start in range(0, len(tokens_T) - 1, CHUNK_TOKENS):
                 target_C = tokens_T[start + 1 : start + 1 + CHUNK_TOKENS]
                 logits_CV = head(hidden_TD[start : start + len(target_C)]).float()

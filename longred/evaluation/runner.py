@@ -19,9 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longred.attention.cached import Cached
 from longred.attention.function import ATTENTION_NAME
+from longred.attention.heads import head_dim
 from longred.errors import PreflightError
 from longred.evaluation.cache import Piece, RowCache
-from longred.models.architectures import logit_softcap, main_rope
+from longred.models.architectures import head_input, logit_softcap, main_rope
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ class Runner:
         )
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Return the logits_NV of hidden states, in float32, soft-capped as the model does."""
-        logits_NV: Tensor = self._head(hidden_ND).float()
+        """Return the logits_NV of hidden states, scaled and capped as the model does; fp32."""
+        logits_NV: Tensor = self._head(head_input(self.model.config, hidden_ND)).float()
         if self._softcap is not None:
             logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
         return logits_NV
@@ -266,9 +267,8 @@ def auto_batch_tokens(model: Any) -> int:
     """Return how many tokens of keys and values fit into the memory that is free."""
     config, device = model.config, torch.device(model.device).type
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     item = torch.finfo(model.dtype).bits // 8
-    token_bytes = 2 * config.num_hidden_layers * heads * head_dim * item
+    token_bytes = 2 * config.num_hidden_layers * heads * head_dim(config) * item
     if device == "cuda":
         # What this process keeps for itself, of the model before, counts as free.
         torch.cuda.empty_cache()

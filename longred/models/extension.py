@@ -20,6 +20,7 @@ from longred.models.architectures import (
     layer_types,
     main_rope,
     rope_is_nested,
+    rope_layers,
     rotary_dim,
     set_main_rope,
 )
@@ -54,7 +55,8 @@ def extend_config(
     rope = main_rope(config)
     kind = rope.get("rope_type", "default")
     _check_windows(config, kind, original_window, target_window)
-    if problem := settings_problem(method, given) or _rope_problem(rope, kind, method):
+    problem = _nothing_rotates(config) or settings_problem(method, given)
+    if problem := problem or _rope_problem(rope, kind, method):
         raise ConfigError(problem)
     before = original_window if kind == "default" else config.max_position_embeddings
     window = Window(
@@ -209,6 +211,17 @@ def _check_windows(
             f"target_window: {target_window} must be larger than original_window, "
             f"{original_window}, and the model's own window of {limit} (max_position_embeddings)"
         )
+
+
+def _nothing_rotates(config: PreTrainedConfig) -> str | None:
+    """Return why there is nothing to rescale: only sliding layers rotate (EXAONE-4, Cohere-2)."""
+    kinds, rotating = layer_types(config), rope_layers(config)
+    if FULL not in kinds or any(kinds[layer] == FULL for layer in rotating):
+        return None
+    return (
+        "extension: no layer of full attention has RoPE in this model; rescaling would only change "
+        "sliding layers, whose window stays, so there is nothing to extend"
+    )
 
 
 def _rope_problem(rope: Mapping[str, Any], kind: str, method: str) -> str | None:

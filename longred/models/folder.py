@@ -10,7 +10,7 @@ import safetensors
 
 from longred.errors import ConfigError, PreflightError
 from longred.method.rope import DYNAMIC_REFUSED, ROPE_TYPES
-from longred.models.architectures import ARCHITECTURES, SLIDING, main_rope, rope_is_nested
+from longred.models.architectures import SLIDING, main_rope, rope_is_nested
 from longred.store.artifacts import write_json
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ def check_folder(folder: Path, key: str = "model.path") -> None:
                 f"{file}: auto_map asks for Python code of the model's own, which is never run; "
                 "give a model of a built-in architecture"
             )
-    architecture = (config.get("architectures") or ["(none)"])[0]
-    if architecture not in ARCHITECTURES:
+    architecture = str((config.get("architectures") or ["(none)"])[0])
+    if not architecture.endswith("ForCausalLM"):
         raise ConfigError(
-            f"{path}: architecture {architecture} is not supported; "
-            f"supported: {', '.join(ARCHITECTURES)}"
+            f"{path}: architecture {architecture} is no decoder of text alone; give a model whose "
+            "architecture ends in ForCausalLM"
         )
     if (folder / "adapter_config.json").exists():
         raise ConfigError(

@@ -6,7 +6,7 @@ output of decoder layer i - 1, except that N is taken after the final norm, as i
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from longred.attention.backends import choose_backend, needs_of
 from longred.attention.function import ATTENTION_NAME, Capture, Captured, guard, register
 from longred.errors import ConfigError, MismatchError, PreflightError
-from longred.models.architectures import layer_types, rope_is_nested
+from longred.models.architectures import layer_types
 from longred.models.find import resolve_model as resolve_model
 from longred.models.folder import (
     copy_companions,
@@ -114,7 +114,7 @@ def load_model(
     misfit = f"{weights}: the weights do not fit {folder / 'config.json'}"
     loader: Any = AutoModelForCausalLM
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model, report = loader.from_pretrained(
                 weights,
                 config=config,
@@ -297,8 +297,8 @@ def run_layers(
 ) -> Iterator[LayerOutput]:
     """Run the decoder layers one at a time, so that two models can run side by side.
 
-    Stores only the newest hidden state. This is the only function that repeats what transformers'
-    forward does between the layers; embeddings that scale (Gemma) do so themselves.
+    Stores only the newest hidden state. Each layer is called with the arguments that the model's
+    own forward gives it.
 
     Args:
         model: a causal language model, with attention `longred`.
@@ -306,30 +306,48 @@ def run_layers(
         position_ids_BT: positions, which may skip; 0 to T - 1 if None.
     """
     base: Any = model.base_model
-    input_ids_BT = input_ids_BT.to(model.device)
-    hidden_BTD = base.embed_tokens(input_ids_BT)
-    if position_ids_BT is None:
-        position_ids_BT = torch.arange(input_ids_BT.shape[1])[None]
-    position_ids_BT = position_ids_BT.to(model.device)
-    kinds = layer_types(model.config)
-    if rope_is_nested(model.config):
-        turns = {k: base.rotary_emb(hidden_BTD, position_ids_BT, k) for k in sorted(set(kinds))}
-    else:
-        turns = dict.fromkeys(kinds, base.rotary_emb(hidden_BTD, position_ids=position_ids_BT))
     captured: list[Captured] = []
-    for layer, (module, kind) in enumerate(zip(base.layers, kinds, strict=True)):
+    arguments: dict[str, Any] = {"capture": captured.append, "use_cache": False}
+    if position_ids_BT is not None:
+        arguments["position_ids"] = position_ids_BT.to(model.device)
+    calls = _layer_calls(base, input_ids_BT.to(model.device), arguments)
+    hidden_BTD, kinds = calls[0].args[0], layer_types(model.config)
+    for layer, (module, call) in enumerate(zip(base.layers, calls, strict=True)):
         captured.clear()
-        hidden_BTD = module(
-            hidden_BTD,
-            attention_mask=None,
-            position_ids=position_ids_BT,
-            position_embeddings=turns[kind],
-            use_cache=False,
-            capture=captured.append,
-        )
+        output = module(hidden_BTD, *call.args[1:], **call.kwargs)
+        hidden_BTD = output[0] if isinstance(output, tuple) else output
         if layer == len(kinds) - 1:
             hidden_BTD = base.norm(hidden_BTD)
-        yield LayerOutput(layer, kind, hidden_BTD, captured[0])
+        yield LayerOutput(layer, kinds[layer], hidden_BTD, captured[0])
+
+
+class _Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def _layer_calls(base: Any, input_ids_BT: Tensor, arguments: Mapping[str, Any]) -> list[_Call]:
+    """Return the arguments of each decoder layer in a forward pass; no layer is computed.
+
+    The first argument is the embedded input, in every call.
+    """
+    calls: list[_Call] = []
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        calls.append(_Call(args, kwargs))
+        return args[0]
+
+    own = [(layer, vars(layer).get("forward")) for layer in base.layers]
+    try:
+        for layer, _ in own:
+            layer.forward = keep
+        base(input_ids=input_ids_BT, **arguments)
+    finally:
+        for layer, forward in own:
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+    return calls
 
 
 def save_model(
@@ -346,7 +364,7 @@ def save_model(
     Raises:
         StorageError: the disk is full.
     """
-    with storage_errors(folder), _no_progress_bars():
+    with storage_errors(folder), no_progress_bars():
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, max_shard_size=shard_size)
         write_config(model.config, folder)
@@ -354,7 +372,7 @@ def save_model(
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Hide transformers' progress bars; the command line has its own."""
     bars: Any = transformers_logging
     was_enabled = bars.is_progress_bar_enabled()

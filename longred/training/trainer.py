@@ -19,7 +19,7 @@ from longred.method.methods import Term
 from longred.models import load as models
 from longred.store.artifacts import storage_errors
 from longred.store.journal import JOURNAL_NAME, Journal
-from longred.training import adapters
+from longred.training import adapters, handshake
 from longred.training.balance import Balance, measure
 from longred.training.checkpoint import Checkpoints
 from longred.training.checks import SpikeGuard, explain_non_finite
@@ -66,6 +66,8 @@ class Trainer:
             check_machine(job, self.device)
             if job.recipe.trains_adapters:
                 adapters.check_weights(student, original)
+            backend = job.attention_backend
+            handshake.require(original, student, device=self.device, backend=backend)
             self.loader = StepLoader(
                 Path(job.data_folder),
                 rows=job.rows,

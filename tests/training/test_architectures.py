@@ -12,19 +12,33 @@ from tiny_training import ORIGINAL, TARGET, MakeJob
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CohereConfig,
+    DeepseekV3Config,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    GraniteConfig,
+    HeliumConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from longred.method.selection import select_layers
-from longred.models.architectures import logit_softcap
+from longred.models.architectures import head_input, logit_softcap
 from longred.models.extension import write_extension
 from longred.models.folder import COMPANIONS
 from longred.models.load import hidden_states, load_model, resolve_model
@@ -55,6 +69,21 @@ LLAMA31 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
+}
+
+MIXED = ["sliding_attention", "sliding_attention", "full_attention"]
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
 }
 
 Make = Callable[[], PreTrainedConfig]
@@ -97,6 +126,46 @@ CASES: dict[str, tuple[Make, str, dict[str, Any]]] = {
         {"rope_theta": 1e5},
     ),
     "gemma3": (lambda: Gemma3TextConfig(**GEMMA, sliding_window_pattern=3), "yarn", {}),
+    "smollm3": (lambda: SmolLM3Config(**SHAPE, no_rope_layer_interval=3), "yarn", {}),
+    "glm4": (lambda: Glm4Config(**SHAPE, head_dim=8), "abf", {}),
+    "olmo3": (lambda: Olmo3Config(**SHAPE, sliding_window=24, layer_types=MIXED), "yarn", {}),
+    "gemma": (lambda: GemmaConfig(**SHAPE, head_dim=8), "pi", {}),
+    "ministral": (
+        lambda: MinistralConfig(**SHAPE, head_dim=8, sliding_window=24, layer_types=MIXED),
+        "abf",
+        {},
+    ),
+    "starcoder2": (lambda: Starcoder2Config(**SHAPE, sliding_window=24), "abf", {}),
+    "exaone4": (
+        lambda: Exaone4Config(**SHAPE, sliding_window=None, layer_types=["full_attention"] * 3),
+        "llama3",
+        {},
+    ),
+    "helium": (lambda: HeliumConfig(**SHAPE, head_dim=8), "ntk", {}),
+    "ernie4_5": (lambda: Ernie4_5Config(**SHAPE, head_dim=8), "abf", {}),
+    "qwen3-moe": (
+        lambda: Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=8, num_experts=4),
+        "yarn",
+        {},
+    ),
+    "mixtral": (
+        lambda: MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+        "abf",
+        {},
+    ),
+    "deepseek-v3": (lambda: DeepseekV3Config(**{**SHAPE, **EXPERTS, **LATENT}), "abf", {}),
+    "granite": (
+        lambda: GraniteConfig(
+            **SHAPE,
+            logits_scaling=3.0,
+            embedding_multiplier=5.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.2,
+        ),
+        "abf",
+        {},
+    ),
+    "cohere": (lambda: CohereConfig(**SHAPE, logit_scale=0.3), "abf", {}),
 }
 CHAT = "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
 
@@ -154,7 +223,7 @@ def assert_it_reads_back(result: Path, student: Path) -> None:
         expected = theirs(prompt, labels=prompt, output_hidden_states=True)
         torch.testing.assert_close(states, expected.hidden_states[last], atol=2e-5, rtol=1e-4)
         weight, cap = ours.get_output_embeddings().weight, logit_softcap(ours.config)
-        loss = long_loss(states, weight, prompt, logit_softcap=cap)
+        loss = long_loss(head_input(ours.config, states), weight, prompt, logit_softcap=cap)
         torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
         generated = theirs.generate(prompt, max_new_tokens=4, do_sample=False, eos_token_id=None)
         assert torch.equal(

@@ -20,7 +20,9 @@ of all rows, D hidden dimension.
 """
 
 import functools
+import itertools
 import logging
+import operator
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,50 +53,83 @@ class Formula(NamedTuple):
     rounds_first: bool
 
 
-NORMS = {
-    **dict.fromkeys(
-        ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"),
-        Formula(adds_one=False, rounds_first=True),
-    ),
-    "Olmo2RMSNorm": Formula(adds_one=False, rounds_first=False),
-    **dict.fromkeys(("Gemma2RMSNorm", "Gemma3RMSNorm"), Formula(adds_one=True, rounds_first=False)),
-}
-"""transformers' norms by class name; other norms are left unchanged."""
+FORMULAS = tuple(Formula(*each) for each in itertools.product((False, True), repeat=2))
 
 
 def fuse(model: PreTrainedModel) -> None:
     """Compute norms, RoPE and gated MLPs of a model's decoder by fused functions.
 
     Args:
-        model: changed in place, before its MLPs are tiled and its layers checkpointed. Modules of
-            unknown classes are left to transformers.
+        model: changed in place, before its MLPs are tiled and its layers checkpointed. Modules
+            that compute something else are left to transformers.
     """
     base: Any = model.base_model
     config: Any = model.config
     activation = str(getattr(config, "hidden_activation", None) or config.hidden_act)
     for layer in base.layers:
-        readers: list[Any] = []
-        # Norms whose outputs only linear layers read. OLMo-2 has none: it normalises outputs.
-        if hasattr(layer, "input_layernorm"):
-            second = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
-            readers = [layer.input_layernorm, second]
+        readers = _feed_linears(layer)
         for module in layer.modules():
             _fuse_norm(module, feeds_linears=any(module is norm for norm in readers))
+            fuse_mlp(module, activation)
         _fuse_rope(layer.self_attn)
-        fuse_mlp(layer.mlp, activation)
     _fuse_norm(base.norm, feeds_linears=False)
+
+
+def _feed_linears(layer: Any) -> list[Any]:
+    """Return the norms of a layer whose outputs only linear layers read.
+
+    OLMo has none: it normalises outputs. Experts sum their outputs in their input's type.
+    """
+    if not hasattr(layer, "input_layernorm"):
+        return []
+    second = getattr(layer, "post_attention_layernorm", None)
+    second = getattr(layer, "pre_feedforward_layernorm", second)
+    has_experts = any(weight.ndim == 3 for weight in layer.mlp.parameters())
+    return [layer.input_layernorm] if has_experts else [layer.input_layernorm, second]
 
 
 # --- Norms ----------------------------------------------------------------------------------------
 
 
 def _fuse_norm(module: Any, *, feeds_linears: bool) -> None:
-    formula = NORMS.get(type(module).__name__)
+    kind: Any = type(module)
+    formula = formula_of(kind)
     if formula is None:
         return
     eps = getattr(module, "variance_epsilon", None)
     eps = float(module.eps if eps is None else eps)
     module.forward = functools.partial(_norm, module, eps, formula, feeds_linears)
+
+
+@functools.cache
+def formula_of(kind: Any) -> Formula | None:
+    """Return the formula that a class of norms computes, bit for bit; None if it is another.
+
+    Its forward runs on a few values in float32 and in bfloat16, where the formulas differ.
+    """
+    if not kind.__name__.endswith("Norm"):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    weight_D = torch.randn(16, generator=generator)
+    norm = types.SimpleNamespace(weight=weight_D, variance_epsilon=1e-5, eps=1e-5)
+    norm._norm = functools.partial(getattr(kind, "_norm", operator.is_), norm)
+    hidden_MD = torch.randn(32, 16, generator=generator)
+    inputs = (hidden_MD, hidden_MD.bfloat16())
+    try:
+        expected = [kind.forward(norm, each) for each in inputs]
+    except (AttributeError, TypeError):
+        return None  # It has other parts.
+    for formula in FORMULAS:
+        dtypes = [torch.promote_types(x.dtype, weight_D.dtype) for x in inputs]
+        found = [
+            normalise(x, weight_D, 1e-5, formula, dtype if formula.rounds_first else x.dtype)[0]
+            for x, dtype in zip(inputs, dtypes, strict=True)
+        ]
+        if all(
+            a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True)
+        ):
+            return formula
+    return None
 
 
 def _norm(module: Any, eps: float, formula: Formula, feeds_linears: bool, hidden: Tensor) -> Tensor:
@@ -176,8 +211,14 @@ class _Norm(torch.autograd.Function):
 def _fuse_rope(attention: Any) -> None:
     """Make an attention layer call `rotated` for RoPE, and cast its input once."""
     forward = type(attention).forward
-    if ROPE_NAME not in forward.__code__.co_names:
-        log.warning("%s does not call %s: RoPE is not fused", type(attention).__name__, ROPE_NAME)
+    if ROPE_NAME not in forward.__code__.co_names or not _turns_halves(
+        forward.__globals__[ROPE_NAME]
+    ):
+        log.warning(
+            "%s does not rotate halves by %s: RoPE is not fused",
+            type(attention).__name__,
+            ROPE_NAME,
+        )
         return
     # The same code with its own globals: transformers' module stays unchanged for other models.
     own = types.FunctionType(
@@ -189,6 +230,24 @@ def _fuse_rope(attention: Any) -> None:
     )
     own.__kwdefaults__ = forward.__kwdefaults__
     attention.forward = functools.partial(_attention, types.MethodType(own, attention))
+
+
+@functools.cache
+def _turns_halves(rotate: Callable[..., Any]) -> bool:
+    """Return whether a model's own function computes `rotated`; others rotate neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    query_BHTd = torch.randn(1, 2, 3, 16, generator=generator)
+    for num_turned in (16, 8):
+        angles_BTn = torch.randn(1, 3, num_turned // 2, generator=generator).repeat(1, 1, 2)
+        tensors = (query_BHTd, query_BHTd, angles_BTn.cos(), angles_BTn.sin())
+        try:
+            theirs = rotate(*tensors)
+        except RuntimeError:
+            # A function for whole heads refuses angles of a part.
+            return num_turned < 16
+        if any(not torch.equal(a, b) for a, b in zip(theirs, rotated(*tensors), strict=True)):
+            return False
+    return True
 
 
 def _attention(

@@ -4,6 +4,7 @@ Shapes: M tokens (rows laid end to end), D hidden dimension, F of the MLP's insi
 """
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,6 @@ from longred.training.layers.masters import (
     weight_gradient,
 )
 
-GATED = (
-    *("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Olmo2MLP", "Gemma2MLP", "Gemma3MLP"),
-    "Phi3MLP",
-)
-"""transformers' MLPs down(act(gate(x)) * up(x)); Phi3MLP has gate and up in one layer."""
-
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "silu": (F.silu, torch.ops.aten.silu_backward),
     "gelu_pytorch_tanh": (
@@ -41,9 +36,38 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 
 def fuse_mlp(mlp: Any, activation: str) -> None:
-    """Compute a gated MLP by the functions of this file; leave others unchanged."""
-    if activation in ACTIVATIONS and type(mlp).__name__ in GATED:
+    """Compute a gated MLP by the functions of this file; leave other modules unchanged."""
+    kind: Any = type(mlp)
+    if activation in ACTIVATIONS and is_gated(kind):
         mlp.forward = functools.partial(_mlp, mlp, activation)
+
+
+@functools.cache
+def is_gated(kind: Any) -> bool:
+    """Return whether a class of MLPs computes down(act(gate(x)) * up(x)) and nothing else.
+
+    Its forward runs on a few values, with gate and up apart and, as in Phi-3, in one layer.
+    """
+    if not kind.__name__.endswith("MLP"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    gate, up, down, x = (torch.randn(6, 6, generator=generator) for _ in range(4))
+    expected = F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+    apart = {"gate_proj": gate, "up_proj": up}
+    together = {"gate_up_proj": torch.cat((gate, up))}
+    for weights in (apart, together):
+        layers = {
+            name: functools.partial(F.linear, weight=weight)
+            for name, weight in {**weights, "down_proj": down}.items()
+        }
+        mlp = types.SimpleNamespace(**layers, act_fn=F.silu, activation_fn=F.silu)
+        try:
+            # Products of two layers may be summed in another order than those of one.
+            if torch.allclose(kind.forward(mlp, x), expected, rtol=1e-4):
+                return True
+        except (AttributeError, TypeError):
+            continue  # It has other parts.
+    return False
 
 
 def _mlp(mlp: Any, activation: str, hidden: Tensor) -> Tensor:

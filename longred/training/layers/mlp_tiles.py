@@ -57,7 +57,7 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = F
         forward, last = mlp.forward, None
         if is_compiled:
             forward = functools.partial(compiled(type(mlp).forward), mlp)
-        elif type(mlp.down_proj) is nn.Linear:
+        elif type(getattr(mlp, "down_proj", None)) is nn.Linear:
             # With adapters or in fp8, and in a compiled tile, gradients may need the output.
             last = mlp.down_proj
         mlp.forward = functools.partial(_tiled, mlp, _Tiles(forward, last, tile_tokens))

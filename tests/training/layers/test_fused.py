@@ -148,7 +148,7 @@ def test_gradients_of_each_function_are_those_of_its_formula(name: str, dtype: t
                 x,
                 y[0],
                 torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6),
-                fused.NORMS["Olmo2RMSNorm"],
+                fused.Formula(adds_one=False, rounds_first=False),
             ),
         ),
         "turn": (
@@ -209,7 +209,7 @@ def test_attention_that_is_not_known_is_left_to_transformers(
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", forward)
     build("llama", is_fused=True)
-    assert "LlamaAttention does not call apply_rotary_pos_emb: RoPE is not fused" in caplog.text
+    assert "LlamaAttention does not rotate halves by apply_rotary_pos_emb: RoPE is not fused" in caplog.text
 
 
 def test_the_modules_of_transformers_stay_as_they_are() -> None:
@@ -245,7 +245,7 @@ def test_compiled_kernels_on_a_gpu(num_tokens: int) -> None:
     """Kernels at the sizes of a real model, forward and backward, against float64 formulas."""
     torch.manual_seed(0)
     draw = functools.partial(torch.randn, device="cuda")
-    formula, angles = fused.NORMS["LlamaRMSNorm"], draw(1, 1, num_tokens, 128)
+    formula, angles = fused.Formula(adds_one=False, rounds_first=True), draw(1, 1, num_tokens, 128)
     x, weight, grad = draw(num_tokens, 4096), 1 + 0.1 * draw(4096), draw(num_tokens, 4096)
     scale = torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-5)
     heads = draw(1, num_tokens, 8, 128).bfloat16().transpose(1, 2)

@@ -1,0 +1,325 @@
+"""The handshake: can this model be trained exactly? Answered on its first layers, in seconds.
+
+The model's own code is the reference: its eager attention under an explicit mask, its logits, its
+loss, its modules unfused. What training puts in their place is compared with that on the first
+decoder layers that hold every kind of layer the model has, with their real weights, in float32:
+
+    dropout      two passes in training mode give the same bits
+    loss         own logits and loss against hidden states and the chunked cross-entropy
+    attention    own eager attention against the registered one: ordinary, skipped, packed rows
+    layers       layer by layer, as profiling runs them
+    RoPE         which layers rotate, and which of them the extension changes
+    gradients    fused and checkpointed layers; every parameter that requires a gradient gets one
+    export       the written configuration reads back
+
+Shapes: B rows, T tokens, D hidden dimension, V vocabulary.
+"""
+
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from longred.attention.backends import choose_backend, needs_of
+from longred.attention.function import ATTENTION_NAME, guard
+from longred.errors import LongredError, PreflightError
+from longred.models.architectures import (
+    extended_layers,
+    head_input,
+    logit_softcap,
+    rope_layers,
+)
+from longred.models.extension import frequencies
+from longred.models.first_layers import (
+    empty_model,
+    load_first_layers,
+    num_first_layers,
+    shortened,
+)
+from longred.models.folder import weight_files, write_config
+from longred.models.load import hidden_states, load_config, run_layers
+from longred.objectives.cross_entropy import long_loss
+from longred.training.layers.activations import checkpoint_activations
+from longred.training.layers.fused import fuse
+from longred.training.layers.masters import hold_no_copies
+from longred.training.own_code import (
+    Reference,
+    Row,
+    make_rows,
+    own_gradients,
+    own_results,
+    rotated_queries,
+    take_gradients,
+)
+
+log = logging.getLogger(__name__)
+
+NUM_TOKENS = 256
+TOLERANCE = 1e-3
+"""Largest difference, as a share of the spread of the values; float32 leaves about 1e-5."""
+
+ROUTED_TOKENS = 0.02
+"""Share of tokens that may differ in a model with experts: rounding can choose another expert."""
+
+ROUTED_GRADIENTS = 0.1
+"""Likewise, the largest difference of a gradient as a share of its norm."""
+
+_NOT_COMPARED = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+
+
+class Finding(NamedTuple):
+    """The result of one comparison.
+
+    Attributes:
+        part: what was compared.
+        text: the result, in words and figures.
+        passed: whether training computes what the model's own code does; None if that could not be
+            compared.
+    """
+
+    part: str
+    text: str
+    passed: bool | None
+
+
+def require(original: Path, student: Path, *, device: torch.device, backend: str = "auto") -> None:
+    """Refuse a model that training would not compute exactly.
+
+    Args:
+        original: folder of the original model.
+        student: folder of the extended model, whose weights start the training.
+        device: where it is trained.
+        backend: of attention, as in `longred.models.load.load_model`.
+
+    Raises:
+        PreflightError: a comparison failed; the message names the first one.
+        MismatchError: the weights do not fit the configuration.
+    """
+    weights = weight_files(student, original=original)[0].parent
+    settings: dict[str, Any] = {"device": device, "backend": backend, "weights": weights}
+    for finding in shake_hands(original, load_config(student), **settings):
+        if finding.passed is False:
+            raise PreflightError(
+                f"{original}: this model cannot be trained exactly: {finding.part}: "
+                f"{finding.text}; `longred check MODEL` shows all comparisons"
+            )
+
+
+def shake_hands(
+    folder: Path,
+    extended: PreTrainedConfig,
+    *,
+    device: torch.device,
+    backend: str = "auto",
+    weights: Path | None = None,
+) -> Iterator[Finding]:
+    """Compare what training computes with the model's own code; yield one finding a comparison.
+
+    Args:
+        folder: the original model.
+        extended: its configuration with rescaled RoPE.
+        device: where the first layers run.
+        backend: of attention.
+        weights: folder of the weights, if they are not the original's.
+
+    Raises:
+        MismatchError: the weights do not fit the configuration.
+        ConfigError: the model is not built of the parts that training works on.
+    """
+    config = load_config(folder)
+    num_layers = num_first_layers(config)
+    config, extended_first = (shortened(each, num_layers) for each in (config, extended))
+    kernels = choose_backend(backend, needs_of(config, device, torch.float32))
+    model = load_first_layers(weights or weight_files(folder)[0].parent, config).to(device)
+    window = int(extended.max_position_embeddings)
+    rows = make_rows(int(config.vocab_size), NUM_TOKENS, window, device)
+    yield guarded("dropout", lambda: _dropout(model, rows["ordinary"]))
+    try:
+        own = {name: own_results(model, row) for name, row in rows.items()}
+        gradients = own_gradients(model, rows["packed"])
+    except Exception as error:
+        log.debug("the model's own code fails", exc_info=True)
+        yield Finding("own code", _crash(error), False)
+        return
+    model.config._attn_implementation = ATTENTION_NAME
+    guard(model, kernels)
+    yield guarded("loss", lambda: _loss(model, rows["ordinary"], own["ordinary"]))
+    for name, row in rows.items():
+        compare = functools.partial(_attention, model, row, own[name])
+        yield guarded(f"attention, {name} rows", compare)
+    yield guarded("layers", lambda: _layers(model, rows["ordinary"], own["ordinary"]))
+    yield guarded("RoPE", lambda: _rope(model, extended_first, rows["ordinary"]))
+    fuse(model)
+    hold_no_copies(model)
+    for kind in ("selective", "full"):
+        compare = functools.partial(_gradients, model, rows["packed"], gradients, kind)
+        yield guarded(f"gradients, {kind} checkpointing", compare)
+    yield guarded("export", lambda: _export(extended))
+
+
+def guarded(part: str, compare: Callable[[], tuple[str, bool]]) -> Finding:
+    """Return a comparison as a finding; a crash of the model's or our code is one that failed."""
+    try:
+        return Finding(part, *compare())
+    except LongredError as error:
+        return Finding(part, str(error), False)
+    except Exception as error:
+        log.debug("%s", part, exc_info=True)
+        return Finding(part, _crash(error), False)
+
+
+def _crash(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"crashes: {type(error).__name__}: {first}"
+
+
+@torch.no_grad()
+def _dropout(model: Any, row: Row) -> tuple[str, bool]:
+    model.train()
+    try:
+        first, second = (
+            model(input_ids=row.input_ids_BT, use_cache=False).logits for _ in range(2)
+        )
+    finally:
+        model.eval()
+    if torch.equal(first, second):
+        return "off: two passes in training mode are equal", True
+    rates = [
+        name
+        for name, value in vars(model.config).items()
+        if value and ("dropout" in name or name.endswith(("_pdrop", "jitter_noise")))
+    ]
+    named = ", ".join(rates) or "dropout"
+    return f"passes in training mode differ by chance; set {named} to 0 in config.json", False
+
+
+@torch.no_grad()
+def _loss(model: Any, row: Row, own: Reference) -> tuple[str, bool]:
+    weight, cap = model.get_output_embeddings().weight, logit_softcap(model.config)
+    hidden_BTD = head_input(model.config, own.hidden_BTD)
+    logits_BTV = F.linear(hidden_BTD, weight)
+    if cap is not None:
+        logits_BTV = cap * torch.tanh(logits_BTV / cap)
+    ours = float(long_loss(hidden_BTD, weight, row.input_ids_BT, logit_softcap=cap))
+    theirs = own.loss if own.loss is not None else float("nan")
+    far = float((logits_BTV - own.logits_BTV).abs().max() / own.logits_BTV.std())
+    text = (
+        f"cross-entropy {ours:.6f}, the model's own {theirs:.6f}; logits differ by up to "
+        f"{far:.1e} of their spread"
+    )
+    if far > TOLERANCE:
+        # Names what is missing if logits are scaled: the factor that fits best.
+        scale = float((logits_BTV * own.logits_BTV).sum() / logits_BTV.square().sum())
+        text += f", the model's own are {scale:.4g} times as large"
+    return text, far <= TOLERANCE and abs(ours - theirs) <= TOLERANCE * max(1.0, theirs)
+
+
+def _hidden(model: Any, row: Row) -> Tensor:
+    last = len(model.base_model.layers)
+    return hidden_states(
+        model,
+        row.input_ids_BT,
+        layers=[last],
+        position_ids_BT=row.position_ids_BT,
+        document_ids_BT=row.document_ids_BT,
+    )[last]
+
+
+@torch.no_grad()
+def _attention(model: Any, row: Row, own: Reference) -> tuple[str, bool]:
+    return _compared(model, _hidden(model, row), own.hidden_BTD)
+
+
+@torch.no_grad()
+def _layers(model: Any, row: Row, own: Reference) -> tuple[str, bool]:
+    *_, last = run_layers(model, row.input_ids_BT)
+    return _compared(model, last.hidden_BTD, own.hidden_BTD)
+
+
+def _compared(model: Any, ours_BTD: Tensor, theirs_BTD: Tensor) -> tuple[str, bool]:
+    far_BT = (ours_BTD - theirs_BTD).abs().amax(dim=-1) / theirs_BTD.std()
+    # Not a number is far, too.
+    num_far = int((~(far_BT <= TOLERANCE)).sum())
+    text = f"hidden states differ by up to {float(far_BT.max()):.1e} of their spread"
+    if num_far:
+        text += f", on {num_far} of {NUM_TOKENS} tokens by more than {TOLERANCE:g}"
+    return text, num_far <= (ROUTED_TOKENS * NUM_TOKENS if _has_experts(model) else 0)
+
+
+def _has_experts(model: Any) -> bool:
+    return any(weight.ndim == 3 for weight in model.base_model.layers.parameters())
+
+
+def _rope(model: Any, extended: PreTrainedConfig, row: Row) -> tuple[str, bool]:
+    """Compare which layers rotate, and which the extension changes, with the configuration."""
+    after = empty_model(extended, attention=ATTENTION_NAME)
+    after.load_state_dict(model.state_dict(), strict=False, assign=True)
+    after.tie_weights()
+    after = after.to(model.device).eval()
+    end = max(1, int(extended.max_position_embeddings) - NUM_TOKENS)
+    near, moved, far = (
+        rotated_queries(model, row._replace(position_ids_BT=row.position_ids_BT + start))
+        for start in (0, 7, end)
+    )
+    beyond = rotated_queries(after, row._replace(position_ids_BT=row.position_ids_BT + end))
+    for did, one, other, wanted in (
+        ("rotate queries", near, moved, rope_layers(model.config)),
+        ("are changed by the extension", far, beyond, extended_layers(model.config)),
+    ):
+        found = [layer for layer in sorted(one) if not torch.equal(one[layer], other[layer])]
+        if found != wanted:
+            return f"layers {found} {did}; by the configuration, {wanted} should", False
+    kept = len(near) - len(wanted)
+    return f"of {len(near)} layers {len(wanted)} are rescaled and {kept} left as they are", True
+
+
+def _gradients(model: Any, row: Row, own: dict[str, Tensor], kind: str) -> tuple[str, bool]:
+    checkpoint_activations(model, kind)
+    model.train()
+    loss = long_loss(
+        head_input(model.config, _hidden(model, row)),
+        model.get_output_embeddings().weight,
+        row.input_ids_BT,
+        document_ids_BT=row.document_ids_BT,
+        logit_softcap=logit_softcap(model.config),
+    )
+    torch.autograd.backward(loss)
+    ours = take_gradients(model)
+    without = [n for n, w in model.named_parameters() if w.requires_grad and n not in ours]
+    if without:
+        return f"{len(without)} parameters get no gradient, first {without[0]}", False
+    # A gradient that is almost nothing is compared with the largest one.
+    least = 1e-4 * max(float(grad.norm()) for grad in own.values())
+    far = {
+        n: float((ours[n] - grad).norm()) / max(float(grad.norm()), least)
+        for n, grad in own.items()
+    }
+    worst = max(far, key=lambda name: far[name])
+    text = f"{len(ours)} weights, by up to {far[worst]:.1e} of the gradient's norm ({worst})"
+    return text, far[worst] <= (ROUTED_GRADIENTS if _has_experts(model) else TOLERANCE)
+
+
+def _export(extended: PreTrainedConfig) -> tuple[str, bool]:
+    """Write the configuration as an export does, and read it back."""
+    with tempfile.TemporaryDirectory(prefix="longred-handshake-") as name:
+        write_config(extended, Path(name))
+        back = load_config(Path(name))
+    if back.max_position_embeddings != extended.max_position_embeddings:
+        return f"reads back a window of {back.max_position_embeddings} tokens", False
+    if not torch.equal(frequencies(extended).inv_freq, frequencies(back).inv_freq):
+        return "RoPE reads back with other frequencies", False
+    ours, theirs = (
+        {key: value for key, value in each.to_dict().items() if key not in _NOT_COMPARED}
+        for each in (extended, back)
+    )
+    lost = sorted(key for key in ours if ours[key] != theirs.get(key))
+    if lost:
+        return f"reads back other values of {', '.join(lost)}", False
+    return "the configuration reads back unchanged", True
