@@ -19,6 +19,7 @@ from longred.errors import ConfigError
 from longred.models import load as models
 from longred.models.folder import weight_files
 from longred.store.artifacts import storage_errors
+from longred.training.layers.masters import stacked_experts
 
 ADAPTERS_NAME = "adapters"
 """Folder for the adapters inside a student's folder; next to the merged weights, loading would add
@@ -77,14 +78,14 @@ def check_targets(settings: Mapping[str, Any], config: PreTrainedConfig) -> None
 
 
 def round_linear_layers(model: PreTrainedModel) -> None:
-    """Convert frozen linear layers, except the LM head, to bfloat16.
+    """Convert frozen linear layers, except the LM head, and experts to bfloat16.
 
     Autocast would round them on every use. The LM head may be tied to the input embedding, which
     is no linear layer and stays in float32 under autocast.
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head:
+        if (isinstance(module, nn.Linear) and module is not head) or stacked_experts(module):
             module.to(torch.bfloat16)
 
 

@@ -5,17 +5,14 @@ the model's files: no process ever holds a whole model, neither on its host nor 
 """
 
 import contextlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from longred.errors import MismatchError, PreflightError
 from longred.method.job import TrainingJob
 from longred.models import load as models
 from longred.models.folder import weight_files
@@ -26,14 +23,9 @@ from longred.training.layers.fp8 import to_fp8
 from longred.training.layers.fused import fuse
 from longred.training.layers.masters import hold_no_copies
 from longred.training.layers.mlp_tiles import tile_mlps
-from longred.training.sharding import local, row_range, shard_student, shard_teacher, sharded_like
+from longred.training.sharding import shard_student, shard_teacher
 from longred.training.step import Teacher
-from longred.training.tensor_files import SavedTensors
-
-_OLD_BUFFERS = r"rotary_emb\.inv_freq"
-"""Saved by early versions of transformers; RoPE's frequencies follow from the config."""
-_ADAPTED = ".base_layer"
-"""What peft inserts into the name of a layer with adapters."""
+from longred.training.weight_files import WeightFiles
 
 
 def load_student(
@@ -143,70 +135,6 @@ def teacher_of_adapters(student: PreTrainedModel, original: Path) -> Teacher:
                 module.enable_adapters(True)
 
     return opened
-
-
-class WeightFiles:
-    """A model's weight files, checked against the model that they will fill.
-
-    Args:
-        model: on the meta device, before adapters are added and before it is sharded.
-        files: safetensors files.
-
-    Raises:
-        MismatchError: the weights belong to another model.
-        PreflightError: a file cannot be read.
-    """
-
-    def __init__(self, model: PreTrainedModel, files: Iterable[Path]) -> None:
-        try:
-            self.saved = SavedTensors(files)
-        except MismatchError as error:
-            raise PreflightError(f"{error}; fetch the model again") from error
-        self._stored_names: dict[str, str] = {}
-        named = dict(model.named_parameters(remove_duplicate=False))
-        problems = []
-        for name, weight in named.items():
-            # Files hold tied weights once, under any of their names.
-            stored = next((n for n, w in named.items() if w is weight and n in self.saved), None)
-            if stored is None:
-                problems.append(f"{name} is missing")
-                continue
-            self._stored_names[name] = stored
-            shape, saved_shape = tuple(weight.shape), self.saved.shape(stored)
-            if saved_shape != shape:
-                problems.append(f"{name} has shape {saved_shape} instead of {shape}")
-        ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), _OLD_BUFFERS]
-        problems += [
-            f"{name} is unknown"
-            for name in self.saved
-            if name not in named and not any(re.search(pattern, name) for pattern in ignored)
-        ]
-        if problems:
-            raise MismatchError(
-                f"{self.saved.paths[0].parent}: the weights do not fit the model's configuration: "
-                f"{len(problems)} differences, first {problems[0]}"
-            )
-
-    def fill(self, model: nn.Module, device: torch.device) -> None:
-        """Read this process's rows of every weight that is still on the meta device.
-
-        Args:
-            model: sharded; adapters, which no file holds, already have values.
-            device: where the rows are loaded.
-        """
-        filled: dict[Tensor, nn.Parameter] = {}
-        for path, module in model.named_modules():
-            for key, weight in list(module.named_parameters(recurse=False)):
-                if not weight.is_meta:
-                    continue
-                if weight not in filled:
-                    stored = self._stored_names[f"{path}.{key}".replace(_ADAPTED, "")]
-                    # The file's type may differ from the weight's.
-                    rows = torch.empty_like(local(weight), device=device)
-                    rows.copy_(self.saved.rows(stored, *row_range(weight)))
-                    values: Any = sharded_like(weight, rows)
-                    filled[weight] = nn.Parameter(values, requires_grad=weight.requires_grad)
-                setattr(module, key, filled[weight])
 
 
 def _open(

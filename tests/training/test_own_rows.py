@@ -16,8 +16,9 @@ from longred.method.job import TrainingJob
 from longred.method.layout import Layout
 from longred.models.extension import write_extension
 from longred.models.load import build_model, hidden_states
-from longred.training.load import WeightFiles, load_student, load_teacher
+from longred.training.load import load_student, load_teacher
 from longred.training.sharding import Meshes, entered, local, make_meshes, whole
+from longred.training.weight_files import WeightFiles
 from longred.training.world import joined
 
 CPU = torch.device("cpu")
@@ -61,8 +62,9 @@ def compare(job: TrainingJob, meshes: Meshes, num_parts: int) -> None:
         with opened() as teacher:
             teachers.append(teacher)
     own, all_ = (sum(local(w).nbytes for w in student.parameters()) for student in students[::-1])
-    # Uneven splits give some processes one more row.
-    assert own <= all_ / num_parts + 4 * 128 * len(list(students[0].parameters()))
+    # Uneven splits give some processes one more row; an expert is one row.
+    rows = sum(weight.nbytes // len(weight) for weight in students[0].parameters())
+    assert own <= all_ / num_parts + rows
     for expected, found in (students, teachers):
         compare_models(expected, found)
         assert not any(weight.is_meta for weight in found.parameters())

@@ -35,6 +35,26 @@ def hold_no_copies(model: PreTrainedModel) -> None:
         if type(module) is nn.Linear and module.weight.requires_grad:
             linear: Any = module
             linear.forward = functools.partial(_forward, module, module.forward)
+        elif stacked_experts(module):
+            experts: Any = module
+            experts.forward = functools.partial(_experts, module, module.forward)
+
+
+def stacked_experts(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own weights that hold one matrix per expert, by name."""
+    return {name: w for name, w in module.named_parameters(recurse=False) if w.ndim == 3}
+
+
+def _experts(experts: nn.Module, forward: Callable[..., Any], hidden: Tensor, *args: Any) -> Any:
+    """Compute experts in the autocast dtype, which does not reach the products of stacked weights.
+
+    Sharded weights are gathered in that dtype; here the copies are held until the backward pass.
+    """
+    dtype, weights = autocast_type(hidden), stacked_experts(experts)
+    if dtype is None or all(weight.dtype == dtype for weight in weights.values()):
+        return forward(hidden, *args)
+    rounded_weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    return torch.func.functional_call(experts, rounded_weights, (hidden, *args))
 
 
 def _forward(linear: nn.Linear, forward: Forward, input_: Tensor) -> Tensor:

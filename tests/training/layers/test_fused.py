@@ -209,7 +209,10 @@ def test_attention_that_is_not_known_is_left_to_transformers(
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", forward)
     build("llama", is_fused=True)
-    assert "LlamaAttention does not rotate halves by apply_rotary_pos_emb: RoPE is not fused" in caplog.text
+    assert (
+        "LlamaAttention does not rotate halves by apply_rotary_pos_emb: RoPE is not fused"
+        in caplog.text
+    )
 
 
 def test_the_modules_of_transformers_stay_as_they_are() -> None:
