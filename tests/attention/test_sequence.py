@@ -1,4 +1,4 @@
-"""Packed rows split over two processes, against the formula on whole rows."""
+"""Packed rows split over processes, against the formula on whole rows."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from longred.attention.function import attend
 
-NUM_PROCESSES, LENGTH = 2, 40
+LENGTH = 40
 NAMES = ("causal", "window", "softcap-window")
 
 
-def attend_to_own_tokens(rank: int, folder: str) -> None:
+def attend_to_own_tokens(rank: int, folder: str, num_processes: int) -> None:
     """Attend with this process's tokens; save its outputs and its tokens' gradients."""
-    store = dist.FileStore(f"{folder}/store", NUM_PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_PROCESSES)
-    mesh = init_device_mesh("cpu", (NUM_PROCESSES,))
-    own = slice(rank * LENGTH // NUM_PROCESSES, (rank + 1) * LENGTH // NUM_PROCESSES)
+    store = dist.FileStore(f"{folder}/store", num_processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_processes)
+    mesh = init_device_mesh("cpu", (num_processes,))
+    own = slice(rank * LENGTH // num_processes, (rank + 1) * LENGTH // num_processes)
     for name in NAMES:
         rules = RULES[name]
         tensors = [x[:, :, own].detach().requires_grad_() for x in draw(torch.float64)]
@@ -47,14 +47,18 @@ def loss_weight() -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_shared_rows_of_documents_are_the_formula(tmp_path: Path) -> None:
-    multiprocessing.spawn(attend_to_own_tokens, (str(tmp_path),), nprocs=NUM_PROCESSES)
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_shared_rows_of_documents_are_the_formula(num_processes: int, tmp_path: Path) -> None:
+    """Four processes share two key heads: each is repeated."""
+    multiprocessing.spawn(
+        attend_to_own_tokens, (str(tmp_path), num_processes), nprocs=num_processes
+    )
     for name in NAMES:
         tensors = draw(torch.float64)
         # Documents end inside one process's tokens; one document spans both processes.
         expected = dense(*tensors, RULES[name], packed(LENGTH))
         gradients = torch.autograd.grad((expected * loss_weight()).sum(), tensors)
-        parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(NUM_PROCESSES)]
+        parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(num_processes)]
         output, *found = (
             torch.cat(shares, dim=1 if place == 0 else 2)
             for place, shares in enumerate(zip(*parts, strict=True))

@@ -117,7 +117,7 @@ def formula_of(kind: Any) -> Formula | None:
     inputs = (hidden_MD, hidden_MD.bfloat16())
     try:
         expected = [kind.forward(norm, each) for each in inputs]
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError):
         return None  # It has other parts.
     for formula in FORMULAS:
         dtypes = [torch.promote_types(x.dtype, weight_D.dtype) for x in inputs]

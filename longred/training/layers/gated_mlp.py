@@ -65,7 +65,7 @@ def is_gated(kind: Any) -> bool:
             # Products of two layers may be summed in another order than those of one.
             if torch.allclose(kind.forward(mlp, x), expected, rtol=1e-4):
                 return True
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, ValueError):
             continue  # It has other parts.
     return False
 

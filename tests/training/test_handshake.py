@@ -1,0 +1,241 @@
+"""The handshake: what passes, and planted faults that must not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_architectures import CASES
+from tiny_training import ORIGINAL, TARGET
+from torch import nn
+from transformers import AutoModelForCausalLM, Exaone4Config, GptOssConfig, LlamaConfig
+from transformers.models.granite import modeling_granite
+from transformers.models.llama import modeling_llama
+
+from longred.attention.sdpa import Rules
+from longred.errors import ConfigError, PreflightError
+from longred.models.extension import extend_config, write_extension
+from longred.models.first_layers import num_first_layers, shortened
+from longred.models.load import load_config
+from longred.training.handshake import Finding, require, shake_hands
+
+CPU = torch.device("cpu")
+
+
+def made(config: Any, folder: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def findings(
+    folder: Path, method: str = "abf", settings: dict[str, Any] | None = None
+) -> dict[str, Finding]:
+    config = load_config(folder)
+    extended = extend_config(
+        config,
+        method=method,
+        original_window=ORIGINAL,
+        target_window=TARGET,
+        **(settings or {}),
+    )
+    return {one.part: one for one in shake_hands(folder, extended, device=CPU)}
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return made(CASES["llama"][0](), tmp_path / "llama")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_architecture_passes(case: str, tmp_path: Path) -> None:
+    make_config, method, settings = CASES[case]
+    found = findings(made(make_config(), tmp_path), method, settings)
+    assert [one for one in found.values() if not one.passed] == []
+    assert len(found) == 9
+
+
+def test_logits_that_the_model_scales_are_seen(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = modeling_llama.LlamaForCausalLM.forward
+
+    def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = own(self, *args, **kwargs)
+        output.logits = output.logits / 8
+        return output
+
+    monkeypatch.setattr(modeling_llama.LlamaForCausalLM, "forward", scaled)
+    found = findings(llama)
+    assert found["loss"].passed is False
+    assert "the model's own are 0.125 times as large" in found["loss"].text
+    assert found["attention, packed rows"].passed
+
+
+def test_a_scale_under_another_name_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(CASES["granite"][0](), tmp_path)
+    own = modeling_granite.GraniteForCausalLM.forward
+
+    def scaled_twice(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = own(self, *args, **kwargs)
+        output.logits = output.logits / self.config.residual_multiplier
+        return output
+
+    monkeypatch.setattr(modeling_granite.GraniteForCausalLM, "forward", scaled_twice)
+    assert "2 times as large" in findings(folder)["loss"].text
+
+
+def test_an_attention_that_ignores_its_mask_is_seen(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = modeling_llama.eager_attention_forward
+
+    def unmasked(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        return own(module, query, key, value, None, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", unmasked)
+    found = findings(llama)
+    for rows in ("ordinary", "skipped", "packed"):
+        assert found[f"attention, {rows} rows"].passed is False
+    assert found["loss"].passed
+
+
+def test_documents_that_training_would_ignore_are_seen(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longred.attention.function.find_documents", lambda *args: None)
+    found = findings(llama)
+    assert found["attention, skipped rows"].passed
+    assert found["attention, packed rows"].passed is False
+    assert "of 256 tokens by more than 0.001" in found["attention, packed rows"].text
+    assert found["gradients"].passed is False
+
+
+def test_a_window_that_training_would_ignore_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(CASES["mistral-window"][0](), tmp_path)
+
+    def without_window(scale: Any, dropout: Any, window: Any, *rest: Any) -> Rules:
+        return Rules(scale, dropout, None, *rest)
+
+    monkeypatch.setattr("longred.attention.function.Rules", without_window)
+    found = findings(folder)["attention, ordinary rows"]
+    assert found.passed is False
+    # The first 24 tokens see all before them in any case.
+    assert "on 232 of 256 tokens" in found.text
+
+
+def test_dropout_is_named(tmp_path: Path) -> None:
+    config = CASES["llama"][0]()
+    config.attention_dropout = 0.1
+    found = findings(made(config, tmp_path))
+    assert found["dropout"].passed is False
+    assert "set attention_dropout to 0 in config.json" in found["dropout"].text
+
+
+def test_a_weight_without_a_gradient_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = modeling_llama.LlamaMLP.forward
+
+    def detached(self: Any, hidden: Any) -> Any:
+        return own(self, hidden).detach()
+
+    monkeypatch.setattr("longred.training.handshake.fuse", lambda model: None)
+    monkeypatch.setattr("longred.training.handshake.hold_no_copies", lambda model: None)
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", detached)
+    found = findings(llama)["gradients"]
+    assert found.passed is False
+    assert "parameters get no gradient, first model.layers.0.mlp" in found.text
+
+
+def test_a_layer_that_does_not_rotate_is_seen(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", lambda query, key, cos, sin: (query, key)
+    )
+    found = findings(llama)["RoPE"]
+    assert found.passed is False
+    assert "layers [] rotate queries; by the configuration, [0, 1] should" in found.text
+
+
+def test_a_crash_is_a_finding(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("The size of tensor a (8) must match\nmore")
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", broken)
+    found = findings(llama)
+    assert found["own code"] == Finding(
+        "own code", "crashes: RuntimeError: The size of tensor a (8) must match", False
+    )
+    assert list(found) == ["dropout", "own code"]
+
+
+def test_attention_sinks_are_refused(tmp_path: Path) -> None:
+    shape = {**CASES["llama"][0]().to_dict(), "head_dim": 8, "num_local_experts": 4}
+    keep = [
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+        *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+        "num_local_experts",
+    ]
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = GptOssConfig(**{key: shape[key] for key in keep}, rope_parameters=rope)
+    found = findings(made(config, tmp_path))
+    assert "does not compute attention sinks" in found["attention, ordinary rows"].text
+
+
+def test_a_model_of_other_parts_is_refused(tmp_path: Path) -> None:
+    class Parts(nn.Module):
+        pass
+
+    from longred.models.architectures import refuse_other_parts
+
+    model: Any = Parts()
+    model.base_model = Parts()
+    with pytest.raises(ConfigError, match="architecture Other has no part embed_tokens"):
+        refuse_other_parts(model, "Other")
+
+
+def test_a_model_in_which_no_full_layer_rotates_has_nothing_to_extend() -> None:
+    shape = {**LlamaConfig().to_dict(), "num_hidden_layers": 4}
+    keep = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    config = Exaone4Config(
+        **{key: shape[key] for key in keep}, sliding_window=24, max_position_embeddings=64
+    )
+    with pytest.raises(ConfigError, match="there is nothing to extend"):
+        extend_config(config, method="abf", target_window=256)
+
+
+def test_training_refuses_by_the_first_finding(llama: Path, tmp_path: Path) -> None:
+    write_extension(
+        llama,
+        tmp_path / "student",
+        digest="0",
+        method="abf",
+        original_window=ORIGINAL,
+        target_window=TARGET,
+    )
+    require(llama, tmp_path / "student", device=CPU)
+    file = llama / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention_dropout": 0.5}))
+    with pytest.raises(
+        PreflightError, match=r"cannot be trained exactly: dropout: .*`longred check"
+    ):
+        require(llama, tmp_path / "student", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("case", "needed"),
+    [("llama", 2), ("gemma3", 3), ("smollm3", 3), ("deepseek-v3", 2), ("olmo3", 3)],
+)
+def test_the_first_layers_hold_every_kind(case: str, needed: int) -> None:
+    config = CASES[case][0]()
+    assert num_first_layers(config) == needed
+    short = shortened(config, 2)
+    assert short.num_hidden_layers == 2
+    types = getattr(short, "layer_types", None)
+    assert types is None or len(types) == 2
+    assert config.num_hidden_layers == 3
