@@ -53,6 +53,7 @@ def drift(
     from longred.cli.drift_text import read_text_rows
     from longred.data.tokens import TextTokenizer
     from longred.profiling.drift import Drift, profile_drift
+    from longred.profiling.passage import PASSAGE
     from longred.profiling.sweep import original_theta, sweep_drift
 
     settings = _settings(theta, factor, methods)
@@ -96,9 +97,27 @@ def drift(
                 teacher, student, rows_NT, batch_rows=batch_rows, on_progress=progress
             )
             values |= {"model_b": model_b, **found.to_json()}
+            ids = tokenizer.encode([PASSAGE])[0].tolist()
+            values["passage"] = [_read_passage(model, ids) for model in (teacher, student)]
     if out is not None:
         _write(out, values, found)
     typer.echo(json.dumps(values, indent=2) if as_json else "\n".join(_table(values)))
+
+
+def _read_passage(model: "PreTrainedModel", tokens: list[int]) -> dict[str, Any]:
+    """Read a short passage at rising positions, up to the end of the model's window."""
+    from longred.profiling.passage import (
+        keeps_its_perplexity,
+        passage_perplexities,
+        passage_text,
+    )
+
+    found = passage_perplexities(model, tokens, int(model.config.max_position_embeddings))
+    return {
+        "perplexities": [one._asdict() for one in found],
+        "text": passage_text(found),
+        "is_kept": keeps_its_perplexity(found),
+    }
 
 
 def _settings(theta: str, factor: str, methods: str) -> "list[Setting]":
@@ -223,6 +242,11 @@ def _table(values: dict[str, Any]) -> Iterator[str]:
         yield row.format(layer, *cells, f"{similarity_std:.4f}")
     means = [f"{sum(column) / len(column):.5f}" for column in (kls, similarities)]
     yield row.format("mean", means[0], "", "", means[1], "").rstrip()
+    yield ""
+    for name, passage in zip(("model_a", "model_b"), values["passage"], strict=True):
+        yield f"{values[name]}: a short passage has {passage['text']}"
+        if not passage["is_kept"]:
+            yield "  its RoPE is not what it was trained with: positions must not change the loss"
     yield (
         "\nattention KL in nats per query; similarity of layer outputs, of the last layer after "
         "the final norm"

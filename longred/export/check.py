@@ -21,7 +21,14 @@ from longred.errors import MismatchError
 from longred.export.write import Exported
 from longred.models.architectures import FULL, SLIDING, rope_is_nested
 from longred.models.extension import frequencies
-from longred.models.load import load_model
+from longred.models.load import load_model, load_tokenizer
+from longred.profiling.passage import (
+    PASSAGE,
+    Placed,
+    keeps_its_perplexity,
+    passage_positions,
+    passage_text,
+)
 
 PROBE = Path(__file__).with_name("probe.py")
 VERSION_4 = ("transformers==4.57.6", "huggingface_hub==0.36.0", "tokenizers==0.22.1")
@@ -105,8 +112,11 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
         int(config.vocab_size), (1, min(window, NUM_TOKENS)), generator=generator
     )
     dtype_name = str(dtype).removeprefix("torch.")
+    passage = load_tokenizer(exported.source)(PASSAGE)["input_ids"][:window]
     values = {
         "tokens": tokens[0].tolist(),
+        "passage": passage,
+        "starts": passage_positions(window, len(passage)),
         "num_logits": NUM_LOGITS,
         "dtype": dtype_name,
         # Only eager attention computes soft-capped logits by the formula.
@@ -158,7 +168,7 @@ def _probe(folder: Path, work: Path, packages: Path | None = None) -> Mapping[st
 
 
 def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> Iterator[Finding]:
-    """Compare a probe's result with the trained model: window, chat template, RoPE, logits."""
+    """Compare a probe's result with the trained model: window, template, RoPE, logits, passage."""
     version = str(seen["transformers"])
     windows = (seen["window"], seen["tokenizer_window"])
     fits = windows == (expected["window"],) * 2 and seen["window_type"] == "int"
@@ -174,6 +184,8 @@ def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> Iterator[F
     limit = LOGIT_TOLERANCE[expected["dtype"]]
     text = f"largest difference {difference:.1e} standard deviations, {expected['dtype']}"
     yield Finding(version, "logits", text, difference <= limit)
+    placed = [Placed(int(start), value) for start, value in seen["passage"]]
+    yield Finding(version, "passage", passage_text(placed), keeps_its_perplexity(placed))
 
 
 def _compare_rope(version: str, kind: str, ours: Any, theirs: Mapping[str, Any] | None) -> Finding:

@@ -32,8 +32,15 @@ def frequencies(model: Any, last_position: int) -> dict[str, Any]:
     return found
 
 
+def perplexities(model: Any, tokens: list[int], starts: list[int]) -> list[list[float]]:
+    """Return each position at which the tokens start, and their perplexity there."""
+    ids, index = torch.tensor([tokens]), torch.arange(len(tokens))[None]
+    losses = (model(ids, position_ids=start + index, labels=ids).loss for start in starts)
+    return [[start, float(loss.exp())] for start, loss in zip(starts, losses, strict=True)]
+
+
 def main(folder: str, request_path: str, result_path: str) -> None:
-    """Compute the last logits of the request's tokens, and window, RoPE and chat template."""
+    """Compute the last logits of the request's tokens, a passage, window, RoPE and template."""
     with open(request_path, encoding="utf-8") as file:
         request = json.load(file)
     loader: Any = AutoModelForCausalLM
@@ -48,6 +55,7 @@ def main(folder: str, request_path: str, result_path: str) -> None:
         rope = frequencies(model, window - 1)
         output = model(torch.tensor([request["tokens"]]), use_cache=False)
         logits = output.logits[0, -request["num_logits"] :].float()
+        placed = perplexities(model, request["passage"], request["starts"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     result = {
         "transformers": transformers.__version__,
@@ -57,6 +65,7 @@ def main(folder: str, request_path: str, result_path: str) -> None:
         "has_chat_template": tokenizer.chat_template is not None,
         "rope": rope,
         "logits": logits.tolist(),
+        "passage": placed,
     }
     with open(result_path, "w", encoding="utf-8") as file:
         json.dump(result, file)

@@ -39,7 +39,8 @@ def test_two_models_are_compared_outside_of_a_pipeline(
     assert table.exit_code == 0, table.output
     assert "192 tokens" in table.stdout
     assert "rows of 32" in table.stdout
-    assert len(table.stdout.splitlines()) == 3 + 3 + 3
+    assert len(table.stdout.splitlines()) == 3 + 3 + 3 + 3
+    assert table.stdout.count("a short passage has perplexity") == 2
     values = json.loads((tmp_path / "out" / "drift.json").read_text())
     assert values["num_tokens"] == 192
     assert values["length"] == 32
@@ -50,6 +51,7 @@ def test_two_models_are_compared_outside_of_a_pipeline(
         assert picture.startswith(b"\x89PNG")
     again = call(tiny_model_folder, student_folder, *options[:4], "--json")
     assert json.loads(again.stdout) == values
+    assert [passage["is_kept"] for passage in values["passage"]] == [True, True]
 
 
 @pytest.mark.medium

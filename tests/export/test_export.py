@@ -134,6 +134,7 @@ def test_an_exported_student_is_the_trained_one(
         "RoPE of full attention": True,
         "trainer's inv_freq": True,
         "logits": True,
+        "passage": True,
         "loading": None,
     }
     # Stock transformers against the weights of the trained folder.
@@ -219,6 +220,7 @@ def test_transformers_4_reads_it_too(rope: str, tiny_model_folder: Path, tmp_pat
         "chat template": True,
         "RoPE of full attention": True,
         "logits": True,
+        "passage": True,
     }
 
 
