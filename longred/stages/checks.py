@@ -33,6 +33,8 @@ class Preflight:
         reads_text: whether to look at the text of the data.
         needs_model: whether a model that cannot be fetched is a problem.
         checks_memory: whether to check the memory of this machine.
+        shakes_hands: whether to compare training with the model's own code, which reads the weights
+            of its first layers.
         works: work folders of stages that may be resumed; their checkpoints need no more space.
     """
 
@@ -43,6 +45,7 @@ class Preflight:
     reads_text: bool = True
     needs_model: bool = True
     checks_memory: bool = True
+    shakes_hands: bool = False
     works: Collection[Path] = ()
 
     @cached_property
@@ -199,7 +202,7 @@ def _check_trainings(asked: Preflight) -> None:
     from longred.attention.backends import choose_backend, needs_of
     from longred.cost.fit import refuse_what_cannot_fit
     from longred.cost.recipe import jobs, lengths_of, ways_out
-    from longred.models.load import choose_device
+    from longred.models.load import choose_device, resolve_model
     from longred.training.launch import LAUNCHER
     from longred.training.machine import check_gpus, check_machine, check_model
 
@@ -221,6 +224,12 @@ def _check_trainings(asked: Preflight) -> None:
     if asked.checks_memory:
         sized = [(job, lengths_of(config, job)) for job in wanted]
         refuse_what_cannot_fit(shape, sized, device, num_here=num_here, **ways_out(config))
+    if asked.shakes_hands:
+        from longred.training.handshake import require
+
+        folder = resolve_model(config.model.path, config.model.revision)
+        backend = config.attention.backend
+        require(folder, extended[config.target_window], device=device, backend=backend)
 
 
 def _check_disk(asked: Preflight) -> None:

@@ -1,7 +1,7 @@
 """Checks of a whole run before its first stage: what a later stage would refuse is refused now."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longred.config import RunConfig
 from longred.errors import LongredError
@@ -42,7 +42,8 @@ def refuse_early(run: "Run", config: RunConfig) -> None:
         checked.update(built)
         methods = _methods_after(stage, run, config)
         works = [run.store.work(str(run.record.stages[-1].digest))]
-        for warning in refuse_all(Preflight(config, built, methods, reads_text=False, works=works)):
+        settings: dict[str, Any] = {"reads_text": False, "shakes_hands": True, "works": works}
+        for warning in refuse_all(Preflight(config, built, methods, **settings)):
             log.warning("%s", warning)
 
     run.store.before_build = check

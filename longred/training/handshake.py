@@ -93,22 +93,23 @@ class Finding(NamedTuple):
     passed: bool | None
 
 
-def require(original: Path, student: Path, *, device: torch.device, backend: str = "auto") -> None:
-    """Refuse a model that training would not compute exactly.
-
-    Args:
-        original: folder of the original model.
-        student: folder of the extended model, whose weights start the training.
-        device: where it is trained.
-        backend: of attention, as in `longred.models.load.load_model`.
+def require(
+    original: Path,
+    extended: PreTrainedConfig,
+    *,
+    device: torch.device,
+    backend: str = "auto",
+    weights: Path | None = None,
+) -> None:
+    """Refuse a model that training would not compute exactly; see `shake_hands`.
 
     Raises:
         PreflightError: a comparison failed; the message names the first one.
         MismatchError: the weights do not fit the configuration.
+        ConfigError: the model is not built of the parts that training works on.
     """
-    weights = weight_files(student, original=original)[0].parent
     settings: dict[str, Any] = {"device": device, "backend": backend, "weights": weights}
-    for finding in shake_hands(original, load_config(student), **settings):
+    for finding in shake_hands(original, extended, **settings):
         if finding.passed is False:
             raise PreflightError(
                 f"{original}: this model cannot be trained exactly: {finding.part}: "
@@ -269,9 +270,15 @@ def _rope(model: Any, extended: PreTrainedConfig, row: Row) -> tuple[str, bool]:
         for start in (0, 7, end)
     )
     beyond = rotated_queries(after, row._replace(position_ids_BT=row.position_ids_BT + end))
+    is_extended = extended.rope_parameters != model.config.rope_parameters
     for did, one, other, wanted in (
         ("rotate queries", near, moved, rope_layers(model.config)),
-        ("are changed by the extension", far, beyond, extended_layers(model.config)),
+        (
+            "are changed by the extension",
+            far,
+            beyond,
+            extended_layers(model.config) if is_extended else [],
+        ),
     ):
         found = [layer for layer in sorted(one) if not torch.equal(one[layer], other[layer])]
         if found != wanted:

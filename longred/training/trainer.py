@@ -17,6 +17,7 @@ from longred.errors import NonFiniteLossError, Stopped
 from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
+from longred.models.folder import weight_files
 from longred.store.artifacts import storage_errors
 from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training import adapters, handshake
@@ -62,12 +63,19 @@ class Trainer:
         self.device = models.choose_device(job.device, "training.device")
         student, original = Path(job.student_folder), Path(job.teacher_folder)
         with world.together():
-            check_model(job, models.load_config(student))
+            extended = models.load_config(student)
+            check_model(job, extended)
             check_machine(job, self.device)
             if job.recipe.trains_adapters:
                 adapters.check_weights(student, original)
-            backend = job.attention_backend
-            handshake.require(original, student, device=self.device, backend=backend)
+            # Methods without a teacher do without the original's folder.
+            handshake.require(
+                original if job.uses_teacher() else student,
+                extended,
+                device=self.device,
+                backend=job.attention_backend,
+                weights=weight_files(student, original=original)[0].parent,
+            )
             self.loader = StepLoader(
                 Path(job.data_folder),
                 rows=job.rows,

@@ -102,14 +102,15 @@ def test_only_a_run_that_trains_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 DIVIDED = ("training.parallel.num_processes=4", "training.step_tokens=32768")
+EIGHT = ("training.parallel.num_processes=8", "training.step_tokens=65536")
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
         (
-            [*DIVIDED, "training.parallel.sequence_parallel=4"],
-            r"training\.parallel\.sequence_parallel: 4 does not divide the model's 2 key-value",
+            [*EIGHT, "training.parallel.sequence_parallel=8"],
+            r"training\.parallel\.sequence_parallel: 8 does not divide the model's 4 query heads",
         ),
         (
             [*DIVIDED, "training.parallel.sequence_parallel=2", "extension.method=longrope"],

@@ -218,13 +218,13 @@ def test_training_refuses_by_the_first_finding(llama: Path, tmp_path: Path) -> N
         original_window=ORIGINAL,
         target_window=TARGET,
     )
-    require(llama, tmp_path / "student", device=CPU)
+    require(llama, load_config(tmp_path / "student"), device=CPU)
     file = llama / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "attention_dropout": 0.5}))
     with pytest.raises(
         PreflightError, match=r"cannot be trained exactly: dropout: .*`longred check"
     ):
-        require(llama, tmp_path / "student", device=CPU)
+        require(llama, load_config(tmp_path / "student"), device=CPU)
 
 
 @pytest.mark.parametrize(
