@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -17,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -52,9 +56,27 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma3": lambda: Gemma3TextConfig(
         **GEMMA, layer_types=["sliding_attention", *["full_attention"] * 2]
     ),
+    "smollm3": lambda: SmolLM3Config(**SHAPE, pad_token_id=0, no_rope_layer_interval=2),
+    "glm4": lambda: Glm4Config(**SHAPE, head_dim=8, pad_token_id=0),
+    "deepseek-v3": lambda: DeepseekV3Config(**{**SHAPE, **LATENT}, experts_implementation="eager"),
+    "cohere": lambda: CohereConfig(**SHAPE, logit_scale=0.3, pad_token_id=0),
 }
 PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 GEMMA = {**SHAPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 24}
+LATENT = {
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+}
 WINDOW_LAYERS = {
     "mistral-window": (24, 24, 24),
     "qwen2-window": (None, 24, 24),
@@ -74,7 +96,7 @@ def build(config: PreTrainedConfig, implementation: str) -> PreTrainedModel:
             # Sharp attention, so that a wrong mask shows.
             if "q_norm" in name:
                 parameter.add_(1.0)
-            is_sharp = any(part in name for part in ("q_proj", "k_proj", "qkv_proj"))
+            is_sharp = any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "q_b_proj"))
             parameter.mul_(8.0 if is_sharp else 2.0)
     if implementation == attention.ATTENTION_NAME:
         attention.guard(model)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GraniteConfig,
+    LlamaConfig,
+    Olmo3Config,
+    PreTrainedModel,
+)
 
 from longred.errors import NonFiniteLossError, PreflightError
 from longred.evaluation import generation, runner
@@ -18,6 +24,13 @@ from longred.evaluation.runner import Runner, Tokens
 from tests.attention.test_attention import FAMILIES, SHAPE, build
 
 EOS = 3
+MODELS = {
+    **FAMILIES,
+    "olmo3": lambda: Olmo3Config(
+        **SHAPE, sliding_window=24, layer_types=["sliding_attention", *["full_attention"] * 2]
+    ),
+    "granite": lambda: GraniteConfig(**SHAPE, logits_scaling=3.0, embedding_multiplier=5.0),
+}
 
 
 class Words:
@@ -36,10 +49,10 @@ def model_of(config: Any, implementation: str = "longred") -> PreTrainedModel:
     return model
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=MODELS)
 def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model with our attention, and with transformers' own."""
-    config = FAMILIES[request.param]()
+    config = MODELS[request.param]()
     return model_of(config, "longred"), model_of(config, "eager")
 
 
