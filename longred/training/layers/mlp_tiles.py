@@ -60,7 +60,14 @@ def tile_mlps(model: PreTrainedModel, tile_tokens: int, *, is_compiled: bool = F
         elif type(getattr(mlp, "down_proj", None)) is nn.Linear:
             # With adapters or in fp8, and in a compiled tile, gradients may need the output.
             last = mlp.down_proj
+        elif any(weight.ndim == 3 for weight in mlp.parameters()):
+            forward = functools.partial(_as_row, forward)
         mlp.forward = functools.partial(_tiled, mlp, _Tiles(forward, last, tile_tokens))
+
+
+def _as_row(forward: Forward, hidden: Tensor) -> Tensor:
+    """Give experts, which take rows alone, a tile as one row."""
+    return forward(hidden[None])[0] if hidden.ndim == 2 else forward(hidden)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -11,15 +11,24 @@ from operator_counts import LiveBytes, OperatorCalls
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    GraniteConfig,
+    HeliumConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from longred.attention import function as attention
@@ -60,6 +69,17 @@ FAMILIES = {
     "olmo2": Olmo2Config(**SHAPE),
     "gemma2": Gemma2Config(**SHAPE, head_dim=16, query_pre_attn_scalar=16),
     "gemma3": Gemma3TextConfig(**SHAPE, head_dim=16),
+    "smollm3": SmolLM3Config(**SHAPE),
+    "glm4": Glm4Config(**SHAPE, head_dim=16),
+    "olmo3": Olmo3Config(**SHAPE),
+    "gemma": GemmaConfig(**SHAPE, head_dim=16),
+    "helium": HeliumConfig(**SHAPE, head_dim=16),
+    "starcoder2": Starcoder2Config(**SHAPE),
+    "cohere": CohereConfig(**SHAPE),
+    "granite": GraniteConfig(**SHAPE, residual_multiplier=0.5),
+    "qwen3-moe": Qwen3MoeConfig(
+        **SHAPE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64
+    ),
 }
 TOKENS = torch.randint(2, 64, (2, 40), generator=torch.Generator().manual_seed(0))
 POSITIONS = (torch.arange(40) + torch.where(torch.arange(40) < 20, 0, 100)).expand(2, -1)
