@@ -46,8 +46,14 @@ def guard(model: PreTrainedModel, backend: Backend | None = None) -> None:
     """Make a model refuse padding masks, find documents once per forward, and use a backend."""
     base: Any = model.base_model
     base.register_forward_pre_hook(_prepare, with_kwargs=True)
+    use_backend(model, backend or BACKENDS["sdpa"])
+
+
+def use_backend(model: PreTrainedModel, backend: Backend) -> None:
+    """Compute a model's attention by another backend."""
+    base: Any = model.base_model
     for layer in base.layers:
-        layer.self_attn.attention_backend = backend or BACKENDS["sdpa"]
+        layer.self_attn.attention_backend = backend
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -41,6 +41,8 @@ def check(
     short passage is read at rising positions by the whole model. Ends with exit code 3 if a
     comparison fails.
     """
+    import torch
+
     from longred.cli.resolve import commit_of, name_model
     from longred.models.first_layers import num_first_layers
     from longred.models.load import choose_device, load_config, resolve_model
@@ -66,7 +68,8 @@ def check(
             f"extended by {how}\n"
         )
     findings = []
-    for finding in _findings(shake_hands(folder, extended, device=chosen), folder, chosen):
+    compared = shake_hands(folder, extended, device=chosen, dtype=torch.bfloat16)
+    for finding in _findings(compared, folder, chosen):
         findings.append(finding)
         if not as_json:
             verdict = {True: "ok", False: "WRONG", None: "-"}[finding.passed]

@@ -228,8 +228,13 @@ def _check_trainings(asked: Preflight) -> None:
         from longred.training.handshake import require
 
         folder = resolve_model(config.model.path, config.model.revision)
-        backend = config.attention.backend
-        require(folder, extended[config.target_window], device=device, backend=backend)
+        require(
+            folder,
+            extended[config.target_window],
+            device=device,
+            backend=config.attention.backend,
+            dtype=getattr(torch, config.training.dtype),
+        )
 
 
 def _check_disk(asked: Preflight) -> None:

@@ -8,6 +8,7 @@ decoder layers that hold every kind of layer the model has, with their real weig
     loss         own logits and loss against hidden states and the chunked cross-entropy
     attention    own eager attention against the registered one: ordinary, skipped, packed rows
     layers       layer by layer, as profiling runs them
+    kernels      what attention in bfloat16 loses, against the model's own
     RoPE         which layers rotate, and which of them the extension changes
     gradients    fused and checkpointed layers; every parameter that requires a gradient gets one
     export       the written configuration reads back
@@ -28,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from longred.attention.backends import choose_backend, needs_of
-from longred.attention.function import ATTENTION_NAME, guard
+from longred.attention.backends import Backend, choose_backend, needs_of
+from longred.attention.function import ATTENTION_NAME, guard, use_backend
 from longred.errors import LongredError, PreflightError
 from longred.models.architectures import (
     FULL,
@@ -75,6 +76,9 @@ ROUTED_TOKENS = 0.02
 ROUTED_GRADIENTS = 0.1
 """Likewise, the largest difference of a gradient as a share of its norm."""
 
+ROUNDING = 2.0
+"""Largest error of kernels in bfloat16, as a multiple of the error of eager attention."""
+
 _NOT_COMPARED = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
@@ -99,6 +103,7 @@ def require(
     *,
     device: torch.device,
     backend: str = "auto",
+    dtype: torch.dtype = torch.float32,
     weights: Path | None = None,
 ) -> None:
     """Refuse a model that training would not compute exactly; see `shake_hands`.
@@ -108,8 +113,8 @@ def require(
         MismatchError: the weights do not fit the configuration.
         ConfigError: the model is not built of the parts that training works on.
     """
-    settings: dict[str, Any] = {"device": device, "backend": backend, "weights": weights}
-    for finding in shake_hands(original, extended, **settings):
+    settings: dict[str, Any] = {"device": device, "backend": backend, "dtype": dtype}
+    for finding in shake_hands(original, extended, weights=weights, **settings):
         if finding.passed is False:
             raise PreflightError(
                 f"{original}: this model cannot be trained exactly: {finding.part}: "
@@ -123,6 +128,7 @@ def shake_hands(
     *,
     device: torch.device,
     backend: str = "auto",
+    dtype: torch.dtype = torch.float32,
     weights: Path | None = None,
 ) -> Iterator[Finding]:
     """Compare what training computes with the model's own code; yield one finding a comparison.
@@ -132,6 +138,7 @@ def shake_hands(
         extended: its configuration with rescaled RoPE.
         device: where the first layers run.
         backend: of attention.
+        dtype: in which the model is trained; with bfloat16 its kernels are compared, too.
         weights: folder of the weights, if they are not the original's.
 
     Raises:
@@ -149,6 +156,10 @@ def shake_hands(
     try:
         own = {name: own_results(model, row) for name, row in rows.items()}
         gradients = own_gradients(model, rows["packed"])
+        rounding = None
+        if dtype != torch.float32:
+            with torch.autocast(device.type, dtype=dtype):
+                rounding = own_results(model, rows["packed"]).hidden_BTD
     except Exception as error:
         log.debug("the model's own code fails", exc_info=True)
         yield Finding("own code", _crash(error), False)
@@ -160,6 +171,13 @@ def shake_hands(
         compare = functools.partial(_attention, model, row, own[name])
         yield guarded(f"attention, {name} rows", compare)
     yield guarded("layers", lambda: _layers(model, rows["ordinary"], own["ordinary"]))
+    if rounding is not None:
+        lowest = choose_backend(backend, needs_of(config, device, dtype))
+        compare = functools.partial(
+            _kernels, model, rows["packed"], own["packed"], rounding, lowest, dtype
+        )
+        yield guarded(f"attention, {str(dtype).removeprefix('torch.')}", compare)
+        use_backend(model, kernels)
     yield guarded("RoPE", lambda: _rope(model, extended_first, rows["ordinary"]))
     yield guarded("gradients", lambda: _gradients(model, rows["packed"], gradients))
     yield guarded("export", lambda: _export(extended))
@@ -236,6 +254,30 @@ def _hidden(model: Any, row: Row) -> Tensor:
 @torch.no_grad()
 def _attention(model: Any, row: Row, own: Reference) -> tuple[str, bool]:
     return _compared(model, _hidden(model, row), own.hidden_BTD)
+
+
+@torch.no_grad()
+def _kernels(
+    model: Any,
+    row: Row,
+    own: Reference,
+    rounding_BTD: Tensor,
+    kernels: Backend,
+    dtype: torch.dtype,
+) -> tuple[str, bool]:
+    """Compare the kernels of training with float32; eager attention shows what rounding costs."""
+    use_backend(model, kernels)
+    with torch.autocast(row.input_ids_BT.device.type, dtype=dtype):
+        ours_BTD = _hidden(model, row)
+    ours, theirs = (
+        float((x.float() - own.hidden_BTD).norm() / own.hidden_BTD.norm())
+        for x in (ours_BTD, rounding_BTD)
+    )
+    text = (
+        f"backend {kernels.name} is {ours:.1e} of the states' norm from float32, the model's own "
+        f"eager attention {theirs:.1e}"
+    )
+    return text, ours <= ROUNDING * theirs + TOLERANCE
 
 
 @torch.no_grad()

@@ -74,6 +74,7 @@ class Trainer:
                 extended,
                 device=self.device,
                 backend=job.attention_backend,
+                dtype=getattr(torch, job.dtype),
                 weights=weight_files(student, original=original)[0].parent,
             )
             self.loader = StepLoader(

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Exaone4Config, GptOssConfig, Llam
 from transformers.models.granite import modeling_granite
 from transformers.models.llama import modeling_llama
 
+from longred.attention.backends import BACKENDS
 from longred.attention.sdpa import Rules
 from longred.errors import ConfigError, PreflightError
 from longred.models.extension import extend_config, write_extension
@@ -40,7 +41,8 @@ def findings(
         target_window=TARGET,
         **(settings or {}),
     )
-    return {one.part: one for one in shake_hands(folder, extended, device=CPU)}
+    found = shake_hands(folder, extended, device=CPU, dtype=torch.bfloat16)
+    return {one.part: one for one in found}
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_every_architecture_passes(case: str, tmp_path: Path) -> None:
     make_config, method, settings = CASES[case]
     found = findings(made(make_config(), tmp_path), method, settings)
     assert [one for one in found.values() if not one.passed] == []
-    assert len(found) == 9
+    assert len(found) == 10
 
 
 def test_logits_that_the_model_scales_are_seen(
@@ -129,6 +131,23 @@ def test_a_window_that_training_would_ignore_is_seen(
     assert found.passed is False
     # The first 24 tokens see all before them in any case.
     assert "on 232 of 256 tokens" in found.text
+
+
+def test_kernels_that_lose_more_than_rounding_are_seen(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = BACKENDS["sdpa"].attend
+
+    def coarse(query: Any, key: Any, value: Any, rules: Rules) -> Any:
+        if value.dtype == torch.bfloat16:
+            value = value.to(torch.float8_e4m3fn).to(torch.bfloat16)
+        return exact(query, key, value, rules)
+
+    monkeypatch.setitem(BACKENDS, "sdpa", BACKENDS["sdpa"]._replace(attend=coarse))
+    found = findings(llama)
+    assert found["attention, packed rows"].passed
+    assert found["attention, bfloat16"].passed is False
+    assert "backend sdpa is" in found["attention, bfloat16"].text
 
 
 def test_dropout_is_named(tmp_path: Path) -> None:
