@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from longred.config.derived import step_unit
 from longred.errors import shown
-from longred.method.methods import BUCKETS, METHODS
+from longred.method.methods import BUCKETS, adapters_problem
 from longred.method.rope import settings_problem
 
 if TYPE_CHECKING:
@@ -164,13 +164,9 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     problem = training.settings_problem(trains_adapters=trains_adapters)
     if problem:
         yield problem
-    carried = METHODS[training.lora.objectives]
-    if trains_adapters and (carried.merges or carried.trains_adapters):
-        yield (
-            f"training.lora.objectives: {training.lora.objectives} has no terms that adapters "
-            "could be trained on, and adapters on a merged model would have that model as their "
-            "teacher; name a method that trains, such as longred-c"
-        )
+    problem = adapters_problem(training.lora.objectives) if trains_adapters else None
+    if problem:
+        yield problem
         return
     original, target = config.original_window, config.target_window
     for method in training.methods():

@@ -198,7 +198,7 @@ def _with_adapters(
     """Return the trainings with adapters in place of one method; None if they cannot be used."""
     job = trainings[0][0]
     targets = [name for name in LORA["targets"] if name in shape.linears]
-    if METHODS[method].trains_adapters or METHODS[method].merges or job.fp8 or not targets:
+    if METHODS[method].merges or job.changes != "all" or job.fp8 or not targets:
         return None
     lora = {**LORA, "targets": targets, "objectives": method}
     return [

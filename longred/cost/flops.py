@@ -132,17 +132,18 @@ def forward_flops(shape: ModelShape, length: int, *, head: bool) -> Flops:
 def student_flops(shape: ModelShape, job: TrainingJob, length: int, *, head: bool) -> Flops:
     """Return the operations per token of a forward and backward pass.
 
-    Backward has two products per forward product, for the input and the weight gradient. With
-    adapters, frozen weights have no weight gradient.
+    Backward has two products per forward product, for the input and the weight gradient. Frozen
+    weights have no weight gradient.
     """
     forward = forward_flops(shape, length, head=head)
-    products = 3.0
-    adapters = 0.0
-    if job.recipe.trains_adapters:
-        products = 2.0
-        adapters = 6.0 * shape.num_adapter(job.lora)
+    products = 3.0 if job.changes == "all" else 2.0
+    trained = 0.0
+    if job.changes == "adapters":
+        trained = 6.0 * shape.num_adapter(job.lora)
+    elif job.changes == "attention":
+        trained = 2.0 * (shape.num_linear - mlp_weights(shape))
     return Flops(
-        linear=forward.linear * products + adapters,
+        linear=forward.linear * products + trained,
         head=forward.head * products,
         attention_forward=forward.attention_forward,
         attention_backward=2.0 * forward.attention_forward,

@@ -49,9 +49,9 @@ def shards_of(job: TrainingJob) -> int:
 
 def num_trained(shape: ModelShape, job: TrainingJob) -> int:
     """Return the number of trained weights."""
-    if job.recipe.trains_adapters:
+    if job.changes == "adapters":
         return shape.num_adapter(job.lora)
-    return shape.num_parameters
+    return shape.num_attention if job.changes == "attention" else shape.num_parameters
 
 
 def memory_parts(
@@ -73,10 +73,9 @@ def memory_parts(
         [updates, *(batch_parts(shape, job, batch) for batch in work)],
         key=lambda parts: sum(parts.values()),
     )
-    frozen = _frozen_bytes(shape, job) / shards
     return {
         "weights": 4.0 * trained / shards,
-        "frozen weights": frozen if job.recipe.trains_adapters else 0.0,
+        "frozen weights": _beside_trained_bytes(shape, job) / shards,
         "gradients": 4.0 * trained / shards,
         "optimizer": 0.0 if is_on_host else moments,
         "teacher": _teacher_bytes(shape, job) / shards,
@@ -106,7 +105,7 @@ def batch_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str
 def losses_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[str, float]:
     """Return the memory alive while a micro-batch's losses are computed, by part, bytes."""
     # The last layer's output and the final norm's; unfused, also the normalised values.
-    final_norm = 4.0 * (2 if is_fused(job) or job.recipe.trains_adapters else 3) * shape.hidden_size
+    final_norm = 4.0 * (2 if is_fused(job) or job.changes != "all" else 3) * shape.hidden_size
     return {
         "activations": _held_bytes(shape, job, batch) * shape.num_layers
         + final_norm * batch.tokens,
@@ -126,7 +125,7 @@ def backward_parts(shape: ModelShape, job: TrainingJob, batch: Batches) -> dict[
     gradients = max(inside * _mlp_gradients(shape, job), tokens * _attention_gradients(shape, job))
     if inside < tokens:
         gradients += tokens * dtype_bytes(job) * shape.hidden_size
-        if not job.recipe.trains_adapters:
+        if job.changes == "all":
             # Weight gradients are accumulated over tiles, next to those of the current tile.
             gradients += 2 * 4.0 * mlp_weights(shape) / shape.num_layers
     # The gradient of the residual stream, and its cast at the input of a linear layer.
@@ -143,18 +142,19 @@ def layer_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
 
     A fused norm saves its input, and its output once for all linear layers that read it. The norms
     of transformers also save the normalised values, and in bfloat16 each linear layer casts its own
-    copy of the input. Frozen linear layers save nothing; each adapter casts its layer's input.
+    copy of the input. Frozen layers save nothing, except norms their input; each adapter casts its
+    layer's input.
     """
-    size, width, is_frozen = shape.hidden_size, dtype_bytes(job), job.recipe.trains_adapters
+    size, width, is_whole = shape.hidden_size, dtype_bytes(job), job.changes == "all"
     norms = 2 * 4.0 * size
-    if not is_fused(job) and not is_frozen:
+    if not is_fused(job) and is_whole:
         norms *= 2
-    if is_frozen:
+    if job.changes == "adapters":
         inputs = width * _adapted_inputs(shape, job, inside=False)
     elif is_fused(job) or width == 4:
-        inputs = 2.0 * width * size
+        inputs = (2.0 if is_whole else 1.0) * width * size
     else:
-        inputs = width * size * num_readers(shape)
+        inputs = width * size * num_readers(shape, inside=is_whole)
     # Queries and keys after RoPE, values, the kernel's output, and one log-sum-exp per head.
     attention = width * 2.0 * (shape.attention_size + shape.key_size) + 4.0 * shape.num_heads
     return tokens * (norms + inputs + attention) + mlp_bytes(shape, job, tokens)
@@ -168,8 +168,9 @@ def mlp_bytes(shape: ModelShape, job: TrainingJob, tokens: int) -> float:
     its cast input.
     """
     values = (3.0 if job.fp8 else 2.0) if is_fused(job) else 4.0
-    if job.recipe.trains_adapters:
+    if job.changes != "all" and not job.fp8:
         values = 2.0 if is_fused(job) else 3.0
+    if job.changes == "adapters":
         values += _adapted_inputs(shape, job, inside=True) / shape.intermediate_size
     return values * dtype_bytes(job) * shape.intermediate_size * tokens
 
@@ -194,15 +195,31 @@ def _held_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     held = layer_bytes(shape, job, batch.tokens)
     if 0 < job.mlp_tile_tokens < batch.tokens:
         held -= mlp_bytes(shape, job, batch.tokens)
-    if job.compile and dtype_bytes(job) == 2 and not job.recipe.trains_adapters:
+    if job.compile and dtype_bytes(job) == 2:
         # Compiled layers save the bfloat16 copies of their weights.
-        held += 2.0 * shape.num_linear / shape.num_layers
+        held += 2.0 * _num_masters(shape, job) / shape.num_layers
     return held
 
 
-def num_readers(shape: ModelShape) -> float:
-    """Return the number of linear layers per decoder layer that read a norm's output."""
-    readers = [one for name, one in shape.linears.items() if name not in ("o_proj", *LAST)]
+def _num_masters(shape: ModelShape, job: TrainingJob) -> float:
+    """Return the trained weights of linear layers, which are float32 and rounded for each use."""
+    if job.changes == "adapters":
+        return 0.0
+    return shape.num_linear - (0.0 if job.changes == "all" else mlp_weights(shape))
+
+
+def num_readers(shape: ModelShape, *, inside: bool = True) -> float:
+    """Return the number of linear layers per decoder layer that read a norm's output.
+
+    Args:
+        shape: the model's shape.
+        inside: whether to count those of MLPs.
+    """
+    readers = [
+        one
+        for name, one in shape.linears.items()
+        if name not in ("o_proj", *LAST) and (inside or shape.intermediate_size != one.outputs)
+    ]
     return sum(one.count for one in readers) / shape.num_layers
 
 
@@ -280,7 +297,7 @@ def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
         return 0.0
     rounded = 2.0 if dtype_bytes(job) == 2 else 0.0
     weights = rounded * shape.num_head
-    gradient = 0.0 if job.recipe.trains_adapters else 4.0 * shape.num_head
+    gradient = 4.0 * shape.num_head if job.changes == "all" else 0.0
     tokens = min(CHUNK_TOKENS, batch.tokens)
     logits = tokens * shape.vocab_size * (4.0 + 2 * max(2.0, rounded))
     product = gradient + tokens * shape.vocab_size * max(4.0, rounded) if rounded else 0.0
@@ -292,9 +309,20 @@ def _crossing_bytes(shape: ModelShape, job: TrainingJob) -> float:
     """Return the offloaded state that is on the GPU at once; a large weight is one part."""
     own = 4.0 * num_trained(shape, job) / shards_of(job)
     whole = 4.0 * shape.num_head / shards_of(job)
-    largest = PART_BYTES if job.recipe.trains_adapters else max(PART_BYTES, whole)
+    largest = max(PART_BYTES, whole) if job.changes == "all" else PART_BYTES
     in_flight = min(own, (PARTS_ON_DEVICE - 1) * PART_BYTES + largest)
     return MOMENT_BYTES[job.optimizer] / 4.0 * in_flight
+
+
+def _beside_trained_bytes(shape: ModelShape, job: TrainingJob) -> float:
+    """Return the student's frozen weights: under adapters the whole model."""
+    if job.changes == "adapters":
+        return _frozen_bytes(shape, job)
+    if job.changes == "all":
+        return 0.0
+    inside = mlp_weights(shape)
+    others = shape.num_parameters - shape.num_attention - inside
+    return dtype_bytes(job) * inside + 4.0 * others
 
 
 def _frozen_bytes(shape: ModelShape, job: TrainingJob) -> float:
@@ -321,7 +349,7 @@ def _gathered_bytes(shape: ModelShape, job: TrainingJob) -> float:
     layer's gradients before and during their reduction (hardly any with adapters).
     """
     layer = shape.num_linear / shape.num_layers
-    summed = 0.0 if job.recipe.trains_adapters else 2 * 4.0 * layer
+    summed = 2 * 4.0 * _num_masters(shape, job) / shape.num_layers
     return dtype_bytes(job) * 2 * layer + 4.0 * shape.num_head + summed
 
 

@@ -126,8 +126,12 @@ def _loss_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
 
 def _weight_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     """Return the bytes per micro-batch of casting weights and accumulating their gradients."""
-    if job.recipe.trains_adapters:
+    if job.changes == "adapters":
         return 0.0
+    if job.changes == "attention":
+        masters = shape.num_linear - mlp_weights(shape)
+        casts = 6.0 * masters * (3 if batch.is_checkpointed else 2) / shards_of(job)
+        return 12.0 * shape.num_attention + (casts if dtype_bytes(job) == 2 else 0.0)
     tiles = 1.0
     if 0 < job.mlp_tile_tokens < batch.tokens:
         tiles = -(-batch.tokens // job.mlp_tile_tokens)

@@ -50,6 +50,7 @@ class ModelShape:
             configuration.
         linears: linear layers inside the decoder layers, by the last part of their name.
         windows: sliding window of each decoder layer, keys; None for full attention.
+        num_attention: weights and biases of the linear layers inside self-attention.
         is_tied: whether input and output embedding share weights.
         value_dim: dimension of a head's values; 0 if it is `head_dim`.
         num_used_experts: weights of the experts that one token passes through, over all layers;
@@ -66,6 +67,7 @@ class ModelShape:
     vocab_size: int
     linears: Mapping[str, Linears]
     windows: tuple[int | None, ...]
+    num_attention: int
     is_tied: bool
     value_dim: int = 0
     num_used_experts: float = 0.0
@@ -124,8 +126,11 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         ) from None
     refuse_other_parts(model, named)
     found: dict[str, Linears] = {}
+    num_attention = 0
     for name, module in model.base_model.layers.named_modules():
         if isinstance(module, nn.Linear):
+            if ".self_attn." in name:
+                num_attention += sum(weight.numel() for weight in module.parameters())
             last = name.rpartition(".")[2]
             count = found[last].count + 1 if last in found else 1
             found[last] = Linears(module.in_features, module.out_features, count)
@@ -144,6 +149,7 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         vocab_size=int(text.vocab_size),
         linears=found,
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
+        num_attention=num_attention,
         is_tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
         value_dim=value_dim(text),
         num_used_experts=_used_experts(model),

@@ -12,7 +12,14 @@ from typing import Any, Literal, get_type_hints
 
 from longred.errors import ConfigError, shown
 from longred.method.layout import Layout
-from longred.method.methods import METHODS, Method, Term, method_terms
+from longred.method.methods import (
+    METHODS,
+    Method,
+    Term,
+    Trained,
+    adapters_problem,
+    method_terms,
+)
 from longred.method.values import (
     UNDIGESTED,
     Count,
@@ -39,6 +46,9 @@ class TrainingSettings:
             longer row makes a pass alone. Lower it if GPU memory runs out.
         short_micro_batch_tokens: most tokens of a pass over short or original rows; 0 takes
             micro_batch_tokens. Small passes need less memory and may keep all activations.
+        trained: which weights are trained. attention trains only the linear layers inside
+            self-attention (queries, keys, values, output); embeddings, norms, MLPs and LM head
+            keep their bits and need neither gradients nor optimizer state.
         learning_rate: peak learning rate, reached after the warm-up. 2e-5 suits models of billions
             of parameters; small models need more.
         warmup_steps: number of first steps, in which the learning rate rises linearly to its peak.
@@ -114,6 +124,7 @@ class TrainingSettings:
     num_steps: Count = 512
     micro_batch_tokens: Count = 32768
     short_micro_batch_tokens: CountOrZero = 0
+    trained: Trained = "all"
     learning_rate: Positive = 2e-5
     warmup_steps: CountOrZero = 0
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
@@ -165,6 +176,12 @@ class TrainingSettings:
             return (
                 "training.fp8: does not work with adapters: their teacher is the student without "
                 "them and would be rounded too; set it to false, or train another method"
+            )
+        if trains_adapters and self.trained != "all":
+            return (
+                f"training.trained: {self.trained} selects weights, but lora trains adapters "
+                "instead of them; set it to all, and choose the adapted layers by "
+                "training.lora.targets"
             )
         return self._schedule_problem() or self._keep_problem()
 
@@ -258,6 +275,10 @@ class TrainingJob(TrainingSettings):
             return f"training.method: {self.method!r} is not one of {', '.join(METHODS)}"
         if METHODS[self.method].trains_adapters and self.lora.get("objectives") not in METHODS:
             return f"training.lora: {self.method} needs adapters, got {self.lora}"
+        if METHODS[self.method].trains_adapters and (
+            problem := adapters_problem(self.lora["objectives"])
+        ):
+            return problem
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             if problem := value_problem(kind, getattr(self, name)):
                 return f"training.{name}: {problem}"
@@ -294,6 +315,13 @@ class TrainingJob(TrainingSettings):
             for term in self.recipe.terms
             if not (term.is_optional and term.weight and getattr(self, term.weight) == 0)
         )
+
+    @property
+    def changes(self) -> Literal["all", "attention", "adapters"]:
+        """What the training changes: all weights, those of attention, or adapters."""
+        if self.recipe.trains_adapters:
+            return "adapters"
+        return self.trained if self.recipe.trained == "all" else self.recipe.trained
 
     def uses_teacher(self) -> bool:
         """Return whether a term of the loss runs the teacher."""

@@ -9,6 +9,7 @@ MethodName = Literal[
     "longred-u",
     "cpt",
     "mix-cpt",
+    "attention-only",
     "cream",
     "pose",
     "merge",
@@ -58,6 +59,9 @@ LONGRED = (LONG, LONG_DISTILL, SHORT_DISTILL, ATTENTION_DISTILL, SHORT_TO_LONG)
 _WEIGHT_SETTINGS = {term.weight for term in LONGRED if term.weight}
 _WEIGHTING_SETTINGS = {"weights", "weights_every_steps", "weighting"}
 
+Trained = Literal["all", "attention"]
+"""Weights of the student that a training changes: all, or the linear layers of self-attention."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -68,6 +72,7 @@ class Method:
         positions: how the student's positions skip on original-window blocks; a key of
             `longred.method.positions.SKIPPERS`, or None for 0 to T - 1.
         sigma: default spread of the skipped positions.
+        trained: `attention` trains these weights whatever `training.trained` says.
         trains_adapters: train low-rank adapters instead of the weights.
         merges: the method whose student is averaged with the original; nothing else is trained.
     """
@@ -75,6 +80,7 @@ class Method:
     terms: tuple[Term, ...] = (LONG,)
     positions: str | None = None
     sigma: float = 5.0
+    trained: Trained = "all"
     trains_adapters: bool = False
     merges: str | None = None
 
@@ -94,6 +100,8 @@ class Method:
             unused |= {"short_length", "ratio"}
         if not self.trains_adapters:
             unused |= {"lora"}
+        if self.trains_adapters or self.trained != "all":
+            unused |= {"trained"}
         return frozenset(unused | {"merge_weight"})
 
     def uses_layers(self) -> bool:
@@ -106,6 +114,7 @@ METHODS: dict[str, Method] = {
     "longred-u": Method(LONGRED, positions="uniform"),
     "cpt": Method(),
     "mix-cpt": Method(tuple(Term(bucket, "cross_entropy") for bucket in BUCKETS)),
+    "attention-only": Method(trained="attention"),
     "cream": Method((Term("original", "cross_entropy"),), positions="cream", sigma=3.0),
     "pose": Method((Term("original", "cross_entropy"),), positions="pose"),
     "merge": Method(merges="cpt"),
@@ -117,6 +126,23 @@ same text at positions 0 to T - 1, the range of its teacher.
 
 Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
 2309.10400; lora 2106.09685; attention-distill 2604.00004."""
+
+
+def adapters_problem(carried: str) -> str | None:
+    """Return why adapters cannot train on the terms of a method, or None."""
+    method = METHODS[carried]
+    if method.trains_adapters or method.merges:
+        return (
+            f"training.lora.objectives: {carried} has no terms that adapters could be trained on, "
+            "and adapters on a merged model would have that model as their teacher; name a method "
+            "that trains, such as longred-c"
+        )
+    if method.trained != "all":
+        return (
+            f"training.lora.objectives: {carried} trains weights of attention, not adapters; name "
+            "another method, and restrict adapters by training.lora.targets"
+        )
+    return None
 
 
 def method_terms(name: str, carried: str) -> Method:

@@ -32,6 +32,8 @@ MODELS = {
     "restoration.",
     "mix-cpt": "Extended by continual pre-training on long and short text together, without "
     "distillation.",
+    "attention-only": "As cpt, but only the linear layers of self-attention are trained; all other "
+    "weights stay those of the original.",
     "cream": "Trained on text of the original window alone, at positions that skip ahead into the "
     "new window (CREAM).",
     "pose": "Trained on text of the original window alone, at positions that skip once by a random "

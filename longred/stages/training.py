@@ -2,12 +2,33 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from longred.config import RunConfig, TrainingConfig
 from longred.method.kept import kept_name, kept_place
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
+
+LATER_SETTINGS = {"trained": "all"}
+"""Settings that came after the first artifacts, with the value under which nothing changed: it
+stays out of digests, so that these artifacts are found."""
+
+
+def settings_of(config: TrainingConfig, method: str) -> dict[str, Any]:
+    """Return the settings that a training by a method depends on, for its digest.
+
+    It depends neither on the other methods of the run nor on settings that it never reads.
+    """
+    recipe = config.recipe(method)
+    values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
+    unused = recipe.unused_settings() | {"baselines"}
+    if config.weights == "fixed":
+        unused |= {"weights", "weights_every_steps"}
+    if not config.keep_steps:
+        unused |= {"keep_steps"}
+    unused |= {name for name, value in LATER_SETTINGS.items() if values[name] == value}
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def train_student(
@@ -46,14 +67,7 @@ def train_student(
         )
         return _merge(config, method, base, student, store)
     uses_layers = recipe.uses_layers()
-    values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
-    # A student depends neither on the other methods of the run nor on settings it never reads.
-    unused = recipe.unused_settings() | {"baselines"}
-    if config.weights == "fixed":
-        unused |= {"weights", "weights_every_steps"}
-    if not config.keep_steps:
-        unused |= {"keep_steps"}
-    settings = {name: value for name, value in values.items() if name not in unused}
+    settings = settings_of(config, method)
     inputs = {"model": base.digest, "extension": extended.digest, "data": data.digest}
     if uses_layers:
         inputs["selection"] = layers.digest

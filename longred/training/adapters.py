@@ -85,7 +85,9 @@ def round_linear_layers(model: PreTrainedModel) -> None:
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for module in model.modules():
-        if (isinstance(module, nn.Linear) and module is not head) or stacked_experts(module):
+        is_linear = isinstance(module, nn.Linear) and module is not head
+        is_frozen = not any(weight.requires_grad for weight in module.parameters())
+        if is_frozen and (is_linear or stacked_experts(module)):
             module.to(torch.bfloat16)
 
 

@@ -17,6 +17,7 @@ from longred.method.job import TrainingJob
 from longred.models import load as models
 from longred.models.folder import weight_files
 from longred.training.adapters import add_adapters, round_linear_layers
+from longred.training.frozen import train_attention_alone
 from longred.training.layers.activations import checkpoint_activations
 from longred.training.layers.compiling import compile_layers
 from longred.training.layers.fp8 import to_fp8
@@ -46,8 +47,10 @@ def load_student(
     folder, original = Path(job.student_folder), Path(job.teacher_folder)
     settings: dict[str, Any] = {"backend": job.attention_backend, "compute_dtype": dtype}
     student, files = _open(folder, mesh, original, device=device, **settings)
-    if job.recipe.trains_adapters:
+    if job.changes == "adapters":
         add_adapters(student, job.lora, dtype=job.dtype)
+    elif job.changes == "attention":
+        train_attention_alone(student, dtype=job.dtype)
     if job.fp8:
         to_fp8(student, is_compiled=device.type == "cuda" and not job.compile)
     if job.compile:

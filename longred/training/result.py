@@ -17,6 +17,7 @@ from longred.models import load as models
 from longred.store.artifacts import new_folder, read_json, storage_errors, write_json
 from longred.store.journal import JOURNAL_NAME
 from longred.training import adapters
+from longred.training.frozen import completed, train_attention_alone
 from longred.training.machine import environment_of
 from longred.training.trainer import Trainer
 
@@ -86,7 +87,7 @@ def _link(source: str, target: str) -> None:
 
 
 def write_student(trainer: Trainer, folder: Path) -> None:
-    """Write the current student as a plain model folder, adapters merged into its weights.
+    """Write the current student as a plain float32 model folder, adapters merged into its weights.
 
     Called by all processes; the first one writes.
 
@@ -102,13 +103,15 @@ def write_student(trainer: Trainer, folder: Path) -> None:
         if job.recipe.trains_adapters:
             adapters.save_adapters(model, folder / adapters.ADAPTERS_NAME)
             model = adapters.merged(model, student, original)
+        elif job.changes == "attention":
+            model = completed(model, student, original)
         models.save_model(model, student, folder)
 
 
 def _whole_student(trainer: Trainer) -> PreTrainedModel | None:
     """Gather the trained weights in the first process; return None in the others.
 
-    With adapters the frozen weights stay on the meta device.
+    Frozen weights stay on the meta device.
     """
     if trainer.meshes.weights is None:
         return trainer.student
@@ -121,6 +124,8 @@ def _whole_student(trainer: Trainer) -> PreTrainedModel | None:
     student = models.build_model(Path(job.student_folder), backend="sdpa", **settings)
     if job.recipe.trains_adapters:
         adapters.add_adapters(student, job.lora, dtype=job.dtype)
+    elif job.changes == "attention":
+        train_attention_alone(student, dtype=job.dtype)
     student.load_state_dict(weights, strict=False, assign=True)
     student.tie_weights()
     return student

@@ -143,6 +143,14 @@ def test_adapters_on_a_merged_model_are_refused(objectives):
         load_recipe("demo", overrides)
 
 
+def test_adapters_and_a_choice_of_weights_are_refused_together():
+    with pytest.raises(ConfigError, match=r"training\.trained: attention selects weights"):
+        load_recipe("demo", ["training.baselines=[lora]", "training.trained=attention"])
+    carried = ["training.method=lora", "training.lora.objectives=attention-only"]
+    with pytest.raises(ConfigError, match=r"training\.lora\.objectives: attention-only trains"):
+        load_recipe("demo", carried)
+
+
 def test_texts_that_are_no_longer_than_the_judges_context_are_refused():
     lengths = "evaluation.perplexity.lengths=[256, 512]"
     judged = [lengths, "evaluation.perplexity.judge=demo"]

@@ -10,7 +10,10 @@ from longred.config.section import Section
 from longred.errors import ConfigError
 from longred.recipes import RECIPES
 
-METHODS = "longred-c, longred-u, cpt, mix-cpt, cream, pose, merge, lora, attention-distill"
+METHODS = (
+    "longred-c, longred-u, cpt, mix-cpt, attention-only, cream, pose, merge, lora, "
+    "attention-distill"
+)
 
 
 def refusal(*overrides: str, recipe: str | Path = "demo") -> str:

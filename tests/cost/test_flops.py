@@ -145,6 +145,21 @@ def test_adapters_spare_the_gradients_of_frozen_weights() -> None:
     assert found.linear / long.step_tokens == pytest.approx(4.0 * shape.num_linear + 6.0 * adapters)
 
 
+@pytest.mark.parametrize("values", [{"method": "attention-only"}, {"trained": "attention"}])
+def test_attention_alone_spares_the_weight_gradients_of_mlps_and_the_head(
+    values: dict[str, str],
+) -> None:
+    rows = {"long": 32} if "method" in values else {"long": 32, "short": 768, "original": 32}
+    shape, job = shape_of(LLAMA_8B), make_job(rows=rows, **values)
+    attention = (2 * 4096 * 4096 + 2 * 4096 * 1024) * 32
+    assert shape.num_attention == attention
+    long = batches(job, LENGTHS)[0]
+    found = needed_flops(shape, job, long) * (1 / long.step_tokens)
+    mlps = 3 * 4096 * 14336 * 32
+    assert found.linear == pytest.approx(6.0 * attention + 4.0 * mlps)
+    assert found.head == pytest.approx(4.0 * 4096 * 128256)
+
+
 def test_micro_batches_are_cut_as_the_trainer_cuts_them() -> None:
     job = make_job(rows={"long": 2, "short": 5, "original": 3}, micro_batch_tokens=32768 * 2)
     long, short, original = batches(job, LENGTHS)

@@ -48,6 +48,22 @@ def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
     assert some_read - METHODS[method].unused_settings() == read
 
 
+LATER = {"trained"}
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        ("longred-c", {"trained"}),
+        ("attention-only", set()),
+        ("attention-distill", {"trained"}),
+        ("lora", set()),
+    ],
+)
+def test_later_settings_that_a_method_reads(method: str, read: set[str]) -> None:
+    assert LATER - METHODS[method].unused_settings() == read
+
+
 def test_adapters_carry_the_terms_of_another_method_and_read_what_it_reads() -> None:
     carried = method_terms("lora", "cream")
     assert carried.terms == METHODS["cream"].terms

@@ -134,10 +134,37 @@ def objective_loss(job: TrainingJob, objective: str, rows: list, student, teache
     return torch.cat(terms).mean()
 
 
+def trains(job: TrainingJob, name: str) -> bool:
+    """Return whether a training changes the weight of this name."""
+    if job.method != "attention-only" and job.trained == "all":
+        return True
+    return ".self_attn." in name and "_norm." not in name
+
+
+def reference_update(job: TrainingJob, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all weights after the first step: AdamW on clipped gradients, written out."""
+    weights = dict(
+        dense_model(Path(job.student_folder), Path(job.teacher_folder)).named_parameters()
+    )
+    norm = float(sum((grad**2).sum() for grad in grads.values()) ** 0.5)
+    scale = min(1.0, job.max_grad_norm / norm)
+    rate = job.learning_rate / max(1, job.warmup_steps)
+    updated = {name: weight.detach() for name, weight in weights.items()}
+    for name, grad in grads.items():
+        # The first step's moments, corrected for their bias, are the gradient and its square.
+        step = scale * grad / (scale * grad.abs() + job.epsilon)
+        decays = weights[name].ndim == 2
+        shrunk = 1 - rate * job.weight_decay if decays else 1.0
+        updated[name] = shrunk * updated[name] - rate * step
+    return updated
+
+
 def reference_step(job: TrainingJob) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return the losses by metric and the gradients of the first step."""
     original = Path(job.teacher_folder)
     student, teacher = (dense_model(Path(f), original) for f in (job.student_folder, original))
+    for name, weight in student.named_parameters():
+        weight.requires_grad_(trains(job, name))
     loaded = StepLoader(Path(job.data_folder), rows=job.rows, seed=job.seed).next_step()
     rows: dict[str, list[Any]] = {}
     for bucket, step in loaded.items():

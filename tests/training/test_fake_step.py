@@ -110,6 +110,8 @@ def test_no_product_is_taken_more_often_than_designed(
         ("llama3-8b-32k", ("training.activation_checkpointing=none",)),
         ("llama3-8b-32k", ("training.uncheckpointed_tokens=0",)),
         ("llama3-8b-32k", ("training.method=lora", "training.uncheckpointed_tokens=0")),
+        ("llama3-8b-32k", ("training.trained=attention",)),
+        ("llama3-8b-32k", ("training.trained=attention", "training.fused=false")),
         ("qwen2.5-7b-128k", ()),
         ("mistral-7b-128k", ()),
     ],

@@ -88,8 +88,23 @@ def assert_close_weights(result: Path, reference: Path) -> None:
             {},
             2,
         ),
+        ({"method": "attention-only", "keep_steps": [2], **SAVERS}, {"sequence_parallel": 2}, 2),
+        (
+            {
+                "trained": "attention",
+                "dtype": "bfloat16",
+                "num_steps": 2,
+                "micro_batch_tokens": 1,
+                "mlp_tile_tokens": 16,
+            },
+            {},
+            2,
+        ),
     ],
-    ids=["sharded", "sequence-parallel", "hsdp", "replicated", "lora", "bfloat16"],
+    ids=[
+        *("sharded", "sequence-parallel", "hsdp", "replicated", "lora", "bfloat16"),
+        *("attention-only", "attention-bfloat16"),
+    ],
 )
 def test_several_processes_equal_one(
     values, parallel, num_processes, make_job: MakeJob, processes, tmp_path: Path
@@ -104,9 +119,16 @@ def test_several_processes_equal_one(
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("case", ["qwen2-window", "gemma3", "mixtral", "deepseek-v3"])
+@pytest.mark.parametrize(
+    ("case", "trained"),
+    [
+        *((case, "all") for case in ("qwen2-window", "gemma3", "mixtral", "deepseek-v3")),
+        ("qwen2-window", "attention"),
+        ("deepseek-v3", "attention"),
+    ],
+)
 def test_tied_embeddings_and_sliding_windows(
-    case, make_job: MakeJob, tiny_model_folder: Path, processes, tmp_path: Path
+    case, trained, make_job: MakeJob, tiny_model_folder: Path, processes, tmp_path: Path
 ):
     make_config, method, settings = CASES[case]
     original, student = tmp_path / "original", tmp_path / "student"
@@ -121,6 +143,7 @@ def test_tied_embeddings_and_sliding_windows(
         "num_steps": 3,
         "learning_rate": 1e-4,
         "long_distill_weight": 1.0,
+        "trained": trained,
         "teacher_folder": str(original),
         "student_folder": str(student),
     }

@@ -1,0 +1,66 @@
+"""Losses, gradients and weights of one optimizer step of each method against dense float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from dense_step import reference_step, reference_update, trains
+from test_loop import relative_error
+from tiny_training import MakeJob
+from torch import Tensor
+
+from longred.method.job import TrainingJob
+from longred.training import optimizer
+from longred.training import trainer as trainer_module
+from longred.training.trainer import Trainer
+
+METHODS = {
+    "attention-only": {"method": "attention-only"},
+    "attention-of-longred": {"trained": "attention", "long_distill_weight": 2.0},
+    "attention-of-attention-distill": {"method": "attention-distill", "trained": "attention"},
+}
+
+
+def updated(
+    job: TrainingJob, work: Path, monkeypatch
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+    """Take one step; return its metrics, clipped gradients, and all weights after it."""
+    trainer = Trainer(job, work)
+    grads: dict[str, Tensor] = {}
+    update = optimizer.update
+
+    def keep(adamw, step, job):
+        found = {n: w.grad for n, w in trainer.student.named_parameters() if w.grad is not None}
+        grads.update({name: grad.double() for name, grad in found.items()})
+        return update(adamw, step, job)
+
+    monkeypatch.setattr(trainer_module, "update", keep)
+    metrics = dict(trainer.train_step())
+    weights = {name: w.detach().double() for name, w in trainer.student.named_parameters()}
+    return metrics, grads, weights
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 4096])
+@pytest.mark.parametrize("case", METHODS)
+def test_one_step_against_float64(
+    case: str, micro_batch_tokens: int, make_job: MakeJob, tmp_path: Path, monkeypatch
+) -> None:
+    job = make_job(micro_batch_tokens=micro_batch_tokens, max_grad_norm=0.5, **METHODS[case])
+    losses, expected = reference_step(job)
+    metrics, grads, weights = updated(job, tmp_path, monkeypatch)
+    for key, loss in losses.items():
+        assert metrics[key] == pytest.approx(loss, rel=2e-5), key
+    norm = float(sum((grad**2).sum() for grad in expected.values()) ** 0.5)
+    assert norm > 0.5, "the gradient of this test must be clipped"
+    assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    scaled = {name: grad * 0.5 / norm for name, grad in expected.items()}
+    assert all(trains(job, name) for name in grads)
+    assert relative_error(grads, scaled) < 2e-5
+    before = dict(Trainer(job, tmp_path / "before").student.named_parameters())
+    for name, weight in reference_update(job, expected).items():
+        if name not in expected:
+            assert torch.equal(weights[name], before[name].detach().double()), name
+            continue
+        moved = (weight - before[name].double()).norm()
+        # The first update is the gradient's sign, which float32 cannot tell for the smallest.
+        assert (weights[name] - weight).norm() < 0.02 * moved, name
