@@ -43,7 +43,12 @@ class Batches:
     @property
     def has_head(self) -> bool:
         """Whether a loss term needs the LM head."""
-        return any(term.objective == "cross_entropy" for term in self.terms)
+        return any(term.objective in ("cross_entropy", "logit_distill") for term in self.terms)
+
+    @property
+    def has_teacher_head(self) -> bool:
+        """Whether a loss term needs the teacher's LM head."""
+        return any(term.objective == "logit_distill" for term in self.terms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +179,7 @@ def teacher_flops(shape: ModelShape, job: TrainingJob, batch: Batches) -> Flops:
     shown = teacher_length(job, batch)
     if not shown:
         return Flops()
-    each = forward_flops(shape, shown, head=False) * (shown / batch.length)
+    each = forward_flops(shape, shown, head=batch.has_teacher_head) * (shown / batch.length)
     return each * batch.step_tokens
 
 

@@ -253,7 +253,8 @@ def _attention_gradients(shape: ModelShape, job: TrainingJob) -> float:
 
 def _distilled(job: TrainingJob, batch: Batches) -> int:
     """Return how many hidden states a bucket's losses compare."""
-    kinds = {term.objective for term in batch.terms} - {"cross_entropy", "attention_distill"}
+    kinds = {term.objective for term in batch.terms}
+    kinds -= {"cross_entropy", "attention_distill", "logit_distill"}
     if not kinds:
         return 0
     return len(job.distill_layers) if "hidden_distill" in kinds else 1
@@ -265,6 +266,8 @@ def _states_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     state = 4.0 * shape.hidden_size * batch.tokens * shown
     layers = _distilled(job, batch)
     states = state * (2 * layers + 3) if layers else 0.0
+    if batch.has_teacher_head and not layers:
+        states = state
     return states + _captured_bytes(shape, job, batch)
 
 
@@ -291,15 +294,18 @@ def _captured_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> floa
 def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     """Gradients of hidden states and output embedding, and one chunk's logits or their product.
 
-    The embedding's gradient is accumulated over chunks; each chunk adds a product of its size.
+    The embedding's gradient is accumulated over chunks; each chunk adds a product of its size. The
+    KL of two models' logits holds three tensors of that size; sharded, it gathers a second head.
     """
     if not batch.has_head:
         return 0.0
     rounded = 2.0 if dtype_bytes(job) == 2 else 0.0
     weights = rounded * shape.num_head
+    if batch.has_teacher_head and (shape.is_tied or shards_of(job) > 1):
+        weights += dtype_bytes(job) * shape.num_head if rounded or shards_of(job) > 1 else 0.0
     gradient = 4.0 * shape.num_head if job.changes == "all" else 0.0
     tokens = min(CHUNK_TOKENS, batch.tokens)
-    logits = tokens * shape.vocab_size * (4.0 + 2 * max(2.0, rounded))
+    logits = tokens * shape.vocab_size * (12.0 if batch.has_teacher_head else 8.0)
     product = gradient + tokens * shape.vocab_size * max(4.0, rounded) if rounded else 0.0
     hidden = 4.0 * shape.hidden_size * batch.tokens
     return hidden + weights + gradient + max(logits, product)
@@ -333,13 +339,15 @@ def _frozen_bytes(shape: ModelShape, job: TrainingJob) -> float:
 
 
 def _teacher_bytes(shape: ModelShape, job: TrainingJob) -> float:
-    """The teacher without its LM head, since only its hidden states are needed.
+    """The teacher, without its LM head unless its logits are needed.
 
     A student with adapters is its own teacher.
     """
     if not job.uses_teacher() or job.recipe.trains_adapters:
         return 0.0
-    return _frozen_bytes(shape, job) - (0.0 if shape.is_tied else 4.0 * shape.num_head)
+    own_head = 0.0 if shape.is_tied else 1.0 * shape.num_head
+    kept = dtype_bytes(job) * own_head if job.compares_logits() else 0.0
+    return _frozen_bytes(shape, job) - 4.0 * own_head + kept
 
 
 def _gathered_bytes(shape: ModelShape, job: TrainingJob) -> float:

@@ -72,6 +72,11 @@ class TrainingSettings:
             all layers on short blocks; 0 leaves it out.
         long_distill_weight: weight of the extra loss that distils the last hidden state on the
             first original window of every long document; 0 leaves it out.
+        logit_distill_weight: weight of the loss that distils next-token distributions on short and
+            original blocks; null is the method's own, 1 in logit-distill and 0 elsewhere, which
+            leaves it out.
+        logit_distill_temperature: number that divides the logits of both models before they are
+            compared; the loss is multiplied by its square. 1 compares what the models predict.
         weighting: how weights relate to tokens. token_share multiplies each by its bucket's tokens
             per token of the long bucket, as the published training did; formula takes them as
             given.
@@ -139,6 +144,8 @@ class TrainingSettings:
     short_to_long_weight: NonNegative = 10.0
     attention_distill_weight: NonNegative = 0.0
     long_distill_weight: NonNegative = 0.0
+    logit_distill_weight: NonNegative | None = None
+    logit_distill_temperature: Positive = 1.0
     weighting: Literal["token_share", "formula"] = "token_share"
     weights: Literal["fixed", "auto"] = "fixed"
     weights_every_steps: Count = 20
@@ -269,6 +276,9 @@ class TrainingJob(TrainingSettings):
         problem = self._problem()
         if problem:
             raise ConfigError(problem)
+        if self.logit_distill_weight is None:
+            own = self.recipe.logit_distill_weight
+            object.__setattr__(self, "logit_distill_weight", own)
 
     def _problem(self) -> str | None:
         if self.method not in METHODS:
@@ -326,6 +336,10 @@ class TrainingJob(TrainingSettings):
     def uses_teacher(self) -> bool:
         """Return whether a term of the loss runs the teacher."""
         return any(term.objective != "cross_entropy" for term in self.terms)
+
+    def compares_logits(self) -> bool:
+        """Return whether a term of the loss needs the teacher's logits."""
+        return any(term.objective == "logit_distill" for term in self.terms)
 
     @classmethod
     def fields(cls) -> frozenset[str]:

@@ -15,6 +15,7 @@ MethodName = Literal[
     "merge",
     "lora",
     "attention-distill",
+    "logit-distill",
 ]
 
 
@@ -40,6 +41,8 @@ class Term:
         """The key of its loss in the journal."""
         if self.objective == "cross_entropy":
             return f"train/{self.bucket}_loss"
+        if self.objective == "logit_distill":
+            return f"train/{self.bucket}_logit_loss"
         name = "short_distill" if self.objective == "hidden_distill" else self.objective
         return f"train/{name}_loss"
 
@@ -54,7 +57,13 @@ SHORT_DISTILL = Term("short", "hidden_distill", "short_distill_weight")
 SHORT_TO_LONG = Term("original", "short_to_long", "short_to_long_weight")
 ATTENTION_DISTILL = Term("short", "attention_distill", "attention_distill_weight", True)
 LONG_DISTILL = Term("long", "long_distill", "long_distill_weight", True)
-LONGRED = (LONG, LONG_DISTILL, SHORT_DISTILL, ATTENTION_DISTILL, SHORT_TO_LONG)
+LOGITS = tuple(Term(bucket, "logit_distill", "logit_distill_weight") for bucket in BUCKETS[1:])
+SHORT_LOGITS, ORIGINAL_LOGITS = (replace(term, is_optional=True) for term in LOGITS)
+LONGRED = (
+    *(LONG, LONG_DISTILL),
+    *(SHORT_DISTILL, ATTENTION_DISTILL, SHORT_LOGITS),
+    *(SHORT_TO_LONG, ORIGINAL_LOGITS),
+)
 
 _WEIGHT_SETTINGS = {term.weight for term in LONGRED if term.weight}
 _WEIGHTING_SETTINGS = {"weights", "weights_every_steps", "weighting"}
@@ -72,6 +81,7 @@ class Method:
         positions: how the student's positions skip on original-window blocks; a key of
             `longred.method.positions.SKIPPERS`, or None for 0 to T - 1.
         sigma: default spread of the skipped positions.
+        logit_distill_weight: default of this setting.
         trained: `attention` trains these weights whatever `training.trained` says.
         trains_adapters: train low-rank adapters instead of the weights.
         merges: the method whose student is averaged with the original; nothing else is trained.
@@ -80,6 +90,7 @@ class Method:
     terms: tuple[Term, ...] = (LONG,)
     positions: str | None = None
     sigma: float = 5.0
+    logit_distill_weight: float = 0.0
     trained: Trained = "all"
     trains_adapters: bool = False
     merges: str | None = None
@@ -94,6 +105,8 @@ class Method:
         unused = _WEIGHT_SETTINGS - weights
         if not weights:
             unused |= _WEIGHTING_SETTINGS
+        if "logit_distill_weight" in unused:
+            unused |= {"logit_distill_temperature"}
         if self.positions != "cream":
             unused |= {"sigma", "truncation"}
         if len(self.buckets()) == 1:
@@ -120,12 +133,14 @@ METHODS: dict[str, Method] = {
     "merge": Method(merges="cpt"),
     "lora": Method(LONGRED, positions="cream", trains_adapters=True),
     "attention-distill": Method((Term("original", "attention_distill"),)),
+    "logit-distill": Method((LONG, *LOGITS), positions="cream", logit_distill_weight=1.0),
 }
 """cream and pose read only original-window text, at skipped positions; attention-distill reads the
 same text at positions 0 to T - 1, the range of its teacher.
 
 Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
-2309.10400; lora 2106.09685; attention-distill 2604.00004."""
+2309.10400; lora 2106.09685; attention-distill 2604.00004. logit-distill is ours: longred-c with the
+KL of next-token distributions in place of the distances of hidden states."""
 
 
 def adapters_problem(carried: str) -> str | None:

@@ -60,6 +60,10 @@ def value_problem(kind: Any, value: Any) -> str | None:
         kind: the annotation, with its extras; bounds and choices are checked, types are not.
         value: the value.
     """
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = (other for other in get_args(kind) if other is not type(None))
     notes: list[Any] = []
     if get_origin(kind) is Annotated:
         kind, *notes = get_args(kind)

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, M = B x T, C tokens of a chunk, D hidden dimension, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -112,10 +113,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     hidden_grad_MD[part] = grad_CD.masked_fill_(no_target_C1, 0.0)
                 if weight_grad_VD is not None:
                     hidden_CD = hidden_CD.masked_fill(no_target_C1, 0.0)
-                    if weight_grad_VD.dtype == dtype:
-                        weight_grad_VD.addmm_(logits_grad_CV.T, hidden_CD)
-                    else:
-                        weight_grad_VD += product(logits_grad_CV.T, hidden_CD, weight_grad_VD.dtype)
+                    add_weight_gradient(weight_grad_VD, logits_grad_CV, hidden_CD)
                 # Free this chunk's logits before the next chunk's are allocated.
                 del logits_grad_CV
         ctx.save_for_backward(hidden_grad_MD, weight_grad_VD)
@@ -124,12 +122,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the saved gradients by the gradient of the sum."""
-        (grad_output,) = grad_outputs
-        hidden_grad_MD, weight_grad_VD = (
-            None if saved is None else saved * grad_output.to(saved.dtype)
-            for saved in ctx.saved_tensors
-        )
-        return hidden_grad_MD, weight_grad_VD, None, None, None, None
+        return *scaled_gradients(ctx, *grad_outputs), None, None, None, None
+
+
+def add_weight_gradient(total_VD: Tensor, logits_grad_CV: Tensor, hidden_CD: Tensor) -> None:
+    """Add a chunk's gradient of the output embedding to a sum, which may be wider than its inputs.
+
+    Args:
+        total_VD: changed in place.
+        logits_grad_CV: gradient of the chunk's logits.
+        hidden_CD: input of the LM head, in the same dtype.
+    """
+    if total_VD.dtype == hidden_CD.dtype:
+        total_VD.addmm_(logits_grad_CV.T, hidden_CD)
+    else:
+        total_VD += product(logits_grad_CV.T, hidden_CD, total_VD.dtype)
+
+
+def scaled_gradients(ctx: Any, grad_output: Tensor) -> Iterator[Tensor | None]:
+    """Yield the gradients that a forward pass saved, times the gradient of its output."""
+    for saved in ctx.saved_tensors:
+        yield None if saved is None else saved * grad_output.to(saved.dtype)
 
 
 def _loss_and_gradient(

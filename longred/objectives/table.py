@@ -15,6 +15,7 @@ from longred.errors import ConfigError
 from longred.method.methods import Term
 from longred.objectives.cross_entropy import long_loss, targets
 from longred.objectives.hidden import cosine_distance, short_distill_loss, short_to_long_loss
+from longred.objectives.logits import HeadInputs, logit_distill_loss
 from longred.objectives.relations import attention_distill_loss, document_starts
 
 
@@ -25,11 +26,13 @@ class Outputs:
     Attributes:
         states: hidden_BTD by `hidden_states` index; of a teacher under `first_window` hidden_MD,
             its shown tokens in order.
+        lm_head_weight_VD: the model's output embedding; of a teacher None unless needed.
         attention: `longred.attention.function.Captured` by decoder layer; empty if no objective
             needs it.
     """
 
     states: Mapping[int, Tensor]
+    lm_head_weight_VD: Tensor | None = None
     attention: Mapping[int, Any] = field(default_factory=dict)
 
 
@@ -44,8 +47,8 @@ class Passes:
             the next one.
         document_ids_BT: ids of the same tokens; each run of equal ids is one document.
         shown_BT: mask of the tokens that the teacher saw; None for all.
-        lm_head_weight_VD: the student's output embedding.
-        logit_softcap: cap of the student's logits.
+        logit_softcap: cap of both models' logits.
+        temperature: of the distributions that `logit_distill` compares.
         distill_layers: `hidden_states` indices of the distilled layers.
         last_layer: N.
     """
@@ -55,8 +58,8 @@ class Passes:
     input_ids_BT: Tensor
     document_ids_BT: Tensor | None
     shown_BT: Tensor | None
-    lm_head_weight_VD: Tensor
     logit_softcap: float | None
+    temperature: float
     distill_layers: tuple[int, ...]
     last_layer: int
 
@@ -71,6 +74,16 @@ class Passes:
             raise ValueError("a distilling objective has no teacher outputs")
         return self.teacher
 
+    def head_inputs(self, outputs: Outputs) -> HeadInputs:
+        """Return what the logits of one model are computed from, for every objective.
+
+        Raises:
+            ValueError: the model was run without its LM head.
+        """
+        if outputs.lm_head_weight_VD is None:
+            raise ValueError("an objective on logits was given no LM head")
+        return HeadInputs(outputs.states[self.last_layer], outputs.lm_head_weight_VD)
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
@@ -84,6 +97,7 @@ class Objective:
         teacher: input of the teacher: the rows; the tokens of long rows inside the first original
             window of their document; None if the teacher is not run.
         needs_attention: whether it needs each layer's queries, keys and values.
+        needs_teacher_head: whether it needs the teacher's LM head.
     """
 
     loss: Callable[[Passes], Tensor]
@@ -91,6 +105,7 @@ class Objective:
     states: Literal["distilled", "last", "none"] = "last"
     teacher: Literal["rows", "first_window"] | None = None
     needs_attention: bool = False
+    needs_teacher_head: bool = False
 
 
 def first_window(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) -> Tensor:
@@ -116,8 +131,7 @@ def _targets(input_ids_BT: Tensor, document_ids_BT: Tensor | None, window: int) 
 
 def _cross_entropy(passes: Passes) -> Tensor:
     return long_loss(
-        passes.student.states[passes.last_layer],
-        passes.lm_head_weight_VD,
+        *passes.head_inputs(passes.student),
         passes.input_ids_BT,
         document_ids_BT=passes.document_ids_BT,
         logit_softcap=passes.logit_softcap,
@@ -135,6 +149,15 @@ def _hidden_distill(passes: Passes) -> Tensor:
 def _short_to_long(passes: Passes) -> Tensor:
     last = passes.last_layer
     return short_to_long_loss(passes.student.states[last], passes.original.states[last])
+
+
+def _logit_distill(passes: Passes) -> Tensor:
+    return logit_distill_loss(
+        passes.head_inputs(passes.student),
+        passes.head_inputs(passes.original),
+        temperature=passes.temperature,
+        logit_softcap=passes.logit_softcap,
+    )
 
 
 def _attention_distill(passes: Passes) -> Tensor:
@@ -160,6 +183,7 @@ OBJECTIVES = {
     "attention_distill": Objective(
         _attention_distill, _tokens, states="none", teacher="rows", needs_attention=True
     ),
+    "logit_distill": Objective(_logit_distill, _tokens, teacher="rows", needs_teacher_head=True),
     "long_distill": Objective(_long_distill, first_window, teacher="first_window"),
 }
 """Objectives that a term of a method can name."""

@@ -38,6 +38,8 @@ MODELS = {
     "new window (CREAM).",
     "pose": "Trained on text of the original window alone, at positions that skip once by a random "
     "distance (PoSE).",
+    "logit-distill": "As longred-c, but on short text and at skipped positions its predictions of "
+    "the next token are kept close to the original's, instead of its hidden states. Our variant.",
     "merge": "The weights of cpt, averaged with those of the original.",
     "lora": "Trained with the same objectives through low-rank adapters (LoRA); the original "
     "weights stay fixed.",

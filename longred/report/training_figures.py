@@ -24,6 +24,8 @@ TERMS = {
     "train/short_to_long_loss": ("Short-to-long", "1 - cosine, last layer"),
     "train/attention_distill_loss": ("Attention distillation", "KL of relations (nats)"),
     "train/long_distill_loss": ("Long distillation", "1 - cosine, last layer"),
+    "train/short_logit_loss": ("Predictions on short text", "KL (nats per token)"),
+    "train/original_logit_loss": ("Predictions, original window", "KL (nats per token)"),
     "train/short_loss": ("Short text", "cross-entropy (nats per token)"),
     "train/original_loss": ("Original-window text", "cross-entropy (nats per token)"),
 }

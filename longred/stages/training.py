@@ -10,7 +10,7 @@ from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
 
-LATER_SETTINGS = {"trained": "all"}
+LATER_SETTINGS = {"trained": "all", "logit_distill_temperature": 1.0}
 """Settings that came after the first artifacts, with the value under which nothing changed: it
 stays out of digests, so that these artifacts are found."""
 
@@ -22,11 +22,15 @@ def settings_of(config: TrainingConfig, method: str) -> dict[str, Any]:
     """
     recipe = config.recipe(method)
     values = {**config.digest_values(), "method": method, "sigma": config.sigma or recipe.sigma}
+    if config.logit_distill_weight is None:
+        values["logit_distill_weight"] = recipe.logit_distill_weight
     unused = recipe.unused_settings() | {"baselines"}
     if config.weights == "fixed":
         unused |= {"weights", "weights_every_steps"}
     if not config.keep_steps:
         unused |= {"keep_steps"}
+    if values["logit_distill_weight"] == 0:
+        unused |= {"logit_distill_weight", "logit_distill_temperature"}
     unused |= {name for name, value in LATER_SETTINGS.items() if values[name] == value}
     return {name: value for name, value in values.items() if name not in unused}
 

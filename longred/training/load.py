@@ -75,13 +75,14 @@ def load_teacher(
     device: torch.device,
     backend: str,
     is_fused: bool = True,
+    keeps_head: bool = False,
     mesh: DeviceMesh | None = None,
 ) -> Teacher:
     """Load the original model, frozen, to run under the student's autocast.
 
     Autocast rounds the float32 weights of linear layers to bfloat16 and leaves everything else in
     float32. A teacher stored that way computes the same bits as an unchanged student in little more
-    than half the memory. Its LM head is dropped: only hidden states are needed.
+    than half the memory. Its LM head is dropped unless logits are needed.
 
     Args:
         folder: the original model.
@@ -89,6 +90,8 @@ def load_teacher(
         device: where the teacher runs.
         backend: attention backend of the student.
         is_fused: whether norms, RoPE and MLPs run as in `longred.training.layers.fused`.
+        keeps_head: whether a term compares logits; a head that is tied to the input embedding stays
+            in float32 with it.
         mesh: processes that share its weights, each reading its own rows; None for one process.
 
     Raises:
@@ -102,7 +105,12 @@ def load_teacher(
         round_linear_layers(model)
     if is_fused:
         fuse(model)
-    model.lm_head = None
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
+    if not keeps_head or head.weight is embedding.weight:
+        model.lm_head = None
+    elif dtype == "bfloat16":
+        head.to(torch.bfloat16)
     if mesh is not None and files is not None:
         shard_teacher(model, mesh)
         files.fill(model, device)

@@ -89,10 +89,16 @@ def shard_student(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) 
 
 
 def shard_teacher(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Shard a model that only computes hidden states."""
+    """Shard a model that only computes hidden states, and its LM head if it has one.
+
+    The head is never run: who needs its weight gathers it.
+    """
     base: Any = model.base_model
     _shard_layers(base, mesh)
     fully_shard(base, mesh=mesh)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is not None:
+        fully_shard(head, mesh=mesh)
 
 
 def _shard_layers(base: Any, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:

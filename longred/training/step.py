@@ -27,7 +27,7 @@ from longred.objectives import table as objectives
 from longred.objectives.table import OBJECTIVES, Outputs, Passes, first_window
 from longred.training.layers.activations import holding_activations
 from longred.training.layers.compiling import as_written
-from longred.training.sharding import entered
+from longred.training.sharding import entered, whole
 
 Teacher = Callable[[], AbstractContextManager[PreTrainedModel]]
 """Opens the original model for a forward pass."""
@@ -230,15 +230,20 @@ class Objectives:
             needs_attention = any(objective.needs_attention for objective in distil)
             teacher = self._run_teacher(batch, self._layers(distil), needs_attention, shown_BT)
         needs_attention = any(objective.needs_attention for objective in wanted)
+        student = self._run_student(batch, self._layers(wanted), needs_attention)
+        student = dataclasses.replace(student, lm_head_weight_VD=head_weight(self.student))
+        if teacher is not None and any(objective.needs_teacher_head for objective in distil):
+            # Gathered last: a process holds a whole head only while losses are computed.
+            teacher = dataclasses.replace(teacher, lm_head_weight_VD=self._teacher_head())
         with_next = slice(batch.tokens.start, batch.tokens.stop + 1)
         return Passes(
-            student=self._run_student(batch, self._layers(wanted), needs_attention),
+            student=student,
             teacher=teacher,
             input_ids_BT=batch.input_ids_BT[:, with_next],
             document_ids_BT=_columns(batch.document_ids_BT, with_next),
             shown_BT=_columns(shown_BT, batch.tokens),
-            lm_head_weight_VD=self.student.get_output_embeddings().weight,  # type: ignore[no-untyped-call]
             logit_softcap=logit_softcap(self.student.config),
+            temperature=self.job.logit_distill_temperature,
             distill_layers=self.job.distill_layers,
             last_layer=self.last_layer,
         )
@@ -296,6 +301,12 @@ class Objectives:
                         by_layer[layer].append(states[layer][0][own_T[shown_T]])
         return Outputs({layer: torch.cat(states) for layer, states in by_layer.items()})
 
+    def _teacher_head(self) -> Tensor:
+        if self.teacher is None:
+            raise ValueError(f"{self.job.method} distils and was given no teacher")
+        with torch.no_grad(), self.teacher() as model:
+            return head_weight(model)
+
     def _held(self, batch: MicroBatch) -> AbstractContextManager[None]:
         """Keep the activations of small micro-batches, even if others are checkpointed."""
         num_tokens = len(batch.input_ids_BT) * (batch.tokens.stop - batch.tokens.start)
@@ -309,6 +320,16 @@ class Objectives:
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False
         )
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """Return a model's output embedding [V, D], gathered from all processes.
+
+    A teacher whose embeddings are tied has no LM head of its own.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings() if head is None else head
+    return whole(embedding.weight)
 
 
 def _is_shared(batch: MicroBatch) -> bool:
@@ -333,7 +354,7 @@ def _run(
 
     settings |= {"document_ids_BT": document_ids_BT, "capture": keep if needs_attention else None}
     states = models.hidden_states(model, input_ids_BT, layers=layers, **settings)
-    return Outputs(states, attention)
+    return Outputs(states, attention=attention)
 
 
 def documents_of(own_BT: Tensor, shown_BT: Tensor, document_ids_BT: Tensor | None) -> Tensor:

@@ -130,6 +130,7 @@ class Trainer:
             device=self.device,
             backend=self.job.attention_backend,
             is_fused=self.job.fused,
+            keeps_head=self.job.compares_logits(),
             mesh=mesh,
         )
 

@@ -36,6 +36,8 @@ WITHOUT_UNIT = {
     "training.short_distill_weight",
     "training.short_to_long_weight",
     "training.attention_distill_weight",
+    "training.logit_distill_weight",
+    "training.logit_distill_temperature",
     "training.long_distill_weight",
     "training.lora.rank",
     "training.lora.alpha",

@@ -12,7 +12,7 @@ from longred.recipes import RECIPES
 
 METHODS = (
     "longred-c, longred-u, cpt, mix-cpt, attention-only, cream, pose, merge, lora, "
-    "attention-distill"
+    "attention-distill, logit-distill"
 )
 
 

@@ -48,16 +48,19 @@ def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
     assert some_read - METHODS[method].unused_settings() == read
 
 
-LATER = {"trained"}
+LOGITS = {"logit_distill_weight", "logit_distill_temperature"}
+LATER = {"trained"} | LOGITS
 
 
 @pytest.mark.parametrize(
     ("method", "read"),
     [
-        ("longred-c", {"trained"}),
+        ("longred-c", {"trained"} | LOGITS),
+        ("cpt", {"trained"}),
         ("attention-only", set()),
         ("attention-distill", {"trained"}),
-        ("lora", set()),
+        ("logit-distill", {"trained"} | LOGITS),
+        ("lora", LOGITS),
     ],
 )
 def test_later_settings_that_a_method_reads(method: str, read: set[str]) -> None:

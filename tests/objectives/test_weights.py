@@ -9,6 +9,7 @@ SETTINGS = {
     "short_to_long_weight": 10.0,
     "attention_distill_weight": 2.0,
     "long_distill_weight": 0.5,
+    "logit_distill_weight": 4.0,
 }
 RATIO = {"long": 4, "short": 3, "original": 1}
 
@@ -25,13 +26,17 @@ def test_weights_reproduce_the_published_training() -> None:
         **rest,
         "short_distill_loss": 3.75,
         "attention_distill_loss": 1.5,
+        "short_logit_loss": 3.0,
         "short_to_long_loss": 2.5,
+        "original_logit_loss": 1.0,
     }
     assert weights("longred-c", "formula") == {
         **rest,
         "short_distill_loss": 5.0,
         "attention_distill_loss": 2.0,
+        "short_logit_loss": 4.0,
         "short_to_long_loss": 10.0,
+        "original_logit_loss": 4.0,
     }
 
 

@@ -33,6 +33,15 @@ def test_artifacts_of_earlier_versions_are_found() -> None:
         ("cpt", {}, {"trained": "attention"}, True),
         ("longred-c", {}, {"trained": "attention"}, True),
         ("attention-only", {}, {"trained": "attention"}, False),
+        ("longred-c", {}, {"logit_distill_weight": 0.0}, False),
+        ("longred-c", {}, {"logit_distill_temperature": 2.0}, False),
+        ("longred-c", {}, {"logit_distill_weight": 1.0}, True),
+        ("longred-c", {"logit_distill_weight": 1.0}, {"logit_distill_temperature": 2.0}, True),
+        ("logit-distill", {}, {"logit_distill_weight": 1.0}, False),
+        ("logit-distill", {}, {"logit_distill_weight": 2.0}, True),
+        ("logit-distill", {}, {"logit_distill_temperature": 2.0}, True),
+        ("logit-distill", {}, {"short_distill_weight": 2.0}, False),
+        ("cpt", {}, {"logit_distill_weight": 2.0}, False),
     ],
 )
 def test_a_digest_changes_where_the_student_does(

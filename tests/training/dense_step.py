@@ -58,6 +58,15 @@ def distances(student, teacher, layer: int) -> Tensor:
     return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
+def logit_kls(job: TrainingJob, student, teacher) -> Tensor:
+    """Return KL(teacher || student) of the next token's distribution after every token."""
+    log_q, log_p = (
+        (output.logits[0] / job.logit_distill_temperature).log_softmax(-1)
+        for output in (student, teacher)
+    )
+    return job.logit_distill_temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def relations(model, tokens: Tensor) -> list[list[Tensor]]:
     """Return queries and keys after RoPE, and values, of each layer: [heads, T, d]."""
     captured: list[dict[str, Tensor]] = [{} for _ in model.model.layers]
@@ -127,6 +136,9 @@ def objective_loss(job: TrainingJob, objective: str, rows: list, student, teache
             terms.append(torch.stack(cross_entropy_terms(ours, tokens, documents)))
             continue
         theirs = dense_forward(teacher, tokens, documents, None)
+        if objective == "logit_distill":
+            terms.append(logit_kls(job, ours, theirs))
+            continue
         layers = {"hidden_distill": job.distill_layers}.get(
             objective, (student.config.num_hidden_layers,)
         )

@@ -53,9 +53,10 @@ def test_without_adapters_the_student_is_the_teacher_bit_for_bit(
         assert model is trainer.student
 
 
-def test_gradients_against_float64(make_job: MakeJob, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("values", [{}, {"logit_distill_weight": 2.0}])
+def test_gradients_against_float64(values, make_job: MakeJob, tmp_path: Path, monkeypatch):
     """B starts at 0, so A has no gradient, and B's is scale * dW A^T."""
-    job = make_job(method="lora", max_grad_norm=1e9)
+    job = make_job(method="lora", max_grad_norm=1e9, **values)
     losses, weight_grads = reference_step(job)
     metrics, found = first_step(job, tmp_path, monkeypatch)
     for key, loss in losses.items():

@@ -203,6 +203,7 @@ def test_the_whole_path(
         num_steps=2,
         save_every_steps=2,
         activation_checkpointing="selective",
+        logit_distill_weight=1.0,
     )
     result = train(job, tmp_path / "work")
     summary = json.loads((result / "training.json").read_text())

@@ -48,6 +48,7 @@ def test_disturbed_run_is_finished_bit_identically(
         {"method": "lora", "activation_checkpointing": "full"},
         {"method": "attention-distill", "dtype": "bfloat16"},
         {"method": "attention-only", "dtype": "bfloat16"},
+        {"method": "logit-distill", "dtype": "bfloat16"},
         {"method": "cream", "schedule": "cosine", "optimizer_offload": True},
         {"method": "cpt", "optimizer": "adamw8bit"},
     ],

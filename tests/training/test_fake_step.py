@@ -111,6 +111,8 @@ def test_no_product_is_taken_more_often_than_designed(
         ("llama3-8b-32k", ("training.uncheckpointed_tokens=0",)),
         ("llama3-8b-32k", ("training.method=lora", "training.uncheckpointed_tokens=0")),
         ("llama3-8b-32k", ("training.trained=attention",)),
+        ("llama3-8b-32k", ("training.method=logit-distill",)),
+        ("llama3-8b-32k", ("training.logit_distill_weight=1",)),
         ("llama3-8b-32k", ("training.trained=attention", "training.fused=false")),
         ("qwen2.5-7b-128k", ()),
         ("mistral-7b-128k", ()),

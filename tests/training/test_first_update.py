@@ -17,6 +17,13 @@ from longred.training.trainer import Trainer
 METHODS = {
     "attention-only": {"method": "attention-only"},
     "attention-of-longred": {"trained": "attention", "long_distill_weight": 2.0},
+    "logit-distill": {"method": "logit-distill"},
+    "logit-distill-softened": {
+        "method": "logit-distill",
+        "logit_distill_temperature": 2.0,
+        "logit_distill_weight": 0.7,
+    },
+    "logits-beside-hidden-states": {"logit_distill_weight": 3.0, "trained": "attention"},
     "attention-of-attention-distill": {"method": "attention-distill", "trained": "attention"},
 }
 

@@ -141,7 +141,7 @@ def test_an_unchanged_student_has_no_distillation_loss_and_no_gradient(
     dtype, activation_checkpointing, make_job: MakeJob, tmp_path: Path, monkeypatch
 ):
     values = {"dtype": dtype, "activation_checkpointing": activation_checkpointing}
-    job = make_job(attention_distill_weight=1.0, **values)
+    job = make_job(attention_distill_weight=1.0, logit_distill_weight=1.0, **values)
     unchanged = dataclasses.replace(job, student_folder=job.teacher_folder)
     trainer = Trainer(unchanged, tmp_path)
     counts = term_counts(job, rows := trainer.loader.next_step())
@@ -153,6 +153,7 @@ def test_an_unchanged_student_has_no_distillation_loss_and_no_gradient(
         assert {term.objective: loss.item() for term, loss in losses.items()} == {
             "hidden_distill": 0.0,
             "attention_distill": 0.0,
+            "logit_distill": 0.0,
         }
         torch.autograd.backward(sum(losses.values()))
     grads = [w.grad for w in trainer.student.parameters() if w.grad is not None]

@@ -24,7 +24,11 @@ from longred.training.machine import MACHINE_METRICS
 from longred.training.step import documents_of
 
 ROWS = {"long": 2, "short": 4, "original": 4}
-ALL_TERMS = {"long_distill_weight": 3.0, "attention_distill_weight": 2.0}
+ALL_TERMS = {
+    "long_distill_weight": 3.0,
+    "attention_distill_weight": 2.0,
+    "logit_distill_weight": 1.0,
+}
 
 SAVERS = {"activation_checkpointing": "selective", "optimizer_offload": True}
 
@@ -55,7 +59,8 @@ def assert_close_weights(result: Path, reference: Path) -> None:
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (result, reference))
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
-        assert torch.allclose(ours[name], weight, rtol=1e-5, atol=1e-5), name
+        # AdamW moves a weight by its gradient's sign, however small the gradient is.
+        assert torch.allclose(ours[name], weight, rtol=1e-5, atol=2e-5), name
         # Biases start at zero and are not yet larger than the rounding of their gradients.
         assert (ours[name] - weight).norm() <= 1e-5 * max(weight.norm(), 1e-2), name
 
@@ -96,6 +101,7 @@ def assert_close_weights(result: Path, reference: Path) -> None:
                 "num_steps": 2,
                 "micro_batch_tokens": 1,
                 "mlp_tile_tokens": 16,
+                "logit_distill_weight": 1.0,
             },
             {},
             2,
@@ -143,6 +149,7 @@ def test_tied_embeddings_and_sliding_windows(
         "num_steps": 3,
         "learning_rate": 1e-4,
         "long_distill_weight": 1.0,
+        "logit_distill_weight": 1.0,
         "trained": trained,
         "teacher_folder": str(original),
         "student_folder": str(student),
@@ -335,6 +342,7 @@ def test_an_unchanged_student_is_the_teacher_in_every_process(
         num_steps=1,
         dtype="bfloat16",
         attention_distill_weight=1.0,
+        logit_distill_weight=1.0,
         student_folder=make_job().teacher_folder,
         parallel={"num_processes": 2, "sequence_parallel": 2},
     )
@@ -342,3 +350,4 @@ def test_an_unchanged_student_is_the_teacher_in_every_process(
     found = metrics(tmp_path / "result")
     assert found[1, "train/short_distill_loss"] == 0.0
     assert found[1, "train/attention_distill_loss"] == 0.0
+    assert found[1, "train/short_logit_loss"] == 0.0
