@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from longred.config.derived import step_unit
 from longred.errors import shown
-from longred.method.methods import BUCKETS, adapters_problem
+from longred.method.methods import BUCKETS, adapters_problem, cut_problem
 from longred.method.rope import settings_problem
 
 if TYPE_CHECKING:
@@ -169,6 +169,10 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
         yield problem
         return
     original, target = config.original_window, config.target_window
+    cutting = any(training.recipe(method).positions == "pose" for method in training.methods())
+    problem = cut_problem(training.parallel.sequence_parallel) if cutting else None
+    if problem:
+        yield problem
     for method in training.methods():
         if training.recipe(method).positions in ("cream", "uniform") and original**2 <= 8 * target:
             yield (

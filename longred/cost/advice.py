@@ -165,7 +165,11 @@ def _peak_with(
 def _options(trainings: Sequence[Sized], kind: str) -> Iterator[list[_Choice | None]]:
     """Yield, for each setting that saves memory, its values: None for the present one."""
     job = trainings[0][0]
-    rows = [(lengths[b], b) for job, lengths in trainings for b in job.recipe.buckets()]
+    rows = [
+        (job.seen_rows(b, lengths[b])[1], b)
+        for job, lengths in trainings
+        for b in job.recipe.buckets()
+    ]
     longest = max(length for length, _ in rows)
     shorter = max((length for length, bucket in rows if bucket != "long"), default=0)
     if not (job.fused or job.compile):

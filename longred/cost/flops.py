@@ -92,7 +92,7 @@ def batches(job: TrainingJob, lengths: Mapping[str, int]) -> list[Batches]:
     found = []
     layout = job.layout
     for bucket in job.recipe.buckets():
-        rows, length = job.rows[bucket], lengths[bucket]
+        rows, length = job.seen_rows(bucket, lengths[bucket])
         share = layout.sequence_parallel if bucket == "long" else 1
         own = -(-rows // layout.readers(bucket))
         most = job.micro_batch_tokens

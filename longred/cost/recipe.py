@@ -83,7 +83,8 @@ def ways_out(config: "RunConfig") -> dict[str, Any]:
     can_adapt = not config.extension.windows and "lora" not in training.methods()
 
     def can_divide(layout: Layout) -> bool:
-        if layout.sequence_parallel > 1 and config.extension.method == "longrope":
+        cutting = any(training.recipe(method).positions == "pose" for method in training.methods())
+        if layout.sequence_parallel > 1 and (cutting or config.extension.method == "longrope"):
             return False
         return all(
             layout.rows_problem(bucket, rows, at_window.target_window) is None

@@ -18,6 +18,7 @@ from longred.method.methods import (
     Term,
     Trained,
     adapters_problem,
+    cut_problem,
     method_terms,
 )
 from longred.method.values import (
@@ -303,6 +304,9 @@ class TrainingJob(TrainingSettings):
             return f"training.rows: {self.method} needs rows of {needed}, got {self.rows}"
         if not set(buckets) <= set(self.ratio):
             return f"training.ratio: must name {', '.join(buckets)}, got {self.ratio}"
+        shared = self.layout.sequence_parallel
+        if self.recipe.positions == "pose" and (problem := cut_problem(shared)):
+            return problem
         if self.recipe.uses_layers() and not self.distill_layers:
             return f"training.distill_layers: {self.method} needs at least one layer"
         return None
@@ -332,6 +336,18 @@ class TrainingJob(TrainingSettings):
         if self.recipe.trains_adapters:
             return "adapters"
         return self.trained if self.recipe.trained == "all" else self.recipe.trained
+
+    def seen_rows(self, bucket: str, block_length: int) -> tuple[int, int]:
+        """Return the rows of a bucket that the models read in a step, and the tokens of each.
+
+        They are the blocks, except where the method cuts: a block then gives as many rows of the
+        original window as fit, each with its own draw, so that a step trains about as many tokens
+        as it reads. (The number of rows per text is ours; PoSE cuts one.)
+        """
+        rows = self.rows[bucket]
+        if not self.recipe.cuts(bucket):
+            return rows, block_length
+        return rows * (block_length // self.original_window), self.original_window
 
     def uses_teacher(self) -> bool:
         """Return whether a term of the loss runs the teacher."""

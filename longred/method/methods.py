@@ -12,6 +12,7 @@ MethodName = Literal[
     "attention-only",
     "cream",
     "pose",
+    "pose-anywhere",
     "merge",
     "lora",
     "attention-distill",
@@ -78,13 +79,14 @@ class Method:
 
     Attributes:
         terms: the loss, by bucket in the order of `BUCKETS`.
-        positions: how the student's positions skip on original-window blocks; a key of
+        positions: how the student's positions skip on rows of the original window; a key of
             `longred.method.positions.SKIPPERS`, or None for 0 to T - 1.
         sigma: default spread of the skipped positions.
         logit_distill_weight: default of this setting.
         trained: `attention` trains these weights whatever `training.trained` says.
         trains_adapters: train low-rank adapters instead of the weights.
         merges: the method whose student is averaged with the original; nothing else is trained.
+        version: raised when the method of this name does something else, for digests.
     """
 
     terms: tuple[Term, ...] = (LONG,)
@@ -94,6 +96,18 @@ class Method:
     trained: Trained = "all"
     trains_adapters: bool = False
     merges: str | None = None
+    version: int = 1
+
+    @property
+    def skipped_bucket(self) -> str | None:
+        """The bucket on whose rows positions skip; None if they do on none."""
+        if self.positions is None:
+            return None
+        return "long" if self.positions == "pose" else "original"
+
+    def cuts(self, bucket: str) -> bool:
+        """Return whether rows of the original window are cut out of a bucket's blocks."""
+        return bucket == self.skipped_bucket == "long"
 
     def buckets(self) -> tuple[str, ...]:
         """Return the buckets that the method reads, in order."""
@@ -129,18 +143,31 @@ METHODS: dict[str, Method] = {
     "mix-cpt": Method(tuple(Term(bucket, "cross_entropy") for bucket in BUCKETS)),
     "attention-only": Method(trained="attention"),
     "cream": Method((Term("original", "cross_entropy"),), positions="cream", sigma=3.0),
-    "pose": Method((Term("original", "cross_entropy"),), positions="pose"),
+    "pose": Method(positions="pose", version=2),
+    "pose-anywhere": Method((Term("original", "cross_entropy"),), positions="pose-anywhere"),
     "merge": Method(merges="cpt"),
     "lora": Method(LONGRED, positions="cream", trains_adapters=True),
     "attention-distill": Method((Term("original", "attention_distill"),)),
     "logit-distill": Method((LONG, *LOGITS), positions="cream", logit_distill_weight=1.0),
 }
-"""cream and pose read only original-window text, at skipped positions; attention-distill reads the
-same text at positions 0 to T - 1, the range of its teacher.
+"""cream reads only original-window text, at skipped positions; attention-distill reads the same
+text at positions 0 to T - 1, the range of its teacher. pose reads two runs of a long text, at the
+positions where they stand (the published code draws the second run's text on its own);
+pose-anywhere, our variant, splits original-window text at any token.
 
 Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
 2309.10400; lora 2106.09685; attention-distill 2604.00004. logit-distill is ours: longred-c with the
 KL of next-token distributions in place of the distances of hidden states."""
+
+
+def cut_problem(sequence_parallel: int) -> str | None:
+    """Return why rows cannot be cut out of blocks that processes share, or None."""
+    if sequence_parallel == 1:
+        return None
+    return (
+        f"training.parallel.sequence_parallel: {sequence_parallel} processes would share long "
+        "rows, and method pose cuts short ones out of them; use 1"
+    )
 
 
 def adapters_problem(carried: str) -> str | None:

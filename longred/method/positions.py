@@ -15,10 +15,11 @@ from longred.errors import ConfigError
 
 Rows = NDArray[np.int64]
 TRUNCATIONS = ("clipped", "renormalised")
-SKIPPERS = ("cream", "uniform", "pose")
+SKIPPERS = ("cream", "uniform", "pose", "pose-anywhere")
 """How positions skip. cream and uniform have three runs: head, tail, and a middle run whose end
 favours the middle of the target window (cream) or lies anywhere behind the original window
-(uniform). pose has two runs, split at a random point, the second one shifted (2309.10400)."""
+(uniform). pose has two runs, the second one shifted; it splits the row in its first half, as PoSE
+does (2309.10400), and pose-anywhere at any token."""
 
 
 def skip_positions(
@@ -44,7 +45,8 @@ def skip_positions(
             `renormalised` spreads them.
 
     Returns:
-        int64 [num_rows, original_window]; the first id is 0, and the last T' - 1 except for pose.
+        int64 [num_rows, original_window]; the first id is 0, and the last T' - 1 for cream and
+        uniform.
 
     Raises:
         ConfigError: the kind or truncation is unknown, or the windows leave no room.
@@ -64,8 +66,9 @@ def skip_positions(
             f"got {target}"
         )
     index = np.arange(window)[None, :]
-    if kind == "pose":
-        split = generator.integers(1, window, size=(num_rows, 1))
+    if kind in ("pose", "pose-anywhere"):
+        last = (window + 1) // 2 if kind == "pose" else window - 1
+        split = generator.integers(1, last, size=(num_rows, 1), endpoint=True)
         shift = generator.integers(0, target - window, size=(num_rows, 1), endpoint=True)
         return torch.from_numpy(index + np.where(index >= split, shift, 0))
     ends = _ends(window, target, num_rows, generator)

@@ -36,8 +36,10 @@ MODELS = {
     "weights stay those of the original.",
     "cream": "Trained on text of the original window alone, at positions that skip ahead into the "
     "new window (CREAM).",
-    "pose": "Trained on text of the original window alone, at positions that skip once by a random "
-    "distance (PoSE).",
+    "pose": "Trained on two runs cut out of each long text, at the positions where they stand; "
+    "together they are as long as the original window (PoSE).",
+    "pose-anywhere": "A variant of PoSE: trained on text of the original window alone, at "
+    "positions that skip once, anywhere, by a random distance.",
     "logit-distill": "As longred-c, but on short text and at skipped positions its predictions of "
     "the next token are kept close to the original's, instead of its hidden states. Our variant.",
     "merge": "The weights of cpt, averaged with those of the original.",

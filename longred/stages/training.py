@@ -29,6 +29,8 @@ def settings_of(config: TrainingConfig, method: str) -> dict[str, Any]:
         unused |= {"weights", "weights_every_steps"}
     if not config.keep_steps:
         unused |= {"keep_steps"}
+    if recipe.version > 1:
+        values["method_version"] = recipe.version
     if values["logit_distill_weight"] == 0:
         unused |= {"logit_distill_weight", "logit_distill_temperature"}
     unused |= {name for name, value in LATER_SETTINGS.items() if values[name] == value}

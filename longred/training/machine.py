@@ -1,6 +1,7 @@
 """The machine of a training: torch's settings, what must be present, and how well it is used."""
 
 import dataclasses
+import math
 import os
 import platform
 from typing import Any
@@ -135,7 +136,7 @@ class Meter:
     ) -> None:
         self.num_steps = job.num_steps
         self.device = device
-        self.step_tokens = sum(count * lengths[bucket] for bucket, count in job.rows.items())
+        self.step_tokens = sum(math.prod(job.seen_rows(*item)) for item in lengths.items())
         self.step_flops, peak = step_and_peak_flops(shape, job, lengths, device)
         self.peak = peak * job.layout.num_processes
 

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from longred.attention.function import Captured
 from longred.data.loader import Rows
-from longred.method import positions
 from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
@@ -27,6 +26,7 @@ from longred.objectives import table as objectives
 from longred.objectives.table import OBJECTIVES, Outputs, Passes, first_window
 from longred.training.layers.activations import holding_activations
 from longred.training.layers.compiling import as_written
+from longred.training.rows import seen_rows, skipped_positions
 from longred.training.sharding import entered, whole
 
 Teacher = Callable[[], AbstractContextManager[PreTrainedModel]]
@@ -77,29 +77,6 @@ def fixed_weights(job: TrainingJob) -> dict[Term, float]:
     )
 
 
-def skipped_positions(job: TrainingJob, row_numbers: Sequence[int]) -> Tensor | None:
-    """Return the student's positions on rows of the original bucket [B, T], or None.
-
-    A row's positions depend only on (seed, row number): a resumed training draws the same ones
-    without saved state, however rows are divided over steps and processes.
-    """
-    if job.recipe.positions is None:
-        return None
-    rows = [
-        positions.skip_positions(
-            job.recipe.positions,
-            original_window=job.original_window,
-            target_window=job.target_window,
-            num_rows=1,
-            generator=np.random.default_rng([job.seed, number]),
-            sigma=job.sigma,
-            truncation=job.truncation,
-        )
-        for number in row_numbers
-    ]
-    return torch.cat(rows)
-
-
 def term_counts(
     job: TrainingJob, rows_by_bucket: Mapping[str, Rows], *, rank: int = 0
 ) -> dict[Term, Tensor]:
@@ -112,7 +89,7 @@ def term_counts(
     """
     counts = {}
     for term in job.terms:
-        rows = rows_by_bucket[term.bucket]
+        rows = seen_rows(job, term.bucket, rows_by_bucket[term.bucket])
         documents = rows.document_ids_BT if job.mask_documents else None
         counted = OBJECTIVES[term.objective].counted
         counted_BT = counted(rows.input_ids_BT, documents, job.original_window)
@@ -139,10 +116,11 @@ def micro_batches(
         rank: of this process.
     """
     for bucket in job.recipe.buckets():
-        rows = rows_by_bucket[bucket]
+        rows = seen_rows(job, bucket, rows_by_bucket[bucket])
         num_rows, length = rows.input_ids_BT.shape
         documents = rows.document_ids_BT if job.mask_documents else None
-        skipped = skipped_positions(job, rows.row_numbers) if bucket == "original" else None
+        skips = bucket == job.recipe.skipped_bucket
+        skipped = skipped_positions(job, rows.row_numbers) if skips else None
         terms = [term for term in job.terms if term.bucket == bucket]
         max_tokens = job.micro_batch_tokens
         if bucket != "long":

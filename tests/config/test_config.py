@@ -151,6 +151,16 @@ def test_adapters_and_a_choice_of_weights_are_refused_together():
         load_recipe("demo", carried)
 
 
+def test_long_rows_are_not_shared_if_pose_cuts_them():
+    shared = ["training.parallel.num_processes=2", "training.parallel.sequence_parallel=2"]
+    shared.append("training.step_tokens=16384")
+    message = r"training\.parallel\.sequence_parallel: 2 processes would share .* pose .*use 1"
+    for pose in ("training.baselines=[pose]", "training.method=pose"):
+        with pytest.raises(ConfigError, match=message):
+            load_recipe("demo", [*shared, pose])
+    load_recipe("demo", [*shared, "training.baselines=[pose-anywhere]"])
+
+
 def test_texts_that_are_no_longer_than_the_judges_context_are_refused():
     lengths = "evaluation.perplexity.lengths=[256, 512]"
     judged = [lengths, "evaluation.perplexity.judge=demo"]

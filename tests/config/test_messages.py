@@ -11,8 +11,8 @@ from longred.errors import ConfigError
 from longred.recipes import RECIPES
 
 METHODS = (
-    "longred-c, longred-u, cpt, mix-cpt, attention-only, cream, pose, merge, lora, "
-    "attention-distill, logit-distill"
+    "longred-c, longred-u, cpt, mix-cpt, attention-only, cream, pose, "
+    "pose-anywhere, merge, lora, attention-distill, logit-distill"
 )
 
 

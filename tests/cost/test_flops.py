@@ -160,6 +160,19 @@ def test_attention_alone_spares_the_weight_gradients_of_mlps_and_the_head(
     assert found.head == pytest.approx(4.0 * 4096 * 128256)
 
 
+def test_pose_is_planned_for_the_rows_that_it_cuts() -> None:
+    shape, job = shape_of(LLAMA_8B), make_job(method="pose", rows={"long": 32})
+    (batch,) = batches(job, LENGTHS)
+    assert (batch.length, batch.rows, batch.step_tokens) == (8192, 128, 32 * 32768)
+    assert batch.tokens == 4 * 8192
+    found = step_flops(shape, job, LENGTHS) / (32 * 32768)
+    dense = 6.0 * (shape.num_linear + shape.num_head)
+    attention = 32 * 3 * 4.0 * 4096 * 8193 / 2
+    assert found == pytest.approx(dense + attention)
+    uneven = make_job(method="pose", rows={"long": 2}, target_window=20000)
+    assert uneven.seen_rows("long", 20000) == (4, 8192)
+
+
 def test_micro_batches_are_cut_as_the_trainer_cuts_them() -> None:
     job = make_job(rows={"long": 2, "short": 5, "original": 3}, micro_batch_tokens=32768 * 2)
     long, short, original = batches(job, LENGTHS)

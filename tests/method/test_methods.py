@@ -38,6 +38,7 @@ def test_terms_name_buckets_objectives_and_settings_that_exist(method: str) -> N
         ("mix-cpt", {"ratio", "short_length"}),
         ("cream", {"sigma", "truncation"}),
         ("pose", set()),
+        ("pose-anywhere", set()),
         ("attention-distill", set()),
         ("merge", set()),
         ("lora", DISTILLATION | {"sigma", "truncation", "ratio", "short_length"}),
@@ -78,5 +79,14 @@ def test_adapters_carry_the_terms_of_another_method_and_read_what_it_reads() -> 
 def test_each_method_reads_its_own_buckets() -> None:
     buckets = {name: method.buckets() for name, method in METHODS.items()}
     assert buckets["longred-c"] == buckets["mix-cpt"] == BUCKETS
-    assert buckets["cpt"] == buckets["merge"] == ("long",)
-    assert buckets["cream"] == buckets["pose"] == buckets["attention-distill"] == ("original",)
+    assert buckets["cpt"] == buckets["merge"] == buckets["pose"] == ("long",)
+    assert buckets["cream"] == buckets["pose-anywhere"] == buckets["attention-distill"]
+    assert buckets["cream"] == ("original",)
+
+
+def test_rows_are_cut_out_of_long_blocks_by_pose_alone() -> None:
+    cut = [(name, b) for name, method in METHODS.items() for b in BUCKETS if method.cuts(b)]
+    assert cut == [("pose", "long")]
+    skipped = {name: method.skipped_bucket for name, method in METHODS.items()}
+    assert skipped["longred-c"] == skipped["pose-anywhere"] == "original"
+    assert skipped["cpt"] is skipped["attention-distill"] is None

@@ -54,9 +54,10 @@ def test_rows_are_increasing_and_span_the_target(
         assert (rows.diff(dim=1) >= 1).all()
         assert (rows[:, 0] == 0).all()
         assert (rows[:, -1] < target).all()
-        if kind != "pose":
+        is_pose = kind.startswith("pose")
+        if not is_pose:
             assert (rows[:, -1] == target - 1).all()
-        assert all(len(runs(row)) <= (2 if kind == "pose" else 3) for row in rows.tolist())
+        assert all(len(runs(row)) <= (2 if is_pose else 3) for row in rows.tolist())
 
 
 def test_head_and_tail_are_a_third_or_four_factors() -> None:
@@ -173,15 +174,23 @@ def test_uniform_covers_its_interval_evenly(third: bool) -> None:
     assert deviation < len(places) + 5 * math.sqrt(2 * len(places))
 
 
-def test_pose_splits_and_shifts_evenly() -> None:
-    rows = draw("pose", 20, 80, 40_000)
+@pytest.mark.parametrize(("kind", "last"), [("pose", 10), ("pose-anywhere", 19)])
+def test_pose_splits_and_shifts_evenly(kind: str, last: int) -> None:
+    rows = draw(kind, 20, 80, 40_000)
     shifts = Counter((rows[:, -1] - 19).tolist())
     assert set(shifts) == set(range(61))
     assert max(abs(n * 61 / 40_000 - 1) for n in shifts.values()) < 0.2
     moved = rows[rows[:, -1] > 19]
     splits = Counter((moved.diff(dim=1) != 1).int().argmax(dim=1).add(1).tolist())
-    assert set(splits) == set(range(1, 20))
-    assert max(abs(n * 19 / len(moved) - 1) for n in splits.values()) < 0.2
+    assert set(splits) == set(range(1, last + 1))
+    assert max(abs(n * last / len(moved) - 1) for n in splits.values()) < 0.2
+
+
+def test_pose_splits_an_odd_row_up_to_its_middle_token() -> None:
+    rows = draw("pose", 7, 28, 4000)
+    moved = rows[rows[:, -1] > 6]
+    assert set((moved.diff(dim=1) != 1).int().argmax(dim=1).add(1).tolist()) == {1, 2, 3, 4}
+    assert set(map(tuple, draw("pose", 2, 4, 100).tolist())) == {(0, 1), (0, 2), (0, 3)}
 
 
 def test_only_the_given_generator_is_used() -> None:

@@ -27,6 +27,11 @@ def test_artifacts_of_earlier_versions_are_found() -> None:
     assert names("lora") == LONGRED | {"lora"}
 
 
+def test_artifacts_of_another_method_of_the_same_name_are_not_found() -> None:
+    assert settings_of(TrainingConfig(), "pose")["method_version"] == 2
+    assert names("pose") - names("pose-anywhere") == {"method_version"}
+
+
 @pytest.mark.parametrize(
     ("method", "values", "change", "changes"),
     [

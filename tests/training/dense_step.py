@@ -146,6 +146,22 @@ def objective_loss(job: TrainingJob, objective: str, rows: list, student, teache
     return torch.cat(terms).mean()
 
 
+def cut_rows(job: TrainingJob, step, documents: Tensor | None):
+    """Yield the rows that PoSE cuts out of long ones: tokens where the positions point."""
+    pieces = job.target_window // job.original_window
+    for row, number in enumerate(step.row_numbers):
+        for piece in range(pieces):
+            (places,) = skipped_positions(job, [number * pieces + piece])
+            split = next(i for i in range(1, 999) if i == len(places) or places[i] > i)
+            shift = int(places[-1]) - len(places) + 1
+            tokens = step.input_ids_BT[row].tolist()
+            own = tokens[:split] + tokens[split + shift : len(places) + shift]
+            ids = None
+            if documents is not None:
+                ids = torch.stack([documents[row][place] for place in places])
+            yield torch.tensor(own), ids, places
+
+
 def trains(job: TrainingJob, name: str) -> bool:
     """Return whether a training changes the weight of this name."""
     if job.method != "attention-only" and job.trained == "all":
@@ -182,6 +198,9 @@ def reference_step(job: TrainingJob) -> tuple[dict[str, float], dict[str, Tensor
     for bucket, step in loaded.items():
         count = len(step.input_ids_BT)
         documents = step.document_ids_BT if job.mask_documents else None
+        if job.method == "pose":
+            rows[bucket] = list(cut_rows(job, step, documents))
+            continue
         skipped = skipped_positions(job, step.row_numbers) if bucket == "original" else None
         nothing = [None] * count
         rows[bucket] = list(

@@ -50,6 +50,7 @@ def test_disturbed_run_is_finished_bit_identically(
         {"method": "attention-only", "dtype": "bfloat16"},
         {"method": "logit-distill", "dtype": "bfloat16"},
         {"method": "cream", "schedule": "cosine", "optimizer_offload": True},
+        {"method": "pose"},
         {"method": "cpt", "optimizer": "adamw8bit"},
     ],
 )

@@ -17,6 +17,9 @@ from longred.training.trainer import Trainer
 METHODS = {
     "attention-only": {"method": "attention-only"},
     "attention-of-longred": {"trained": "attention", "long_distill_weight": 2.0},
+    "pose": {"method": "pose"},
+    "pose-across-documents": {"method": "pose", "mask_documents": False, "seed": 5},
+    "pose-anywhere": {"method": "pose-anywhere"},
     "logit-distill": {"method": "logit-distill"},
     "logit-distill-softened": {
         "method": "logit-distill",

@@ -106,10 +106,11 @@ def assert_close_weights(result: Path, reference: Path) -> None:
             {},
             2,
         ),
+        ({"method": "pose"}, {}, 2),
     ],
     ids=[
         *("sharded", "sequence-parallel", "hsdp", "replicated", "lora", "bfloat16"),
-        *("attention-only", "attention-bfloat16"),
+        *("attention-only", "attention-bfloat16", "pose"),
     ],
 )
 def test_several_processes_equal_one(
@@ -260,6 +261,10 @@ def test_eight_bit_moments_go_on_with_as_many_processes_alone(
             r"training\.parallel\.sequence_parallel: 2 does not divide the number of processes",
         ),
         ({"parallel": {"replicas": 0}}, r"training\.parallel\.replicas: must be 1 or more, got 0"),
+        (
+            {"method": "pose", "parallel": {"num_processes": 2, "sequence_parallel": 2}},
+            r"training\.parallel\.sequence_parallel: 2 processes would share long rows, .* pose",
+        ),
         ({"parallel": {"copies": 2}}, r"training\.parallel\.copies: unknown value"),
     ],
 )
