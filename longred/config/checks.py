@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from longred.config.derived import step_unit
 from longred.errors import shown
-from longred.method.methods import BUCKETS, adapters_problem, cut_problem
+from longred.method.methods import BUCKETS, method_problem
 from longred.method.rope import settings_problem
 
 if TYPE_CHECKING:
@@ -164,15 +164,16 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     problem = training.settings_problem(trains_adapters=trains_adapters)
     if problem:
         yield problem
-    problem = adapters_problem(training.lora.objectives) if trains_adapters else None
-    if problem:
-        yield problem
-        return
+    for method in training.methods():
+        problem = method_problem(
+            method,
+            carried=training.lora.objectives,
+            sequence_parallel=training.parallel.sequence_parallel,
+        )
+        if problem:
+            yield problem
+            return
     original, target = config.original_window, config.target_window
-    cutting = any(training.recipe(method).positions == "pose" for method in training.methods())
-    problem = cut_problem(training.parallel.sequence_parallel) if cutting else None
-    if problem:
-        yield problem
     for method in training.methods():
         if training.recipe(method).positions in ("cream", "uniform") and original**2 <= 8 * target:
             yield (

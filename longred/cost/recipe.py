@@ -83,7 +83,7 @@ def ways_out(config: "RunConfig") -> dict[str, Any]:
     can_adapt = not config.extension.windows and "lora" not in training.methods()
 
     def can_divide(layout: Layout) -> bool:
-        cutting = any(training.recipe(method).positions == "pose" for method in training.methods())
+        cutting = any(training.recipe(method).cuts("long") for method in training.methods())
         if layout.sequence_parallel > 1 and (cutting or config.extension.method == "longrope"):
             return False
         return all(

@@ -12,15 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from longred.errors import ConfigError, shown
 from longred.method.layout import Layout
-from longred.method.methods import (
-    METHODS,
-    Method,
-    Term,
-    Trained,
-    adapters_problem,
-    cut_problem,
-    method_terms,
-)
+from longred.method.methods import METHODS, Method, Term, Trained, method_problem, method_terms
 from longred.method.values import (
     UNDIGESTED,
     Count,
@@ -73,6 +65,9 @@ class TrainingSettings:
             all layers on short blocks; 0 leaves it out.
         long_distill_weight: weight of the extra loss that distils the last hidden state on the
             first original window of every long document; 0 leaves it out.
+        relation_heads: number of heads that divides the sum over a relation's heads in attention
+            distillation. own divides each by its own, query all by the query heads, as LinearARD's
+            code does, which counts grouped keys and values less.
         logit_distill_weight: weight of the loss that distils next-token distributions on short and
             original blocks; null is the method's own, 1 in logit-distill and 0 elsewhere, which
             leaves it out.
@@ -145,6 +140,7 @@ class TrainingSettings:
     short_to_long_weight: NonNegative = 10.0
     attention_distill_weight: NonNegative = 0.0
     long_distill_weight: NonNegative = 0.0
+    relation_heads: Literal["own", "query"] = "own"
     logit_distill_weight: NonNegative | None = None
     logit_distill_temperature: Positive = 1.0
     weighting: Literal["token_share", "formula"] = "token_share"
@@ -286,17 +282,16 @@ class TrainingJob(TrainingSettings):
             return f"training.method: {self.method!r} is not one of {', '.join(METHODS)}"
         if METHODS[self.method].trains_adapters and self.lora.get("objectives") not in METHODS:
             return f"training.lora: {self.method} needs adapters, got {self.lora}"
-        if METHODS[self.method].trains_adapters and (
-            problem := adapters_problem(self.lora["objectives"])
-        ):
-            return problem
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             if problem := value_problem(kind, getattr(self, name)):
                 return f"training.{name}: {problem}"
         if unknown := self.parallel.keys() - {item.name for item in dataclasses.fields(Layout)}:
             return f"training.parallel.{min(unknown)}: unknown value"
         problem = self.settings_problem(trains_adapters=self.recipe.trains_adapters)
-        if problem := problem or self.layout.problem():
+        problem = problem or self.layout.problem()
+        carried, shared = self.lora.get("objectives", ""), self.layout.sequence_parallel
+        problem = problem or method_problem(self.method, carried=carried, sequence_parallel=shared)
+        if problem:
             return problem
         buckets = self.recipe.buckets()
         if set(self.rows) != set(buckets) or min(self.rows.values()) < 1:
@@ -304,9 +299,6 @@ class TrainingJob(TrainingSettings):
             return f"training.rows: {self.method} needs rows of {needed}, got {self.rows}"
         if not set(buckets) <= set(self.ratio):
             return f"training.ratio: must name {', '.join(buckets)}, got {self.ratio}"
-        shared = self.layout.sequence_parallel
-        if self.recipe.positions == "pose" and (problem := cut_problem(shared)):
-            return problem
         if self.recipe.uses_layers() and not self.distill_layers:
             return f"training.distill_layers: {self.method} needs at least one layer"
         return None

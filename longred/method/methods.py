@@ -119,6 +119,8 @@ class Method:
         unused = _WEIGHT_SETTINGS - weights
         if not weights:
             unused |= _WEIGHTING_SETTINGS
+        if all(term.objective != "attention_distill" for term in self.terms):
+            unused |= {"relation_heads"}
         if "logit_distill_weight" in unused:
             unused |= {"logit_distill_temperature"}
         if self.positions != "cream":
@@ -160,29 +162,30 @@ Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138
 KL of next-token distributions in place of the distances of hidden states."""
 
 
-def cut_problem(sequence_parallel: int) -> str | None:
-    """Return why rows cannot be cut out of blocks that processes share, or None."""
-    if sequence_parallel == 1:
-        return None
-    return (
-        f"training.parallel.sequence_parallel: {sequence_parallel} processes would share long "
-        "rows, and method pose cuts short ones out of them; use 1"
-    )
+def method_problem(name: str, *, carried: str, sequence_parallel: int) -> str | None:
+    """Return why a method cannot be trained with these settings, or None.
 
-
-def adapters_problem(carried: str) -> str | None:
-    """Return why adapters cannot train on the terms of a method, or None."""
-    method = METHODS[carried]
-    if method.trains_adapters or method.merges:
+    Args:
+        name: the method.
+        carried: the method that adapters take terms and positions from.
+        sequence_parallel: number of processes that share a long row.
+    """
+    method, other = METHODS[name], METHODS.get(carried, Method())
+    if method.trains_adapters and (other.trains_adapters or other.merges):
         return (
             f"training.lora.objectives: {carried} has no terms that adapters could be trained on, "
             "and adapters on a merged model would have that model as their teacher; name a method "
             "that trains, such as longred-c"
         )
-    if method.trained != "all":
+    if method.trains_adapters and other.trained != "all":
         return (
             f"training.lora.objectives: {carried} trains weights of attention, not adapters; name "
             "another method, and restrict adapters by training.lora.targets"
+        )
+    if sequence_parallel > 1 and method_terms(name, carried).cuts("long"):
+        return (
+            f"training.parallel.sequence_parallel: {sequence_parallel} processes would share long "
+            "rows, and method pose cuts short ones out of them; use 1"
         )
     return None
 

@@ -2,9 +2,9 @@
 
 A relation of a layer is the row-wise softmax of X X^T / sqrt(d) over the tokens that each token
 sees; X holds the queries or keys after RoPE, or the values. Source: arXiv 2604.00004, with two
-choices of our own: each relation is averaged over its own heads, so that grouped keys and values
-count as much as queries (the same number without grouping), and the teacher's text is never longer
-than its window.
+choices of our own: by default each relation is averaged over its own heads, so that grouped keys
+and values count as much as queries (the same number without grouping; `heads` query is the
+published code), and the teacher's text is never longer than its window.
 
 `longred.profiling.attention_kl` streams the same KL for queries against keys. The two loops stay
 separate: both sides of a relation are one tensor, scaled by d^(-1/4), summed over square tiles;
@@ -29,6 +29,7 @@ def attention_distill_loss(
     teacher: Mapping[int, Any],
     *,
     document_ids_BT: Tensor | None = None,
+    heads: str = "own",
 ) -> Tensor:
     """Return the mean over layers of KL(teacher || student) summed over Q-Q, K-K and V-V, in nats.
 
@@ -36,6 +37,9 @@ def attention_distill_loss(
         student: `longred.attention.function.Captured` of each decoder layer.
         teacher: the same layers of the teacher.
         document_ids_BT: each run of equal ids is one document.
+        heads: by which number of heads the sum over a relation's heads is divided: its `own`, or,
+            as published, that of the `query` heads for all three. With h key heads for H query
+            heads, the latter counts K-K and V-V h / H times.
 
     Raises:
         ValueError: the mappings have different layers, or none.
@@ -49,7 +53,10 @@ def attention_distill_loss(
                 document_ids_BT=document_ids_BT,
                 sliding_window=student[layer].sliding_window,
             )
-            losses.append(kl_BHT.mean())
+            loss = kl_BHT.mean()
+            if heads == "query":
+                loss = loss * (kl_BHT.shape[1] / student[layer].query_BHTd.shape[1])
+            losses.append(loss)
     return torch.stack(losses).sum() / len(student)
 
 

@@ -49,6 +49,7 @@ class Passes:
         shown_BT: mask of the tokens that the teacher saw; None for all.
         logit_softcap: cap of both models' logits.
         temperature: of the distributions that `logit_distill` compares.
+        relation_heads: heads that relations are averaged over.
         distill_layers: `hidden_states` indices of the distilled layers.
         last_layer: N.
     """
@@ -60,6 +61,7 @@ class Passes:
     shown_BT: Tensor | None
     logit_softcap: float | None
     temperature: float
+    relation_heads: str
     distill_layers: tuple[int, ...]
     last_layer: int
 
@@ -165,6 +167,7 @@ def _attention_distill(passes: Passes) -> Tensor:
         passes.student.attention,
         passes.original.attention,
         document_ids_BT=passes.document_ids_BT,
+        heads=passes.relation_heads,
     )
 
 

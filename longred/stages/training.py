@@ -10,7 +10,7 @@ from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
 
-LATER_SETTINGS = {"trained": "all", "logit_distill_temperature": 1.0}
+LATER_SETTINGS = {"trained": "all", "logit_distill_temperature": 1.0, "relation_heads": "own"}
 """Settings that came after the first artifacts, with the value under which nothing changed: it
 stays out of digests, so that these artifacts are found."""
 
@@ -31,8 +31,12 @@ def settings_of(config: TrainingConfig, method: str) -> dict[str, Any]:
         unused |= {"keep_steps"}
     if recipe.version > 1:
         values["method_version"] = recipe.version
-    if values["logit_distill_weight"] == 0:
+    left_out = {term for term in recipe.terms if term.is_optional and values[str(term.weight)] == 0}
+    objectives = {term.objective for term in recipe.terms if term not in left_out}
+    if "logit_distill" not in objectives:
         unused |= {"logit_distill_weight", "logit_distill_temperature"}
+    if "attention_distill" not in objectives:
+        unused |= {"relation_heads"}
     unused |= {name for name, value in LATER_SETTINGS.items() if values[name] == value}
     return {name: value for name, value in values.items() if name not in unused}
 

@@ -222,6 +222,7 @@ class Objectives:
             shown_BT=_columns(shown_BT, batch.tokens),
             logit_softcap=logit_softcap(self.student.config),
             temperature=self.job.logit_distill_temperature,
+            relation_heads=self.job.relation_heads,
             distill_layers=self.job.distill_layers,
             last_layer=self.last_layer,
         )

@@ -50,18 +50,18 @@ def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
 
 
 LOGITS = {"logit_distill_weight", "logit_distill_temperature"}
-LATER = {"trained"} | LOGITS
+LATER = {"trained", "relation_heads"} | LOGITS
 
 
 @pytest.mark.parametrize(
     ("method", "read"),
     [
-        ("longred-c", {"trained"} | LOGITS),
+        ("longred-c", LATER),
         ("cpt", {"trained"}),
         ("attention-only", set()),
-        ("attention-distill", {"trained"}),
+        ("attention-distill", {"trained", "relation_heads"}),
         ("logit-distill", {"trained"} | LOGITS),
-        ("lora", LOGITS),
+        ("lora", LOGITS | {"relation_heads"}),
     ],
 )
 def test_later_settings_that_a_method_reads(method: str, read: set[str]) -> None:

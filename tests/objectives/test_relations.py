@@ -104,6 +104,26 @@ def test_loss_is_the_mean_over_layers_of_three_relations_each_over_its_own_heads
         attention_distill_loss({0: student}, {1: teacher})
 
 
+def test_as_published_all_relations_are_divided_by_the_query_heads() -> None:
+    torch.manual_seed(0)
+    sizes = (4, 2, 2)
+    student, teacher = (
+        [torch.randn(2, heads, 9, 6, dtype=torch.float64) for heads in sizes] for _ in range(2)
+    )
+    found = attention_distill_loss({0: layer(*student)}, {0: layer(*teacher)}, heads="query")
+    sums = [dense_kl(a, b).sum() for a, b in zip(student, teacher, strict=True)]
+    assert float(found) == pytest.approx(float(sum(sums)) / (2 * 4 * 9), rel=1e-12)
+    own = attention_distill_loss({0: layer(*student)}, {0: layer(*teacher)})
+    assert float(own) > float(found)
+    ungrouped = [x.repeat_interleave(4 // x.shape[1], dim=1) for x in student]
+    others = [x.repeat_interleave(4 // x.shape[1], dim=1) for x in teacher]
+    both = [
+        attention_distill_loss({0: layer(*ungrouped)}, {0: layer(*others)}, heads=heads)
+        for heads in ("own", "query")
+    ]
+    assert both[0] == both[1], "without grouping the two are one"
+
+
 def test_equal_models_have_no_loss_and_no_gradient() -> None:
     state = torch.randn(1, 2, 50, 16)
     student = state.clone().requires_grad_()

@@ -47,6 +47,10 @@ def test_artifacts_of_another_method_of_the_same_name_are_not_found() -> None:
         ("logit-distill", {}, {"logit_distill_temperature": 2.0}, True),
         ("logit-distill", {}, {"short_distill_weight": 2.0}, False),
         ("cpt", {}, {"logit_distill_weight": 2.0}, False),
+        ("attention-distill", {}, {"relation_heads": "query"}, True),
+        ("longred-c", {}, {"relation_heads": "query"}, False),
+        ("longred-c", {"attention_distill_weight": 1.0}, {"relation_heads": "query"}, True),
+        ("cream", {}, {"relation_heads": "query"}, False),
     ],
 )
 def test_a_digest_changes_where_the_student_does(

@@ -90,7 +90,7 @@ def relations(model, tokens: Tensor) -> list[list[Tensor]]:
     return result
 
 
-def relation_terms(student, teacher, tokens: Tensor) -> Tensor:
+def relation_terms(student, teacher, tokens: Tensor, heads: str) -> Tensor:
     future = torch.ones(len(tokens), len(tokens)).triu(1).bool()
     layers = []
     for ours, theirs in zip(relations(student, tokens), relations(teacher, tokens), strict=True):
@@ -99,7 +99,9 @@ def relation_terms(student, teacher, tokens: Tensor) -> Tensor:
                 (x @ x.mT / x.shape[-1] ** 0.5).masked_fill(future, -1e300).log_softmax(-1)
                 for x in (a, b)
             )
-            layers.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+            kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+            num_heads = len(ours[0]) if heads == "query" else len(a)
+            layers.append(kl.sum() / (num_heads * len(tokens)))
     return torch.stack(layers).sum() / (len(layers) / 3)
 
 
@@ -129,7 +131,7 @@ def objective_loss(job: TrainingJob, objective: str, rows: list, student, teache
             terms += first_windows(student, teacher, tokens, documents, job.original_window)
             continue
         if objective == "attention_distill":
-            terms.append(relation_terms(student, teacher, tokens)[None])
+            terms.append(relation_terms(student, teacher, tokens, job.relation_heads)[None])
             continue
         ours = dense_forward(student, tokens, documents, positions)
         if objective == "cross_entropy":

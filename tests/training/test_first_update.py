@@ -20,6 +20,11 @@ METHODS = {
     "pose": {"method": "pose"},
     "pose-across-documents": {"method": "pose", "mask_documents": False, "seed": 5},
     "pose-anywhere": {"method": "pose-anywhere"},
+    "attention-distill-by-query-heads": {
+        "method": "attention-distill",
+        "relation_heads": "query",
+    },
+    "relations-by-query-heads": {"attention_distill_weight": 2.0, "relation_heads": "query"},
     "logit-distill": {"method": "logit-distill"},
     "logit-distill-softened": {
         "method": "logit-distill",
