@@ -6,6 +6,7 @@ so no second copy of the weights is held. peft is imported only by trainings tha
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from longred.models import load as models
 from longred.models.folder import weight_files
 from longred.store.artifacts import storage_errors
 from longred.training.layers.masters import stacked_experts
+
+log = logging.getLogger(__name__)
 
 ADAPTERS_NAME = "adapters"
 """Folder for the adapters inside a student's folder; next to the merged weights, loading would add
@@ -45,15 +48,17 @@ def check_weights(student: Path, original: Path) -> None:
 
 
 def check_targets(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
-    """Refuse adapters that do not fit the model.
+    """Refuse adapters on layers that the model lacks; warn of those larger than their layer.
+
+    A rank above a layer's smaller side is allowed, as in peft: a published recipe takes 1,024 on
+    any model (LinearARD, arXiv 2604.00004).
 
     Args:
         settings: `rank` and `targets`.
         config: of the model.
 
     Raises:
-        ConfigError: a target is no linear layer of the model, or the rank exceeds the smaller side
-            of a target.
+        ConfigError: a target is no linear layer of the model.
     """
     with torch.device("meta"):
         loader: Any = AutoModelForCausalLM
@@ -71,9 +76,10 @@ def check_targets(settings: Mapping[str, Any], config: PreTrainedConfig) -> None
         )
     side, target = min((sides[target], target) for target in settings["targets"])
     if settings["rank"] > side:
-        raise ConfigError(
-            f"training.lora.rank: {settings['rank']} is more than the smaller side of {target}, "
-            f"{side}; give a smaller rank"
+        log.warning(
+            "training.lora.rank: %d is more than the smaller side of %s, %d: its adapters can hold "
+            "more numbers than the layer and learn no more than rank %d",
+            *(settings["rank"], target, side, side),
         )
 
 
