@@ -55,7 +55,9 @@ class TrainingSettings:
         betas: decay rates of AdamW's first and second moment.
         epsilon: number added to the denominator of AdamW's update, against division by zero.
         weight_decay: decay of weight matrices in AdamW. Each step shrinks them by this share times
-            the learning rate; vectors such as norms do not decay.
+            the learning rate; vectors such as norms do not decay unless decay_norms is set.
+        decay_norms: whether weight_decay also shrinks vectors: norms and biases. The LongReD
+            authors' optimizer had one group of parameters, and decayed them.
         max_grad_norm: largest global L2 norm of the gradients; larger ones are scaled down to it.
         short_distill_weight: weight of the loss that distils hidden states on short blocks, alpha 1
             of the LongReD paper.
@@ -135,6 +137,7 @@ class TrainingSettings:
     betas: tuple[Share, Share] = (0.9, 0.95)
     epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.1
+    decay_norms: bool = False
     max_grad_norm: Positive = 1.0
     short_distill_weight: NonNegative = 5.0
     short_to_long_weight: NonNegative = 10.0

@@ -17,6 +17,8 @@ MethodName = Literal[
     "lora",
     "attention-distill",
     "logit-distill",
+    "recalibrate",
+    "recalibrate-distill",
 ]
 
 
@@ -55,6 +57,7 @@ class Term:
 
 LONG = Term("long", "cross_entropy")
 SHORT_DISTILL = Term("short", "hidden_distill", "short_distill_weight")
+ORIGINAL = Term("original", "cross_entropy")
 SHORT_TO_LONG = Term("original", "short_to_long", "short_to_long_weight")
 ATTENTION_DISTILL = Term("short", "attention_distill", "attention_distill_weight", True)
 LONG_DISTILL = Term("long", "long_distill", "long_distill_weight", True)
@@ -131,6 +134,8 @@ class Method:
             unused |= {"lora"}
         if self.trains_adapters or self.trained != "all":
             unused |= {"trained"}
+        if self.trains_adapters:
+            unused |= {"decay_norms"}
         return frozenset(unused | {"merge_weight"})
 
     def uses_layers(self) -> bool:
@@ -144,22 +149,27 @@ METHODS: dict[str, Method] = {
     "cpt": Method(),
     "mix-cpt": Method(tuple(Term(bucket, "cross_entropy") for bucket in BUCKETS)),
     "attention-only": Method(trained="attention"),
-    "cream": Method((Term("original", "cross_entropy"),), positions="cream", sigma=3.0),
+    "cream": Method((ORIGINAL,), positions="cream", sigma=3.0),
     "pose": Method(positions="pose", version=2),
-    "pose-anywhere": Method((Term("original", "cross_entropy"),), positions="pose-anywhere"),
+    "pose-anywhere": Method((ORIGINAL,), positions="pose-anywhere"),
     "merge": Method(merges="cpt"),
     "lora": Method(LONGRED, positions="cream", trains_adapters=True),
     "attention-distill": Method((Term("original", "attention_distill"),)),
     "logit-distill": Method((LONG, *LOGITS), positions="cream", logit_distill_weight=1.0),
+    "recalibrate": Method((ORIGINAL,)),
+    "recalibrate-distill": Method((SHORT_DISTILL, ORIGINAL, SHORT_TO_LONG)),
 }
 """cream reads only original-window text, at skipped positions; attention-distill reads the same
 text at positions 0 to T - 1, the range of its teacher. pose reads two runs of a long text, at the
-positions where they stand (the published code draws the second run's text on its own);
-pose-anywhere, our variant, splits original-window text at any token.
+positions where they stand (the published code draws the second run's text on its own).
 
 Sources: LongReD and its baselines arXiv 2502.07365, section 5; cream 2406.07138; pose
-2309.10400; lora 2106.09685; attention-distill 2604.00004. logit-distill is ours: longred-c with the
-KL of next-token distributions in place of the distances of hidden states."""
+2309.10400; lora 2106.09685; attention-distill 2604.00004; recalibrate, which reads original-window
+text at positions 0 to T - 1 once RoPE is off, is DroPE's (2512.12167).
+
+Ours: pose-anywhere splits original-window text at any token; logit-distill is longred-c with the KL
+of next-token distributions in place of the distances of hidden states; recalibrate-distill adds
+LongReD's two distances at positions 0 to T - 1, with LongReD's weights."""
 
 
 def method_problem(name: str, *, carried: str, sequence_parallel: int) -> str | None:

@@ -42,6 +42,10 @@ MODELS = {
     "positions that skip once, anywhere, by a random distance.",
     "logit-distill": "As longred-c, but on short text and at skipped positions its predictions of "
     "the next token are kept close to the original's, instead of its hidden states. Our variant.",
+    "recalibrate": "Trained on text of the original window at its ordinary positions, to get used "
+    "to a changed position encoding (as in DroPE).",
+    "recalibrate-distill": "As recalibrate, while hidden states are kept close to the original's, "
+    "as in LongReD but at ordinary positions. Our variant.",
     "merge": "The weights of cpt, averaged with those of the original.",
     "lora": "Trained with the same objectives through low-rank adapters (LoRA); the original "
     "weights stay fixed.",

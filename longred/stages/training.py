@@ -10,7 +10,12 @@ from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import DIGEST_LENGTH, Artifact, Store, canonical_digest
 
-LATER_SETTINGS = {"trained": "all", "logit_distill_temperature": 1.0, "relation_heads": "own"}
+LATER_SETTINGS = {
+    "trained": "all",
+    "logit_distill_temperature": 1.0,
+    "relation_heads": "own",
+    "decay_norms": False,
+}
 """Settings that came after the first artifacts, with the value under which nothing changed: it
 stays out of digests, so that these artifacts are found."""
 

@@ -23,7 +23,9 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def build_optimizer(model: nn.Module, job: TrainingJob) -> Optimizer:
-    """Create the job's optimizer over the trained weights; vectors (norms, biases) do not decay.
+    """Create the job's optimizer over the trained weights.
+
+    Vectors (norms, biases) decay only with `decay_norms`.
 
     `adamw` and `adamw8bit` are both AdamW (arXiv 1711.05101). The latter stores the moments of
     large weights in 8 bits with one scale per 256 values (2110.02861), a quarter of the memory.
@@ -32,9 +34,10 @@ def build_optimizer(model: nn.Module, job: TrainingJob) -> Optimizer:
         PreflightError: torchao is needed and not installed.
     """
     weights = list(named_weights(model).values())
+    decay_of_vectors = job.weight_decay if job.decay_norms else 0.0
     groups = [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": job.weight_decay},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": decay_of_vectors},
     ]
     groups = [group for group in groups if group["params"]]
     settings: dict[str, Any] = {"lr": job.learning_rate, "betas": job.betas, "eps": job.epsilon}

@@ -12,7 +12,8 @@ from longred.recipes import RECIPES
 
 METHODS = (
     "longred-c, longred-u, cpt, mix-cpt, attention-only, cream, pose, "
-    "pose-anywhere, merge, lora, attention-distill, logit-distill"
+    "pose-anywhere, merge, lora, attention-distill, logit-distill, "
+    "recalibrate, recalibrate-distill"
 )
 
 

@@ -40,6 +40,11 @@ def test_terms_name_buckets_objectives_and_settings_that_exist(method: str) -> N
         ("pose", set()),
         ("pose-anywhere", set()),
         ("attention-distill", set()),
+        ("recalibrate", set()),
+        (
+            "recalibrate-distill",
+            {"short_distill_weight", "short_to_long_weight", "weighting", "ratio", "short_length"},
+        ),
         ("merge", set()),
         ("lora", DISTILLATION | {"sigma", "truncation", "ratio", "short_length"}),
     ],
@@ -50,17 +55,17 @@ def test_settings_that_a_method_reads(method: str, read: set[str]) -> None:
 
 
 LOGITS = {"logit_distill_weight", "logit_distill_temperature"}
-LATER = {"trained", "relation_heads"} | LOGITS
+LATER = {"trained", "relation_heads", "decay_norms"} | LOGITS
 
 
 @pytest.mark.parametrize(
     ("method", "read"),
     [
         ("longred-c", LATER),
-        ("cpt", {"trained"}),
-        ("attention-only", set()),
-        ("attention-distill", {"trained", "relation_heads"}),
-        ("logit-distill", {"trained"} | LOGITS),
+        ("cpt", {"trained", "decay_norms"}),
+        ("attention-only", {"decay_norms"}),
+        ("attention-distill", {"trained", "decay_norms", "relation_heads"}),
+        ("logit-distill", {"trained", "decay_norms"} | LOGITS),
         ("lora", LOGITS | {"relation_heads"}),
     ],
 )

@@ -40,6 +40,19 @@ def test_weights_reproduce_the_published_training() -> None:
     }
 
 
+def test_distillation_beside_original_text_weighs_as_beside_long_text() -> None:
+    assert weights("recalibrate-distill", "token_share") == {
+        "short_distill_loss": 3.75,
+        "original_loss": 1.0,
+        "short_to_long_loss": 2.5,
+    }
+    assert weights("recalibrate-distill", "formula") == {
+        "short_distill_loss": 5.0,
+        "original_loss": 1.0,
+        "short_to_long_loss": 10.0,
+    }
+
+
 def test_text_weighs_one_together_and_a_lone_term_one() -> None:
     assert weights("cpt", "token_share") == {"long_loss": 1.0}
     assert weights("mix-cpt", "formula") == {

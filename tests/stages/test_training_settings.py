@@ -51,6 +51,9 @@ def test_artifacts_of_another_method_of_the_same_name_are_not_found() -> None:
         ("longred-c", {}, {"relation_heads": "query"}, False),
         ("longred-c", {"attention_distill_weight": 1.0}, {"relation_heads": "query"}, True),
         ("cream", {}, {"relation_heads": "query"}, False),
+        ("cpt", {}, {"decay_norms": True}, True),
+        ("attention-only", {}, {"decay_norms": True}, True),
+        ("lora", {}, {"decay_norms": True}, False),
     ],
 )
 def test_a_digest_changes_where_the_student_does(

@@ -183,7 +183,7 @@ def reference_update(job: TrainingJob, grads: Mapping[str, Tensor]) -> dict[str,
     for name, grad in grads.items():
         # The first step's moments, corrected for their bias, are the gradient and its square.
         step = scale * grad / (scale * grad.abs() + job.epsilon)
-        decays = weights[name].ndim == 2
+        decays = weights[name].ndim == 2 or job.decay_norms
         shrunk = 1 - rate * job.weight_decay if decays else 1.0
         updated[name] = shrunk * updated[name] - rate * step
     return updated

@@ -51,6 +51,7 @@ def test_disturbed_run_is_finished_bit_identically(
         {"method": "logit-distill", "dtype": "bfloat16"},
         {"method": "cream", "schedule": "cosine", "optimizer_offload": True},
         {"method": "pose"},
+        {"method": "recalibrate-distill", "decay_norms": True},
         {"method": "cpt", "optimizer": "adamw8bit"},
     ],
 )

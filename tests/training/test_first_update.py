@@ -17,6 +17,8 @@ from longred.training.trainer import Trainer
 METHODS = {
     "attention-only": {"method": "attention-only"},
     "attention-of-longred": {"trained": "attention", "long_distill_weight": 2.0},
+    "norms-decay": {"method": "cpt", "decay_norms": True, "weight_decay": 300.0},
+    "norms-keep-their-size": {"method": "cpt", "weight_decay": 300.0},
     "pose": {"method": "pose"},
     "pose-across-documents": {"method": "pose", "mask_documents": False, "seed": 5},
     "pose-anywhere": {"method": "pose-anywhere"},
@@ -25,6 +27,9 @@ METHODS = {
         "relation_heads": "query",
     },
     "relations-by-query-heads": {"attention_distill_weight": 2.0, "relation_heads": "query"},
+    "recalibrate": {"method": "recalibrate"},
+    "recalibrate-distill": {"method": "recalibrate-distill"},
+    "recalibrate-distill-by-formula": {"method": "recalibrate-distill", "weighting": "formula"},
     "logit-distill": {"method": "logit-distill"},
     "logit-distill-softened": {
         "method": "logit-distill",

@@ -166,6 +166,7 @@ def test_an_unchanged_student_has_no_distillation_loss_and_no_gradient(
         ("cpt", {"train/long_loss"}),
         ("cream", {"train/original_loss"}),
         ("pose", {"train/long_loss"}),
+        ("recalibrate", {"train/original_loss"}),
         ("mix-cpt", {"train/long_loss", "train/short_loss", "train/original_loss"}),
     ],
 )

@@ -107,10 +107,11 @@ def assert_close_weights(result: Path, reference: Path) -> None:
             2,
         ),
         ({"method": "pose"}, {}, 2),
+        ({"method": "recalibrate-distill", "decay_norms": True}, {}, 2),
     ],
     ids=[
         *("sharded", "sequence-parallel", "hsdp", "replicated", "lora", "bfloat16"),
-        *("attention-only", "attention-bfloat16", "pose"),
+        *("attention-only", "attention-bfloat16", "pose", "recalibrate-distill"),
     ],
 )
 def test_several_processes_equal_one(
