@@ -108,13 +108,17 @@ def adapter_bytes(shape: ModelShape, job: TrainingJob) -> float:
 def _loss_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
     """Return the bytes per token of the losses."""
     total = 0.0
+    width = dtype_bytes(job)
     if batch.has_head:
         # log-softmax, its exponential in place, and the cast for the products.
-        logits = 6.0 + 8.0 + 6.0 if dtype_bytes(job) == 2 else 16.0
+        logits = 6.0 + 8.0 + 6.0 if width == 2 else 16.0
+        if batch.has_teacher_head:
+            # Two log-softmaxes, two exponentials, four sums and products, a sum, and the cast.
+            logits = 2 * (4.0 + width) + 2 * 8.0 + 4 * 12.0 + 4.0 + (6.0 if width == 2 else 0.0)
         total += logits * shape.vocab_size + 40.0 * shape.hidden_size
     shown = teacher_length(job, batch) / batch.length
     for term in batch.terms:
-        if term.objective not in ("cross_entropy", "attention_distill"):
+        if term.objective not in ("cross_entropy", "attention_distill", "logit_distill"):
             states = len(job.distill_layers) if term.objective == "hidden_distill" else 1
             total += states * STATE_PASSES * shape.hidden_size * shown
         elif term.objective == "attention_distill":

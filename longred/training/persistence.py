@@ -1,5 +1,6 @@
 """Save a trainer to a checkpoint and restore it."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from longred.errors import MismatchError
+from longred.method.job import TrainingJob
 from longred.store.artifacts import storage_errors
 from longred.training.checkpoint import Checkpoint, SavedCheckpoint
 from longred.training.checks import check_fp8_quality
@@ -157,9 +159,22 @@ def restore(trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     trainer.balance.load_state(state["weights"])
 
 
+def _with_later_settings(saved: Mapping[str, Any], job: TrainingJob) -> dict[str, Any]:
+    """Return a checkpoint's settings; those that came after it have their default."""
+    fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(job)}
+    later: dict[str, Any] = {
+        name: fields[name]
+        for name in job.identity()
+        if name not in saved and fields[name] is not dataclasses.MISSING
+    }
+    # A default may stand for the method's own value.
+    as_then = dataclasses.replace(job, **later).identity()
+    return {**{name: as_then[name] for name in later}, **saved}
+
+
 def _check_identity(trainer: Trainer, state: Mapping[str, Any]) -> None:
     folder = trainer.checkpoints.folder
-    wanted, saved = trainer.job.identity(), state["job"]
+    wanted, saved = trainer.job.identity(), _with_later_settings(state["job"], trainer.job)
     names = sorted(wanted.keys() | saved.keys())
     different = [name for name in names if wanted.get(name) != saved.get(name)]
     if different:

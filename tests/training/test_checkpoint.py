@@ -1,5 +1,6 @@
 """An interrupted and resumed training gives the same bits as an uninterrupted one."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,11 @@ from longred.errors import MismatchError, PreflightError
 from longred.training import checkpoint
 from longred.training.checkpoint import Checkpoint, Checkpoints
 from longred.training.loop import train
+from longred.training.persistence import restore, save
+from longred.training.trainer import Trainer
+
+LATER = {"trained", "decay_norms", "relation_heads", "logit_distill_weight"}
+"""Settings that checkpoints of earlier versions lack."""
 
 
 def saved_steps(work: Path) -> list[str]:
@@ -95,6 +101,25 @@ def test_resume_after_the_last_step_only_writes_the_result(
     assert steps == []
     assert_same_run(again, uninterrupted)
     assert json.loads((again / "training.json").read_text())["final"] == summary["final"]
+
+
+def test_a_checkpoint_from_before_a_setting_existed_has_its_default(
+    make_job: MakeJob, tmp_path: Path
+):
+    job = make_job(method="logit-distill", logit_distill_weight=1.0)
+    trainer = Trainer(job, tmp_path)
+    trainer.train_step()
+    save(trainer)
+    saved = trainer.checkpoints.newest()
+    then = {name: saved.state["job"][name] for name in saved.state["job"].keys() - LATER}
+    earlier = saved._replace(state={**saved.state, "job": then})
+    again = Trainer(job, tmp_path / "again")
+    restore(again, earlier)
+    assert again.step == 1
+    for change in ({"decay_norms": True}, {"trained": "attention"}, {"logit_distill_weight": 2.0}):
+        other = Trainer(dataclasses.replace(job, **change), tmp_path / "other")
+        with pytest.raises(MismatchError, match=f"written with another {min(change)}"):
+            restore(other, earlier)
 
 
 def flip_a_bit(path: Path) -> None:
