@@ -301,8 +301,10 @@ def _logits_bytes(shape: ModelShape, job: TrainingJob, batch: Batches) -> float:
         return 0.0
     rounded = 2.0 if dtype_bytes(job) == 2 else 0.0
     weights = rounded * shape.num_head
-    if batch.has_teacher_head and (shape.is_tied or shards_of(job) > 1):
-        weights += dtype_bytes(job) * shape.num_head if rounded or shards_of(job) > 1 else 0.0
+    if batch.has_teacher_head:
+        is_master = shape.is_tied or job.changes == "adapters"
+        copies = shards_of(job) > 1 or (is_master and rounded > 0)
+        weights += dtype_bytes(job) * shape.num_head if copies else 0.0
     gradient = 4.0 * shape.num_head if job.changes == "all" else 0.0
     tokens = min(CHUNK_TOKENS, batch.tokens)
     logits = tokens * shape.vocab_size * (12.0 if batch.has_teacher_head else 8.0)

@@ -25,6 +25,10 @@ LOSS_BOUND = 0.01
 """Largest allowed relative difference of a loss, on top of half the square of `HIDDEN_BOUND`: the
 cosine distance between such states, below which a distillation loss cannot fall."""
 
+LOGIT_FACTOR = 20.0
+"""How many times larger the KL of predictions from such states may be than their cosine distance.
+Measured with random errors of 2 to 10 %: 18 times in SmolLM2-135M, 4 times in the demo's model."""
+
 WINDOW = 100
 """Number of previous losses that a loss is compared with."""
 MIN_LOSSES = 20
@@ -63,7 +67,8 @@ def _fp8_problem(objectives: Objectives, batch: MicroBatch) -> str | None:
             f"and {HIDDEN_BOUND:.0%} is allowed"
         )
     for term, loss in exact.items():
-        allowed = LOSS_BOUND * abs(loss) + HIDDEN_BOUND**2 / 2
+        factor = LOGIT_FACTOR if term.objective == "logit_distill" else 1.0
+        allowed = LOSS_BOUND * abs(loss) + factor * HIDDEN_BOUND**2 / 2
         if not abs(rounded[term] - loss) <= allowed:
             return (
                 f"moves the {term.objective} loss of the {batch.bucket} bucket from {loss:.5g} to "

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny_training import MakeJob
 from torch import nn
 
 from longred.errors import ConfigError, PreflightError
+from longred.method.methods import SHORT_DISTILL, SHORT_LOGITS
 from longred.models.load import hidden_states, load_model
 from longred.training import checks, load, machine, persistence
 from longred.training.layers import fp8
@@ -144,6 +146,22 @@ def test_what_moves_too_far_is_refused_before_the_first_step(
     with pytest.raises(PreflightError, match=message):
         persistence.load(trainer)
     assert trainer.step == 0
+
+
+@pytest.mark.parametrize(
+    ("term", "moved", "allowed"),
+    [(SHORT_LOGITS, 0.09, True), (SHORT_LOGITS, 0.11, False), (SHORT_DISTILL, 0.02, False)],
+)
+def test_a_kl_of_predictions_may_move_further_than_a_cosine(term, moved, allowed, monkeypatch):
+    states, found = torch.ones(1, 4, 8), iter([0.2, 0.2 + moved])
+    monkeypatch.setattr(checks, "_run", lambda *args: (states, {term: next(found)}))
+    objectives = SimpleNamespace(student=torch.nn.Module())
+    batches = [SimpleNamespace(bucket="short")]
+    if allowed:
+        checks.check_fp8_quality(objectives, batches)
+        return
+    with pytest.raises(PreflightError, match=rf"moves the {term.objective} loss of the short"):
+        checks.check_fp8_quality(objectives, batches)
 
 
 def test_a_device_without_8_bit_products_is_refused(make_job: MakeJob, tmp_path, monkeypatch):
