@@ -1,15 +1,19 @@
 """Losses, gradients and weights of one optimizer step of each method against dense float64."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from dense_step import reference_step, reference_update, trains
+from test_architectures import GEMMA
 from test_loop import relative_error
-from tiny_training import MakeJob
+from tiny_training import ORIGINAL, TARGET, MakeJob
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from longred.method.job import TrainingJob
+from longred.models.extension import write_extension
 from longred.training import optimizer
 from longred.training import trainer as trainer_module
 from longred.training.trainer import Trainer
@@ -84,3 +88,42 @@ def test_one_step_against_float64(
         moved = (weight - before[name].double()).norm()
         # The first update is the gradient's sign, which float32 cannot tell for the smallest.
         assert (weights[name] - weight).norm() < 0.02 * moved, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("trained", ["all", "attention"])
+def test_capped_logits_of_both_models_against_float64(
+    tied: bool,
+    trained: str,
+    make_job: MakeJob,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch,
+) -> None:
+    """Gemma-2, whose window is longer than the rows; its LM head is its input embedding or not."""
+    original, student = tmp_path / "original", tmp_path / "student"
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **{**GEMMA, "sliding_window": 4096, "tie_word_embeddings": tied},
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(original)
+    for path in tiny_model_folder.glob("tokenizer*"):
+        shutil.copy(path, original)
+    windows = {"original_window": ORIGINAL, "target_window": TARGET, "rope_theta": 1e5}
+    write_extension(original, student, digest="0", method="abf", **windows)
+    job = make_job(
+        method="logit-distill",
+        logit_distill_weight=2.0,
+        logit_distill_temperature=1.5,
+        trained=trained,
+        max_grad_norm=1e9,
+        teacher_folder=str(original),
+        student_folder=str(student),
+    )
+    losses, expected = reference_step(job)
+    metrics, grads, _ = updated(job, tmp_path / "work", monkeypatch)
+    for key, loss in losses.items():
+        assert metrics[key] == pytest.approx(loss, rel=2e-5), key
+    assert relative_error(grads, expected) < 2e-5
