@@ -110,14 +110,20 @@ def logit_softcap(config: "PreTrainedConfig") -> float | None:
     return None if cap is None else float(cap)
 
 
+def logit_scale(config: "PreTrainedConfig") -> float:
+    """Return the factor of the output logits: Granite divides by a number, Cohere multiplies."""
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor:
+        return 1.0 / float(divisor)
+    return float(getattr(config, "logit_scale", None) or 1.0)
+
+
 def head_input(config: "PreTrainedConfig", hidden: Any) -> Any:
     """Return hidden states as the LM head must read them to give the model's own logits.
 
-    Granite divides its logits by a number and Cohere multiplies them; scaling the hidden states is
-    the same, and fused losses need not know.
+    To scale the hidden states is to scale the logits, and fused losses need not know.
     """
-    divisor = getattr(config, "logits_scaling", None)
-    scale = 1.0 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0
+    scale = logit_scale(config)
     return hidden if scale == 1.0 else hidden * scale
 
 

@@ -47,7 +47,8 @@ class Passes:
             the next one.
         document_ids_BT: ids of the same tokens; each run of equal ids is one document.
         shown_BT: mask of the tokens that the teacher saw; None for all.
-        logit_softcap: cap of both models' logits.
+        logit_scale: factor of both models' logits.
+        logit_softcap: cap of both models' logits, after scaling.
         temperature: of the distributions that `logit_distill` compares.
         relation_heads: heads that relations are averaged over.
         distill_layers: `hidden_states` indices of the distilled layers.
@@ -59,6 +60,7 @@ class Passes:
     input_ids_BT: Tensor
     document_ids_BT: Tensor | None
     shown_BT: Tensor | None
+    logit_scale: float
     logit_softcap: float | None
     temperature: float
     relation_heads: str
@@ -84,7 +86,11 @@ class Passes:
         """
         if outputs.lm_head_weight_VD is None:
             raise ValueError("an objective on logits was given no LM head")
-        return HeadInputs(outputs.states[self.last_layer], outputs.lm_head_weight_VD)
+        hidden_BTD = outputs.states[self.last_layer]
+        if self.logit_scale != 1.0:
+            # The same as scaled logits, and no loss needs to know.
+            hidden_BTD = hidden_BTD * self.logit_scale
+        return HeadInputs(hidden_BTD, outputs.lm_head_weight_VD)
 
 
 @dataclass(frozen=True, slots=True)

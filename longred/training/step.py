@@ -21,7 +21,7 @@ from longred.data.loader import Rows
 from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
-from longred.models.architectures import logit_softcap
+from longred.models.architectures import logit_scale, logit_softcap
 from longred.objectives import table as objectives
 from longred.objectives.table import OBJECTIVES, Outputs, Passes, first_window
 from longred.training.layers.activations import holding_activations
@@ -220,6 +220,7 @@ class Objectives:
             input_ids_BT=batch.input_ids_BT[:, with_next],
             document_ids_BT=_columns(batch.document_ids_BT, with_next),
             shown_BT=_columns(shown_BT, batch.tokens),
+            logit_scale=logit_scale(self.student.config),
             logit_softcap=logit_softcap(self.student.config),
             temperature=self.job.logit_distill_temperature,
             relation_heads=self.job.relation_heads,

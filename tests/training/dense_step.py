@@ -168,7 +168,7 @@ def trains(job: TrainingJob, name: str) -> bool:
     """Return whether a training changes the weight of this name."""
     if job.method != "attention-only" and job.trained == "all":
         return True
-    return ".self_attn." in name and "_norm." not in name
+    return ".self_attn." in name and "norm." not in name
 
 
 def reference_update(job: TrainingJob, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,22 @@
 """Losses, gradients and weights of one optimizer step of each method against dense float64."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from dense_step import reference_step, reference_update, trains
-from test_architectures import GEMMA
+from test_architectures import CASES, GEMMA, LATENT, SHAPE
 from test_loop import relative_error
 from tiny_training import ORIGINAL, TARGET, MakeJob
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma2Config,
+    PreTrainedConfig,
+)
 
 from longred.method.job import TrainingJob
 from longred.models.extension import write_extension
@@ -90,31 +96,37 @@ def test_one_step_against_float64(
         assert (weights[name] - weight).norm() < 0.02 * moved, name
 
 
-@pytest.mark.parametrize("tied", [True, False])
+LONG_WINDOW = {**GEMMA, "sliding_window": 4096}
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+DENSE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 3}
+OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {
+    # The window is longer than the rows; the LM head is the input embedding or not.
+    "gemma2": lambda: Gemma2Config(**LONG_WINDOW, **CAPS),
+    "gemma2-untied": lambda: Gemma2Config(**LONG_WINDOW, **CAPS, tie_word_embeddings=False),
+    "deepseek-v3": lambda: DeepseekV3Config(**{**SHAPE, **LATENT, **DENSE}),
+    **{name: CASES[name][0] for name in ("granite", "cohere", "smollm3", "glm4", "helium")},
+}
+"""Soft-capped and scaled logits, latent attention, layers without RoPE, and other rotations."""
+
+
 @pytest.mark.parametrize("trained", ["all", "attention"])
-def test_capped_logits_of_both_models_against_float64(
-    tied: bool,
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_architectures_against_float64(
+    case: str,
     trained: str,
     make_job: MakeJob,
     tiny_model_folder: Path,
     tmp_path: Path,
     monkeypatch,
 ) -> None:
-    """Gemma-2, whose window is longer than the rows; its LM head is its input embedding or not."""
     original, student = tmp_path / "original", tmp_path / "student"
     torch.manual_seed(0)
-    config = Gemma2Config(
-        **{**GEMMA, "sliding_window": 4096, "tie_word_embeddings": tied},
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=3.0,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(original)
+    AutoModelForCausalLM.from_config(OTHERS[case]()).save_pretrained(original)
     for path in tiny_model_folder.glob("tokenizer*"):
         shutil.copy(path, original)
-    windows = {"original_window": ORIGINAL, "target_window": TARGET, "rope_theta": 1e5}
+    windows = {"original_window": ORIGINAL, "target_window": TARGET, "rope_theta": 1e7}
     write_extension(original, student, digest="0", method="abf", **windows)
     job = make_job(
-        method="logit-distill",
         logit_distill_weight=2.0,
         logit_distill_temperature=1.5,
         trained=trained,
