@@ -37,6 +37,8 @@ def test_identity_leaves_out_what_cannot_change_the_result(make_job: MakeJob):
         ({"num_steps": 0}, "training.num_steps: must be 1 or more, got 0"),
         ({"dtype": "float16"}, "training.dtype: 'float16' is not one of float32, bfloat16"),
         ({"device": "tpu"}, "training.device"),
+        ({"trained": "mlp"}, "training.trained: 'mlp' is not one of all, attention"),
+        ({"logit_distill_weight": -1.0}, "training.logit_distill_weight: must be 0 or more"),
         ({"optimizer": "sgd"}, "training.optimizer: 'sgd' is not one of adamw, adamw8bit"),
         ({"activation_checkpointing": "some"}, "training.activation_checkpointing"),
         ({"mlp_tile_tokens": -1}, "training.mlp_tile_tokens: must be 0 or more, got -1"),
@@ -47,6 +49,21 @@ def test_identity_leaves_out_what_cannot_change_the_result(make_job: MakeJob):
 def test_bad_values_are_named(values, message: str, make_job: MakeJob):
     with pytest.raises(ConfigError, match=message):
         make_job(**values)
+
+
+def test_the_weight_of_logits_is_the_methods_own_unless_given(make_job: MakeJob):
+    lora = {"rank": 4, "alpha": 8.0, "targets": ["q_proj"], "objectives": "logit-distill"}
+    for values, weight, is_used in (
+        ({}, 0.0, False),
+        ({"logit_distill_weight": 2.0}, 2.0, True),
+        ({"method": "logit-distill"}, 1.0, True),
+        ({"method": "lora", "lora": lora}, 1.0, True),
+        ({"method": "logit-distill", "logit_distill_weight": 0.0}, 0.0, True),
+        ({"method": "cpt", "logit_distill_weight": 2.0}, 2.0, False),
+    ):
+        job = make_job(**values)
+        assert (job.logit_distill_weight, job.compares_logits()) == (weight, is_used)
+        assert TrainingJob.from_json(job.to_json()) == job
 
 
 def test_missing_values_are_named():
