@@ -32,7 +32,7 @@ from longred.config import load_recipe
 RECORDED = recorded()
 RECORDS = bool(os.environ.get("RECORD_OUTPUTS"))
 HEAVY = re.compile(
-    r"--dry-run|^(plan|drift|evaluate|export|init|up|deploy|doctor)\b|^run demo$|--pilot \d"
+    r"--dry-run|^(plan|check|drift|evaluate|export|init|up|deploy|doctor)\b|^run demo$|--pilot \d"
 )
 """Commands that import torch, Prefect or MLflow before they are refused: once for all, seconds."""
 
