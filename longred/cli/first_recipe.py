@@ -10,7 +10,7 @@ import yaml
 from longred.cli.first_text import own_text, public_corpora
 from longred.cli.recipe_text import Entry, nested, recipe_text
 from longred.config import RunConfig, load_recipe, load_recorded
-from longred.config.checks import MANY_ROWS
+from longred.config.advice import MANY_ROWS, at_nearest_window, unit_of
 from longred.config.derived import MIN_STEPS, STEP_TOKENS
 from longred.config.evaluation import RulerConfig
 from longred.errors import ConfigError
@@ -165,9 +165,11 @@ def _model(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
             f"{original}"
         )
     if original**2 <= 8 * wish.target_window:
+        farthest = (original**2 - 1) // 8 // original * original
+        advice = f"give {farthest}" if farthest > original else "take a model of a larger window"
         raise ConfigError(
             f"--target-window: {wish.target_window} is too far for skipped positions within "
-            f"{original} tokens; give at most {(original**2 - 1) // 8}"
+            f"{original} tokens; {advice}"
         )
     yield Entry("name", wish.name)
     yield Entry("seed", 0)
@@ -271,6 +273,13 @@ def _steps(config: RunConfig) -> Iterator[Entry]:
     is_uneven = training.step_tokens > MANY_ROWS * processes * config.target_window
     if is_uneven:
         key, advice = "--target-window", "windows that are multiples of 1,024 allow smaller steps"
+        other = at_nearest_window(config)
+        if (
+            other
+            and unit_of(other) <= num_tokens
+            and other.data == config.data.model_copy(update={"target_window": other.target_window})
+        ):
+            advice += f", and so does {other.target_window}"
     elif processes > 1:
         key, advice = "--gpus", f"each of {processes} processes needs its own blocks in a step"
     if training.step_tokens > num_tokens:

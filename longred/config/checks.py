@@ -1,11 +1,10 @@
 """Rules across the sections of a recipe, and secrets that no setting may contain."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from longred.config.derived import step_unit
+from longred.config.advice import farthest, shorter, step_advice
 from longred.errors import shown
 from longred.method.methods import BUCKETS, method_problem
 from longred.method.rope import settings_problem
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MIN_PRACTICE_TOKENS = 64
-
-MANY_ROWS = 16
-"""A smallest step with more long rows for each process comes of windows with few common factors."""
 
 _REFUSED = {
     "a password in an address; give it in the environment instead (PGPASSWORD, "
@@ -117,12 +113,6 @@ def _store_problems(config: "RunConfig") -> Iterator[str]:
 
 def _data_problems(config: "RunConfig") -> Iterator[str]:
     data = config.data
-    if data.short_length * 2 > config.original_window:
-        yield (
-            f"data.short_length: {data.short_length} is more than half of original_window "
-            f"({config.original_window}), where the teacher is not reliable; use "
-            f"{max(1, config.original_window // 2)} or less"
-        )
     if set(data.ratio) != set(BUCKETS):
         yield "data.ratio: needs exactly the buckets long, short and original"
     for bucket in BUCKETS:
@@ -148,6 +138,13 @@ def _data_problems(config: "RunConfig") -> Iterator[str]:
             )
     if data.executor.kind == "slurm" and not data.executor.partition:
         yield "data.executor.partition: a Slurm job needs the name of a partition"
+    if data.short_length * 2 > config.original_window:
+        advice = " ".join(shorter(config))
+        yield (
+            f"data.short_length: {data.short_length} is more than half of original_window "
+            f"({config.original_window}), where the teacher is not reliable; "
+            f"{f'use {advice}' if advice else 'lower it'}"
+        )
 
 
 def _extension_problems(config: "RunConfig") -> Iterator[str]:
@@ -176,9 +173,10 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
     original, target = config.original_window, config.target_window
     for method in training.methods():
         if training.recipe(method).positions in ("cream", "uniform") and original**2 <= 8 * target:
+            advice = " ".join(farthest(config, (original**2 - 1) // 8))
             yield (
                 f"target_window: {target} is too far for the skipped positions of {method} within "
-                f"{original} tokens; give at most {(original**2 - 1) // 8}, or use another method"
+                f"{original} tokens; use {f'{advice}, or ' if advice else ''}another method"
             )
 
 
@@ -231,45 +229,6 @@ def _step_problems(config: "RunConfig", whole: "RunConfig | None" = None) -> Ite
             problem = layout.rows_problem(bucket, num_rows, lengths["long"])
             if problem:
                 yield f"{problem} ({method})"
-
-
-def unit_of(config: "RunConfig") -> int:
-    """Return the number whose multiples are the possible values of `training.step_tokens`.
-
-    Each multiple gives every bucket of every method, at every window, a whole number of blocks
-    that the processes can divide.
-    """
-    units = []
-    for at_window in (*config.windows(), config):
-        training = at_window.training
-        methods = dict.fromkeys(training.methods(), training.lora.objectives)
-        layout = training.parallel
-        units.append(step_unit(training.block_lengths(), training.ratio, methods, layout))
-    return math.lcm(*units)
-
-
-def step_advice(config: "RunConfig") -> str:
-    """Return which values of `training.step_tokens` next to the given one are possible."""
-    unit = unit_of(config)
-    below = config.training.step_tokens // unit * unit
-    if below:
-        return f"the nearest that work are {below} and {below + unit}{few_factors(config)}"
-    num_steps = max(1, round(config.training.num_steps * config.training.step_tokens / unit))
-    as_much = f"training.num_steps={num_steps} then reads as much text"
-    return f"the smallest that works is {unit} ({as_much}){few_factors(config)}"
-
-
-def few_factors(config: "RunConfig") -> str:
-    """Return why the smallest step is large, if the block lengths are the reason; else nothing."""
-    if unit_of(config) <= MANY_ROWS * config.training.parallel.num_processes * config.target_window:
-        return ""
-    windows = [window.target_window for window in (*config.windows(), config)]
-    lengths = (config.data.short_length, config.original_window, *windows)
-    return (
-        f"; the blocks of {', '.join(map(str, lengths))} tokens have few factors in common: with "
-        "windows and data.short_length that are multiples of a large number, such as 1024, smaller "
-        "steps work"
-    )
 
 
 def _windows_problems(config: "RunConfig") -> Iterator[str]:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from longred.config.checks import few_factors
+from longred.config.advice import few_factors
+from longred.data.quotas import least_num_tokens
 from longred.errors import ConfigError
 from longred.method.methods import METHODS
 
@@ -70,7 +71,8 @@ def epochs_of(config: "RunConfig") -> list[Epochs]:
                 if tokens < lengths[bucket]:
                     raise ConfigError(
                         f"data.num_tokens: {data.num_tokens} gives the {bucket} bucket {tokens} "
-                        f"tokens, less than one block of {lengths[bucket]}"
+                        f"tokens, less than one block of {lengths[bucket]}; give at least "
+                        f"{least_num_tokens(config.data)}"
                     )
                 found.append(
                     Epochs(
@@ -103,15 +105,19 @@ def refuse_too_many(config: "RunConfig", found: Sequence[Epochs]) -> None:
     for one in over:
         allowed = math.floor(limit * one.num_blocks / one.num_rows)
         steps[one.key] = min(steps.get(one.key, allowed), allowed)
-    lower = " and ".join(f"{key} to {number:,}" for key, number in steps.items())
-    lower = f"lower {lower}, " if min(steps.values()) else ""
+    lower = " and ".join(f"{key} to {number}" for key, number in steps.items())
+    training = config.training
+    fewer = training.model_copy(update={"num_steps": steps.get(KEY) or training.num_steps})
+    trains_adapters = "lora" in training.methods()
+    fits_schedule = fewer.settings_problem(trains_adapters=trains_adapters) is None
+    lower = f"lower {lower}, " if min(steps.values()) and fits_schedule else ""
     # Not even one step is allowed.
-    uneven = "" if lower else few_factors(config)
+    uneven = few_factors(config) if not min(steps.values()) else ""
     raise ConfigError(
         f"training.max_epochs: {most.num_steps:,} steps of {most.method} read {read:,} tokens of "
         f"the {most.bucket} bucket, which holds {most.num_blocks * most.block_length:,}: each text "
         f"is read {most.times:,.1f} times, and {limit:g} are allowed; {lower}give at least "
-        f"{_needed_tokens(config, over):,} tokens of text (data.num_tokens), or raise "
+        f"{_needed_tokens(config, over)} tokens of text (data.num_tokens), or raise "
         f"training.max_epochs to {math.ceil(most.times)}{uneven}"
     )
 

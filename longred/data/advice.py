@@ -11,12 +11,11 @@ from longred.config import DataConfig
 from longred.data.cutting import num_pieces
 from longred.data.filling import Filler
 from longred.data.layout import SPLITS
-from longred.data.quotas import Quota, block_lengths, not_enough_text, source_quotas
+from longred.data.quotas import Quota, least_num_tokens, not_enough_text, source_quotas
 from longred.data.reading import Reading
 from longred.data.rehearsal import rehearse
 from longred.data.sources import is_local, kind_of
 from longred.errors import ConfigError
-from longred.method.methods import BUCKETS
 
 # With more documents a trial takes longer than a user waits for advice.
 MAX_TRIED_DOCUMENTS = 200_000
@@ -105,12 +104,6 @@ def fills(config: DataConfig, documents: Documents) -> bool:
             return False
         selected[number] = blocks
     return _has_held_out(config, quotas, selected)
-
-
-def least_num_tokens(config: DataConfig) -> int:
-    """Return the smallest `num_tokens` that gives every bucket a whole block."""
-    total, lengths = sum(config.ratio.values()), block_lengths(config)
-    return max(-(-lengths[bucket] * total // config.ratio[bucket]) for bucket in BUCKETS)  # type: ignore[index]
 
 
 def largest_num_tokens(

@@ -7,11 +7,10 @@ from longred.config import DataConfig
 from longred.data.advice import (
     documents_of,
     largest_num_tokens,
-    least_num_tokens,
     most_that_fit,
 )
 from longred.data.estimate import is_filled, refuse_too_little, small_sources
-from longred.data.quotas import not_enough_text, source_quotas
+from longred.data.quotas import least_num_tokens, not_enough_text, source_quotas
 from longred.data.rehearsal import rehearse
 from longred.data.sampling import sample_source
 from longred.data.sources import check_sources, shards_of

@@ -55,6 +55,12 @@ def block_lengths(config: DataConfig) -> dict[str, int]:
     }
 
 
+def least_num_tokens(config: DataConfig) -> int:
+    """Return the smallest `num_tokens` that gives every bucket a whole block."""
+    total, lengths = sum(config.ratio.values()), block_lengths(config)
+    return max(-(-lengths[bucket] * total // config.ratio[bucket]) for bucket in BUCKETS)  # type: ignore[index]
+
+
 def share(total: int, weights: Sequence[float]) -> list[int]:
     """Divide `total` in proportion to `weights`; each part is exact to within one.
 
@@ -96,7 +102,8 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
         if not totals["train", bucket]:
             raise ConfigError(
                 f"data.num_tokens: {config.num_tokens} gives the {bucket} bucket {tokens} tokens, "
-                f"less than one block of {lengths[bucket]}"
+                f"less than one block of {lengths[bucket]}; give at least "
+                f"{least_num_tokens(config)}"
             )
     quotas: dict[str, list[Quota]] = {source.name: [] for source in config.sources}
     for (split, bucket), total in totals.items():

@@ -126,7 +126,8 @@ def _check_quotas(asked: Preflight) -> Iterator[str]:
     from longred.data.quotas import source_quotas
     from longred.data.sources import check_sources
 
-    for at_window in (*asked.config.windows(), asked.config):
+    # The last window needs most: a number of tokens that is enough for it is enough for all.
+    for at_window in (asked.config, *asked.config.windows()):
         source_quotas(at_window.data)
     check_sources(asked.config.data)
     if asked.config.data.decontaminate:

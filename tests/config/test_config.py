@@ -73,7 +73,7 @@ def test_runtime_fields_stay_out_of_the_digest():
         ("data.sources.9.kind=web", ["data.sources.9.kind", "items"]),
         ("data.sources.0.buckets.long=0", ["data.sources:", "long bucket"]),
         ("target_window=128", ["target_window:", "larger than original_window"]),
-        ("target_window=8192", ["target_window:", "longred-c", "at most 8191"]),
+        ("target_window=8192", ["target_window:", "longred-c", "use target_window=4096"]),
         ("training.short_distill_weight=-1", ["training.short_distill_weight:", "-1"]),
         ("training.long_distill_weight=-0.5", ["training.long_distill_weight:", "-0.5"]),
         ("training.sigma=0", ["training.sigma:", "above 0"]),

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from longred.config import RunConfig, load_recipe
-from longred.config.checks import unit_of
+from longred.config.advice import unit_of
 from longred.errors import ConfigError
 
 WORK = re.compile(r"(?:nearest that work are|smallest that works is) (\d+)(?: and (\d+))?")

@@ -11,10 +11,11 @@ import pytest
 from longred.cli.data_table import show_data
 from longred.config import DataConfig
 from longred.data import estimate as module
-from longred.data.advice import FINE_STEP, largest_num_tokens, least_num_tokens
+from longred.data.advice import FINE_STEP, largest_num_tokens
 from longred.data.buckets import prepare
 from longred.data.capacity import most_tokens
 from longred.data.estimate import SourceEstimate, estimate, refuse_too_little, to_json
+from longred.data.quotas import least_num_tokens
 from longred.errors import ConfigError
 
 
