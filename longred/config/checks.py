@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from longred.config.advice import farthest, shorter, step_advice
 from longred.errors import shown
-from longred.method.methods import BUCKETS, method_problem
+from longred.method.methods import BUCKETS, METHODS, method_problem, method_terms
 from longred.method.rope import settings_problem
 
 if TYPE_CHECKING:
@@ -114,9 +114,14 @@ def _store_problems(config: "RunConfig") -> Iterator[str]:
 def _data_problems(config: "RunConfig") -> Iterator[str]:
     data = config.data
     if set(data.ratio) != set(BUCKETS):
-        yield "data.ratio: needs exactly the buckets long, short and original"
-    for bucket in BUCKETS:
-        if not any(source.buckets.get(bucket, 0.0) > 0 for source in data.sources):  # type: ignore[call-overload]
+        yield (
+            "data.ratio: needs exactly the buckets long, short and original; name all three, with "
+            "0 for one that is not filled"
+        )
+    elif not any(data.ratio.values()):
+        yield "data.ratio: all buckets are 0; give at least one of them a part"
+    for bucket, part in data.ratio.items():
+        if part and not any(source.buckets.get(bucket, 0.0) > 0 for source in data.sources):
             yield f"data.sources: no source has a share of the {bucket} bucket"
     names = [source.name for source in data.sources]
     if len(set(names)) != len(names):
@@ -170,6 +175,7 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
         if problem:
             yield problem
             return
+    yield from _ratio_problems(config)
     original, target = config.original_window, config.target_window
     for method in training.methods():
         if training.recipe(method).positions in ("cream", "uniform") and original**2 <= 8 * target:
@@ -177,6 +183,45 @@ def _training_problems(config: "RunConfig") -> Iterator[str]:
             yield (
                 f"target_window: {target} is too far for the skipped positions of {method} within "
                 f"{original} tokens; use {f'{advice}, or ' if advice else ''}another method"
+            )
+
+
+def _ratio_problems(config: "RunConfig") -> Iterator[str]:
+    """Check that methods can do without the buckets whose part is 0."""
+    training = config.training
+    for method in training.methods():
+        whole = method_terms(METHODS[method].merges or method, training.lora.objectives)
+        kept = whole.reading(training.ratio)
+        if not kept.terms:
+            yield (
+                f"data.ratio: {whole.terms[0].bucket} is 0, the only bucket that {method} reads; "
+                "give it a part, or leave the method out"
+            )
+            return
+        for term in whole.terms:
+            is_off = term.is_optional and term.weight and getattr(training, term.weight) == 0
+            if term in kept.terms or is_off or term.objective == "cross_entropy":
+                continue
+            yield (
+                f"data.ratio: {term.bucket} is 0, and {method} distils on it; give it a part, or "
+                "use a method that only predicts text, such as mix-cpt"
+            )
+            return
+        is_weighted = any(term.weight for term in kept.terms)
+        if not is_weighted or training.ratio["long"]:
+            continue
+        if training.weights == "auto" and not any(
+            term.objective == "cross_entropy" for term in kept.terms
+        ):
+            yield (
+                f"data.ratio: long is 0, and training.weights auto scales the losses of {method} "
+                "to that of long text; give it a part, or set training.weights to fixed"
+            )
+        elif training.weighting == "token_share" and len(kept.buckets()) > 1:
+            yield (
+                "data.ratio: long is 0, and training.weighting token_share weighs the losses of "
+                f"{method} by tokens per token of long text; give it a part, or set "
+                "training.weighting to formula"
             )
 
 

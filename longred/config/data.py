@@ -144,10 +144,11 @@ class DataConfig(Section):
         "ratio. A training of num_steps x step_tokens reads them about once if they are equal.",
         examples=[100_000_000],
     )
-    ratio: dict[Bucket, Count] = Field(
+    ratio: dict[Bucket, CountOrZero] = Field(
         default={"long": 4, "short": 3, "original": 1},
         description="Ratio of tokens of the long, short and original bucket, in the data and in "
-        "each optimizer step.",
+        "each optimizer step. A bucket of 0 is not filled, and mix-cpt does without it; methods "
+        "that distil on it are refused.",
     )
     short_length: Count = Field(
         default=1024,

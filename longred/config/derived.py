@@ -16,7 +16,7 @@ from longred.config.section import Bucket
 from longred.config.training import ParallelConfig, TrainingConfig
 from longred.method.layout import Layout
 from longred.method.methods import METHODS, method_terms
-from longred.method.values import Count
+from longred.method.values import Count, CountOrZero
 
 SHORT_LENGTH = 1024
 """Length of short blocks in the paper."""
@@ -39,7 +39,7 @@ DERIVED = {
 """Key → its default in words."""
 
 _COUNT = TypeAdapter(Count)
-_RATIO = TypeAdapter(dict[Bucket, Count])
+_RATIO = TypeAdapter(dict[Bucket, CountOrZero])
 
 
 def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,13 +90,14 @@ def step_unit(
 
     Args:
         lengths: tokens of a block of each bucket.
-        ratio: parts of each bucket in a step.
+        ratio: parts of each bucket in a step; a method does without a bucket of 0.
         methods: method → the method that carries its terms, for those that train adapters.
         layout: how processes divide the blocks of a step.
     """
     units = [1]
     for method, carried in methods.items():
-        buckets = method_terms(METHODS[method].merges or method, carried).buckets()
+        terms = method_terms(METHODS[method].merges or method, carried)
+        buckets = terms.reading(ratio).buckets()
         whole = sum(ratio[bucket] for bucket in buckets)
         for bucket in buckets:
             # The bucket's share of the step must be a multiple of this.

@@ -84,8 +84,8 @@ class TrainingConfig(Section, TrainingSettings):  # type: ignore[misc]
         return list(dict.fromkeys([self.method, *self.baselines]))
 
     def recipe(self, method: str) -> Method:
-        """Return the terms of a method under these settings."""
-        return method_terms(method, self.lora.objectives)
+        """Return the terms of a method under these settings, on the buckets of `data.ratio`."""
+        return method_terms(method, self.lora.objectives).reading(self.ratio)
 
     def block_lengths(self) -> dict[str, int]:
         """Return the block length of each bucket, in tokens."""

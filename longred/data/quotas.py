@@ -56,9 +56,9 @@ def block_lengths(config: DataConfig) -> dict[str, int]:
 
 
 def least_num_tokens(config: DataConfig) -> int:
-    """Return the smallest `num_tokens` that gives every bucket a whole block."""
+    """Return the smallest `num_tokens` that gives every bucket of the ratio a whole block."""
     total, lengths = sum(config.ratio.values()), block_lengths(config)
-    return max(-(-lengths[bucket] * total // config.ratio[bucket]) for bucket in BUCKETS)  # type: ignore[index]
+    return max(-(-lengths[bucket] * total // part) for bucket, part in config.ratio.items() if part)
 
 
 def share(total: int, weights: Sequence[float]) -> list[int]:
@@ -81,7 +81,9 @@ def share(total: int, weights: Sequence[float]) -> list[int]:
 def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
     """Return the quotas of each source: bucket tokens by `data.ratio`, divided by source shares.
 
-    The held-out split has `num_held_out_tokens` in each bucket, divided by the same shares.
+    The held-out split has `num_held_out_tokens` in each bucket, divided by the same shares. One
+    whose part of the ratio is 0 gets no blocks, except held-out short ones, which profiling and
+    evaluation read.
 
     Raises:
         ConfigError: a bucket gets no whole block, or practice texts are too short for a bucket.
@@ -98,8 +100,11 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
     for bucket in BUCKETS:
         tokens = _bucket_tokens(config, bucket)
         totals["train", bucket] = tokens // lengths[bucket]
-        totals["held_out", bucket] = max(1, config.num_held_out_tokens // lengths[bucket])
-        if not totals["train", bucket]:
+        is_read = bool(config.ratio[bucket])  # type: ignore[index]
+        totals["held_out", bucket] = 0
+        if is_read or bucket == "short":
+            totals["held_out", bucket] = max(1, config.num_held_out_tokens // lengths[bucket])
+        if is_read and not totals["train", bucket]:
             raise ConfigError(
                 f"data.num_tokens: {config.num_tokens} gives the {bucket} bucket {tokens} tokens, "
                 f"less than one block of {lengths[bucket]}; give at least "
@@ -107,9 +112,12 @@ def source_quotas(config: DataConfig) -> dict[str, list[Quota]]:
             )
     quotas: dict[str, list[Quota]] = {source.name: [] for source in config.sources}
     for (split, bucket), total in totals.items():
-        counts = _divide(config, bucket, totals["train", bucket], lengths[bucket])
-        if split == "held_out":
-            counts = share(total, counts)
+        if config.ratio[bucket]:  # type: ignore[index]
+            counts = _divide(config, bucket, totals["train", bucket], lengths[bucket])
+            if split == "held_out":
+                counts = share(total, counts)
+        else:
+            counts = _without_training(config, bucket, total, minimums[bucket])
         for number, (source, count) in enumerate(zip(config.sources, counts, strict=True)):
             if count and source.length and source.length < minimums[bucket]:
                 raise ConfigError(
@@ -146,6 +154,17 @@ def _divide(config: DataConfig, bucket: str, total: int, block_length: int) -> l
     if any(sharing):
         return [a + b for a, b in zip(budgets, share(rest, sharing), strict=True)]
     return share(total, budgets)
+
+
+def _without_training(config: DataConfig, bucket: str, total: int, minimum: int) -> list[int]:
+    """Return the held-out blocks per source of a bucket that no training reads.
+
+    If no source has a share of the bucket, all whose texts are long enough have their weight.
+    """
+    weights = [_weight(source, bucket) for source in config.sources]
+    if not any(weights):
+        weights = [s.weight * ((s.length or minimum) >= minimum) for s in config.sources]
+    return share(total, weights) if any(weights) else [0] * len(weights)
 
 
 def _weight(source: SourceConfig, bucket: str) -> float:

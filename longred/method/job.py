@@ -314,7 +314,7 @@ class TrainingJob(TrainingSettings):
     @property
     def recipe(self) -> Method:
         """What the method does with each bucket."""
-        return method_terms(self.method, self.lora.get("objectives", ""))
+        return method_terms(self.method, self.lora.get("objectives", "")).reading(self.ratio)
 
     @property
     def terms(self) -> tuple[Term, ...]:

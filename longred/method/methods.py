@@ -1,5 +1,6 @@
 """The methods a user compares: which objective reads which bucket, and what is trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -115,6 +116,11 @@ class Method:
     def buckets(self) -> tuple[str, ...]:
         """Return the buckets that the method reads, in order."""
         return tuple(b for b in BUCKETS if any(term.bucket == b for term in self.terms))
+
+    def reading(self, ratio: Mapping[str, int]) -> "Method":
+        """Return the method without the terms on buckets whose part of a step is 0."""
+        terms = tuple(term for term in self.terms if ratio.get(term.bucket, 1))
+        return self if terms == self.terms else replace(self, terms=terms)
 
     def unused_settings(self) -> frozenset[str]:
         """Return the training settings that the method never reads."""

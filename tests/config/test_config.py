@@ -67,7 +67,7 @@ def test_runtime_fields_stay_out_of_the_digest():
         ("data.short_length=200", ["data.short_length:", "half of original_window"]),
         ("data.ratio={long: 1}", ["data.ratio:", "long, short and original"]),
         ("data.ratio={lnog: 1}", ["data.ratio.lnog"]),
-        ("data.ratio.long=0", ["data.ratio.long:"]),
+        ("data.ratio.long=-1", ["data.ratio.long:"]),
         ("data.sources=[]", ["data.sources:"]),
         ("data.sources.0.kind=web", ["data.sources.0.kind:", "library"]),
         ("data.sources.9.kind=web", ["data.sources.9.kind", "items"]),

@@ -93,6 +93,23 @@ def pieces_of(folder: Path) -> list[tuple[str, str, list[int]]]:
     return pieces
 
 
+def test_a_bucket_of_zero_is_empty_and_the_others_keep_their_ratio(
+    make_config: Callable[..., DataConfig], run: Callable[..., Path]
+) -> None:
+    folder = run(make_config(ratio={"long": 3, "short": 1, "original": 0}))
+    index = index_of(folder)
+    blocks = {name: entry["num_blocks"] for name, entry in index["train"].items()}
+    assert blocks == {"long": 96, "short": 256, "original": 0}
+    assert index["held_out"]["original"]["num_blocks"] == 0
+    assert index["held_out"]["short"]["num_blocks"] > 0
+    assert len(BlockFile(folder, "original")) == 0
+    step = StepLoader(folder, rows={"long": 1, "short": 2}, seed=0).next_step()
+    assert {bucket: rows.input_ids_BT.numel() for bucket, rows in step.items()} == {
+        "long": 256,
+        "short": 64,
+    }
+
+
 def test_buckets_and_splits_share_no_document_and_blocks_hold_true_text(
     make_config: Callable[..., DataConfig],
     run: Callable[..., Path],

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from longred.config import DataConfig
-from longred.data.quotas import Quota, draw, share, source_quotas
+from longred.data.quotas import Quota, draw, least_num_tokens, share, source_quotas
 from longred.errors import ConfigError
 
 
@@ -100,3 +100,44 @@ def test_budgets_that_do_not_add_up(
     ]
     with pytest.raises(ConfigError, match=r"data\.sources: budgets .* give the long bucket"):
         source_quotas(make_config(sources=sources))
+
+
+def test_a_bucket_of_zero_gets_no_block(make_config: Callable[..., DataConfig]) -> None:
+    """32,768 tokens at 3:1:0: 24,576 long ones in blocks of 256, 8,192 short ones in 32."""
+    config = make_config(ratio={"long": 3, "short": 1, "original": 0})
+    needed = {(q.split, q.bucket): q.needed for q in source_quotas(config)["words"]}
+    assert needed == {
+        ("train", "long"): 96,
+        ("train", "short"): 256,
+        ("train", "original"): 0,
+        ("held_out", "long"): 8,
+        ("held_out", "short"): 64,
+        ("held_out", "original"): 0,
+    }
+
+
+@pytest.mark.parametrize("buckets", [{"long": 1.0}, {"long": 1.0, "short": 0.5}])
+def test_short_blocks_are_held_out_whatever_is_trained(
+    buckets: dict[str, float], make_config: Callable[..., DataConfig]
+) -> None:
+    """Profiling and evaluation read them."""
+    sources = [{"name": "a", "kind": "files", "path": "a", "buckets": buckets}]
+    config = make_config(sources=sources, ratio={"long": 1, "short": 0, "original": 0})
+    needed = {(q.split, q.bucket): q.needed for q in source_quotas(config)["a"]}
+    assert needed["train", "short"] == 0
+    assert needed["held_out", "short"] == 64
+    assert least_num_tokens(config) == 256
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_least_tokens_give_every_bucket_a_block(
+    seed: int, make_config: Callable[..., DataConfig]
+) -> None:
+    rng = random.Random(seed)
+    for _ in range(20):
+        ratio = {bucket: rng.randrange(5) for bucket in ("long", "short", "original")}
+        ratio["long"] += not any(ratio.values())
+        least = least_num_tokens(make_config(ratio=ratio))
+        source_quotas(make_config(ratio=ratio, num_tokens=least))
+        with pytest.raises(ConfigError, match=f"give at least {least}$"):
+            source_quotas(make_config(ratio=ratio, num_tokens=least - 1))
