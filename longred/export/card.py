@@ -103,14 +103,32 @@ def _training(run: RunRecord, trained: Artifact, step: int | None) -> dict[str, 
         "method": training["method"],
         "steps": f"{last:,}" if step is None else f"{step:,} of the training's {last:,}",
         "tokens": f"{training['tokens'] * (last if step is None else step) // last:,}",
+        "text": _shares(job, int(run.config["data"]["short_length"])),
         "distilled hidden states": ", ".join(map(str, training.get("distill_layers") or []))
         or "none",
         "learning rate": rate,
-        "optimizer": job.get("optimizer", "adamw"),
+        "optimizer": f"{job.get('optimizer', 'adamw')}; no earlier state was loaded: moments "
+        f"started at 0, with {job.get('warmup_steps', 0):,} steps of warm-up",
         "seed": run.config.get("seed", 0),
         "hardware": f"{hardware}, {training['seconds']:,.0f} s",
         "data": ", ".join(sources),
     }
+
+
+def _shares(job: Mapping[str, Any], short_length: int) -> str:
+    """Return the share of each bucket in the tokens of a step, with the lengths of its blocks."""
+    lengths = {
+        "long": job["target_window"],
+        "short": short_length,
+        "original": job["original_window"],
+    }
+    tokens = {bucket: rows * lengths[bucket] for bucket, rows in job["rows"].items()}
+    whole = sum(tokens.values())
+    return ", ".join(
+        f"{tokens[bucket] / whole:.1%} {bucket} (blocks of {length:,} tokens)"
+        for bucket, length in lengths.items()
+        if bucket in tokens
+    )
 
 
 def _measurements(

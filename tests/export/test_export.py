@@ -57,7 +57,13 @@ def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord
             "seconds": 61.0,
             "distill_layers": [2, 3],
             "environment": {"hardware": "x86_64"},
-            "job": {"learning_rate": 5e-4},
+            "job": {
+                "learning_rate": 5e-4,
+                "warmup_steps": 1200,
+                "rows": {"long": 4, "short": 24, "original": 4},
+                "original_window": 256,
+                "target_window": 1024,
+            },
         }
         write_json(folder / "training.json", summary)
 
@@ -238,6 +244,10 @@ def test_the_card_says_what_was_measured(tiny_model_folder: Path, tmp_path: Path
         "256 to 1,024 tokens",
         "| rope_type | yarn |",
         "| distilled hidden states | 2, 3 |",
+        "| text | 50.0% long (blocks of 1,024 tokens), 37.5% short (blocks of 128 tokens), "
+        "12.5% original (blocks of 256 tokens) |",
+        "| optimizer | adamw; no earlier state was loaded: moments started at 0, "
+        "with 1,200 steps of warm-up |",
         "| longred-c | 73.2 | 78.0 |",
         "512 tokens is the longest measured length",
         "synthetic tasks do not show",
