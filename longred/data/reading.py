@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from longred.data.documents import MIN_HELD_OUT_DOCUMENTS
 from longred.data.filling import Filler, Selection
+from longred.data.layout import SPLITS
 from longred.data.limit import Limit
 from longred.data.quotas import Quota
 from longred.data.shards import Shard, ShardRecord, check_bytes, read_record, read_rows, read_table
@@ -66,14 +67,17 @@ class Reading:
 
     def first_shards(self) -> list[Shard]:
         """Return the shards that are needed according to the settings; `finish` adds them."""
-        train = [quota for quota in self.quotas if quota.split == "train"]
-        needed = sum(quota.needed * quota.block_length for quota in train)
-        wanted = int(BYTES_PER_TOKEN * needed / (1 - self.job.config.validation_fraction))
+        train, held_out = (
+            sum(q.needed * q.block_length for q in self.quotas if q.split == split)
+            for split in SPLITS
+        )
+        fraction = self.job.config.validation_fraction
+        wanted = int(BYTES_PER_TOKEN * (train / (1 - fraction) if train else held_out / fraction))
         while wanted > 0:
             shard = next(self._rest, None)
             if shard is None:
                 break
-            self._waiting.append(shard)
+            self._waiting.append(shard if train else replace(shard, held_out_only=True))
             wanted -= shard.num_bytes
         return self._waiting
 
@@ -99,7 +103,8 @@ class Reading:
             self._waiting = [replace(shard, held_out_only=only) for shard in further]
             run(self._waiting)
         self.limit.check()
-        if not any(record.documents for record in self.records):
+        is_read = any(quota.needed for quota in self.quotas)
+        if is_read and not any(record.documents for record in self.records):
             raise ConfigError(
                 f"data.sources.{self.number}: {self.source.name} has no usable documents"
             )

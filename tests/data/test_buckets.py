@@ -110,6 +110,40 @@ def test_a_bucket_of_zero_is_empty_and_the_others_keep_their_ratio(
     }
 
 
+def test_a_source_that_no_bucket_needs_is_not_read(
+    make_config: Callable[..., DataConfig],
+    run: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    path = write_corpus(tmp_path / "other.jsonl", num_documents=20, seed=1)
+    words = make_config().sources[0].model_dump()
+    other = {**words, "name": "other", "path": str(path), "buckets": {"original": 1.0}}
+    sources = [{**words, "buckets": {"long": 1.0, "short": 1.0}}, other]
+    ratio = {"long": 3, "short": 1, "original": 0}
+    index = index_of(run(make_config(sources=sources, ratio=ratio)))
+    assert (index["sources"]["other"]["documents"], index["sources"]["other"]["shards"]) == (0, 0)
+    assert index["train"]["short"]["num_blocks"] == 256
+
+
+def test_held_out_short_blocks_come_from_their_source_though_none_is_trained(
+    make_config: Callable[..., DataConfig],
+    run: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    path = write_corpus(tmp_path / "other.jsonl", num_documents=300, seed=1)
+    words = make_config().sources[0].model_dump()
+    sources = [
+        {**words, "buckets": {"long": 1.0}},
+        {**words, "name": "other", "path": str(path), "buckets": {"short": 1.0}},
+    ]
+    folder = run(make_config(sources=sources, ratio={"long": 1, "short": 0, "original": 0}))
+    blocks = index_of(folder)["sources"]["other"]["blocks"]
+    assert blocks["train"] == {"long": 0, "short": 0, "original": 0}
+    assert blocks["held_out"]["short"] == index_of(folder)["held_out"]["short"]["num_blocks"] == 64
+
+
 def test_buckets_and_splits_share_no_document_and_blocks_hold_true_text(
     make_config: Callable[..., DataConfig],
     run: Callable[..., Path],
