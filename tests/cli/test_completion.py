@@ -25,7 +25,8 @@ def store(tmp_path: Path) -> Path:
     ("line", "expected"),
     [
         ("longred co", ["config", "compare"]),
-        ("longred run ll", ["llama3-8b-128k", "llama3-8b-32k"]),
+        ("longred run llama3-8b-1", ["llama3-8b-128k"]),
+        ("longred run llama3-8b-6", ["llama3-8b-64k-olmo3", "llama3-8b-64k-prolong"]),
         ("longred run lat", ["latest"]),
         ("longred run 20260101", [OLDEST]),
         ("longred plan qw", ["qwen2.5-7b-128k"]),

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from longred.attention.function import guard, register
 from longred.config import RunConfig, load_recipe
 from longred.evaluation.ruler.materials import question_sources
+from longred.method.schedules import learning_rate
 from longred.models.extension import extend_config, frequencies
 from longred.models.load import hidden_states
 from longred.objectives.hidden import short_distill_loss, short_to_long_loss
@@ -78,6 +79,14 @@ MODELS = {
 }
 """The recipes with the paper's step, and the parameters of their models."""
 
+RIVALS = {
+    "llama3-8b-64k-prolong": (LLAMA3, 8_030_261_248),
+    "llama3-8b-64k-olmo3": (LLAMA3, 8_030_261_248),
+}
+"""Recipes of other methods on models of the paper."""
+
+PUBLIC = {**MODELS, **RIVALS}
+
 SMALL = {"smollm2-135m-16k": SMOLLM2, "smollm2-135m-32k": SMOLLM2}
 
 
@@ -92,10 +101,10 @@ def extended(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def test_every_recipe_of_a_public_model_is_here() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} - {"demo"} == {*MODELS, *SMALL}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} - {"demo"} == {*PUBLIC, *SMALL}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_models_corpora_and_questions_are_pinned(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -137,8 +146,61 @@ def test_a_step_has_the_papers_tokens(name: str) -> None:
     assert training.micro_batch_tokens >= lengths["long"]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_slowest_pair_turns_as_far_as_in_the_authors_setting(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "theta", "weights", "num_layers"),
+    [
+        ("llama3-8b-32k", 2e7, (5, 10), 6),
+        ("llama3-8b-128k", 1e8, (2, 15), 3),
+        ("mistral-7b-128k", 2e7, (2, 15), 6),
+    ],
+)
+def test_the_papers_recipes_have_its_settings(
+    name: str, theta: float, weights: tuple[float, float], num_layers: int
+) -> None:
+    """Theta at 32K and clipping: published code; the rest at 128K: one secondary source."""
+    recipe = load_recipe(name)
+    training = recipe.training
+    assert recipe.extension.rope_theta == theta
+    assert (training.short_distill_weight, training.short_to_long_weight) == weights
+    assert recipe.selection.num_distill_layers == num_layers
+    # The authors clip the mean over 16 micro-steps of equal tokens, 8 of them long; the loss here
+    # is relative to the long ones.
+    assert training.max_grad_norm == 1.0 * 16 / 8
+    assert not training.mask_documents
+
+
+@pytest.mark.parametrize(
+    ("name", "theta", "long_share"),
+    [("llama3-8b-64k-prolong", 8e6, 0.6), ("llama3-8b-64k-olmo3", None, 0.34)],
+)
+def test_rivals_have_their_published_settings(
+    name: str, theta: float | None, long_share: float
+) -> None:
+    recipe = load_recipe(name)
+    training = recipe.training
+    assert recipe.extension.rope_theta == theta
+    assert recipe.target_window == 8 * recipe.original_window == 65536
+    tokens = training.bucket_tokens("mix-cpt")
+    assert set(tokens) == {"long", "short"}
+    assert float(tokens["long"] / training.step_tokens) == pytest.approx(long_share, abs=0.01)
+    assert training.step_tokens == pytest.approx(64 * 65536, rel=0.07)
+    assert training.num_steps * training.step_tokens <= recipe.data.num_tokens
+    assert training.mask_documents
+    assert training.max_grad_norm == 1.0
+    assert (training.betas, training.weight_decay) == ((0.9, 0.95), 0.1)
+    last = [training.num_steps - 1, training.num_steps]
+    if theta:
+        assert (training.schedule, training.learning_rate) == ("cosine", 1e-5)
+        assert training.min_learning_rate == pytest.approx(0.1 * training.learning_rate)
+        assert training.warmup_steps == round(0.1 * training.num_steps)
+    else:
+        assert training.warmup_steps + training.decay_steps == training.num_steps
+        rates = [learning_rate(step, training) for step in (200, *last)]
+        assert rates == pytest.approx([2.07e-4, 2.07e-4 / 320, 0.0], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b-128k"])
+def test_our_own_theta_turns_the_slowest_pair_as_far_as_the_authors(name: str) -> None:
     recipe = load_recipe(name)
     config = extended(recipe, MODELS[name][0])
     angle = float(frequencies(config).inv_freq[-1]) * recipe.target_window
@@ -156,9 +218,9 @@ def test_dimensions_are_the_true_ones(config: PreTrainedConfig) -> None:
     assert sum(weight.numel() for weight in model.parameters()) == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_losses_run_on_the_meta_device(name: str) -> None:
-    recipe, config = load_recipe(name), copy.deepcopy(MODELS[name][0])
+    recipe, config = load_recipe(name), copy.deepcopy(PUBLIC[name][0])
     config.num_hidden_layers = 4
     register()
     models = []
