@@ -207,12 +207,19 @@ def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer that does not fit the model's embeddings."""
+    """Refuse a tokenizer that does not fit the model's embeddings.
+
+    Control tokens may lie beyond them, as Gemma 3's place for an image does: they are split where a
+    text contains them, so they never occur, unless the tokenizer itself puts them around a text.
+    """
     tokenizer = read_object(path)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     ids = vocabulary.values() if isinstance(vocabulary, Mapping) else range(len(vocabulary))
-    added = [token["id"] for token in tokenizer.get("added_tokens") or []]
-    count = 1 + max((*ids, *added), default=-1)
+    added = tokenizer.get("added_tokens") or []
+    control = {token["id"] for token in added if token.get("special")}
+    put_around = _ids_in(tokenizer.get("post_processor"))
+    occurring = ({*ids, *(token["id"] for token in added)} - control) | put_around
+    count = 1 + max(occurring, default=-1)
     size = config.get("vocab_size")
     if not count:
         raise PreflightError(f"{path}: holds no vocabulary; save the model's tokenizer there again")
@@ -222,6 +229,17 @@ def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: has {count} token ids and the model's vocab_size is {size}; give the "
             "tokenizer that belongs to the model"
         )
+
+
+def _ids_in(processor: Any) -> set[int]:
+    """Return the ids of the tokens that a post-processor of tokenizer.json puts around a text."""
+    if not isinstance(processor, Mapping):
+        return set()
+    # A template names its tokens; others, such as BERT's, have pairs of token and id.
+    named = processor.get("special_tokens")
+    found = [id for token in (named or {}).values() for id in token.get("ids", ())]
+    found += [pair[1] for pair in (processor.get("sep"), processor.get("cls")) if pair]
+    return set(found).union(*map(_ids_in, processor.get("processors") or ()))
 
 
 def read_object(path: Path) -> dict[str, Any]:
