@@ -13,7 +13,7 @@ from longred.runs.record import load_config, pin_run
 from longred.runs.scope import WHAT_CHANGED
 from longred.runs.session import open_run
 from longred.services.servers import mlflow_page
-from longred.stages import kept_students
+from longred.stages import REINDEXINGS, kept_students
 from longred.stages.preflight import refuse_early
 from longred.store.artifacts import Artifact, Store
 from tasks.stages import (
@@ -61,7 +61,7 @@ def run_stages(
         layers = select_layers(config.selection, profile)
         starts = starting_points(config, base, (extended, data, layers))
         students = train_students(config.training, base, starts)
-        references = {"original": base, "rescaled": extended}
+        references = {"original": base, "rescaled": extended} | dict.fromkeys(REINDEXINGS, base)
         trained = students | kept_students(config, students)
         scores = evaluate_models(config.evaluation, references, trained, samples, data)
         made = (data, extended, profile, layers, students, samples, scores)

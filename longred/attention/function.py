@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from longred.attention.backends import BACKENDS, Backend
 from longred.attention.cached import Cached, attend_cached
 from longred.attention.documents import Documents, find_documents, ids_from_cu_seqlens
+from longred.attention.reindexed import Reindexed
 from longred.attention.sdpa import Rules
 
 ATTENTION_NAME = "longred"
@@ -82,7 +83,8 @@ def attend(
 
     Args:
         module: the attention layer: `capture` gets its `layer_idx`; its `attention_backend`, set by
-            `guard`, computes; sdpa if it has none.
+            `guard`, computes; sdpa if it has none. Its `reindexed`, set by `reindex`, computes rows
+            that are longer than it leaves as they are.
         query_BHTd: queries after RoPE; if fewer than keys, those of the last tokens.
         key_BhTd: keys after RoPE, not repeated.
         value_BhTd: values, not repeated; may be narrower than keys (latent attention).
@@ -122,7 +124,11 @@ def attend(
     if missing:
         # Kernels want one head dimension; zeros add nothing to the outputs that are kept.
         value_BhTd = F.pad(value_BhTd, (0, missing))
-    if cached is not None:
+    reindexed: Reindexed | None = getattr(module, "reindexed", None)
+    num_keys = key_BhTd.shape[2] if cached is None else cached.longest
+    if reindexed is not None and reindexed.takes(num_keys):
+        output_BTHd = reindexed.attend(query_BHTd, key_BhTd, value_BhTd, rules, cached)
+    elif cached is not None:
         output_BTHd = attend_cached(query_BHTd, key_BhTd, value_BhTd, cached, rules)
     elif sequence is None:
         output_BTHd = backend.attend(query_BHTd, key_BhTd, value_BhTd, rules)

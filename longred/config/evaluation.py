@@ -281,10 +281,11 @@ def _allow_booleans(schema: dict[str, Any]) -> None:
 class EvaluationConfig(Section):
     """How every model is evaluated, on the same frozen samples."""
 
-    references: list[Literal["original", "rescaled"]] = Field(
+    references: list[Literal["original", "rescaled", "self-extend", "dual-chunk"]] = Field(
         default=["original", "rescaled"],
-        description="Models that are evaluated beside the students: the original one, and the "
-        "rescaled one before training. Retention needs original.",
+        description="Models that are evaluated beside the students: the original one, the rescaled "
+        "one before training, and the original with attention that brings far positions into its "
+        "window (self-extend, dual-chunk; plain RoPE only, no training). Retention needs original.",
     )
     ruler: RulerConfig = RulerConfig()
     short: ShortConfig = ShortConfig()

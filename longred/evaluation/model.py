@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from longred.attention.reindexed import reindex
 from longred.config import EvaluationConfig
 from longred.errors import ConfigError
 from longred.models.load import choose_device, load_model, load_tokenizer
@@ -32,6 +33,8 @@ class EvaluatedModel:
         original_digest: its digest.
         samples: folder of the frozen samples.
         data: folder of a data artifact.
+        reindexing: a key of `longred.attention.reindexed.SCHEMES` by which the model attends, with
+            transformers as the only backend; empty for its own positions.
     """
 
     config: EvaluationConfig
@@ -42,6 +45,7 @@ class EvaluatedModel:
     original_digest: str
     samples: Path
     data: Path
+    reindexing: str = ""
 
     def load(self, folder: Path) -> Any:
         """Load this model or the original."""
@@ -56,8 +60,19 @@ class EvaluatedModel:
 
     @cached_property
     def loaded(self) -> Any:
-        """The model in transformers."""
-        return self.load(self.model)
+        """The model in transformers.
+
+        Raises:
+            ConfigError: its positions cannot be changed by `reindexing`.
+        """
+        model = self.load(self.model)
+        if self.reindexing:
+            windows = self.config.original_window, self.max_tokens
+            try:
+                reindex(model, self.reindexing, *windows)
+            except ValueError as error:
+                raise ConfigError(refused_reference(self.reindexing, str(error))) from None
+        return model
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -77,7 +92,7 @@ class EvaluatedModel:
     @cached_property
     def lm(self) -> Any:
         """The model as an LM of lm-eval, which generates with the configured backend."""
-        if self.config.backend == "hf":
+        if self.config.backend == "hf" or self.reindexing:
             return self.transformers_lm
         from longred.evaluation.vllm import VllmEngine
 
@@ -105,6 +120,14 @@ class EvaluatedModel:
         tokens = self.config.batch_tokens
         most = ROW_TOKENS if tokens == "auto" else min(ROW_TOKENS, tokens)
         return max(1, most // length)
+
+
+def refused_reference(name: str, problem: str) -> str:
+    """Return the message about a reference whose positions cannot be changed."""
+    return (
+        f"evaluation.references: {name} needs a model that rotates halves of whole heads by plain "
+        f"RoPE and attends fully in all layers, and this one {problem}; leave {name} out"
+    )
 
 
 def load_for(config: EvaluationConfig, folder: Path, **settings: Any) -> Any:

@@ -110,7 +110,7 @@ def plan(model: EvaluatedModel) -> list[TaskRun]:
 
 def parity_run(model: EvaluatedModel) -> TaskRun | None:
     """Return the check of vLLM against transformers; None if vLLM will generate no local task."""
-    if model.config.backend == "hf":
+    if model.config.backend == "hf" or model.reindexing:
         return None
     all_tasks = read_tasks(model.samples)
     tasks = [t for t in all_tasks if t.source == "local" and t.metric != "choice"]
@@ -180,11 +180,14 @@ def _long_text_run(model: EvaluatedModel, length: str, entry: Mapping[str, Any])
 def _original_window_runs(model: EvaluatedModel) -> list[TaskRun]:
     """Return the measurements on held-out text within the original window.
 
-    A model that is evaluated alone is compared with none.
+    A model that is evaluated alone is compared with none, and neither is the original at other
+    positions: its weights are the original's, and its differences are in none of the captured
+    queries and keys.
     """
     window, num_tokens = model.config.text_window, model.config.similarity_tokens
     rows = model.data / read_data_index(model.data)["held_out"]["short"]["file"]
-    is_compared = model.checkpoint != model.original_digest or model.name == "original"
+    is_original = model.checkpoint == model.original_digest
+    is_compared = not model.reindexing and (not is_original or model.name == "original")
     runs = [
         TaskRun(
             key="held_out",

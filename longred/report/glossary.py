@@ -24,6 +24,10 @@ MODELS = {
     ORIGINAL: "The model before its context window was extended; 100 % in every retention.",
     RESCALED: "The original with its position encoding (RoPE) rescaled for the longer window and "
     "no training: what an extension breaks at once.",
+    "self-extend": "The original, untrained: its attention compares far words by groups, so that "
+    "no distance exceeds its window (SelfExtend).",
+    "dual-chunk": "The original, untrained: its attention reads in chunks, and takes all older "
+    "chunks to be as far as its window (dual chunk attention, DCA).",
     "longred-c": "Extended by LongReD: trained on long text, while on short text its hidden states "
     "are kept close to the original's. On texts of the original window, its positions skip ahead "
     "into the new window as CREAM chooses them.",

@@ -125,7 +125,8 @@ def read_inputs(
         raise ConfigError("original_window: the report needs it to compare RULER lengths with")
     method = str(training.get("method", next(iter(students), "")))
     baselines = [name for name in students if name != method]
-    order = dict.fromkeys([ORIGINAL, RESCALED, *baselines, method, *final])
+    others = [name for name in final if name not in students]
+    order = dict.fromkeys([ORIGINAL, RESCALED, *others, *baselines, method, *final])
     return Inputs(
         recipe=recipe,
         original_window=recipe["original_window"],

@@ -10,13 +10,14 @@ training.
 """
 
 from longred.stages.data import prepare_data
-from longred.stages.evaluation import evaluate_model, freeze_samples
+from longred.stages.evaluation import REINDEXINGS, evaluate_model, freeze_samples
 from longred.stages.model import extend_model, find_model
 from longred.stages.profiling import profile_attention, select_layers
 from longred.stages.report import write_report
 from longred.stages.training import kept_students, train_student
 
 __all__ = [
+    "REINDEXINGS",
     "evaluate_model",
     "extend_model",
     "find_model",

@@ -329,12 +329,16 @@ def _check_evaluation(asked: Preflight) -> None:
     import torch
 
     from longred.attention.backends import choose_backend, needs_of
-    from longred.evaluation.model import is_chat
+    from longred.attention.reindexed import SCHEMES, rope_problem
+    from longred.evaluation.model import is_chat, refused_reference
     from longred.models.load import choose_device
 
     config = asked.config.evaluation
     if asked.tokenizer_folder is not None:
         is_chat(config.chat_template, asked.tokenizer_folder)
+    for name in config.references:
+        if name in SCHEMES and (problem := rope_problem(asked.model)):
+            raise ConfigError(refused_reference(name, problem))
     if not asked.is_here:
         return
     device = choose_device(config.device, "evaluation.device")

@@ -6,10 +6,23 @@ from typing import TYPE_CHECKING
 from longred.config import EvaluationConfig
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
-from longred.store.artifacts import Artifact, Store, folder_digest, sha256_file
+from longred.store.artifacts import (
+    DIGEST_LENGTH,
+    Artifact,
+    Store,
+    canonical_digest,
+    folder_digest,
+    sha256_file,
+)
 
 if TYPE_CHECKING:
     from longred.evaluation.evaluate import OnTask
+
+REINDEXINGS = ("self-extend", "dual-chunk")
+"""The keys of `longred.attention.reindexed.SCHEMES`, which needs torch."""
+
+REINDEXING_VERSION = 1
+"""Raise it when a reindexing gives other positions for the same windows."""
 
 
 def freeze_samples(
@@ -80,7 +93,16 @@ def evaluate_model(
     on_progress: Progress | None = None,
     on_unit: "OnTask | None" = None,
 ) -> Artifact:
-    """Evaluate one model on every frozen question; measure its similarity to the original."""
+    """Evaluate one model on every frozen question; measure its similarity to the original.
+
+    A model by the name of a reindexing attends by it.
+    """
+    reindexing = name if name in REINDEXINGS else ""
+    checkpoint = model.digest
+    if reindexing:
+        windows = {"original": config.original_window, "target": config.target_window}
+        identity = {"model": model.digest, "reindexing": name, "windows": windows}
+        checkpoint = canonical_digest({**identity, "version": REINDEXING_VERSION})[:DIGEST_LENGTH]
 
     def make(folder: Path, work: Path) -> None:
         from longred.evaluation.evaluate import evaluate
@@ -90,7 +112,8 @@ def evaluate_model(
             config=config,
             name=name,
             model=model.folder,
-            checkpoint=model.digest,
+            checkpoint=checkpoint,
+            reindexing=reindexing,
             original=base.folder,
             original_digest=base.digest,
             samples=samples.folder,
@@ -102,7 +125,7 @@ def evaluate_model(
     del values["references"], values["kept"]
     inputs = {
         "model": base.digest,
-        "checkpoint": model.digest,
+        "checkpoint": checkpoint,
         "samples": samples.digest,
         "data": data.digest,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from study import Study
 
+from longred.attention.reindexed import SCHEMES
 from longred.config import load_recipe
 from longred.config.evaluation import RULER_TASKS
 from longred.evaluation.ruler.tasks import TASKS
@@ -21,7 +22,7 @@ from longred.runs.record import RunRecord, StageRecord
 
 
 def test_every_method_and_reference_has_a_text() -> None:
-    assert set(glossary.MODELS) == {"original", "rescaled", *METHODS}
+    assert set(glossary.MODELS) == {"original", "rescaled", *SCHEMES, *METHODS}
 
 
 def test_every_packaged_task_has_a_text() -> None:
