@@ -199,8 +199,11 @@ def _ratio_problems(config: "RunConfig") -> Iterator[str]:
             )
             return
         for term in whole.terms:
-            is_off = term.is_optional and term.weight and getattr(training, term.weight) == 0
-            if term in kept.terms or is_off or term.objective == "cross_entropy":
+            if term in kept.terms or term.objective == "cross_entropy":
+                continue
+            weight = getattr(training, term.weight) if term.weight else 1.0
+            own = getattr(whole, str(term.weight), 0.0)
+            if term.is_optional and (own if weight is None else weight) == 0:
                 continue
             yield (
                 f"data.ratio: {term.bucket} is 0, and {method} distils on it; give it a part, or "

@@ -91,6 +91,7 @@ class Method:
         trains_adapters: train low-rank adapters instead of the weights.
         merges: the method whose student is averaged with the original; nothing else is trained.
         version: raised when the method of this name does something else, for digests.
+        is_partial: whether `reading` left terms out, so that a training needs the ratio to know it.
     """
 
     terms: tuple[Term, ...] = (LONG,)
@@ -101,6 +102,7 @@ class Method:
     trains_adapters: bool = False
     merges: str | None = None
     version: int = 1
+    is_partial: bool = False
 
     @property
     def skipped_bucket(self) -> str | None:
@@ -120,7 +122,7 @@ class Method:
     def reading(self, ratio: Mapping[str, int]) -> "Method":
         """Return the method without the terms on buckets whose part of a step is 0."""
         terms = tuple(term for term in self.terms if ratio.get(term.bucket, 1))
-        return self if terms == self.terms else replace(self, terms=terms)
+        return self if terms == self.terms else replace(self, terms=terms, is_partial=True)
 
     def unused_settings(self) -> frozenset[str]:
         """Return the training settings that the method never reads."""
@@ -135,7 +137,7 @@ class Method:
         if self.positions != "cream":
             unused |= {"sigma", "truncation"}
         if len(self.buckets()) == 1:
-            unused |= {"short_length", "ratio"}
+            unused |= {"short_length"} if self.is_partial else {"short_length", "ratio"}
         if not self.trains_adapters:
             unused |= {"lora"}
         if self.trains_adapters or self.trained != "all":

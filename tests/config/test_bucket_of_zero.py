@@ -45,7 +45,7 @@ def test_a_step_holds_the_other_buckets_in_their_ratio() -> None:
     [
         (NO_ORIGINAL, "longred-c", "data.ratio: original is 0, and longred-c distils on it"),
         (NO_ORIGINAL, "lora", "data.ratio: original is 0, and lora distils on it"),
-        (NO_ORIGINAL, "pose", "data.ratio: original is 0, the only bucket that pose reads"),
+        (NO_ORIGINAL, "cream", "data.ratio: original is 0, the only bucket that cream reads"),
         (NO_ORIGINAL, "attention-distill", "original is 0, the only bucket that attention-distill"),
         (
             {"long": 0, "short": 1, "original": 0},

@@ -75,7 +75,7 @@ def refusal(*overrides: str, recipe: str | Path = "demo") -> str:
         ("extension.windows.0.num_steps=1", "must be a list, each a group of settings with"),
         ("training=1", "must be a group of settings, got 1"),
         ("data=null", "must be a group of settings with sources, num_tokens, got null"),
-        ("data.ratio=1", "must be a group of long, short, original, each a whole number of 1 or"),
+        ("data.ratio=1", "must be a group of long, short, original, each a whole number of 0 or"),
         # Addresses.
         ("store.remote=ftp://a/b", "cannot keep artifacts behind ftp://; give an address such as"),
         ("store.remote=foo://a/b", "cannot keep artifacts behind foo://; give an address such as"),

@@ -42,3 +42,14 @@ def test_only_terms_on_buckets_of_zero_are_left_out() -> None:
     for method in METHODS.values():
         assert method.reading(full) is method
         assert method.reading({}) is method
+
+
+def test_one_bucket_alone_is_a_training_too(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(
+        method="mix-cpt", ratio={"long": 0, "short": 1, "original": 0}, rows={"short": 5}
+    )
+    losses, _ = reference_step(job)
+    metrics = Trainer(job, tmp_path).train_step()
+    assert metrics["train/loss"] == pytest.approx(losses["train/short_loss"], rel=1e-5)
+    assert not METHODS["mix-cpt"].reading(job.ratio).unused_settings() & {"ratio"}
+    assert METHODS["cpt"].unused_settings() >= {"ratio"}
