@@ -25,6 +25,9 @@ _TOLERANCE = 0.05
 
 _PROBE_TOKENS, _PROBE_SHIFT = 16, 5
 
+_CUDA_LOGITS = 2**27
+"""Logits held at once on a GPU, where few queries at a time would leave it idle: half a GiB."""
+
 
 class Part(NamedTuple):
     """Pairs of queries and keys that are compared at other positions.
@@ -162,22 +165,25 @@ class Reindexed:
                 part.key_at: turn(key, *self._table(part.key_at, num_keys, precise))
                 for part in self.scheme.parts
             }
-            size = max(1, BLOCK_LOGITS // (len(query) * query.shape[1] * num_keys))
-            outputs = [
-                self._block(query[:, :, start : start + size], at, key, turned, value, rules)
-                for start, at in zip(
-                    range(0, num_queries, size), torch.split(at_BQ, size, dim=1), strict=True
-                )
-            ]
+            logits = _CUDA_LOGITS if device.type == "cuda" else BLOCK_LOGITS
+            size = max(1, logits // (len(query) * query.shape[1] * num_keys))
+            outputs = []
+            for start in range(0, num_queries, size):
+                end = min(start + size, num_queries)
+                # Later keys are seen by none of these queries.
+                seen = num_keys if cached is not None else num_keys - num_queries + end
+                keys = {key_at: x[:, :, :seen] for key_at, x in turned.items()}
+                tensors = query[:, :, start:end], key[:, :, :seen], value[:, :, :seen]
+                outputs.append(self._block(*tensors, keys, at_BQ[:, start:end], rules))
         return torch.cat(outputs, dim=2).transpose(1, 2).to(value_BhKd.dtype)
 
     def _block(
         self,
         query_BHQd: Tensor,
-        at_BQ: Tensor,
         key_BhKd: Tensor,
-        turned: dict[Positions, Tensor],
         value_BhKd: Tensor,
+        turned: dict[Positions, Tensor],
+        at_BQ: Tensor,
         rules: Rules,
     ) -> Tensor:
         """Return the heads' outputs [B, H, Q, d] of a block of queries at their positions."""

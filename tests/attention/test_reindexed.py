@@ -255,3 +255,13 @@ def test_norms_of_queries_and_bf16_do_not_matter() -> None:
     model = build(*model_of("qwen3"), scale=1.0).bfloat16()
     reindex(model, "dual-chunk", ORIGINAL, TARGET)
     assert torch.isfinite(model(torch.tensor([draw(90)])).logits).all()
+
+
+@torch.no_grad()
+def test_blocks_of_queries_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = llama(), torch.tensor([draw(100), draw(100, 1)])
+    reindex(model, "dual-chunk", ORIGINAL, TARGET)
+    whole = model(tokens).logits
+    # 2 rows x 4 heads x 100 keys: seven queries at a time.
+    monkeypatch.setattr("longred.attention.reindexed.BLOCK_LOGITS", 7 * 2 * 4 * 100)
+    torch.testing.assert_close(model(tokens).logits, whole, rtol=1e-4, atol=1e-4)
