@@ -1,5 +1,6 @@
 """`longred init`: the file it writes, and what it refuses."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,19 @@ def test_windows_without_common_factors_are_refused(init: Init) -> None:
     assert str(result.exception).startswith("--target-window: 12345 has so few factors in common")
     assert "windows that are multiples of 1,024 allow smaller steps" in str(result.exception)
     assert not Path("own.yaml").exists()
+    proposed = re.search(r"and so does (\d+)", str(result.exception))
+    assert proposed
+    again = init("own", "--model", LLAMA, "--target-window", proposed[1], "--device", "h200")
+    assert again.exit_code == 0
+
+
+@pytest.mark.parametrize("wanted", [8192, 10**6])
+def test_a_window_that_is_too_far_gets_one_that_works(init: Init, wanted: int) -> None:
+    model = ("--model", "demo", "--device", "h200")
+    result = init("own", *model, "--target-window", str(wanted))
+    proposed = re.search(r"is too far for .*; give (\d+)", str(result.exception))
+    assert proposed
+    assert init("own", *model, "--target-window", proposed[1]).exit_code == 0
 
 
 def test_a_mistyped_folder_is_no_model_on_the_hub(init: Init, tmp_path: Path) -> None:
