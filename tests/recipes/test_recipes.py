@@ -166,6 +166,7 @@ def test_the_papers_recipes_have_its_settings(
     # The authors clip the mean over 16 micro-steps of equal tokens, 8 of them long; the loss here
     # is relative to the long ones.
     assert training.max_grad_norm == 1.0 * 16 / 8
+    assert training.decay_norms
     assert not training.mask_documents
 
 
