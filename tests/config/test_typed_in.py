@@ -25,6 +25,16 @@ EPOCHS = (
     (re.compile(r"or raise training\.max_epochs to (\d+)"), "training.max_epochs"),
     (re.compile(r"one block of \d+; give at least (\d+)"), "data.num_tokens"),
 )
+METHODS = (
+    "longred-c",
+    "longred-u",
+    "mix-cpt",
+    "cpt",
+    "lora",
+    "pose",
+    "logit-distill",
+    "recalibrate",
+)
 
 
 def refusal(values: dict[str, Any], *, reads: bool) -> str | None:
@@ -77,11 +87,13 @@ def random_recipe(rng: random.Random) -> dict[str, Any]:
             "sources": [{"name": "text", "kind": "library"}],
         },
         "training": {
-            "method": rng.choice(["longred-c", "longred-u", "mix-cpt", "cpt", "lora"]),
+            "method": rng.choice(METHODS),
             "baselines": rng.choice([[], ["merge"], ["attention-distill", "merge"]]),
             "parallel": {"num_processes": rng.choice([1, 1, 1, 2, 3, 8])},
         },
     }
+    if values["training"]["method"] == "mix-cpt" and not values["training"]["baselines"][1:]:
+        ratio["original"] *= rng.randrange(2)
     if rng.random() < 0.5:
         values["data"]["ratio"] = ratio
     if rng.random() < 0.8:
