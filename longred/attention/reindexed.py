@@ -30,16 +30,18 @@ _CUDA_LOGITS = 2**27
 
 
 class Part(NamedTuple):
-    """Pairs of queries and keys that are compared at other positions.
+    """Pairs of queries and keys that are compared at the same kind of positions.
 
     Attributes:
-        query_at, key_at: the positions of queries and keys.
-        covers: positions of queries [B, Q, 1] and keys [K] → which pairs these are, [B, Q, K].
+        first, end: position of a query → the keys that it sees so are those from `first` to before
+            `end`; neither falls where the query's position rises.
+        query_at, key_at: the positions that queries and keys are given; None for their own.
     """
 
-    query_at: Positions
-    key_at: Positions
-    covers: Callable[[Tensor, Tensor], Tensor]
+    first: Positions
+    end: Positions
+    query_at: Positions | None = None
+    key_at: Positions | None = None
 
 
 class Scheme(NamedTuple):
@@ -47,7 +49,7 @@ class Scheme(NamedTuple):
 
     Attributes:
         num_plain: rows of at most so many keys keep their positions.
-        parts: pairs at other positions; all other pairs keep theirs.
+        parts: together they are all keys up to a query's own.
     """
 
     num_plain: int
@@ -74,14 +76,14 @@ def self_extend(original: int, target: int) -> Scheme:
     2401.01325, algorithm 1.
     """
     near, size = group_size(original, target)
-    if size == 1:
-        return Scheme(target, ())
     grouped = Part(
+        torch.zeros_like,
+        lambda at: at - near + 1,
         lambda at: at // size + (near - near // size),
         lambda at: at // size,
-        lambda query, key: query - key >= near,
     )
-    return Scheme(near, (grouped,))
+    neighbours = Part(lambda at: at - near + 1, lambda at: at + 1)
+    return Scheme(near if size > 1 else target, (grouped, neighbours))
 
 
 def dual_chunk(original: int, target: int) -> Scheme:
@@ -94,17 +96,20 @@ def dual_chunk(original: int, target: int) -> Scheme:
     chunk = max(1, original * 3 // 4)
     last = original - 1
 
-    def end(at: Tensor) -> Tensor:
-        return torch.full_like(at, last)
+    def begin(at: Tensor) -> Tensor:
+        return at // chunk * chunk
 
-    successive = Part(
-        lambda at: (at % chunk + chunk).clamp(max=last),
-        lambda at: at % chunk,
-        lambda query, key: query // chunk - key // chunk == 1,
-    )
-    older = Part(end, successive.key_at, lambda query, key: query // chunk - key // chunk > 1)
+    def begin_before(at: Tensor) -> Tensor:
+        return begin(at) - chunk
+
+    def within(at: Tensor) -> Tensor:
+        return at % chunk
+
+    older = Part(torch.zeros_like, begin_before, lambda at: torch.full_like(at, last), within)
+    successive = Part(begin_before, begin, lambda at: (at % chunk + chunk).clamp(max=last), within)
+    same = Part(begin, lambda at: at + 1)
     # Rows of the original window have one chunk and its successive queries, at true distances.
-    return Scheme(original, (successive, older))
+    return Scheme(original, (older, successive, same))
 
 
 SCHEMES: dict[str, Callable[[int, int], Scheme]] = {
@@ -161,46 +166,68 @@ class Reindexed:
                 x.to(precise)
                 for x in (query_BHQd, key_BhKd[:, :, :num_keys], value_BhKd[:, :, :num_keys])
             )
-            turned = {
-                part.key_at: turn(key, *self._table(part.key_at, num_keys, precise))
-                for part in self.scheme.parts
+            kinds = {part.key_at for part in self.scheme.parts}
+            keys = {
+                key_at: turn(key, *self._table(key_at, num_keys, precise)) if key_at else key
+                for key_at in kinds
             }
             logits = _CUDA_LOGITS if device.type == "cuda" else BLOCK_LOGITS
             size = max(1, logits // (len(query) * query.shape[1] * num_keys))
             outputs = []
             for start in range(0, num_queries, size):
                 end = min(start + size, num_queries)
-                # Later keys are seen by none of these queries.
-                seen = num_keys if cached is not None else num_keys - num_queries + end
-                keys = {key_at: x[:, :, :seen] for key_at, x in turned.items()}
-                tensors = query[:, :, start:end], key[:, :, :seen], value[:, :, :seen]
-                outputs.append(self._block(*tensors, keys, at_BQ[:, start:end], rules))
+                # Queries of a cache stand anywhere in their rows.
+                span = (0, num_keys - 1)
+                if cached is None:
+                    span = (num_keys - num_queries + start, num_keys - num_queries + end - 1)
+                block = query[:, :, start:end], keys, value, at_BQ[:, start:end]
+                outputs.append(self._block(*block, span, rules))
         return torch.cat(outputs, dim=2).transpose(1, 2).to(value_BhKd.dtype)
 
     def _block(
         self,
         query_BHQd: Tensor,
-        key_BhKd: Tensor,
+        keys: dict[Positions | None, Tensor],
         value_BhKd: Tensor,
-        turned: dict[Positions, Tensor],
         at_BQ: Tensor,
+        span: tuple[int, int],
         rules: Rules,
     ) -> Tensor:
-        """Return the heads' outputs [B, H, Q, d] of a block of queries at their positions."""
-        key_at_K = torch.arange(key_BhKd.shape[2], device=at_BQ.device)
-        logits_BhgQK = _logits(query_BHQd, key_BhKd)
-        for part in self.scheme.parts:
-            cos_sin = self._angles(part.query_at(at_BQ) - at_BQ, query_BHQd.dtype)
-            other_BhgQK = _logits(turn(query_BHQd, *cos_sin), turned[part.key_at])
-            covered_BQK = part.covers(at_BQ[..., None], key_at_K)
-            logits_BhgQK = torch.where(covered_BQK[:, None, None], other_BhgQK, logits_BhgQK)
+        """Return the heads' outputs [B, H, Q, d] of a block of queries.
+
+        Args:
+            query_BHQd: the queries.
+            keys: all keys, by the positions that they were turned to.
+            value_BhKd: all values.
+            at_BQ: positions of the queries.
+            span: the first and the last position that the queries can have.
+            rules: scale and cap of the logits.
+        """
         scale = query_BHQd.shape[-1] ** -0.5 if rules.scale is None else rules.scale
-        logits_BhgQK = scale * logits_BhgQK
-        if rules.softcap is not None:
-            logits_BhgQK = rules.softcap * torch.tanh(logits_BhgQK / rules.softcap)
-        seen_BQK = key_at_K <= at_BQ[..., None]
-        logits_BhgQK = logits_BhgQK.masked_fill(~seen_BQK[:, None, None], float("-inf"))
-        return (logits_BhgQK.softmax(dim=-1) @ value_BhKd.unsqueeze(2)).flatten(1, 2)
+        query_BHQd, num_seen = scale * query_BHQd, span[1] + 1
+        rows, num_heads, num_queries, _ = query_BHQd.shape
+        shape = (rows, value_BhKd.shape[1], num_heads // value_BhKd.shape[1], num_queries, num_seen)
+        logits_BhgQK = query_BHQd.new_full(shape, float("-inf"))
+        for part in self.scheme.parts:
+            # Bounds rise with the position, so these are all keys that a query sees so.
+            low = max(0, int(part.first(torch.tensor(span[0]))))
+            high = min(num_seen, int(part.end(torch.tensor(span[1]))))
+            if low >= high:
+                continue
+            turned = query_BHQd
+            if part.query_at is not None:
+                by_BQ = part.query_at(at_BQ) - at_BQ
+                turned = turn(query_BHQd, *self._angles(by_BQ, query_BHQd.dtype))
+            key_at_K = torch.arange(low, high, device=at_BQ.device)
+            at_BQ1 = at_BQ[..., None]
+            seen_BQK = (key_at_K >= part.first(at_BQ1)) & (key_at_K < part.end(at_BQ1))
+            found_BhgQK = _logits(turned, keys[part.key_at][:, :, low:high])
+            if rules.softcap is not None:
+                found_BhgQK = rules.softcap * torch.tanh(found_BhgQK / rules.softcap)
+            view_BhgQK = logits_BhgQK[..., low:high]
+            view_BhgQK.copy_(torch.where(seen_BQK[:, None, None], found_BhgQK, view_BhgQK))
+        probs_BhgQK = logits_BhgQK.softmax(dim=-1)
+        return (probs_BhgQK @ value_BhKd[:, :, :num_seen].unsqueeze(2)).flatten(1, 2)
 
     def _table(self, key_at: Positions, num_keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the angles that turn the first keys on; computed once for all layers and steps."""

@@ -201,13 +201,19 @@ def test_no_distance_leaves_the_original_window(original: int, target: int) -> N
     assert size == 1 or (target - 1) // (size - 1) + near - near // (size - 1) > original - 1
     for scheme in (self_extend(original, target), dual_chunk(original, target)):
         at = torch.arange(0, target, max(1, target // 997))
+        parts = torch.zeros(len(at), len(at), dtype=torch.int32)
         for part in scheme.parts:
-            covered = part.covers(at[None, :, None], at)[0]
-            distance = part.query_at(at)[:, None] - part.key_at(at)
-            seen = covered & (at <= at[:, None])
+            query, key = at, at
+            if part.query_at and part.key_at:
+                query, key = part.query_at(at), part.key_at(at)
+            distance = query[:, None] - key
+            seen = (at >= part.first(at)[:, None]) & (at < part.end(at)[:, None])
+            parts += seen.int()
             if seen.any():
-                assert int(distance[seen].min()) > 0
+                assert int(distance[seen].min()) >= (part.query_at is not None)
                 assert int(distance[seen].max()) <= original - 1
+        # Each key up to a query's own belongs to one part, and later keys to none.
+        assert torch.equal(parts, (at <= at[:, None]).int())
 
 
 def test_windows_by_hand() -> None:
@@ -216,7 +222,10 @@ def test_windows_by_hand() -> None:
     assert (32767 // 5) + 2048 - 2048 // 5 == 8192
     scheme = dual_chunk(8192, 32768)
     assert scheme.num_plain == 8192
-    successive, older = scheme.parts
+    older, successive, _ = scheme.parts
+    assert successive.query_at
+    assert successive.key_at
+    assert older.query_at
     at = torch.tensor([6144, 6145, 8191, 8192, 12287])
     assert successive.query_at(at).tolist() == [6144, 6145, 8191, 8191, 8191]
     assert older.query_at(at).tolist() == [8191] * 5

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from longred.attention.reindexed import SCHEMES
 from longred.config import EvaluationConfig, load_recipe
 from longred.errors import ConfigError
 from longred.evaluation.evaluate import evaluate
@@ -39,6 +40,10 @@ def scores(
         return json.loads((folder / "scores.json").read_text()), answers
 
     return run
+
+
+def test_names_are_those_of_the_schemes() -> None:
+    assert tuple(SCHEMES) == REINDEXINGS
 
 
 def test_only_text_beyond_the_window_is_answered_otherwise(scores: Scores) -> None:
