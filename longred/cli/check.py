@@ -90,16 +90,14 @@ def _extended(
     config: "PreTrainedConfig", method: str, target_window: int
 ) -> "tuple[PreTrainedConfig, str]":
     """Return the configuration extended by a method, and the extension in words."""
-    from longred.method.rope import ROPE_METHODS
     from longred.models.architectures import main_rope
-    from longred.models.extension import extend_config
+    from longred.models.extension import extend_config, usable_methods
 
     rope = main_rope(config)
     kind = rope.get("rope_type", "default")
     target = target_window or FACTOR * int(config.max_position_embeddings)
     if method == "auto":
-        able = [name for name, one in ROPE_METHODS.items() if kind in one.extends]
-        method = able[0] if able else "abf"
+        method = next(iter(usable_methods(config, target)), "abf")
     # A model with its own factors keeps them: which ones suit a longer window is not asked here.
     settings = {"long_factor": rope["long_factor"]} if kind == method == "longrope" else {}
     try:

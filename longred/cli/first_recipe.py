@@ -185,8 +185,9 @@ def _model(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
 
 
 def _extension(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
-    """Choose abf where it is defined, else the model's own kind of rescaling."""
+    """Choose abf where it can be used, else the first method that can."""
     from longred.models.architectures import main_rope
+    from longred.models.extension import usable_methods
 
     rope = main_rope(model)
     kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
@@ -196,8 +197,12 @@ def _extension(wish: Wish, model: "PreTrainedConfig") -> Iterator[Entry]:
             f"--model: no method rescales the RoPE of {wish.model} (rope_type {kind}); start from "
             "the model before its extension"
         )
+    able = usable_methods(model, wish.target_window) or able
     if "abf" not in able:
-        yield Entry("extension.method", able[0], f"the model's RoPE is rescaled already ({kind})")
+        why = f"the model's RoPE is rescaled already ({kind})"
+        if kind == "default":
+            why = f"transformers 4 would not read abf; others: {', '.join(able[1:])}"
+        yield Entry("extension.method", able[0], why)
         return
     own = int(model.max_position_embeddings)
     before = (wish.original_window or own) if kind == "default" else own

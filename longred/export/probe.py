@@ -17,7 +17,10 @@ def frequencies(model: Any, last_position: int) -> dict[str, Any]:
     """Return frequencies and attention factor of each rotary embedding at `last_position`."""
     found = {}
     for name, module in model.named_modules():
-        if "rotary_emb" not in name.rsplit(".", 1)[-1]:
+        parent, _, own = name.rpartition(".")
+        # OLMo-3 in version 4 has one for each kind of layer, in a dictionary.
+        of_kind = parent.endswith("rotary_embs")
+        if isinstance(module, torch.nn.ModuleDict) or not ("rotary_emb" in own or of_kind):
             continue
         kinds = getattr(module, "layer_types", None)
         x, positions = torch.zeros(1, 1, 1), torch.tensor([[last_position]])
@@ -25,6 +28,7 @@ def frequencies(model: Any, last_position: int) -> dict[str, Any]:
             module(x, positions, *([kind] if kind else []))
             prefix = f"{kind}_" if kind else ""
             label = kind or ("sliding_attention" if name.endswith("_local") else "full_attention")
+            label = own if of_kind else label
             found[label] = {
                 "inv_freq": getattr(module, f"{prefix}inv_freq").double().tolist(),
                 "attention_factor": float(getattr(module, f"{prefix}attention_scaling")),

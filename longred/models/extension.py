@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from longred.attention.heads import head_dim
 from longred.errors import ConfigError
 from longred.method.rope import ROPE_METHODS, Window, settings_problem
 from longred.models.architectures import (
@@ -68,12 +69,12 @@ def extend_config(
     rescaled = ROPE_METHODS[method].rescale(rope, window, given)
     if "partial_rotary_factor" in rope:
         rescaled["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if config.model_type == "phi3" and rescaled["rope_type"] not in ("default", "longrope"):
-        raise ConfigError(
-            f"extension.method: {method} gives a RoPE that transformers' Phi-3 does not read; use "
-            "abf, ntk or longrope"
-        )
+    if problem := _unreadable(config, rescaled, method):
+        raise ConfigError(problem)
     extended = copy.deepcopy(config)
+    if getattr(extended, "head_dim", 0) is None:
+        # Mixtral; transformers' yarn, llama3 and longrope do not compute it.
+        extended.head_dim = head_dim(config)
     if hasattr(extended, "original_max_position_embeddings"):
         # Phi-3 stores it here, and transformers prefers this value.
         original = rescaled.get("original_max_position_embeddings", original_window)
@@ -81,6 +82,23 @@ def extend_config(
     set_main_rope(extended, rescaled)
     extended.max_position_embeddings = target_window
     return extended
+
+
+def usable_methods(config: PreTrainedConfig, target_window: int) -> list[str]:
+    """Return the methods that `extend_config` accepts for a model without further settings.
+
+    A model whose RoPE has factors of its own (longrope) is tried with these.
+    """
+    own = main_rope(config).get("long_factor")
+    usable = []
+    for name, method in ROPE_METHODS.items():
+        settings = {"long_factor": own} if "long_factor" in method.settings else {}
+        try:
+            extend_config(config, method=name, target_window=target_window, **settings)
+        except ConfigError:
+            continue
+        usable.append(name)
+    return usable
 
 
 class Frequencies(NamedTuple):
@@ -222,6 +240,48 @@ def _nothing_rotates(config: PreTrainedConfig) -> str | None:
         "extension: no layer of full attention has RoPE in this model; rescaling would only change "
         "sliding layers, whose window stays, so there is nothing to extend"
     )
+
+
+class _Readable(NamedTuple):
+    """What transformers reads of an architecture's RoPE.
+
+    Attributes:
+        name: of the architecture.
+        rope_types: that it reads.
+        methods: that give one of these, in words.
+    """
+
+    name: str
+    rope_types: frozenset[str]
+    methods: str
+
+
+_READABLE = {
+    "phi3": _Readable("Phi-3", frozenset({"default", "longrope"}), "abf, ntk or longrope"),
+    # Transformers 5 reads more, 4 does not.
+    "olmo": _Readable("OLMo", frozenset({"default", "linear"}), "abf, ntk or pi"),
+    "olmo2": _Readable("OLMo-2", frozenset({"default", "linear"}), "abf, ntk or pi"),
+}
+
+
+def _unreadable(config: PreTrainedConfig, rescaled: Mapping[str, Any], method: str) -> str | None:
+    """Return why transformers 5 or 4 would not read a rescaled RoPE, or None."""
+    kind = rescaled["rope_type"]
+    readable = _READABLE.get(config.model_type)
+    if readable is not None and kind not in readable.rope_types:
+        return (
+            f"extension.method: {method} gives a RoPE of type {kind}, which transformers' "
+            f"{readable.name} does not read; use {readable.methods}"
+        )
+    if config.model_type == "olmo3":
+        sliding = config.rope_parameters[SLIDING]["rope_theta"]
+        if rescaled["rope_theta"] != sliding:
+            return (
+                f"extension.method: {method} raises rope_theta to {rescaled['rope_theta']:,.0f} in "
+                f"full-attention layers alone, and transformers 4 reads one theta, {sliding:,.0f}, "
+                "for all layers of OLMo-3; use yarn, llama3, pi or longrope"
+            )
+    return None
 
 
 def _rope_problem(rope: Mapping[str, Any], kind: str, method: str) -> str | None:

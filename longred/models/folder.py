@@ -136,6 +136,8 @@ def write_config(config: "PreTrainedConfig", folder: Path) -> None:
     """
     values = json.loads(config.to_json_string(use_diff=False))
     values.update(_legacy_rope(config))
+    # Version 5 renamed some values and keeps the name of version 4 (num_experts of Qwen3-MoE).
+    values |= {old: values[new] for old, new in config.attribute_map.items() if new in values}
     # Version 5 leaves `type` from Phi-3's older form beside the equivalent rope_type.
     values["rope_parameters"] = {k: v for k, v in config.rope_parameters.items() if k != "type"}
     for key in ("max_position_embeddings", "original_max_position_embeddings", "sliding_window"):
@@ -168,6 +170,10 @@ def _legacy_rope(config: "PreTrainedConfig") -> dict[str, Any]:
         # Version 4 accepts exactly these three keys and derives the rest from the two windows.
         factors = {key: rope[key] for key in ("short_factor", "long_factor")}
         return {**values, "rope_scaling": {"type": rope["rope_type"], **factors}}
+    if config.model_type in ("olmo", "olmo2"):
+        # Version 4 accepts exactly these two keys.
+        linear = {"type": rope["rope_type"], "factor": float(rope["factor"])}
+        return {**values, "rope_scaling": linear}
     return {**values, "rope_scaling": rope}
 
 

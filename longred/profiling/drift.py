@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longred.attention.function import ATTENTION_NAME, Captured
+from longred.attention.heads import head_dim
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models.load import run_layers
 from longred.profiling.attention_kl import attention_kl
@@ -245,7 +246,10 @@ def _check(teacher: PreTrainedModel, student: PreTrainedModel, input_ids_NT: Ten
     if input_ids_NT.ndim != 2 or not input_ids_NT.numel():
         raise ValueError(f"input_ids_NT must hold rows of tokens, got {tuple(input_ids_NT.shape)}")
     for name in SAME:
-        values = [getattr(model.config, name, None) for model in (teacher, student)]
+        values = [
+            head_dim(model.config) if name == "head_dim" else getattr(model.config, name, None)
+            for model in (teacher, student)
+        ]
         if values[0] != values[1]:
             raise ConfigError(
                 f"the two models differ in {name} ({values[0]} and {values[1]}); drift compares "

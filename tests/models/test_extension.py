@@ -10,9 +10,12 @@ from transformers import (
     AutoConfig,
     Gemma3TextConfig,
     LlamaConfig,
+    MixtralConfig,
+    Olmo2Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -351,6 +354,36 @@ def test_phi3_refuses_what_transformers_does_not_read_for_it() -> None:
     for method in ("pi", "yarn", "llama3"):
         with pytest.raises(ConfigError, match="Phi-3 does not read; use abf, ntk or longrope"):
             extend_config(phi3(), method=method, target_window=1024)
+
+
+def test_version_4_reads_olmo2_in_its_older_form(tmp_path: Path) -> None:
+    values = {k: v for k, v in config().to_dict().items() if k != "model_type"}
+    after = extend_config(Olmo2Config(**values), method="pi", target_window=1024)
+    write_config(after, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    assert written["rope_parameters"] == after.rope_parameters
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert torch.equal(frequencies(loaded).inv_freq, frequencies(after).inv_freq)
+    write_config(loaded, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == written
+
+
+def test_version_4_reads_experts_under_their_older_name(tmp_path: Path) -> None:
+    write_config(Qwen3MoeConfig(num_experts=6), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["num_experts"] == values["num_local_experts"] == 6
+
+
+@pytest.mark.parametrize("method", ["yarn", "llama3", "longrope"])
+def test_a_head_dim_that_is_left_out_is_computed(method: str) -> None:
+    values = {k: v for k, v in config().to_dict().items() if k not in ("model_type", "head_dim")}
+    before = MixtralConfig(**values)
+    assert before.head_dim is None
+    after = extend_config(before, method=method, target_window=1024)
+    of_llama = extend_config(config(), method=method, target_window=1024)
+    assert torch.equal(frequencies(after).inv_freq, frequencies(of_llama).inv_freq)
+    assert before.head_dim is None
 
 
 def test_version_4_has_no_words_for_rescaled_sliding_layers(tmp_path: Path) -> None:

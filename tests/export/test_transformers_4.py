@@ -1,0 +1,124 @@
+"""Every architecture with every RoPE method, as transformers 4 reads the exported folder."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import ORIGINAL, TARGET
+from transformers import AutoModelForCausalLM
+
+from longred.errors import ConfigError
+from longred.export import check as checking
+from longred.export.write import Exported
+from longred.method.rope import ROPE_METHODS
+from longred.models.architectures import main_rope
+from longred.models.extension import extend_config, usable_methods
+from longred.models.folder import copy_companions, write_config
+from longred.store.artifacts import Artifact, read_json
+
+ARCHITECTURES = Path(__file__).parents[1] / "training/test_architectures.py"
+
+PROBE_ALL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import probe
+for folder in sorted(Path(sys.argv[2]).iterdir()):
+    try:
+        probe.main(str(folder), str(folder / "request.json"), str(folder / "result.json"))
+    except Exception as error:
+        (folder / "error").write_text(f"{type(error).__name__}: {error}")
+"""
+"""Loading transformers takes seconds, so one process reads all folders."""
+
+
+def architectures() -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("architectures_to_export", ARCHITECTURES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {name: make for name, (make, _, _) in module.CASES.items()}
+
+
+def students(make: Any) -> dict[str, Any]:
+    """Return method → configuration of each extension that is not refused."""
+    before = make()
+    own = main_rope(before).get("long_factor")
+    found = {}
+    for method in usable_methods(before, TARGET):
+        settings = {"long_factor": own} if method == "longrope" else {}
+        found[method] = extend_config(before, method=method, target_window=TARGET, **settings)
+    return found
+
+
+@pytest.mark.slow
+def test_transformers_4_reads_every_extension_that_is_not_refused(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    problem = checking._fetch_version_4(tmp_path / "packages")
+    if problem is not None:
+        pytest.skip(problem)
+    expected: dict[str, Any] = {}
+    for name, make in architectures().items():
+        for method, config in students(make).items():
+            folder = tmp_path / "models" / f"{name}.{method}"
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+            write_config(config, folder)
+            copy_companions(tiny_model_folder, folder, max_length=TARGET)
+            made = Artifact("training", "0", str(folder))
+            exported = Exported(folder, "cpt", made, None, folder, torch.float32, 1)
+            expected[folder.name] = checking._trainers_model(exported, folder / "request.json")
+    assert len(expected) >= 24 * 4
+    subprocess.run(
+        [sys.executable, "-P", "-c", PROBE_ALL, checking.PROBE.parent, tmp_path / "models"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    wrong = {}
+    for name, trained in expected.items():
+        folder = tmp_path / "models" / name
+        if (folder / "error").exists():
+            wrong[name] = (folder / "error").read_text()[:200]
+            continue
+        seen = read_json(folder / "result.json")
+        assert seen["transformers"].startswith("4.")
+        for finding in checking._compare(trained, seen):
+            if not finding.passed:
+                wrong[name] = f"{finding.what}: {finding.text}"
+    assert wrong == {}
+
+
+REFUSED = {
+    "llama-3.1": {"pi", "ntk", "yarn", "longrope"},
+    "phi3": {"pi", "yarn", "llama3"},
+    "phi3-longrope": {"abf", "pi", "ntk", "yarn", "llama3"},
+    "olmo2": {"yarn", "llama3", "longrope"},
+    "olmo3": {"abf", "ntk"},
+}
+
+
+def test_what_is_refused() -> None:
+    found = {
+        name: set(ROPE_METHODS) - set(students(make)) for name, make in architectures().items()
+    }
+    assert {name: methods for name, methods in found.items() if methods} == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [
+        ("olmo2", "yarn", r"method: yarn gives .* OLMo-2 does not read; use abf, ntk or pi"),
+        ("olmo3", "abf", r"method: abf raises .* one theta, 500,000, .* use yarn, llama3, pi"),
+        ("phi3", "pi", r"method: pi gives .* Phi-3 does not read; use abf, ntk or longrope"),
+    ],
+)
+def test_a_refusal_says_what_to_use(name: str, method: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        extend_config(architectures()[name](), method=method, target_window=4 * ORIGINAL)
