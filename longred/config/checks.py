@@ -296,8 +296,8 @@ def _windows_problems(config: "RunConfig") -> Iterator[str]:
                 f"{key}.rope_theta: give a theta for this window too, or leave out "
                 "extension.rope_theta, and all follow the rule theta x factor squared"
             )
-        if not is_abf and window.rope_theta is not None:
-            yield f"{key}.rope_theta: only method abf reads it; remove it"
+        if config.extension.method not in ("abf", "cope") and window.rope_theta is not None:
+            yield f"{key}.rope_theta: only methods abf and cope read it; remove it"
     if windows and "lora" in config.training.methods():
         yield (
             "extension.windows: method lora needs the original's own weights under its adapters, "

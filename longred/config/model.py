@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from longred.config.section import AttentionBackend, Section
 from longred.method.rope import DYNAMIC_REFUSED, ROPE_METHODS
-from longred.method.values import Count, Device, Positive, Undigested
+from longred.method.values import Bounds, Count, Device, Positive, Undigested
 
 
 class ModelConfig(Section):
@@ -35,8 +35,8 @@ class WindowConfig(Section):
     )
     rope_theta: Positive | None = Field(
         default=None,
-        description="With abf: RoPE theta at this window; needed if extension.rope_theta is set, "
-        "else the rule there holds here too.",
+        description="With abf and cope: RoPE theta at this window; with abf needed if "
+        "extension.rope_theta is set, else the rule there holds here too.",
         examples=[20_000_000],
     )
     num_steps: Count | None = Field(
@@ -46,19 +46,23 @@ class WindowConfig(Section):
     )
 
 
+_LATER = {"short_factor", "num_clipped"}
+
+
 class ExtensionConfig(Section):
     """How RoPE is rescaled to the target window, and the settings of the method."""
 
-    method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope"] = Field(
+    method: Literal["abf", "pi", "ntk", "yarn", "llama3", "longrope", "cope", "drope"] = Field(
         default="abf",
         description="abf raises theta to rope_theta, ntk by rule; pi divides all frequencies, yarn "
-        "and llama3 divide the slow ones, longrope divides each by its own factor.",
+        "and llama3 the slow ones, longrope each by its own factor; cope damps the slowest down to "
+        "0; drope switches RoPE off.",
     )
     rope_theta: Positive | None = Field(
         default=None,
         description="With abf: RoPE theta at target_window, above the model's own. null takes the "
         "model's theta times the square of target_window / original_window; published choices lie "
-        "on both sides of it.",
+        "on both sides of it. With cope: null keeps the model's.",
         examples=[20_000_000],
     )
     beta_fast: Positive | None = Field(
@@ -91,6 +95,19 @@ class ExtensionConfig(Section):
         "rotated dimensions; null takes them from the NTK-aware rule.",
         examples=[[1.0, 1.2, 1.5, 2.0]],
     )
+    short_factor: Literal["original"] | None = Field(
+        default=None,
+        description="With longrope: original keeps RoPE as it was in rows of up to original_window "
+        "tokens and takes long_factor in longer ones (mixed windows, LongRoPE2); null takes "
+        "long_factor at every length.",
+    )
+    num_clipped: Annotated[int, Bounds(ge=2)] | None = Field(
+        default=None,
+        description="With cope: number of the slowest rotations (pairs of dimensions) that are "
+        "damped; null counts those that, with the model's own theta, do not turn once within "
+        "original_window.",
+        examples=[20],
+    )
     windows: list[WindowConfig] = Field(
         default=[],
         description="Intermediate windows in rising order: each student starts from the one of "
@@ -106,6 +123,14 @@ class ExtensionConfig(Section):
         if method == "dynamic":
             raise ValueError(DYNAMIC_REFUSED)
         return method
+
+    def digest_values(self) -> dict[str, Any]:
+        """Return the settings that can change a result; unset ones of later versions are left out.
+
+        Recipes that were written before these settings keep their artifacts.
+        """
+        values = super().digest_values()
+        return {k: v for k, v in values.items() if v is not None or k not in _LATER}
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of rescaling methods that are set."""

@@ -84,7 +84,8 @@ def ways_out(config: "RunConfig") -> dict[str, Any]:
 
     def can_divide(layout: Layout) -> bool:
         cutting = any(training.recipe(method).cuts("long") for method in training.methods())
-        if layout.sequence_parallel > 1 and (cutting or config.extension.method == "longrope"):
+        switching = config.extension.method in ("longrope", "cope")
+        if layout.sequence_parallel > 1 and (cutting or switching):
             return False
         return all(
             layout.rows_problem(bucket, rows, at_window.target_window) is None

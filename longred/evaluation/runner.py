@@ -22,6 +22,7 @@ from longred.attention.function import ATTENTION_NAME
 from longred.attention.heads import head_dim
 from longred.errors import PreflightError
 from longred.evaluation.cache import Piece, RowCache
+from longred.method.rope import switches
 from longred.models.architectures import head_input, logit_softcap, main_rope
 
 log = logging.getLogger(__name__)
@@ -258,9 +259,7 @@ def rope_switch(config: Any) -> int | None:
     cannot run together.
     """
     rope = main_rope(config)
-    if rope.get("rope_type") != "longrope" or rope["short_factor"] == rope["long_factor"]:
-        return None
-    return int(rope["original_max_position_embeddings"])
+    return int(rope["original_max_position_embeddings"]) if switches(rope) else None
 
 
 def auto_batch_tokens(model: Any) -> int:

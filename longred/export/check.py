@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,22 @@ def _trainers_model(exported: Exported, request: Path) -> dict[str, Any]:
         "attention": "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa",
     }
     request.write_text(json.dumps(values), encoding="utf-8")
+    logits = model(tokens).logits[0, -NUM_LOGITS:].float()
+    rotary = model.base_model.rotary_emb
+    # None if the layers do not share one set of frequencies.
+    own_rope = getattr(rotary, "inv_freq", None)
+    if own_rope is not None:
+        rotary(torch.zeros(1, 1, 1), torch.tensor([[window - 1]]))
+        own_rope = rotary.inv_freq.clone()
     kinds = (FULL, SLIDING) if rope_is_nested(config) else (FULL,)
     return {
         "window": window,
         "dtype": dtype_name,
         "rope": {kind: frequencies(config, kind) for kind in kinds},
-        "logits": model(tokens).logits[0, -NUM_LOGITS:].float(),
+        "rope_inside": {kind: frequencies(config, kind, num_tokens=1) for kind in kinds},
+        "logits": logits,
         "has_chat_template": _has_chat_template(exported.source),
-        # None if the layers do not share one set of frequencies.
-        "own_rope": getattr(model.base_model.rotary_emb, "inv_freq", None),
+        "own_rope": own_rope,
     }
 
 
@@ -178,6 +185,10 @@ def _compare(expected: Mapping[str, Any], seen: Mapping[str, Any]) -> Iterator[F
     yield Finding(version, "chat template", kept if same else "lost", same)
     for kind, ours in expected["rope"].items():
         yield _compare_rope(version, kind, ours, seen["rope"].get(kind))
+        inside = expected["rope_inside"][kind]
+        if not torch.equal(inside.inv_freq, ours.inv_freq):
+            found = _compare_rope(version, kind, inside, seen["rope_inside"].get(kind))
+            yield replace(found, what=f"{found.what} inside the original window")
     logits = torch.tensor(seen["logits"])
     spread = float(expected["logits"].std())
     difference = float((logits - expected["logits"]).abs().max()) / spread
@@ -195,7 +206,9 @@ def _compare_rope(version: str, kind: str, ours: Any, theirs: Mapping[str, Any] 
     inv_freq = torch.tensor(theirs["inv_freq"], dtype=torch.float64)
     if inv_freq.shape != ours.inv_freq.shape:
         return Finding(version, what, f"{len(inv_freq)} frequencies", False)
-    relative = float((inv_freq / ours.inv_freq.double() - 1).abs().max())
+    own = ours.inv_freq.double()
+    # Frequencies may be zero.
+    relative = float(torch.where(inv_freq == own, 0.0, (inv_freq / own - 1).abs()).max())
     factor = abs(theirs["attention_factor"] / ours.attention_factor - 1)
     text = (
         f"inv_freq within {relative:.1e}, attention factor {theirs['attention_factor']:.6g} "

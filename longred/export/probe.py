@@ -56,7 +56,7 @@ def main(folder: str, request_path: str, result_path: str) -> None:
     ).eval()
     window = model.config.max_position_embeddings
     with torch.no_grad():
-        rope = frequencies(model, window - 1)
+        rope, rope_inside = (frequencies(model, position) for position in (window - 1, 0))
         output = model(torch.tensor([request["tokens"]]), use_cache=False)
         logits = output.logits[0, -request["num_logits"] :].float()
         placed = perplexities(model, request["passage"], request["starts"])
@@ -68,6 +68,7 @@ def main(folder: str, request_path: str, result_path: str) -> None:
         "tokenizer_window": tokenizer.model_max_length,
         "has_chat_template": tokenizer.chat_template is not None,
         "rope": rope,
+        "rope_inside": rope_inside,
         "logits": logits.tolist(),
         "passage": placed,
     }

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from longred.method.rope import is_dropped, switches
 from longred.models.architectures import main_rope
+
+LLAMA3_IN_LLAMA_CPP = ("llama", "mistral", "mixtral", "exaone", "exaone4")
+"""model_types whose converter writes the factors of rope type llama3."""
 
 
 def serve_commands(config: PreTrainedConfig, folder: Path) -> dict[str, list[str]]:
@@ -48,14 +52,34 @@ def serving_notes(config: PreTrainedConfig) -> list[str]:
             f"and llama.cpp read max_position_embeddings. Both are {window}"
         ]
     if kind == "longrope":
-        notes = [
-            "vLLM starts a longrope model at its original window of "
-            f"{rope['original_max_position_embeddings']} unless --max-model-len is larger"
+        return _longrope_notes(config)
+    if is_dropped(rope) and config.model_type not in LLAMA3_IN_LLAMA_CPP:
+        return [
+            "RoPE is switched off by the factors of rope type llama3, which llama.cpp converts for "
+            f"{', '.join(LLAMA3_IN_LLAMA_CPP)} only; it would rotate this {config.model_type} model"
         ]
-        if config.model_type != "phi3":
-            notes.append(
-                "llama.cpp converts longrope factors only for architectures designed with them "
-                f"(Phi-3), and would rotate this {config.model_type} model incorrectly"
-            )
-        return notes
     return []
+
+
+def _longrope_notes(config: PreTrainedConfig) -> list[str]:
+    rope, window = main_rope(config), config.max_position_embeddings
+    original, notes = int(rope["original_max_position_embeddings"]), []
+    if original < window:
+        notes.append(
+            f"vLLM starts a longrope model at its original window of {original} unless "
+            "--max-model-len is larger"
+        )
+    if switches(rope):
+        notes.append(
+            f"this model was trained with the original RoPE in rows of up to {original} tokens and "
+            "with the long factors in longer ones. Transformers chooses so by the length of a "
+            "pass, SGLang by the longest row of a batch, and vLLM takes the long factors at every "
+            f"length if --max-model-len exceeds {original}: serve short texts from a second server "
+            f"with --max-model-len {original}"
+        )
+    if config.model_type != "phi3":
+        notes.append(
+            "llama.cpp converts longrope factors only for architectures designed with them "
+            f"(Phi-3), and would rotate this {config.model_type} model incorrectly"
+        )
+    return notes

@@ -144,8 +144,16 @@ def _longrope(rope: Values, window: Window, settings: Values) -> Rope:
     The default factors are those of the NTK-aware rule, s^(2i / (d - 2)), one of the starting
     points of the paper's search. transformers uses the long factors for texts beyond the original
     window and the short ones for others, so skipped positions and short texts would train two
-    different models. The student therefore has the long factors in both fields.
+    different models. The student therefore has the long factors in both fields, unless mixed
+    windows are asked for.
     """
+    mixed = settings.get("short_factor") is not None
+    if mixed and rope.get("rope_type", "default") != "default":
+        raise ConfigError(
+            f"extension.short_factor: the model's RoPE is already rescaled "
+            f"({rope['rope_type']}), so that its original window has no plain RoPE to keep; remove "
+            "the key, or start from the model before its extension"
+        )
     num_pairs = window.dim // 2
     if rope.get("rope_type") == "longrope" and settings.get("long_factor") is None:
         raise ConfigError(
@@ -162,6 +170,8 @@ def _longrope(rope: Values, window: Window, settings: Values) -> Rope:
         )
     factors = [float(x) for x in given]
     factor = window.target / window.original
+    if mixed:
+        return _mixed_windows(rope, window, factors)
     return {
         "rope_theta": rope["rope_theta"],
         "rope_type": "longrope",
@@ -172,6 +182,99 @@ def _longrope(rope: Values, window: Window, settings: Values) -> Rope:
         "attention_factor": math.sqrt(1 + math.log(factor) / math.log(window.original)),
     }
 
+
+def _mixed_windows(rope: Values, window: Window, factors: list[float]) -> Rope:
+    """Keep RoPE up to the original window, divide it beyond (LongRoPE2, arXiv 2502.20082).
+
+    transformers chooses by the highest position of a pass. Attention is not sharpened, since one
+    factor serves both ranges and RoPE inside the window must stay exact; servers that derive it
+    from the windows read `short_mscale` and `long_mscale`.
+    """
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rope_type": "longrope",
+        "factor": window.target / window.original,
+        "short_factor": [1.0] * len(factors),
+        "long_factor": factors,
+        "original_max_position_embeddings": window.original,
+        "attention_factor": 1.0,
+        "short_mscale": 1.0,
+        "long_mscale": 1.0,
+    }
+
+
+def switches(rope: Values) -> bool:
+    """Return whether RoPE has other frequencies inside the original window than beyond it."""
+    return rope.get("rope_type") == "longrope" and rope["short_factor"] != rope["long_factor"]
+
+
+def _clip(rope: Values, window: Window, settings: Values) -> Rope:
+    """Damp the n slowest pairs by a cosine that falls from 1 to 0 (CoPE, arXiv 2602.05258).
+
+    The k-th of them (k = 0…n - 1, fastest first) is multiplied by (1 + cos(π k / (n - 1))) / 2. The
+    default n counts the pairs that do not turn once within the original window, so that a longer
+    text shows them angles not seen in pre-training.
+
+    The factors are equal in both fields and the window of the switch is the target, from which
+    every reader derives an attention factor of 1.
+    """
+    own, num_pairs = float(rope["rope_theta"]), window.dim // 2
+    theta = float(settings.get("rope_theta") or own)
+    if theta < own:
+        raise ConfigError(
+            f"extension.rope_theta: {theta:g} is below the model's own rope_theta of {own:g}; give "
+            "a larger one, or null to keep it"
+        )
+    periods = [2 * math.pi * own ** (2 * i / window.dim) for i in range(num_pairs)]
+    num_slow = sum(period > window.original for period in periods)
+    num_clipped = settings.get("num_clipped") or num_slow
+    if not 2 <= num_clipped <= num_pairs:
+        raise ConfigError(
+            f"extension.num_clipped: must be from 2, since the first of them is kept whole, to the "
+            f"model's {num_pairs} pairs of rotated dimensions, got {num_clipped}; {num_slow} of "
+            f"them do not turn once within {window.original} tokens"
+        )
+    masks = [0.5 * (1 + math.cos(math.pi * k / (num_clipped - 1))) for k in range(num_clipped)]
+    slow = [1 / mask if mask else STANDSTILL for mask in masks]
+    factors = [1.0] * (num_pairs - num_clipped) + slow
+    return {
+        "rope_theta": theta,
+        "rope_type": "longrope",
+        "factor": 1.0,
+        "short_factor": factors,
+        "long_factor": list(factors),
+        "original_max_position_embeddings": window.target,
+        "attention_factor": 1.0,
+    }
+
+
+def _drop(rope: Values, window: Window, settings: Values) -> Rope:
+    """Stop every pair, so that the model has no positions (DroPE, arXiv 2512.12167).
+
+    Written as llama3, whose factor divides the pairs with wavelengths beyond original / low: with
+    these bounds all, since none is below 2π. As linear, vLLM would multiply the window by the
+    factor and lay out a table of so many positions.
+    """
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rope_type": "llama3",
+        "factor": STANDSTILL,
+        "low_freq_factor": float(window.original),
+        "high_freq_factor": 2.0 * window.original,
+        "original_max_position_embeddings": window.original,
+    }
+
+
+def is_dropped(rope: Values) -> bool:
+    """Return whether RoPE is switched off."""
+    return rope.get("rope_type") == "llama3" and float(rope["factor"]) >= STANDSTILL
+
+
+STANDSTILL = 1e28
+"""Factor that stops a pair: up to position 10^7 its cosine is 1 and its sine at most 10^-21.
+
+Times any usual theta it is still a finite number in fp32.
+"""
 
 _KNOWN = {"rope_type", "rope_theta", "original_max_position_embeddings", "partial_rotary_factor"}
 _YARN_SETTINGS = ("beta_fast", "beta_slow")
@@ -184,7 +287,11 @@ ROPE_METHODS: dict[str, RopeMethod] = {
     "llama3": RopeMethod(
         _llama3, frozenset({"low_freq_factor", "high_freq_factor"}), ("default", "llama3")
     ),
-    "longrope": RopeMethod(_longrope, frozenset({"long_factor"}), ("default", "longrope")),
+    "longrope": RopeMethod(
+        _longrope, frozenset({"long_factor", "short_factor"}), ("default", "longrope")
+    ),
+    "cope": RopeMethod(_clip, frozenset({"rope_theta", "num_clipped"}), ("default",)),
+    "drope": RopeMethod(_drop, frozenset(), ("default",)),
 }
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
@@ -205,7 +312,10 @@ def settings_problem(method: str, settings: Values) -> str | None:
     for name in sorted(settings.keys() - ROPE_METHODS[method].settings):
         return f"extension.{name}: method {method} does not use it; remove it or set it to null"
     for name, value in settings.items():
-        if name != "long_factor" and not _is_finite(value):
+        if name == "short_factor":
+            if value != "original":
+                return f"extension.short_factor: must be original or null, got {value!r}"
+        elif name != "long_factor" and not _is_finite(value):
             return f"extension.{name}: must be a finite number, got {value!r}"
     return None
 

@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longred.attention.heads import head_dim
 from longred.errors import ConfigError
-from longred.method.rope import ROPE_METHODS, Window, settings_problem
+from longred.method.rope import ROPE_METHODS, Window, is_dropped, settings_problem, switches
 from longred.models.architectures import (
     FULL,
     SLIDING,
@@ -30,6 +30,8 @@ from longred.models.load import load_config
 from longred.store.artifacts import storage_errors, write_json
 
 log = logging.getLogger(__name__)
+
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
 def extend_config(
@@ -113,12 +115,15 @@ class Frequencies(NamedTuple):
     attention_factor: float
 
 
-def frequencies(config: PreTrainedConfig, kind: str = FULL) -> Frequencies:
-    """Return RoPE's rotation at the full window, as transformers computes it.
+def frequencies(
+    config: PreTrainedConfig, kind: str = FULL, *, num_tokens: int | None = None
+) -> Frequencies:
+    """Return RoPE's rotation as transformers computes it.
 
     Args:
         config: a model's configuration.
         kind: of layer, for models with a RoPE per kind.
+        num_tokens: length of the row; None for the full window.
     """
     nested = rope_is_nested(config)
     rope = config.rope_parameters[kind] if nested else config.rope_parameters
@@ -126,7 +131,7 @@ def frequencies(config: PreTrainedConfig, kind: str = FULL) -> Frequencies:
         inv_freq, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](
             copy.deepcopy(config),
             torch.device("cpu"),
-            seq_len=config.max_position_embeddings,
+            seq_len=num_tokens or config.max_position_embeddings,
             layer_type=kind if nested else None,
         )
         return Frequencies(inv_freq, float(factor))
@@ -166,7 +171,7 @@ def write_extension(
     before = load_config(original)
     windows = {"original_window": original_window, "target_window": target_window}
     after = extend_config(before, method=method, **windows, **settings)
-    notes = _notes(after)
+    notes = _notes(after, method)
     for note in notes:
         log.warning("extension: %s", note)
     rope_before, rope_after = main_rope(before), main_rope(after)
@@ -193,7 +198,7 @@ def write_extension(
         write_json(folder / "extension.json", facts)
 
 
-def _notes(config: PreTrainedConfig) -> list[str]:
+def _notes(config: PreTrainedConfig, method: str) -> list[str]:
     """Return what a user should know about the extended model, in sentences."""
     notes = []
     kinds, window = layer_types(config), getattr(config, "sliding_window", None)
@@ -203,10 +208,27 @@ def _notes(config: PreTrainedConfig) -> list[str]:
             f"{which} of this architecture see the latest {window} tokens only, and share the "
             "rescaled RoPE"
         )
-    if main_rope(config).get("rope_type") == "longrope":
+    rope = main_rope(config)
+    if switches(rope):
+        notes.append(
+            f"the student turns by the original RoPE up to {rope[ORIGINAL_LENGTH]:,} tokens and by "
+            "the long factors in every row that goes beyond; its drift is profiled at the end of "
+            "the target window, since inside the original one it has none"
+        )
+    elif method == "longrope":
         notes.append(
             "the student turns by the long factors at every length, so that short texts and skipped"
             " positions train one model"
+        )
+    elif method == "cope":
+        num_damped = sum(factor > 1.0 for factor in rope["long_factor"])
+        notes.append(
+            f"{num_damped} of {len(rope['long_factor'])} pairs of dimensions are damped, the "
+            "slowest to a standstill"
+        )
+    elif method == "drope":
+        notes.append(
+            "RoPE is off: the student has no positions, and skipped ones train the same as ordinary"
         )
     return notes
 
@@ -257,7 +279,7 @@ class _Readable(NamedTuple):
 
 
 _READABLE = {
-    "phi3": _Readable("Phi-3", frozenset({"default", "longrope"}), "abf, ntk or longrope"),
+    "phi3": _Readable("Phi-3", frozenset({"default", "longrope"}), "abf, ntk, longrope or cope"),
     # Transformers 5 reads more, 4 does not.
     "olmo": _Readable("OLMo", frozenset({"default", "linear"}), "abf, ntk or pi"),
     "olmo2": _Readable("OLMo-2", frozenset({"default", "linear"}), "abf, ntk or pi"),
@@ -272,6 +294,11 @@ def _unreadable(config: PreTrainedConfig, rescaled: Mapping[str, Any], method: s
         return (
             f"extension.method: {method} gives a RoPE of type {kind}, which transformers' "
             f"{readable.name} does not read; use {readable.methods}"
+        )
+    if config.model_type == "phi3" and switches(rescaled):
+        return (
+            "extension.short_factor: Phi-3's attention factor follows from its windows, so that "
+            "RoPE inside the original one would not stay exact; remove the key"
         )
     if config.model_type == "olmo3":
         sliding = config.rope_parameters[SLIDING]["rope_theta"]
@@ -288,6 +315,8 @@ def _rope_problem(rope: Mapping[str, Any], kind: str, method: str) -> str | None
     """Return why a method is not defined on a model's RoPE, or None."""
     if not isinstance(rope.get("rope_theta"), int | float):
         return "extension: the model's configuration has no rope_theta for all layers"
+    if is_dropped(rope):
+        return "extension: the model's RoPE is switched off (drope), so there is nothing to rescale"
     if kind in ROPE_METHODS[method].extends:
         return None
     able = [name for name, other in ROPE_METHODS.items() if kind in other.extends]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 
 from longred.errors import ConfigError, PreflightError
-from longred.method.rope import DYNAMIC_REFUSED, ROPE_TYPES
+from longred.method.rope import DYNAMIC_REFUSED, ROPE_TYPES, switches
 from longred.models.architectures import SLIDING, main_rope, rope_is_nested
 from longred.store.artifacts import write_json
 
@@ -174,6 +174,9 @@ def _legacy_rope(config: "PreTrainedConfig") -> dict[str, Any]:
         # Version 4 accepts exactly these two keys.
         linear = {"type": rope["rope_type"], "factor": float(rope["factor"])}
         return {**values, "rope_scaling": linear}
+    if switches(rope):
+        # Version 4 takes the window of the switch from here alone.
+        values["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
     return {**values, "rope_scaling": rope}
 
 

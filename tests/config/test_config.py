@@ -120,7 +120,7 @@ def test_windows_on_the_way_are_runs_of_their_own():
         (
             "{target_window: 512, rope_theta: 2e4}",
             ["extension.method=pi", "extension.rope_theta=null"],
-            ["windows.0.rope_theta: only method abf reads it"],
+            ["windows.0.rope_theta: only methods abf and cope read it"],
         ),
         (
             "{target_window: 512, rope_theta: 2e4}",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from longred.config import load_recipe
 from longred.errors import ConfigError, MismatchError
@@ -29,6 +29,9 @@ ROPES = {
     "pi": {"method": "pi"},
     "yarn": {"method": "yarn"},
     "longrope": {"method": "longrope"},
+    "longrope-mixed": {"method": "longrope", "short_factor": "original"},
+    "cope": {"method": "cope", "rope_theta": 1e6},
+    "drope": {"method": "drope"},
 }
 CHAT = "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
 TABLE = "# Result\n\n| model | short | RULER 256 |\n|---|---:|---:|\n| longred-c | 73.2 | 78.0 |\n"
@@ -83,7 +86,7 @@ def trained_run(original: Path, root: Path, rope: str) -> tuple[Store, RunRecord
         label = "training/longred-c" if name == "training" else name
         stages.append(StageRecord(label, name, "ran", digest=made.digest, path=made.path))
     overrides = [f"extension.{key}={value}" for key, value in ROPES[rope].items()]
-    if rope != "abf":
+    if "rope_theta" not in ROPES[rope]:
         overrides.append("extension.rope_theta=null")
     config = load_recipe("demo", [f"model.path={original}", *overrides])
     return store, RunRecord("r1", "demo", [], config.model_dump(mode="json"), "d", stages=stages)
@@ -119,13 +122,27 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "_fetch_version_4", lambda folder: "out of reach")
 
 
+def inside(rope: str) -> dict[str, bool | None]:
+    """What is compared of a student that has another RoPE inside the original window."""
+    name = "RoPE of full attention inside the original window"
+    return {name: True} if rope == "longrope-mixed" else {}
+
+
 def verdicts(findings: list[checking.Finding]) -> dict[str, bool | None]:
     return {finding.what: finding.passed for finding in findings}
 
 
 @pytest.mark.parametrize(
     ("rope", "dtype"),
-    [("abf", "bfloat16"), ("pi", "trained"), ("yarn", "trained"), ("longrope", "bfloat16")],
+    [
+        ("abf", "bfloat16"),
+        ("pi", "trained"),
+        ("yarn", "trained"),
+        ("longrope", "bfloat16"),
+        ("longrope-mixed", "trained"),
+        ("cope", "trained"),
+        ("drope", "bfloat16"),
+    ],
 )
 @pytest.mark.usefixtures("in_process")
 def test_an_exported_student_is_the_trained_one(
@@ -138,6 +155,7 @@ def test_an_exported_student_is_the_trained_one(
         "window": True,
         "chat template": True,
         "RoPE of full attention": True,
+        **inside(rope),
         "trainer's inv_freq": True,
         "logits": True,
         "passage": True,
@@ -225,6 +243,7 @@ def test_transformers_4_reads_it_too(rope: str, tiny_model_folder: Path, tmp_pat
         "window": True,
         "chat template": True,
         "RoPE of full attention": True,
+        **inside(rope),
         "logits": True,
         "passage": True,
     }
@@ -310,6 +329,18 @@ def test_servers_are_told_the_window_and_their_conflicts() -> None:
     (yarn,) = serving_notes(extended["yarn"])
     assert "8192 x 4" in yarn
     assert len(serving_notes(extended["longrope"])) == 2
+    starts, chooses, _ = serving_notes(extended["longrope-mixed"])
+    assert "original window of 8192 unless" in starts
+    assert "vLLM takes the long factors at every length if --max-model-len exceeds 8192" in chooses
+    (damped,) = serving_notes(extended["cope"])
+    assert damped.startswith("llama.cpp converts longrope factors only for")
+    assert serving_notes(extended["drope"]) == []
+    qwen = extend_config(
+        Qwen2Config(max_position_embeddings=8192), method="drope", target_window=32768
+    )
+    assert "it would rotate this qwen2 model" in serving_notes(qwen)[0]
+    for each in (extended["drope"], qwen):
+        assert serve_commands(each, Path("m"))["vLLM"] == ["vllm serve m --max-model-len 32768"]
 
 
 def test_a_student_that_was_kept_is_exported(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from longred.export import check as checking
 from longred.export.write import Exported
 from longred.method.rope import ROPE_METHODS
 from longred.models.architectures import main_rope
-from longred.models.extension import extend_config, usable_methods
+from longred.models.extension import extend_config
 from longred.models.folder import copy_companions, write_config
 from longred.store.artifacts import Artifact, read_json
 
@@ -50,10 +50,18 @@ def students(make: Any) -> dict[str, Any]:
     """Return method → configuration of each extension that is not refused."""
     before = make()
     own = main_rope(before).get("long_factor")
+    settings = {
+        "longrope": {"long_factor": own},
+        "longrope-mixed": {"method": "longrope", "short_factor": "original", "long_factor": own},
+        "cope": {"num_clipped": 2},
+    }
     found = {}
-    for method in usable_methods(before, TARGET):
-        settings = {"long_factor": own} if method == "longrope" else {}
-        found[method] = extend_config(before, method=method, target_window=TARGET, **settings)
+    for name in (*ROPE_METHODS, "longrope-mixed"):
+        given = {"method": name, **settings.get(name, {})}
+        try:
+            found[name] = extend_config(before, target_window=TARGET, **given)
+        except ConfigError:
+            continue
     return found
 
 
@@ -96,18 +104,17 @@ def test_transformers_4_reads_every_extension_that_is_not_refused(
 
 
 REFUSED = {
-    "llama-3.1": {"pi", "ntk", "yarn", "longrope"},
-    "phi3": {"pi", "yarn", "llama3"},
-    "phi3-longrope": {"abf", "pi", "ntk", "yarn", "llama3"},
-    "olmo2": {"yarn", "llama3", "longrope"},
+    "llama-3.1": {"pi", "ntk", "yarn", "longrope", "longrope-mixed", "cope", "drope"},
+    "phi3": {"pi", "yarn", "llama3", "longrope-mixed", "drope"},
+    "phi3-longrope": {"abf", "pi", "ntk", "yarn", "llama3", "longrope-mixed", "cope", "drope"},
+    "olmo2": {"yarn", "llama3", "longrope", "longrope-mixed", "cope", "drope"},
     "olmo3": {"abf", "ntk"},
 }
 
 
 def test_what_is_refused() -> None:
-    found = {
-        name: set(ROPE_METHODS) - set(students(make)) for name, make in architectures().items()
-    }
+    every = {*ROPE_METHODS, "longrope-mixed"}
+    found = {name: every - set(students(make)) for name, make in architectures().items()}
     assert {name: methods for name, methods in found.items() if methods} == REFUSED
 
 
@@ -116,7 +123,7 @@ def test_what_is_refused() -> None:
     [
         ("olmo2", "yarn", r"method: yarn gives .* OLMo-2 does not read; use abf, ntk or pi"),
         ("olmo3", "abf", r"method: abf raises .* one theta, 500,000, .* use yarn, llama3, pi"),
-        ("phi3", "pi", r"method: pi gives .* Phi-3 does not read; use abf, ntk or longrope"),
+        ("phi3", "pi", r"method: pi gives .* Phi-3 does not read; use abf, ntk, longrope or cope"),
     ],
 )
 def test_a_refusal_says_what_to_use(name: str, method: str, message: str) -> None:

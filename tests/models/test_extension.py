@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -118,12 +119,40 @@ METHOD_CASES: dict[str, tuple[str, dict[str, Any], Expected]] = {
 }
 
 
+def clipped(theta: float, num_clipped: int) -> list[float]:
+    """arXiv 2602.05258: the slowest pairs times a cosine that falls from 1 to 0."""
+    mask = 0.5 * (1 + np.cos(np.linspace(0, np.pi, num_clipped)))
+    kept = plain(theta)
+    kept[-num_clipped:] = (kept[-num_clipped:] * mask).tolist()
+    return kept
+
+
+METHOD_CASES |= {
+    "longrope-mixed": (
+        "longrope",
+        {"short_factor": "original"},
+        ([f / x for f, x in zip(plain(), NTK, strict=True)], 1.0),
+    ),
+    "longrope-mixed-factors": (
+        "longrope",
+        {"short_factor": "original", "long_factor": LONG_FACTORS},
+        ([f / x for f, x in zip(plain(), LONG_FACTORS, strict=True)], 1.0),
+    ),
+    # Periods of 6, 20, 63, 199, 628, … tokens: four do not turn once within 256.
+    "cope": ("cope", {}, (clipped(1e4, 4), 1.0)),
+    "cope-theta": ("cope", {"rope_theta": 1e7}, (clipped(1e7, 4), 1.0)),
+    "cope-number": ("cope", {"rope_theta": 1e7, "num_clipped": 7}, (clipped(1e7, 7), 1.0)),
+    "drope": ("drope", {}, ([0.0] * 8, 1.0)),
+}
+
+
 def assert_turns(config: PreTrainedConfig, expected: Expected) -> None:
     """Check the frequencies of the model's own rotary embedding, and ours, against the formula."""
     inv_freq, attention_factor = (torch.tensor(expected[0], dtype=torch.float64), expected[1])
     rotary = LlamaRotaryEmbedding(copy.deepcopy(config))
     rotary(torch.zeros(1, 1), torch.tensor([[config.max_position_embeddings - 1]]))
-    torch.testing.assert_close(rotary.inv_freq.double(), inv_freq, rtol=1e-6, atol=0)
+    # A pair that stands still turns by less than any position could show.
+    torch.testing.assert_close(rotary.inv_freq.double(), inv_freq, rtol=1e-6, atol=1e-27)
     assert rotary.attention_scaling == pytest.approx(attention_factor, rel=1e-12)
     ours = frequencies(config)
     assert torch.equal(ours.inv_freq, rotary.inv_freq)
@@ -267,6 +296,8 @@ def test_gemma3_is_rescaled_where_it_sees_the_whole_window(method: str, tmp_path
         "yarn": yarn(1e6, 4, 256, 16, 32, 1),
         "llama3": llama3(1e6, 4, 256, 16),
         "longrope": ([f / x for f, x in zip(plain(1e6), NTK, strict=True)], None),
+        "cope": (clipped(1e6, 5), 1.0),
+        "drope": ([0.0] * 8, 1.0),
     }.get(method, (plain(theta), 1.0))
     write_config(after, tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -276,7 +307,7 @@ def test_gemma3_is_rescaled_where_it_sees_the_whole_window(method: str, tmp_path
         rotary.full_attention_inv_freq.double(),
         torch.tensor(expected[0], dtype=torch.float64),
         rtol=1e-6,
-        atol=0,
+        atol=1e-27,
     )
     assert torch.equal(frequencies(after).inv_freq, rotary.full_attention_inv_freq)
     sliding = torch.tensor(plain(1e4), dtype=torch.float64)
@@ -304,13 +335,16 @@ def phi3(**changes: Any) -> PreTrainedConfig:
     return Phi3Config(**{**values, **changes})
 
 
-@pytest.mark.parametrize("method", ["abf", "ntk", "longrope"])
+@pytest.mark.parametrize("method", ["abf", "ntk", "longrope", "cope"])
 def test_phi3_turns_a_part_of_the_head(method: str, tmp_path: Path) -> None:
     settings = {"rope_theta": 1e6} if method == "abf" else {}
     after = extend_config(phi3(), method=method, target_window=1024, **settings)
     theta = {"abf": 1e6, "ntk": 1e4 * 4 ** (8 / 6)}.get(method, 1e4)
     scale = [4 ** (2 * i / 6) if method == "longrope" else 1.0 for i in range(4)]
     expected = [f / x for f, x in zip(plain(theta, 8), scale, strict=True)]
+    if method == "cope":
+        # Two pairs are damped, the first by nothing.
+        expected[-1] = 0.0
     write_config(after, tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     for each in (after, loaded):
@@ -320,14 +354,15 @@ def test_phi3_turns_a_part_of_the_head(method: str, tmp_path: Path) -> None:
             rotary(torch.zeros(1, 1), torch.tensor([[position]]))
             got = rotary.inv_freq.double()
             torch.testing.assert_close(
-                got, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0
+                got, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-27
             )
         assert torch.equal(frequencies(each).inv_freq, rotary.inv_freq)
         assert frequencies(each).attention_factor == rotary.attention_scaling
     values = json.loads((tmp_path / "config.json").read_text())
     assert values["partial_rotary_factor"] == 0.5
-    assert values["original_max_position_embeddings"] == 256
-    if method == "longrope":
+    # Without sharper attention Phi-3 must read a window that has not grown.
+    assert values["original_max_position_embeddings"] == (1024 if method == "cope" else 256)
+    if method in ("longrope", "cope"):
         assert set(values["rope_scaling"]) == {"type", "short_factor", "long_factor"}
     write_config(loaded, tmp_path)
     again = json.loads((tmp_path / "config.json").read_text())
@@ -351,9 +386,11 @@ def test_phi3_longrope_goes_further_with_factors_that_are_given() -> None:
 
 
 def test_phi3_refuses_what_transformers_does_not_read_for_it() -> None:
-    for method in ("pi", "yarn", "llama3"):
-        with pytest.raises(ConfigError, match="Phi-3 does not read; use abf, ntk or longrope"):
+    for method in ("pi", "yarn", "llama3", "drope"):
+        with pytest.raises(ConfigError, match="Phi-3 does not read; use abf, ntk, longrope or cop"):
             extend_config(phi3(), method=method, target_window=1024)
+    with pytest.raises(ConfigError, match=r"extension\.short_factor: Phi-3's attention factor"):
+        extend_config(phi3(), method="longrope", short_factor="original", target_window=1024)
 
 
 def test_version_4_reads_olmo2_in_its_older_form(tmp_path: Path) -> None:
@@ -397,6 +434,16 @@ def test_version_4_has_no_words_for_rescaled_sliding_layers(tmp_path: Path) -> N
         write_config(before, tmp_path)
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 64,
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
@@ -422,6 +469,30 @@ def test_version_4_has_no_words_for_rescaled_sliding_layers(tmp_path: Path) -> N
         ),
         ({}, {"method": "yarn", "beta_fast": 1.0}, r"extension\.beta_fast: must be larger"),
         ({}, {"method": "llama3", "high_freq_factor": 1.0}, r"extension\.high_freq_factor"),
+        (
+            {},
+            {"method": "cope", "num_clipped": 1},
+            r"extension\.num_clipped: must be from 2.*got 1; 4",
+        ),
+        ({}, {"method": "cope", "num_clipped": 9}, r"num_clipped: .* 8 pairs .* got 9"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
+            {"method": "cope"},
+            r"num_clipped: .* got 0; 0 of them do not turn once within 256",
+        ),
+        ({}, {"method": "cope", "rope_theta": 9e3}, r"rope_theta: 9000 is below the model's own"),
+        ({}, {"method": "pi", "num_clipped": 4}, r"num_clipped: method pi does not use it"),
+        ({}, {"method": "drope", "rope_theta": 1e6}, r"rope_theta: method drope does not use it"),
+        (
+            {},
+            {"method": "longrope", "short_factor": "all"},
+            r"extension\.short_factor: must be original or null, got 'all'",
+        ),
+        (
+            {"rope_parameters": LONGROPE},
+            {"method": "longrope", "short_factor": "original", "long_factor": [2.0] * 8},
+            r"extension\.short_factor: the model's RoPE is already rescaled \(longrope\)",
+        ),
         ({}, {"method": "longrope", "long_factor": [1.0] * 7}, "must hold 8 positive numbers"),
         ({}, {"method": "longrope", "long_factor": [1.0] * 7 + [-1.0]}, "must hold 8 positive"),
     ],
