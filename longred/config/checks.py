@@ -156,6 +156,22 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
     problem = settings_problem(config.extension.method, config.extension.settings())
     if problem:
         yield problem
+    if config.extension.short_factor is None:
+        return
+    for method in config.training.methods():
+        recipe = config.training.recipe(METHODS[method].merges or method)
+        if recipe.positions == "pose":
+            yield (
+                f"extension.short_factor: with method {method} rows would end on both sides of "
+                "original_window, and RoPE's frequencies are chosen for a whole batch; train "
+                "cream, longred-c or longred-u, whose skipped positions all end at target_window"
+            )
+        elif recipe.positions is None and "long" not in recipe.buckets():
+            yield (
+                f"extension.short_factor: method {method} reads no row beyond original_window, "
+                "where the student differs from the original, so there is nothing to learn; train "
+                "another method, or remove the key"
+            )
 
 
 def _training_problems(config: "RunConfig") -> Iterator[str]:

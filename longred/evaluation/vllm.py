@@ -14,7 +14,7 @@ from longred.evaluation.generation import Sampling
 from longred.evaluation.intervals import Averages, draws_of
 from longred.evaluation.lm import TransformersLM
 from longred.evaluation.own_tasks import run_own_task
-from longred.evaluation.runner import Tokens
+from longred.evaluation.runner import Tokens, rope_switch
 from longred.evaluation.tasks import Row, Task
 from longred.models.load import load_config
 
@@ -47,8 +47,15 @@ class VllmEngine:
                 f"evaluation.backend: vllm cannot be imported ({error}); "
                 "`pip install longred[vllm]` on a machine with a GPU, or set evaluation.backend=hf"
             ) from error
-        window = int(load_config(folder).max_position_embeddings)
+        model_config = load_config(folder)
+        window = int(model_config.max_position_embeddings)
         longest = max_tokens + TEMPLATE_TOKENS
+        if longest > (rope_switch(model_config) or longest):
+            raise PreflightError(
+                "evaluation.backend: vllm takes the long factors of this model's RoPE at every "
+                f"length, and transformers only beyond {rope_switch(model_config)} tokens; set "
+                "evaluation.backend=hf"
+            )
         self._sampling = SamplingParams
         self._model: Any = LLM(
             model=str(folder),

@@ -7,18 +7,20 @@ positions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from longred.attention.function import ATTENTION_NAME, Captured
 from longred.attention.heads import head_dim
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
+from longred.method.rope import switches
+from longred.models.architectures import main_rope
 from longred.models.load import run_layers
 from longred.profiling.attention_kl import attention_kl
 from longred.progress import Progress
@@ -67,6 +69,7 @@ class Drift:
         position_tokens: tokens measured in every bin.
         attention_kl_by_position: a layer's mean KL in every bin.
         hidden_similarity_by_position: a layer's mean cosine in every bin.
+        student_start: position of the student's first token; the teacher's is always 0.
         cells: the sums behind these values, by head and bin; not part of the JSON form.
     """
 
@@ -84,6 +87,7 @@ class Drift:
     position_tokens: list[int]
     attention_kl_by_position: list[list[float]]
     hidden_similarity_by_position: list[list[float]]
+    student_start: int = 0
     cells: Cells | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,6 +129,22 @@ def position_starts(length: int) -> list[int]:
     return [0, *sorted(start for start in starts if start < length)]
 
 
+def start_beyond(config: PreTrainedConfig, length: int) -> int:
+    """Return where a student must read rows to show what its extension changed.
+
+    A student with mixed windows is the original inside its window. Since RoPE is relative, the same
+    row at the end of the target window differs from it only in the frequencies.
+
+    Args:
+        config: the student's.
+        length: of the rows, tokens.
+
+    Returns:
+        The position of a row's first token; 0 for all other students.
+    """
+    return int(config.max_position_embeddings) - length if switches(main_rope(config)) else 0
+
+
 @torch.no_grad()
 def profile_drift(
     teacher: PreTrainedModel,
@@ -132,6 +152,7 @@ def profile_drift(
     input_ids_NT: Tensor,
     *,
     batch_rows: int,
+    student_start: int = 0,
     on_progress: Progress | None = None,
 ) -> Drift:
     """Measure attention KL and hidden similarity on rows of one document each.
@@ -141,6 +162,7 @@ def profile_drift(
         student: the extended model, with attention `longred`.
         input_ids_NT: the text.
         batch_rows: number of rows run at once.
+        student_start: position of the student's first token.
         on_progress: called after every batch.
 
     Raises:
@@ -161,7 +183,9 @@ def profile_drift(
     cells = Cells(kl_NHP, kl_square_NHP, cosine_NP, cosine_square_NP, num_tokens_P)
     for start in range(0, num_rows, batch_rows):
         rows_BT = input_ids_NT[start : start + batch_rows]
-        pairs = zip(run_layers(teacher, rows_BT), run_layers(student, rows_BT), strict=True)
+        positions_BT = torch.arange(student_start, student_start + length).expand(rows_BT.shape)
+        shifted = run_layers(student, rows_BT, position_ids_BT=positions_BT)
+        pairs = zip(run_layers(teacher, rows_BT), shifted, strict=True)
         for layer, (original, extended) in enumerate(pairs):
             student_BTD = extended.hidden_BTD.to(original.hidden_BTD.device).float()
             cosine_BT = F.cosine_similarity(original.hidden_BTD.float(), student_BTD, dim=-1)
@@ -171,7 +195,7 @@ def profile_drift(
         if on_progress is not None:
             on_progress(min(start + batch_rows, num_rows), num_rows, "rows")
     _check_finite(cells)
-    return _summary(cells, starts)
+    return replace(_summary(cells, starts), student_start=student_start)
 
 
 def _layer_kl(teacher: Captured, student: Captured) -> Tensor:

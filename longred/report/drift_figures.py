@@ -74,7 +74,15 @@ def attention(figure: Figure, data: FigureData) -> Drawn | None:
         [str(layer), number(kl, 5), number(cosine, 5), "yes" if layer in distilled else "no"]
         for layer, (kl, cosine) in enumerate(values)
     ]
-    return Drawn(Table([LAYER_LABEL, "attention KL", "hidden similarity", "distilled"], rows))
+    table = Table([LAYER_LABEL, "attention KL", "hidden similarity", "distilled"], rows)
+    start = int(drift.get("student_start", 0))
+    positions = ""
+    if start:
+        positions = (
+            " Inside its original window this model turns as the original does, so it read the "
+            f"text at the end of its target window, from position {start:,} on."
+        )
+    return Drawn(table, {"positions": positions})
 
 
 def layers(figure: Figure, data: FigureData) -> Drawn | None:

@@ -102,7 +102,7 @@ FIGURES = {
         "Attention drift and distilled layers",
         "Mean KL divergence of the rescaled model's attention from the original's on held-out "
         "short text, per decoder layer, counted from 0. Distilling decoder layer l matches the "
-        "hidden state that it outputs. The last layer is always distilled.",
+        "hidden state that it outputs. The last layer is always distilled.{positions}",
         drift_figures.attention,
     ),
     "drift-heads": FigureSpec(

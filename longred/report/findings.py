@@ -65,6 +65,8 @@ def _drift_finding(comparison: Comparison, drift: Mapping[str, Any]) -> Finding:
         f"nats (mean over layers), maximum {max(scores):.4f} in decoder layer "
         f"{scores.index(max(scores))}"
     )
+    if start := int(drift.get("student_start", 0)):
+        evidence += f", read from position {start:,} on, beyond the original window"
     return Finding(claim, MEASURED, evidence)
 
 

@@ -100,11 +100,16 @@ def claimed_window(asked: Preflight) -> str:
     Raises:
         ConfigError: the model cannot be extended so.
     """
+    from longred.method.rope import is_dropped, switches
     from longred.models.architectures import main_rope
 
     extended = asked.extended(asked.config)
     rope = main_rope(extended)
     how = f"RoPE is rescaled by {asked.config.extension.method}"
+    if is_dropped(rope):
+        how = "RoPE is switched off by drope"
+    if switches(rope):
+        how += f" beyond {asked.config.original_window:,}"
     if rope.get("rope_type", "default") != "default":
         how += f", which readers must support as rope type {rope['rope_type']}"
     else:

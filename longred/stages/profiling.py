@@ -23,14 +23,17 @@ def profile_attention(
     def make(folder: Path, work: Path) -> None:
         from longred.data.loader import read_rows
         from longred.models.load import choose_device, load_model
-        from longred.profiling.drift import profile_drift, write_parquet
+        from longred.profiling.drift import profile_drift, start_beyond, write_parquet
 
         device, backend = choose_device(config.device, "profiling.device"), config.attention_backend
+        student = load_model(extended.folder, device=device, original=base.folder, backend=backend)
+        rows_NT = read_rows(data.folder, "short", split="held_out", num_tokens=config.num_tokens)
         drift = profile_drift(
             load_model(base.folder, device=device, backend=backend),
-            load_model(extended.folder, device=device, original=base.folder, backend=backend),
-            read_rows(data.folder, "short", split="held_out", num_tokens=config.num_tokens),
+            student,
+            rows_NT,
             batch_rows=config.batch_rows,
+            student_start=start_beyond(student.config, rows_NT.shape[1]),
             on_progress=on_progress,
         )
         write_json(folder / "drift.json", drift.to_json())

@@ -136,6 +136,37 @@ def test_windows_that_cannot_work_are_refused(windows, overrides, parts):
         assert part in str(caught.value)
 
 
+MIXED = ["extension.method=longrope", "extension.rope_theta=null"]
+MIXED.append("extension.short_factor=original")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.method=pose"], "with method pose rows would end on both sides"),
+        (["training.baselines=[pose]"], "with method pose rows would end on both sides"),
+        (["training.method=attention-distill"], "attention-distill reads no row beyond original"),
+    ],
+)
+def test_mixed_windows_refuse_methods_that_do_not_reach_beyond_or_only_at_times(overrides, words):
+    with pytest.raises(ConfigError, match=rf"extension\.short_factor: .*{words}"):
+        load_recipe("demo", [*MIXED, *overrides])
+
+
+@pytest.mark.parametrize("method", ["longred-c", "longred-u", "cpt", "mix-cpt", "cream", "merge"])
+def test_mixed_windows_allow_methods_that_reach_beyond(method):
+    config = load_recipe("demo", [*MIXED, f"training.method={method}", "training.baselines=[]"])
+    assert config.extension.settings() == {"short_factor": "original"}
+
+
+def test_settings_of_later_versions_stay_out_of_digests_until_they_are_set():
+    plain = load_recipe("demo").extension.digest_values()
+    assert not {"short_factor", "num_clipped"} & set(plain)
+    assert plain["beta_fast"] is None
+    cope = load_recipe("demo", ["extension.method=cope", "extension.num_clipped=4"])
+    assert cope.extension.digest_values()["num_clipped"] == 4
+
+
 @pytest.mark.parametrize("objectives", ["merge", "lora"])
 def test_adapters_on_a_merged_model_are_refused(objectives):
     overrides = ["training.method=lora", f"training.lora.objectives={objectives}"]

@@ -21,6 +21,7 @@ from longred.errors import NonFiniteLossError, PreflightError
 from longred.evaluation import generation, runner
 from longred.evaluation.generation import Generator, Sampling
 from longred.evaluation.runner import Runner, Tokens
+from longred.models.extension import extend_config
 from tests.attention.test_attention import FAMILIES, SHAPE, build
 
 EOS = 3
@@ -332,12 +333,22 @@ def test_rope_that_depends_on_the_length_runs_prompts_whole() -> None:
         assert ran.shapes == shapes
 
 
+def mixed_windows() -> Any:
+    """A student with the original RoPE up to 64 tokens."""
+    before = LlamaConfig(**{**SHAPE, "max_position_embeddings": 64})
+    settings = {"short_factor": "original", "long_factor": [1.0, 2.0, 8.0, 64.0]}
+    after = extend_config(before, method="longrope", target_window=256, **settings)
+    assert runner.rope_switch(after) == 64
+    return after
+
+
+@pytest.mark.parametrize("make", [lambda: longrope(64, 8.0), mixed_windows])
 @pytest.mark.parametrize("batch_tokens", [1, "auto"])
 def test_rope_that_depends_on_the_length_changes_for_each_prompt_alone(
-    batch_tokens: int | str,
+    batch_tokens: int | str, make: Callable[[], Any]
 ) -> None:
     """Some answers begin on one side of the change and end on the other."""
-    config = longrope(64, 8.0)
+    config = make()
     ours, theirs = model_of(config), model_of(config, "eager")
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, 50, size) for size in (50, 80, 40, 70, 45, 64, 60, 58, 63, 66)]

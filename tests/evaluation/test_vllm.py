@@ -27,6 +27,7 @@ from longred.evaluation.plan import parity_run
 from longred.evaluation.runner import Tokens
 from longred.evaluation.tasks import Task, read_tasks, write_lines
 from longred.evaluation.vllm import MARGIN, VllmEngine, check_parity
+from longred.models.extension import write_extension
 from longred.models.load import load_model, load_tokenizer
 from longred.store.artifacts import Store, sha256_file
 
@@ -143,6 +144,20 @@ class FakeVllm:
             prompts, max_tokens=settings["max_tokens"], stop=settings["stop"]
         )
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer)]) for answer in answers]
+
+
+def test_mixed_windows_are_refused(
+    config: Any, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM chooses RoPE's factors once, for all lengths."""
+    monkeypatch.setitem(sys.modules, "vllm", FakeVllm(tiny_model_folder, []))
+    windows = {"original_window": 64, "target_window": 512}
+    settings = {"method": "longrope", "short_factor": "original"}
+    write_extension(tiny_model_folder, tmp_path, digest="0", **windows, **settings)
+    with pytest.raises(PreflightError, match=r"evaluation\.backend: .* only beyond 64 tokens"):
+        VllmEngine(tmp_path, config, 300)
+    write_extension(tiny_model_folder, tmp_path, digest="0", **windows, method="longrope")
+    VllmEngine(tmp_path, config, 300)
 
 
 @pytest.mark.medium

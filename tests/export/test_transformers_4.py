@@ -1,6 +1,5 @@
 """Every architecture with every RoPE method, as transformers 4 reads the exported folder."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,8 +19,14 @@ from longred.models.architectures import main_rope
 from longred.models.extension import extend_config
 from longred.models.folder import copy_companions, write_config
 from longred.store.artifacts import Artifact, read_json
+from tests.training.test_architectures import CASES
 
-ARCHITECTURES = Path(__file__).parents[1] / "training/test_architectures.py"
+ARCHITECTURES = {
+    name: make
+    for name, (make, _, _) in CASES.items()
+    # The same architecture with other methods.
+    if name not in ("llama-cope", "llama-drope", "llama-mixed")
+}
 
 PROBE_ALL = """
 import sys
@@ -35,15 +40,6 @@ for folder in sorted(Path(sys.argv[2]).iterdir()):
         (folder / "error").write_text(f"{type(error).__name__}: {error}")
 """
 """Loading transformers takes seconds, so one process reads all folders."""
-
-
-def architectures() -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("architectures_to_export", ARCHITECTURES)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: make for name, (make, _, _) in module.CASES.items()}
 
 
 def students(make: Any) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def test_transformers_4_reads_every_extension_that_is_not_refused(
     if problem is not None:
         pytest.skip(problem)
     expected: dict[str, Any] = {}
-    for name, make in architectures().items():
+    for name, make in ARCHITECTURES.items():
         for method, config in students(make).items():
             folder = tmp_path / "models" / f"{name}.{method}"
             torch.manual_seed(0)
@@ -114,7 +110,7 @@ REFUSED = {
 
 def test_what_is_refused() -> None:
     every = {*ROPE_METHODS, "longrope-mixed"}
-    found = {name: every - set(students(make)) for name, make in architectures().items()}
+    found = {name: every - set(students(make)) for name, make in ARCHITECTURES.items()}
     assert {name: methods for name, methods in found.items() if methods} == REFUSED
 
 
@@ -128,4 +124,4 @@ def test_what_is_refused() -> None:
 )
 def test_a_refusal_says_what_to_use(name: str, method: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        extend_config(architectures()[name](), method=method, target_window=4 * ORIGINAL)
+        extend_config(ARCHITECTURES[name](), method=method, target_window=4 * ORIGINAL)

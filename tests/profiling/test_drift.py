@@ -1,5 +1,6 @@
 import itertools
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pyarrow.parquet
@@ -12,7 +13,13 @@ from longred.attention import function as attention
 from longred.errors import ConfigError, MismatchError, NonFiniteLossError
 from longred.models.extension import write_extension
 from longred.models.load import hidden_states, load_model
-from longred.profiling.drift import Drift, position_starts, profile_drift, write_parquet
+from longred.profiling.drift import (
+    Drift,
+    position_starts,
+    profile_drift,
+    start_beyond,
+    write_parquet,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,43 @@ def test_a_model_does_not_drift_from_itself(
     drift = profile_drift(models[0], models[0], tokens, batch_rows=5)
     assert drift.attention_kl == [0.0] * 3
     assert drift.hidden_similarity == pytest.approx([1.0] * 3, abs=1e-6)
+
+
+def test_mixed_windows_are_read_beyond_the_original_one(
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    tokens: Tensor,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher, windows = models[0], {"original_window": 64, "target_window": 256}
+    settings = {"method": "longrope", "short_factor": "original"}
+    write_extension(tiny_model_folder, tmp_path, digest="", **windows, **settings)
+    student = load_model(tmp_path)
+    with torch.no_grad():
+        for layer in student.base_model.layers:
+            layer.self_attn.q_proj.weight.mul_(30)
+    inside = profile_drift(teacher, student, tokens, batch_rows=2)
+    assert inside.attention_kl == [0.0] * 3
+    assert (start_beyond(student.config, 33), start_beyond(teacher.config, 33)) == (223, 0)
+    drift = profile_drift(teacher, student, tokens, batch_rows=2, student_start=223)
+    assert drift.student_start == 223
+    assert Drift.from_json(json.loads(json.dumps(drift.to_json()))) == drift
+    # Attention by the dense formula, with the long factors written into a plain RoPE.
+    reference = load_model(tiny_model_folder)
+    reference.load_state_dict(student.state_dict())
+    rotary = reference.base_model.rotary_emb
+    pairs = len(rotary.inv_freq)
+    factors = 4.0 ** (torch.arange(pairs, dtype=torch.float64) / (pairs - 1))
+    rotary.inv_freq = (rotary.inv_freq.double() / factors).float()
+    monkeypatch.setattr(teacher.base_model, "_forward_pre_hooks", OrderedDict())
+    monkeypatch.setattr(reference.base_model, "_forward_pre_hooks", OrderedDict())
+    laws = zip(eager_attention(teacher, tokens), eager_attention(reference, tokens), strict=True)
+    for layer, (p, q) in enumerate(laws):
+        p, q = p.double(), q.double()
+        kl = torch.where(p > 0, p * (p.log() - q.log()), 0.0).sum(-1)
+        assert drift.attention_kl[layer] == pytest.approx(kl.mean().item(), rel=1e-3, abs=2e-6)
+    assert drift.attention_kl[0] > 1e-4
 
 
 def test_drift_is_plain_json(

@@ -45,6 +45,17 @@ def test_layers_show_every_model_with_both_measures() -> None:
     assert plot.table.rows[2] == ["2", "0.30000", "0.15000", "0.97000", "0.98500"]
 
 
+@pytest.mark.parametrize("start", [0, 992])
+def test_the_caption_names_positions_beyond_the_original_window(start: int) -> None:
+    found = {**drift(0.1), "student_start": start}
+    data = FigureData(profiled={"rescaled": found}, selection={"distill_layers": [2, 3]})
+    said = (
+        "at the end of its target window, from position 992 on."
+        in draw("attention-kl", data).caption
+    )
+    assert said == bool(start)
+
+
 @pytest.mark.parametrize(("num_layers", "num_heads"), [(1, 1), (3, 2), (32, 64)])
 def test_heads_fit_any_size(num_layers: int, num_heads: int) -> None:
     found = drift(0.1, num_layers=num_layers, num_heads=num_heads)

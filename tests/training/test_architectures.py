@@ -43,7 +43,7 @@ from longred.models.extension import write_extension
 from longred.models.folder import COMPANIONS
 from longred.models.load import hidden_states, load_model, resolve_model
 from longred.objectives.cross_entropy import long_loss
-from longred.profiling.drift import profile_drift
+from longred.profiling.drift import profile_drift, start_beyond
 from longred.training.loop import train
 
 SHAPE = {
@@ -89,6 +89,9 @@ LATENT = {
 Make = Callable[[], PreTrainedConfig]
 CASES: dict[str, tuple[Make, str, dict[str, Any]]] = {
     "llama": (lambda: LlamaConfig(**SHAPE), "yarn", {}),
+    "llama-cope": (lambda: LlamaConfig(**SHAPE), "cope", {"rope_theta": 1e5, "num_clipped": 3}),
+    "llama-drope": (lambda: LlamaConfig(**SHAPE), "drope", {}),
+    "llama-mixed": (lambda: LlamaConfig(**SHAPE), "longrope", {"short_factor": "original"}),
     "llama-3.1": (lambda: LlamaConfig(**SHAPE, rope_parameters=LLAMA31), "llama3", {}),
     "mistral-window": (
         lambda: MistralConfig(**SHAPE, head_dim=8, sliding_window=24),
@@ -194,7 +197,11 @@ def test_the_whole_path(
         **settings,
     )
     rows = torch.randint(2, 500, (2, 32))
-    drift = profile_drift(load_model(original), load_model(student), rows, batch_rows=2)
+    extended = load_model(student)
+    start = start_beyond(extended.config, 32)
+    assert start == (TARGET - 32 if "short_factor" in settings else 0)
+    drift = profile_drift(load_model(original), extended, rows, batch_rows=2, student_start=start)
+    assert max(drift.attention_kl) > 0
     layers = select_layers(drift.attention_kl, strategy="attention_kl", num_distill_layers=2)
     job = make_job(
         teacher_folder=str(original),
