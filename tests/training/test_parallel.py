@@ -128,15 +128,17 @@ def test_several_processes_equal_one(
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("case", "trained"),
+    ("case", "trained", "degree"),
     [
-        *((case, "all") for case in ("qwen2-window", "gemma3", "mixtral", "deepseek-v3")),
-        ("qwen2-window", "attention"),
-        ("deepseek-v3", "attention"),
+        *((case, "all", 2) for case in ("qwen2-window", "gemma3", "mixtral", "deepseek-v3")),
+        ("llama-drope", "all", 2),
+        ("llama-mixed", "all", 1),
+        ("qwen2-window", "attention", 2),
+        ("deepseek-v3", "attention", 2),
     ],
 )
-def test_tied_embeddings_and_sliding_windows(
-    case, trained, make_job: MakeJob, tiny_model_folder: Path, processes, tmp_path: Path
+def test_other_models_on_several_processes(
+    case, trained, degree, make_job: MakeJob, tiny_model_folder: Path, processes, tmp_path: Path
 ):
     make_config, method, settings = CASES[case]
     original, student = tmp_path / "original", tmp_path / "student"
@@ -156,7 +158,7 @@ def test_tied_embeddings_and_sliding_windows(
         "teacher_folder": str(original),
         "student_folder": str(student),
     }
-    job = make_job(parallel={"num_processes": 2, "sequence_parallel": 2}, **values)
+    job = make_job(parallel={"num_processes": 2, "sequence_parallel": degree}, **values)
     assert run_together(processes, job, tmp_path / "two") == [0, 0]
     alone = train(make_job(**values), tmp_path / "one")
     assert_equal_but_for_the_last_bits(tmp_path / "two/result", alone)
