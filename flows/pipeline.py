@@ -54,8 +54,8 @@ def run_stages(
     ) as run:
         refuse_early(run, config)
         base = find_model(config.model, config.selection)
-        extended = extend_model(config.extension, base)
         data = prepare_data(config.data, base)
+        extended = extend_model(config.extension, base, data=data)
         samples = freeze_samples(config.evaluation, base, data)
         profile = profile_attention(config.profiling, base, extended, data)
         layers = select_layers(config.selection, profile)

@@ -46,8 +46,11 @@ def show_cost(values: Mapping[str, Any]) -> None:
         ("training", places, "tokens", "s a step", "tokens/s", "epochs", "memory", "time"),
         [_row(one, values["epochs"]) for one in trainings],
     )
-    for name in ("profiling", "evaluation"):
+    for name in ("extension", "profiling", "evaluation"):
         stage = cost[name]
+        if name == "extension" and not stage["tokens"]:
+            # Only a search reads text.
+            continue
         typer.echo(f"{name:<12}{_millions(stage['tokens'])} tokens, {duration(stage['seconds'])}")
     typer.echo(f"all         {_total(cost)}")
     typer.echo(f"epochs      {_epochs(values)}\n")

@@ -156,6 +156,7 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
     problem = settings_problem(config.extension.method, config.extension.settings())
     if problem:
         yield problem
+    yield from _search_problems(config)
     if config.extension.short_factor is None:
         return
     for method in config.training.methods():
@@ -172,6 +173,26 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
                 "where the student differs from the original, so there is nothing to learn; train "
                 "another method, or remove the key"
             )
+
+
+def _search_problems(config: "RunConfig") -> Iterator[str]:
+    extension = config.extension
+    if not extension.search.num_rounds:
+        return
+    if extension.method != "longrope":
+        yield (
+            f"extension.search: method {extension.method} has no factors to search for; set "
+            "extension.method=longrope, or extension.search.num_rounds=0"
+        )
+    if extension.long_factor is not None:
+        yield (
+            "extension.search: extension.long_factor gives the factors already; remove one of both"
+        )
+    if extension.windows:
+        yield (
+            "extension.search: every window would need a search of its own, on weights that are "
+            "still to be trained; use it without extension.windows"
+        )
 
 
 def _training_problems(config: "RunConfig") -> Iterator[str]:

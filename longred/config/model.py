@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from longred.config.section import AttentionBackend, Section
 from longred.method.rope import DYNAMIC_REFUSED, ROPE_METHODS
-from longred.method.values import Bounds, Count, Device, Positive, Undigested
+from longred.method.values import Bounds, Count, CountOrZero, Device, Positive, Undigested
 
 
 class ModelConfig(Section):
@@ -47,6 +47,29 @@ class WindowConfig(Section):
 
 
 _LATER = {"short_factor", "num_clipped"}
+
+
+class SearchConfig(Section):
+    """Search for longrope's factors: which let the untrained model read needles in long text."""
+
+    num_rounds: CountOrZero = Field(
+        default=0,
+        description="Number of rounds of the search; 0 searches nothing. Every round after the "
+        "first replaces three quarters of the candidates by variations of the best.",
+        examples=[8],
+    )
+    population: Annotated[int, Bounds(ge=2)] = Field(
+        default=12, description="Number of candidates, each a set of factors, in a round."
+    )
+    num_rows: Count = Field(
+        default=4,
+        description="Number of rows of target_window tokens, held-out text with hidden facts, that "
+        "each candidate reads; more give steadier scores.",
+    )
+    seed: int = Field(default=0, description="Seed of the candidates, the facts and their places.")
+    device: Undigested[Device] = Field(
+        default="auto", description="Device of the search; auto takes a GPU if there is one."
+    )
 
 
 class ExtensionConfig(Section):
@@ -108,6 +131,7 @@ class ExtensionConfig(Section):
         "original_window.",
         examples=[20],
     )
+    search: SearchConfig = SearchConfig()
     windows: list[WindowConfig] = Field(
         default=[],
         description="Intermediate windows in rising order: each student starts from the one of "
@@ -130,7 +154,10 @@ class ExtensionConfig(Section):
         Recipes that were written before these settings keep their artifacts.
         """
         values = super().digest_values()
-        return {k: v for k, v in values.items() if v is not None or k not in _LATER}
+        unset = {name for name in _LATER if values[name] is None}
+        if not self.search.num_rounds:
+            unset.add("search")
+        return {name: value for name, value in values.items() if name not in unset}
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of rescaling methods that are set."""

@@ -16,6 +16,7 @@ from longred.cost.plan import TOLERANCE, TrainingPlan, flops_seconds, plan_train
 from longred.cost.shape import ModelShape, named_config, shape_of
 from longred.cost.speeds import Speeds, key_of, known
 from longred.errors import PreflightError
+from longred.method.factor_search import num_scored
 from longred.method.job import TrainingJob
 from longred.method.layout import Layout
 from longred.method.methods import METHODS
@@ -175,6 +176,7 @@ class RecipePlan:
         shape: the shape of its model.
         speeds: the rates of the device.
         trainings: plans of every method, window by window.
+        extension: tokens, FLOPs and seconds of the search for RoPE's factors; 0 without one.
         profiling: tokens, FLOPs and seconds of profiling.
         evaluation: tokens, FLOPs and seconds, all models.
         advice: what makes all trainings fit, if one does not, see `longred.cost.advice`.
@@ -183,6 +185,7 @@ class RecipePlan:
     shape: ModelShape
     speeds: Speeds
     trainings: tuple[TrainingPlan, ...]
+    extension: Mapping[str, float]
     profiling: Mapping[str, float]
     evaluation: Mapping[str, float]
     advice: tuple[Remedy, ...] = ()
@@ -196,7 +199,8 @@ class RecipePlan:
     def gpu_hours(self) -> float:
         """GPU hours of all stages."""
         trained = sum(plan.seconds * plan.num_processes for plan in self.trainings)
-        return (trained + self.profiling["seconds"] + self.evaluation["seconds"]) / 3600
+        stages = (self.extension, self.profiling, self.evaluation)
+        return (trained + sum(stage["seconds"] for stage in stages)) / 3600
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
@@ -208,6 +212,7 @@ class RecipePlan:
             "num_parameters": self.shape.num_parameters,
             "device": speeds,
             "trainings": [plan.to_json() for plan in self.trainings],
+            "extension": dict(self.extension),
             "profiling": dict(self.profiling),
             "evaluation": dict(self.evaluation),
             "fits": self.fits,
@@ -234,11 +239,22 @@ def plan_recipe(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> Recip
         speeds=speeds,
         trainings=tuple(found),
         advice=advice,
+        extension=_extension(config, shape, speeds),
         profiling=_profiling(config, shape, speeds),
         evaluation=evaluation_cost(
             config.evaluation, shape, speeds, len(config.training.methods())
         ),
     )
+
+
+def _extension(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> dict[str, float]:
+    """Every candidate of a search reads rows of the target window; few tokens need the head."""
+    search, length = config.extension.search, config.target_window
+    candidates = num_scored(search.num_rounds, search.population) if search.num_rounds else 0
+    tokens = candidates * search.num_rows * length
+    flops = forward_flops(shape, length, head=False) * tokens
+    seconds = flops_seconds(flops, length, speeds) if tokens else 0.0
+    return {"tokens": float(tokens), "flops": flops.total, "seconds": seconds}
 
 
 def _profiling(config: "RunConfig", shape: ModelShape, speeds: Speeds) -> dict[str, float]:

@@ -149,6 +149,7 @@ def write_extension(
     original_window: int,
     target_window: int,
     start: Path | None = None,
+    search: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> None:
     """Write the extended model: configuration, tokenizer, and a reference to the weights.
@@ -161,6 +162,7 @@ def write_extension(
         method: a key of `longred.method.rope.ROPE_METHODS`.
         original_window: tokens.
         target_window: tokens.
+        search: how the factors were found, to be written with the rest; None if they were given.
         settings: of the method.
 
     Raises:
@@ -195,6 +197,8 @@ def write_extension(
             "extended_layers": extended_layers(after),
             "notes": notes,
         }
+        if search is not None:
+            facts["search"] = search
         write_json(folder / "extension.json", facts)
 
 

@@ -71,7 +71,7 @@ def sweep_drift(
     configs = [_rescaled_config(teacher.config, setting) for setting in settings]
     points = []
     for number, (setting, config) in enumerate(zip(settings, configs, strict=True), start=1):
-        student = _with_rope(teacher, config)
+        student = with_rope(teacher, config)
         drift = profile_drift(teacher, student, input_ids_NT, batch_rows=batch_rows)
         similarity = drift.hidden_similarity
         points.append(
@@ -105,7 +105,7 @@ def _rescaled_config(config: PreTrainedConfig, setting: Setting) -> PreTrainedCo
     return extend_config(config, method=setting.method, target_window=target_window)
 
 
-def _with_rope(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+def with_rope(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Return a copy of the model that shares its parameters and has the RoPE of `config`."""
     shared: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
     student = copy.deepcopy(model, shared)

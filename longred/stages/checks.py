@@ -108,7 +108,12 @@ class Preflight:
 
 
 def _check_windows(asked: Preflight) -> Iterator[str]:
-    """Check the extension at every window."""
+    """Check the extension at every window, and the device of a search for factors."""
+    from longred.models.load import choose_device
+
+    search = asked.config.extension.search
+    if search.num_rounds and asked.is_here:
+        choose_device(search.device, "extension.search.device")
     for at_window in (*asked.config.windows(), asked.config):
         asked.extended(at_window)
     own, original = asked.model.max_position_embeddings, asked.config.original_window

@@ -1,9 +1,11 @@
 """The stages that determine the trained model: the original, and its extension."""
 
 from pathlib import Path
+from typing import Any
 
 from longred.config import ExtensionConfig, ModelConfig, SelectionConfig
 from longred.method.selection import select_layers
+from longred.progress import Progress
 from longred.stages.versions import VERSIONS
 from longred.store.artifacts import MODEL_FILES, Artifact, Store, folder_digest, read_json
 from longred.store.hashes import FileHashes
@@ -36,17 +38,30 @@ def find_model(
 
 
 def extend_model(
-    config: ExtensionConfig, base: Artifact, start: Artifact | None = None, *, store: Store
+    config: ExtensionConfig,
+    base: Artifact,
+    start: Artifact | None = None,
+    data: Artifact | None = None,
+    *,
+    store: Store,
+    on_progress: Progress | None = None,
 ) -> Artifact:
     """Write the student's config with rescaled RoPE; its weights are referenced, not copied.
 
     The weights are those of the original, or of `start`, a student of a smaller window. RoPE is
-    always rescaled from the original's.
+    always rescaled from the original's. `data` is read by a search for factors alone.
     """
+    text = data if config.search.num_rounds else None
+    if config.search.num_rounds and text is None:
+        raise ValueError("a search for factors needs the data")
 
     def make(folder: Path, work: Path) -> None:
         from longred.models.extension import write_extension
 
+        settings = config.settings()
+        if text is not None:
+            found = _search(config, base, text, work, on_progress)
+            settings |= {"long_factor": found["long_factor"], "search": found}
         write_extension(
             base.folder,
             folder,
@@ -55,10 +70,58 @@ def extend_model(
             method=config.method,
             original_window=config.original_window,
             target_window=config.target_window,
-            **config.settings(),
+            **settings,
         )
 
     # The other windows of a run cannot change the result at this one.
     values = {key: value for key, value in config.digest_values().items() if key != "windows"}
     inputs = {"model": base.digest, **({"training": start.digest} if start else {})}
+    if text is not None:
+        inputs["data"] = text.digest
     return store.build("extension", values, inputs, make, VERSIONS["extension"])
+
+
+def _search(
+    config: ExtensionConfig,
+    base: Artifact,
+    data: Artifact,
+    work: Path,
+    on_progress: Progress | None,
+) -> dict[str, Any]:
+    """Search for factors with the original model on held-out text; return the result as JSON."""
+    import torch
+
+    from longred.data.loader import read_rows
+    from longred.models.load import choose_device, load_model, load_tokenizer
+    from longred.profiling.factors import search_factors
+    from longred.profiling.needles import hide_needles
+
+    search = config.search
+    device = choose_device(search.device, "extension.search.device")
+    tokenizer = load_tokenizer(base.folder)
+    wanted = search.num_rows * config.target_window
+    haystack = read_rows(data.folder, "short", split="held_out", num_tokens=wanted).flatten()
+    rows = hide_needles(
+        haystack.tolist(),
+        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        length=config.target_window,
+        num_rows=search.num_rows,
+        seed=search.seed,
+    )
+    # Long rows need the fast kernels of a GPU, which read bfloat16.
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = search_factors(
+        load_model(base.folder, device=device, dtype=dtype),
+        rows,
+        windows={
+            "original_window": config.original_window,
+            "target_window": config.target_window,
+        },
+        settings=config.settings(),
+        num_rounds=search.num_rounds,
+        population=search.population,
+        seed=search.seed,
+        work=work,
+        on_progress=on_progress,
+    )
+    return found._asdict()

@@ -126,9 +126,9 @@ def run_pilot(
         f"planned: {planned.step_seconds:,.2f} s a step, {planned.tokens_per_second:,.0f} "
         f"tokens/s, {size(planned.memory_bytes)}"
     )
-    extended = stages.extend_model(at_window.extension, base, store=store)
     tell("data: preparing")
     data = stages.prepare_data(at_window.data, base, store=store)
+    extended = stages.extend_model(at_window.extension, base, data=data, store=store)
     tell("profiling: measuring")
     profile = stages.profile_attention(at_window.profiling, base, extended, data, store=store)
     layers = stages.select_layers(at_window.selection, profile, store=store)

@@ -145,4 +145,4 @@ def test_a_dry_run_is_not_refused_for_stages_outside_its_scope(store: str) -> No
     assert result.exit_code == 0, result.output
     # Nothing is made that an evaluation alone could use.
     result = run("run", "demo", store, "--only", "evaluation", "--dry-run")
-    assert "--only evaluation: extension is not made yet" in str(result.exception)
+    assert "--only evaluation: data is not made yet" in str(result.exception)

@@ -159,9 +159,30 @@ def test_mixed_windows_allow_methods_that_reach_beyond(method):
     assert config.extension.settings() == {"short_factor": "original"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "method abf has no factors to search for; set extension.method=longrope"),
+        ([*MIXED[:2], f"extension.long_factor={[1.0] * 16}"], "long_factor gives the factors"),
+        ([*MIXED, "extension.windows=[{target_window: 512}]"], "use it without extension.windows"),
+        (["extension.search.population=1"], "population: must be a whole number of 2 or more"),
+    ],
+)
+def test_a_search_for_factors_that_cannot_work_is_refused(overrides, words):
+    with pytest.raises(ConfigError, match=rf"extension\.search.*{words}"):
+        load_recipe("demo", ["extension.search.num_rounds=2", *overrides])
+
+
 def test_settings_of_later_versions_stay_out_of_digests_until_they_are_set():
     plain = load_recipe("demo").extension.digest_values()
-    assert not {"short_factor", "num_clipped"} & set(plain)
+    assert not {"short_factor", "num_clipped", "search"} & set(plain)
+    searched = load_recipe("demo", [*MIXED, "extension.search.num_rounds=2"]).extension
+    assert searched.digest_values()["search"] == {
+        "num_rounds": 2,
+        "population": 12,
+        "num_rows": 4,
+        "seed": 0,
+    }
     assert plain["beta_fast"] is None
     cope = load_recipe("demo", ["extension.method=cope", "extension.num_clipped=4"])
     assert cope.extension.digest_values()["num_clipped"] == 4

@@ -21,7 +21,7 @@ from longred.cost.plan import (
     step_seconds,
     update_seconds,
 )
-from longred.cost.recipe import choose_speeds, jobs, lengths_of
+from longred.cost.recipe import choose_speeds, jobs, lengths_of, plan_recipe
 from longred.cost.shape import SHAPES, ModelShape, named_config, shape_of
 from longred.cost.speeds import GIB, Speeds, known
 from longred.errors import PreflightError
@@ -200,3 +200,26 @@ def test_a_plan_fits_with_its_reserve(
 
 def test_a_recipes_lengths_are_these() -> None:
     assert lengths_of(load_config("llama3-8b-32k", []), make_job()) == LENGTHS
+
+
+def test_a_search_for_factors_costs_forward_passes_at_the_target_window() -> None:
+    shape, speeds = shape_of(named_config("meta-llama/Meta-Llama-3-8B")), known("h200")
+    search = ["extension.method=longrope", "extension.rope_theta=null"]
+    search += [f"extension.search.{key}" for key in ("num_rounds=5", "population=8", "num_rows=2")]
+    plain, searched = (
+        plan_recipe(load_config("llama3-8b-32k", overrides), shape, speeds)
+        for overrides in (search[:2], search)
+    )
+    assert plain.extension == {"tokens": 0.0, "flops": 0.0, "seconds": 0.0}
+    # The first round scores 8 candidates, the others 6 each, with two rows of 32,768 tokens.
+    num_tokens = (8 + 4 * 6) * 2 * 32768
+    assert searched.extension["tokens"] == num_tokens
+    # 2 FLOPs a weight outside of embeddings and head, and 4 for each of d numbers of a key.
+    weights = 8_030_261_248 - 2 * 128_256 * 4096
+    attention = 32 * 4 * 4096 * (32768 + 1) / 2
+    expected = num_tokens * (2 * weights + attention)
+    assert searched.extension["flops"] == pytest.approx(expected, rel=1e-3)
+    hours = searched.gpu_hours - plain.gpu_hours
+    assert hours == pytest.approx(searched.extension["seconds"] / 3600, rel=1e-6)
+    assert 0 < hours < 3
+    assert searched.to_json()["extension"] == searched.extension

@@ -40,7 +40,7 @@ def earlier(
 def test_what_comes_before_a_stage_must_be_there_else_there_is_no_run(
     earlier: RunRecord, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="extension is not made yet"):
+    with pytest.raises(ConfigError, match="data is not made yet"):
         stages.selection(run="latest", overrides=["selection.num_distill_layers=1"])
     # The refused settings do not become those of the latest run.
     assert list_runs(Store(tmp_path)) == [earlier.id]
