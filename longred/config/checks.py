@@ -161,7 +161,7 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
         return
     for method in config.training.methods():
         recipe = config.training.recipe(METHODS[method].merges or method)
-        if recipe.positions == "pose":
+        if recipe.positions not in (None, "cream", "uniform"):
             yield (
                 f"extension.short_factor: with method {method} rows would end on both sides of "
                 "original_window, and RoPE's frequencies are chosen for a whole batch; train "

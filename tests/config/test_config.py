@@ -144,7 +144,8 @@ MIXED.append("extension.short_factor=original")
     ("overrides", "words"),
     [
         (["training.method=pose"], "with method pose rows would end on both sides"),
-        (["training.baselines=[pose]"], "with method pose rows would end on both sides"),
+        (["training.baselines=[pose-anywhere]"], "with method pose-anywhere rows would end"),
+        (["training.method=recalibrate"], "recalibrate reads no row beyond original_window"),
         (["training.method=attention-distill"], "attention-distill reads no row beyond original"),
     ],
 )
