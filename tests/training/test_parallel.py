@@ -153,7 +153,8 @@ def test_other_models_on_several_processes(
         "num_steps": 3,
         "learning_rate": 1e-4,
         "long_distill_weight": 1.0,
-        "logit_distill_weight": 1.0,
+        # Mixed windows begin as their teacher on short rows: a KL of nothing but rounding.
+        "logit_distill_weight": 0.0 if case == "llama-mixed" else 1.0,
         "trained": trained,
         "teacher_folder": str(original),
         "student_folder": str(student),
