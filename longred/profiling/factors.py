@@ -17,7 +17,7 @@ from longred.method.factor_search import (
 from longred.models.architectures import main_rope, rotary_dim
 from longred.models.extension import extend_config
 from longred.models.folder import read_object
-from longred.profiling.needles import NeedleRows, needle_perplexity
+from longred.profiling.needles import NeedleRows, needle_perplexity, perplexity_by_guessing
 from longred.profiling.sweep import with_rope
 from longred.progress import Progress
 from longred.store.artifacts import write_json
@@ -36,6 +36,7 @@ class Found(NamedTuple):
         critical_pair_in_theory: the first pair that does not turn within the original window.
         perplexity: of the needles' answers.
         perplexity_by_ntk_rule: the same with longrope's default factors.
+        perplexity_by_guessing: of a model that reads none of the needles.
         best_by_round: the lowest perplexity after every round.
         num_scored: candidates scored.
     """
@@ -45,6 +46,7 @@ class Found(NamedTuple):
     critical_pair_in_theory: int
     perplexity: float
     perplexity_by_ntk_rule: float
+    perplexity_by_guessing: float
     best_by_round: list[float]
     num_scored: int
 
@@ -120,6 +122,7 @@ def search_factors(
         critical_pair_in_theory=in_theory,
         perplexity=best.score,
         perplexity_by_ntk_rule=_score_of(rounds[0], by_ntk_rule(dim // 2, s)),
+        perplexity_by_guessing=perplexity_by_guessing(rows),
         best_by_round=[ranked[0].score for ranked in rounds],
         num_scored=total,
     )

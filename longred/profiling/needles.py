@@ -23,6 +23,9 @@ NUM_NEEDLES = 4
 NAMES = ("the harbour", "the orchard", "the library", "the station", "the bakery", "the museum")
 
 
+CODES = range(10_000, 100_000)
+
+
 class NeedleRows(NamedTuple):
     """Rows with hidden facts.
 
@@ -61,7 +64,7 @@ def hide_needles(
     rows, answers = [], []
     for _ in range(num_rows):
         names = [NAMES[i] for i in rng.permutation(len(NAMES))[:NUM_NEEDLES]]
-        codes = rng.integers(10_000, 100_000, NUM_NEEDLES)
+        codes = rng.integers(CODES.start, CODES.stop, NUM_NEEDLES)
         facts = [
             (encode(f"\nThe code of {name} is"), encode(f" {code}."))
             for name, code in zip(names, codes, strict=True)
@@ -87,6 +90,12 @@ def hide_needles(
         rows.append(tokens)
         answers.append(marks)
     return NeedleRows(torch.tensor(rows), torch.tensor(answers))
+
+
+def perplexity_by_guessing(rows: NeedleRows) -> float:
+    """Return the perplexity of a model that knows the form of an answer and guesses its code."""
+    num_answers = NUM_NEEDLES * len(rows.input_ids_NT)
+    return math.exp(num_answers * math.log(len(CODES)) / int(rows.is_answer_NT.sum()))
 
 
 @torch.no_grad()

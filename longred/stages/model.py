@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from longred.config import ExtensionConfig, ModelConfig, SelectionConfig
+from longred.errors import ConfigError
 from longred.method.selection import select_layers
 from longred.progress import Progress
 from longred.stages.versions import VERSIONS
@@ -50,6 +51,9 @@ def extend_model(
 
     The weights are those of the original, or of `start`, a student of a smaller window. RoPE is
     always rescaled from the original's. `data` is read by a search for factors alone.
+
+    Raises:
+        ConfigError: the model cannot be extended so, or a search finds nothing.
     """
     text = data if config.search.num_rounds else None
     if config.search.num_rounds and text is None:
@@ -124,4 +128,11 @@ def _search(
         work=work,
         on_progress=on_progress,
     )
+    if found.perplexity >= found.perplexity_by_guessing:
+        raise ConfigError(
+            "extension.search: no factors let the untrained model read needles at target_window "
+            f"({config.target_window} tokens): their perplexity is {found.perplexity:.4g} at best, "
+            f"and guessing gives {found.perplexity_by_guessing:.4g}, so that the choice would be "
+            "arbitrary; set extension.search.num_rounds=0, or a smaller target_window"
+        )
     return found._asdict()

@@ -13,12 +13,13 @@ from longred.config import ExtensionConfig
 from longred.config.model import SearchConfig
 from longred.errors import ConfigError, NonFiniteLossError
 from longred.method.factor_search import num_scored
-from longred.models.load import load_model, load_tokenizer
+from longred.models.load import load_model, load_tokenizer, resolve_model
 from longred.profiling import factors as module
 from longred.profiling.factors import search_factors
 from longred.profiling.needles import NUM_NEEDLES, NeedleRows, hide_needles, needle_perplexity
+from longred.profiling.passage import PASSAGE
 from longred.stages import extend_model
-from longred.store.artifacts import Artifact, Store, read_json
+from longred.store.artifacts import Artifact, Store
 
 WINDOWS = {"original_window": 64, "target_window": 384}
 SEARCH = {"num_rounds": 3, "population": 4, "seed": 5}
@@ -152,39 +153,55 @@ def test_a_search_that_was_stopped_goes_on(
     assert found.long_factor in asked
 
 
-def write_data(folder: Path) -> None:
-    (folder / "held_out").mkdir(parents=True)
-    tokens = np.random.default_rng(0).integers(2, 500, size=(20, 32))
-    tokens.astype("<u2").tofile(folder / "held_out/short.bin")
-    entry = {"block_length": 32, "num_blocks": 20, "dtype": "uint16", "file": "held_out/short.bin"}
-    index = {"format_version": 1, "train": {}, "held_out": {"short": entry}}
+@pytest.fixture(scope="module")
+def demo() -> Path:
+    return resolve_model("demo")
+
+
+@pytest.fixture(scope="module")
+def data(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Held-out rows of one passage."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "held_out").mkdir()
+    tokens = np.array(load_tokenizer(demo)(PASSAGE)["input_ids"])
+    rows = np.resize(tokens, (20, 128))
+    rows.astype("<u2").tofile(folder / "held_out/short.bin")
+    file = {"dtype": "uint16", "file": "held_out/short.bin"}
+    held_out = {"short": {"block_length": 128, "num_blocks": 20, **file}}
+    index = {"format_version": 1, "train": {}, "held_out": held_out}
     (folder / "index.json").write_text(json.dumps(index))
+    return Artifact("data", "d", str(folder))
 
 
-def test_the_stage_writes_what_it_found(tiny_model_folder: Path, tmp_path: Path) -> None:
-    write_data(tmp_path / "data")
-    base = Artifact("model", "m", str(tiny_model_folder))
-    data = Artifact("data", "d", str(tmp_path / "data"))
-    search = SearchConfig(num_rounds=2, population=3, num_rows=1, device="cpu")
-    config = ExtensionConfig(method="longrope", search=search, **WINDOWS)
-    store = Store(tmp_path / "store")
-    made = extend_model(config, base, data=data, store=store)
-    facts, written = made.read_json("extension.json"), made.read_json("config.json")
-    assert facts["search"]["long_factor"] == written["rope_parameters"]["long_factor"]
-    assert facts["search"]["num_scored"] == num_scored(2, 3)
-    assert facts["search"]["perplexity"] <= facts["search"]["perplexity_by_ntk_rule"]
-    assert extend_model(config, base, data=data, store=store).reused
-    # The data count only for a search.
-    other = Artifact("data", "e", str(tmp_path / "data"))
-    plain = ExtensionConfig(method="longrope", **WINDOWS)
-    digests = [
-        [extend_model(each, base, data=text, store=store).digest for text in (data, other)]
-        for each in (config, plain)
-    ]
-    assert digests[0][0] != digests[0][1]
-    assert digests[1][0] == digests[1][1] == extend_model(plain, base, store=store).digest
-    assert "search" not in read_json(
-        store.root / f"artifacts/extension-{digests[1][0]}/extension.json"
-    )
+def settings(target_window: int, **search: Any) -> ExtensionConfig:
+    windows = {"original_window": 256, "target_window": target_window}
+    given = {"num_rounds": 2, "population": 4, "num_rows": 2, "device": "cpu", **search}
+    return ExtensionConfig(method="longrope", search=SearchConfig(**given), **windows)
+
+
+@pytest.mark.medium
+def test_the_stage_writes_factors_that_read_better(
+    demo: Path, data: Artifact, tmp_path: Path
+) -> None:
+    base, store = Artifact("model", "m", str(demo)), Store(tmp_path)
+    made = extend_model(settings(384), base, data=data, store=store)
+    search, written = made.read_json("extension.json")["search"], made.read_json("config.json")
+    assert search["long_factor"] == written["rope_parameters"]["long_factor"]
+    assert search["num_scored"] == num_scored(2, 4)
+    # Seven tokens an answer: a space, five digits, a full stop.
+    assert search["perplexity_by_guessing"] == pytest.approx(90_000 ** (1 / 7))
+    assert search["perplexity"] < 0.9 * search["perplexity_by_ntk_rule"]
+    assert search["perplexity"] < 2 < search["perplexity_by_guessing"]
+    assert extend_model(settings(384), base, data=data, store=store).reused
+    with pytest.raises(ConfigError, match=r"no factors let the untrained model .* arbitrary"):
+        extend_model(settings(2048, num_rounds=1, population=2), base, data=data, store=store)
+
+
+def test_data_count_only_for_a_search(data: Artifact, demo: Path, tmp_path: Path) -> None:
+    base, store = Artifact("model", "m", str(demo)), Store(tmp_path)
+    plain = settings(384, num_rounds=0)
+    with_text, without = (extend_model(plain, base, data=d, store=store) for d in (data, None))
+    assert with_text.digest == without.digest
+    assert "search" not in without.read_json("extension.json")
     with pytest.raises(ValueError, match="needs the data"):
-        extend_model(config, base, store=store)
+        extend_model(settings(384), base, store=store)
