@@ -167,7 +167,7 @@ def _extension_problems(config: "RunConfig") -> Iterator[str]:
                 "original_window, and RoPE's frequencies are chosen for a whole batch; train "
                 "cream, longred-c or longred-u, whose skipped positions all end at target_window"
             )
-        elif recipe.positions is None and "long" not in recipe.buckets():
+        elif not {"long", recipe.skipped_bucket}.intersection(recipe.buckets()):
             yield (
                 f"extension.short_factor: method {method} reads no row beyond original_window, "
                 "where the student differs from the original, so there is nothing to learn; train "

@@ -146,6 +146,10 @@ MIXED.append("extension.short_factor=original")
         (["training.method=pose"], "with method pose rows would end on both sides"),
         (["training.baselines=[pose-anywhere]"], "with method pose-anywhere rows would end"),
         (["training.method=recalibrate"], "recalibrate reads no row beyond original_window"),
+        (
+            ["training.method=mix-cpt", "data.ratio={long: 0, short: 3, original: 1}"],
+            "mix-cpt reads no row beyond original_window",
+        ),
         (["training.method=attention-distill"], "attention-distill reads no row beyond original"),
     ],
 )
