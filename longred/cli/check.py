@@ -113,11 +113,13 @@ def _extended(
 def _findings(
     compared: "Iterator[Finding]", folder: Path, device: "torch.device"
 ) -> "Iterator[Finding]":
+    from longred.training.handshake import guarded
+
     yield from compared
-    yield _passage(folder, device)
+    yield guarded("passage at rising positions", lambda: _passage(folder, device))
 
 
-def _passage(folder: Path, device: "torch.device") -> "Finding":
+def _passage(folder: Path, device: "torch.device") -> tuple[str, bool | None]:
     """Read a short passage at rising positions with the whole original model, if it fits."""
     import torch
 
@@ -131,14 +133,12 @@ def _passage(folder: Path, device: "torch.device") -> "Finding":
         passage_text,
     )
     from longred.progress import size
-    from longred.training.handshake import Finding
 
-    part, config = "passage at rising positions", load_config(folder)
+    config = load_config(folder)
     needed, there = 2.0 * shape_of(config).num_parameters, memory_of(device)
     if needed > MEMORY_SHARE * there:
-        text = f"not read: the whole model needs {size(needed)} of {size(there)}"
-        return Finding(part, text, None)
+        return f"not read: the whole model needs {size(needed)} of {size(there)}", None
     loaded: Any = load_model(folder, dtype=torch.bfloat16, device=device, backend="sdpa")
     tokens = load_tokenizer(folder)(PASSAGE)["input_ids"]
     found = passage_perplexities(loaded, tokens, int(config.max_position_embeddings))
-    return Finding(part, passage_text(found), keeps_its_perplexity(found))
+    return passage_text(found), keeps_its_perplexity(found)

@@ -152,7 +152,6 @@ def shake_hands(
     model = load_first_layers(weights or weight_files(folder)[0].parent, config).to(device)
     window = int(extended.max_position_embeddings)
     rows = make_rows(int(config.vocab_size), NUM_TOKENS, window, device)
-    yield guarded("dropout", lambda: _dropout(model, rows["ordinary"]))
     try:
         own = {name: own_results(model, row) for name, row in rows.items()}
         gradients = own_gradients(model, rows["packed"])
@@ -164,6 +163,7 @@ def shake_hands(
         log.debug("the model's own code fails", exc_info=True)
         yield Finding("own code", _crash(error), False)
         return
+    yield guarded("dropout", lambda: _dropout(model, rows["ordinary"]))
     model.config._attn_implementation = ATTENTION_NAME
     guard(model, kernels)
     yield guarded("loss", lambda: _loss(model, rows["ordinary"], own["ordinary"]))
@@ -183,7 +183,7 @@ def shake_hands(
     yield guarded("export", lambda: _export(extended))
 
 
-def guarded(part: str, compare: Callable[[], tuple[str, bool]]) -> Finding:
+def guarded(part: str, compare: Callable[[], tuple[str, bool | None]]) -> Finding:
     """Return a comparison as a finding; a crash of the model's or our code is one that failed."""
     try:
         return Finding(part, *compare())

@@ -49,6 +49,22 @@ def test_a_model_that_fails(tiny_model_folder: Path, monkeypatch: pytest.MonkeyP
     assert wrong == ["loss", "gradients"]
 
 
+@pytest.mark.medium
+def test_a_model_that_crashes(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", broken)
+    result = call(tiny_model_folder)
+    assert isinstance(result.exception, PreflightError)
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("WRONG")]
+    assert [line.split("  ")[1].strip() for line in wrong] == [
+        "own code",
+        "passage at rising positions",
+    ]
+    assert all("crashes: RuntimeError: shapes cannot be multiplied" in line for line in wrong)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
