@@ -13,6 +13,7 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
@@ -27,12 +28,23 @@ from longred.method.rope import ROPE_METHODS
 from longred.models.extension import (
     extend_config,
     frequencies,
+    usable_methods,
     write_extension,
 )
 from longred.models.folder import write_config
 
 Expected = tuple[list[float], float]
 """Angle per position of every pair of dimensions, and the attention factor."""
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 64,
+}
 
 
 def config(**changes: object) -> PreTrainedConfig:
@@ -406,6 +418,23 @@ def test_version_4_reads_olmo2_in_its_older_form(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text()) == written
 
 
+@pytest.mark.parametrize(
+    ("make", "usable"),
+    [
+        (config, list(ROPE_METHODS)),
+        (lambda: config(rope_parameters=LONGROPE), ["longrope"]),
+        (lambda: Olmo2Config(max_position_embeddings=256), ["abf", "pi", "ntk"]),
+        (
+            lambda: Olmo3Config(max_position_embeddings=256),
+            ["pi", "yarn", "llama3", "longrope", "cope", "drope"],
+        ),
+    ],
+)
+def test_methods_that_need_no_settings(make: Any, usable: list[str]) -> None:
+    """`longred check` and `longred init` take the first of them."""
+    assert usable_methods(make(), 1024) == usable
+
+
 def test_version_4_reads_experts_under_their_older_name(tmp_path: Path) -> None:
     write_config(Qwen3MoeConfig(num_experts=6), tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
@@ -432,16 +461,6 @@ def test_version_4_has_no_words_for_rescaled_sliding_layers(tmp_path: Path) -> N
     }
     with pytest.raises(ConfigError, match="sliding layers' RoPE is of type linear"):
         write_config(before, tmp_path)
-
-
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "short_factor": [1.0] * 8,
-    "long_factor": [2.0] * 8,
-    "original_max_position_embeddings": 64,
-}
 
 
 @pytest.mark.parametrize(
