@@ -10,6 +10,7 @@ where it would take every skipped position for the start of a document.
     flash.py      backends FlashAttention 2, 3 and 4
     kernels.py    the order in which sdpa tries torch's kernels on a GPU, and the loaded cuDNN
     reindexed.py  attention at other positions: SelfExtend and dual chunk attention
+    heads.py      sizes of heads
     documents.py  bounds of packed documents
     probe.py      runs sdpa once to name the kernels that a device really runs
 """
