@@ -6,6 +6,7 @@ output of decoder layer i - 1, except that N is taken after the final norm, as i
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,14 @@ from longred.models.folder import (
 )
 from longred.models.vector_math import warm_up_vector_math
 from longred.store.artifacts import storage_errors
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out a warning of every load: keys of mixed windows that vLLM reads."""
+    return "short_mscale" not in record.getMessage()
+
+
+logging.getLogger("transformers.modeling_rope_utils").addFilter(_is_news)
 
 
 def choose_device(name: str, key: str = "device") -> torch.device:
