@@ -103,7 +103,7 @@ def attend(
         s_aux: must be None: attention sinks, which no backend computes.
 
     Returns:
-        The heads' outputs [B, T, H, d], and None in place of attention weights.
+        The heads' outputs [B, T, H, d], contiguous, and None in place of attention weights.
 
     Raises:
         ValueError: a mask or attention sinks are given.
@@ -138,7 +138,8 @@ def attend(
         keys = (_enough_heads(x, sequence.size()) for x in (key_BhTd, value_BhTd))
         some_heads = (_reshard(x, sequence) for x in (query_BHTd, *keys))
         output_BTHd = _reshard(backend.attend(*some_heads, rules), sequence)
-    return output_BTHd[..., :value_size], None
+    # Some models, as AFMoE, view the heads as one dimension.
+    return output_BTHd[..., :value_size].contiguous(), None
 
 
 def _enough_heads(x_BhTd: Tensor, num_processes: int) -> Tensor:

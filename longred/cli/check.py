@@ -51,8 +51,10 @@ def check(
     named = name_model(open_store(store), model)
     folder = resolve_model(named.path, commit_of(named, option=""))
     config, chosen = load_config(folder), choose_device(device, "--device")
+    # Refuses models of other parts, which may not even have a window.
+    num_first = num_first_layers(config)
     extended, how = _extended(config, method, target_window)
-    num_first, num_layers = num_first_layers(config), config.num_hidden_layers
+    num_layers = config.num_hidden_layers
     head = {
         "model": model,
         "architecture": (config.architectures or [type(config).__name__])[0],
@@ -95,7 +97,8 @@ def _extended(
 
     rope = main_rope(config)
     kind = rope.get("rope_type", "default")
-    target = target_window or FACTOR * int(config.max_position_embeddings)
+    # `extend_config` refuses a model without a window.
+    target = target_window or FACTOR * int(getattr(config, "max_position_embeddings", None) or 1)
     if method == "auto":
         method = next(iter(usable_methods(config, target)), "abf")
     # A model with its own factors keeps them: which ones suit a longer window is not asked here.

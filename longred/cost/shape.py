@@ -145,7 +145,7 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         num_heads=heads,
         num_key_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_dim=head_dim(text),
-        intermediate_size=int(text.intermediate_size),
+        intermediate_size=_intermediate_size(text),
         vocab_size=int(text.vocab_size),
         linears=found,
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
@@ -153,6 +153,18 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         is_tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
         value_dim=value_dim(text),
         num_used_experts=_used_experts(model),
+    )
+
+
+def _intermediate_size(config: Any) -> int:
+    """Return the inner dimension of MLPs; some models of experts give that of an expert alone."""
+    for name in ("intermediate_size", "moe_intermediate_size"):
+        given = getattr(config, name, None)
+        if isinstance(given, int):
+            return given
+    raise ConfigError(
+        "model.path: the model's config.json gives no one intermediate_size of its MLPs, which "
+        "this needs; give a decoder such as Llama"
     )
 
 

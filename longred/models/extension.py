@@ -53,6 +53,11 @@ def extend_config(
         ConfigError: method or setting is unknown, a value cannot work, or the method is not
             defined on the model's RoPE.
     """
+    if not isinstance(getattr(config, "max_position_embeddings", None), int):
+        raise ConfigError(
+            "extension: the model's configuration has no max_position_embeddings, the window that "
+            "is extended; give a decoder with RoPE, such as Llama"
+        )
     given = {name: value for name, value in settings.items() if value is not None}
     original_window = given.pop("original_window", config.max_position_embeddings)
     rope = main_rope(config)

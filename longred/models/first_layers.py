@@ -2,23 +2,27 @@
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from longred.attention.function import register
-from longred.errors import ConfigError, MismatchError
+from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.models.architectures import layer_types, refuse_other_parts, rope_layers
 from longred.models.load import no_progress_bars
 from longred.models.vector_math import warm_up_vector_math
 
 WINDOW = 48
 """Sliding windows are narrowed to this, so that a few tokens reach beyond them."""
+
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 def num_first_layers(config: PreTrainedConfig) -> int:
@@ -63,26 +67,43 @@ def load_first_layers(weights: Path, config: PreTrainedConfig) -> Any:
 
     Raises:
         MismatchError: the weights do not fit the configuration.
+        PreflightError: a file cannot be read.
     """
     register()
     warm_up_vector_math()
     loader: Any = AutoModelForCausalLM
-    with no_progress_bars(), _without_warnings():
-        model, report = loader.from_pretrained(
-            weights,
-            config=copy.deepcopy(config),
-            dtype=torch.float32,
-            attn_implementation="eager",
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
+    try:
+        with no_progress_bars(), _without_warnings():
+            model, report = loader.from_pretrained(
+                weights,
+                config=copy.deepcopy(config),
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except (OSError, safetensors.SafetensorError) as error:
+        raise PreflightError(
+            f"{weights}: the weights cannot be read ({error}); fetch the model again"
+        ) from error
+    num_layers = config.num_hidden_layers
+    problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    problems += [
+        f"{name} has shape {tuple(saved)} instead of {tuple(wanted)}"
+        for name, saved, wanted in sorted(report["mismatched_keys"])
+    ]
+    problems += [
+        f"{name} is unknown"
+        for name in sorted(report["unexpected_keys"])
+        if not any(int(number) >= num_layers for number in _LAYER.findall(name))
+    ]
+    if problems:
         raise MismatchError(
-            f"{weights}: the weights do not fit the configuration: {len(missing)} missing, first "
-            f"{missing[0]}"
+            f"{weights}: the weights do not fit the configuration, or the first {num_layers} "
+            f"layers cannot be loaded alone: {len(problems)} differences, first {problems[0]}"
         )
     return model.eval()
 

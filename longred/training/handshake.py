@@ -30,7 +30,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from longred.attention.backends import Backend, choose_backend, needs_of
-from longred.attention.function import ATTENTION_NAME, guard, use_backend
+from longred.attention.function import (
+    ATTENTION_NAME,
+    Capture,
+    Captured,
+    guard,
+    use_backend,
+)
 from longred.errors import LongredError, PreflightError
 from longred.models.architectures import (
     FULL,
@@ -159,6 +165,9 @@ def shake_hands(
         if dtype != torch.float32:
             with torch.autocast(device.type, dtype=dtype):
                 rounding = own_results(model, rows["packed"]).hidden_BTD
+    except LongredError as error:
+        yield Finding("own code", str(error), False)
+        return
     except Exception as error:
         log.debug("the model's own code fails", exc_info=True)
         yield Finding("own code", _crash(error), False)
@@ -240,7 +249,7 @@ def _loss(model: Any, row: Row, own: Reference) -> tuple[str, bool]:
     return text, far <= TOLERANCE and abs(ours - theirs) <= TOLERANCE * max(1.0, theirs)
 
 
-def _hidden(model: Any, row: Row) -> Tensor:
+def _hidden(model: Any, row: Row, capture: Capture | None = None) -> Tensor:
     last = len(model.base_model.layers)
     return hidden_states(
         model,
@@ -248,12 +257,23 @@ def _hidden(model: Any, row: Row) -> Tensor:
         layers=[last],
         position_ids_BT=row.position_ids_BT,
         document_ids_BT=row.document_ids_BT,
+        capture=capture,
     )[last]
 
 
 @torch.no_grad()
 def _attention(model: Any, row: Row, own: Reference) -> tuple[str, bool]:
-    return _compared(model, _hidden(model, row), own.hidden_BTD)
+    seen: list[Captured] = []
+    hidden_BTD = _hidden(model, row, seen.append)
+    num_layers = len(model.base_model.layers)
+    if len(seen) != num_layers:
+        # The model's own attention then runs on, and knows nothing of documents.
+        text = (
+            f"{num_layers - len(seen)} of {num_layers} layers do not call transformers' attention "
+            "interface, through which training sets its own attention"
+        )
+        return text, False
+    return _compared(model, hidden_BTD, own.hidden_BTD)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longred.attention.function import Captured
+from longred.errors import ConfigError
 
 
 class Row(NamedTuple):
@@ -156,7 +157,11 @@ def _own_forward(model: Any, row: Row, masks: Iterable[Tensor]) -> Any:
 
 
 def _masks(model: Any, row: Row) -> list[Tensor]:
-    """Return each layer's own mask of an ordinary row, with the documents of `row`."""
+    """Return each layer's own mask of an ordinary row, with the documents of `row`.
+
+    Raises:
+        ConfigError: a layer gets no mask of queries and keys, as linear attention.
+    """
     found: list[Tensor] = []
 
     def keep(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -165,6 +170,12 @@ def _masks(model: Any, row: Row) -> list[Tensor]:
     with ExitStack() as stack, torch.no_grad():
         _hook(stack, model.base_model.layers, keep)
         model.base_model(input_ids=row.input_ids_BT, use_cache=False)
+    for layer, mask in enumerate(found):
+        if not isinstance(mask, Tensor) or mask.ndim != 4:
+            raise ConfigError(
+                f"model.path: decoder layer {layer} computes something else than softmax attention "
+                "under a causal mask; this works on layers with softmax attention only"
+            )
     if row.document_ids_BT is None:
         return found
     documents_BT = row.document_ids_BT
