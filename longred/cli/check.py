@@ -46,7 +46,7 @@ def check(
     from longred.cli.resolve import commit_of, name_model
     from longred.models.first_layers import num_first_layers
     from longred.models.load import choose_device, load_config, resolve_model
-    from longred.training.handshake import shake_hands
+    from longred.training.handshake import MEMORY, shake_hands
 
     named = name_model(open_store(store), model)
     folder = resolve_model(named.path, commit_of(named, option=""))
@@ -78,6 +78,12 @@ def check(
             typer.echo(f"{verdict:<5}  {finding.part:<34} {finding.text}")
     if as_json:
         typer.echo(json.dumps({**head, "checks": [one._asdict() for one in findings]}, indent=2))
+    for finding in findings:
+        if finding.part == MEMORY:
+            raise PreflightError(
+                f"{model}: the first {num_first} layers do not fit this machine: {finding.text}; "
+                "run the check on a machine with more memory"
+            )
     wrong = [finding for finding in findings if finding.passed is False]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""

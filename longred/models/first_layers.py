@@ -58,6 +58,21 @@ def shortened(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
     return short
 
 
+def bytes_needed(config: PreTrainedConfig, device: torch.device) -> float:
+    """Return the memory that a comparison of gradients of the first layers needs, bytes.
+
+    float32 weights and their gradients; on the host the model's own gradients, too. The rest is
+    small beside them: measured 2.9 times the weights on a CPU, with 0.4 B weights.
+
+    Args:
+        config: see `shortened`.
+        device: where the layers run.
+    """
+    model = empty_model(config, attention="eager")
+    times = 2 if device.type == "cuda" else 3
+    return 4.0 * times * sum(weight.numel() for weight in model.parameters())
+
+
 def load_first_layers(weights: Path, config: PreTrainedConfig) -> Any:
     """Load the layers of a shortened configuration in float32, with eager attention.
 

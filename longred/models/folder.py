@@ -63,8 +63,8 @@ def check_folder(folder: Path, key: str = "model.path") -> None:
     architecture = str((config.get("architectures") or ["(none)"])[0])
     if not architecture.endswith("ForCausalLM"):
         raise ConfigError(
-            f"{path}: architecture {architecture} is no decoder of text alone; give a model whose "
-            "architecture ends in ForCausalLM"
+            f"{path}: architecture {architecture} is not supported; give a decoder of text alone, "
+            "whose architecture ends in ForCausalLM"
         )
     if (folder / "adapter_config.json").exists():
         raise ConfigError(

@@ -18,8 +18,6 @@ Shapes: B rows, T tokens, D hidden dimension, V vocabulary.
 
 import functools
 import logging
-import math
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,40 +35,44 @@ from longred.attention.function import (
     guard,
     use_backend,
 )
+from longred.cost.machine import memory_of
 from longred.errors import LongredError, PreflightError
 from longred.models.architectures import (
-    FULL,
-    SLIDING,
     extended_layers,
     head_input,
     logit_softcap,
-    rope_is_nested,
     rope_layers,
 )
-from longred.models.extension import frequencies
 from longred.models.first_layers import (
+    bytes_needed,
     empty_model,
     load_first_layers,
     num_first_layers,
     shortened,
 )
-from longred.models.folder import weight_files, write_config
+from longred.models.folder import weight_files
 from longred.models.load import hidden_states, load_config, run_layers
 from longred.objectives.cross_entropy import long_loss
+from longred.progress import size
+from longred.training.export_check import read_back
 from longred.training.layers.activations import checkpoint_activations
 from longred.training.layers.fused import fuse
 from longred.training.layers.masters import hold_no_copies
 from longred.training.own_code import (
     Reference,
     Row,
+    compared_gradients,
     make_rows,
     own_gradients,
     own_results,
     rotated_queries,
-    take_gradients,
 )
+from longred.training.weight_files import sharing_problem
 
 log = logging.getLogger(__name__)
+
+MEMORY = "memory for the first layers"
+"""The only finding of a model whose first layers do not fit the device."""
 
 NUM_TOKENS = 256
 TOLERANCE = 1e-3
@@ -84,8 +86,6 @@ ROUTED_GRADIENTS = 0.1
 
 ROUNDING = 2.0
 """Largest error of kernels in bfloat16, as a multiple of the error of eager attention."""
-
-_NOT_COMPARED = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 class Finding(NamedTuple):
@@ -121,6 +121,13 @@ def require(
     """
     settings: dict[str, Any] = {"device": device, "backend": backend, "dtype": dtype}
     for finding in shake_hands(original, extended, weights=weights, **settings):
+        if finding.part == MEMORY:
+            log.warning(
+                "%s: training was not compared with the model's own code: %s; run `longred check "
+                "MODEL` on a machine with more memory",
+                original,
+                finding.text,
+            )
         if finding.passed is False:
             raise PreflightError(
                 f"{original}: this model cannot be trained exactly: {finding.part}: "
@@ -154,6 +161,10 @@ def shake_hands(
     config = load_config(folder)
     num_layers = num_first_layers(config)
     config, extended_first = (shortened(each, num_layers) for each in (config, extended))
+    needed, there = bytes_needed(config, device), memory_of(device)
+    if needed > there:
+        yield Finding(MEMORY, f"{size(needed)} are needed and there are {size(there)}", None)
+        return
     kernels = choose_backend(backend, needs_of(config, device, torch.float32))
     model = load_first_layers(weights or weight_files(folder)[0].parent, config).to(device)
     window = int(extended.max_position_embeddings)
@@ -189,7 +200,9 @@ def shake_hands(
         use_backend(model, kernels)
     yield guarded("RoPE", lambda: _rope(model, extended_first, rows["ordinary"]))
     yield guarded("gradients", lambda: _gradients(model, rows["packed"], gradients))
-    yield guarded("export", lambda: _export(extended))
+    yield guarded("export", lambda: read_back(extended))
+    if problem := sharing_problem(folder):
+        yield Finding("weights of several processes", problem, None)
 
 
 def guarded(part: str, compare: Callable[[], tuple[str, bool | None]]) -> Finding:
@@ -353,8 +366,6 @@ def _gradients(model: Any, row: Row, own: dict[str, Tensor]) -> tuple[str, bool]
     """Compare the gradients of fused layers, checkpointed in both ways, with the model's own."""
     fuse(model)
     hold_no_copies(model)
-    # A gradient that is almost nothing is compared with the largest one.
-    least = 1e-4 * max(float(grad.norm()) for grad in own.values())
     far: dict[str, float] = {}
     for kind in ("selective", "full"):
         checkpoint_activations(model, kind)
@@ -366,44 +377,13 @@ def _gradients(model: Any, row: Row, own: dict[str, Tensor]) -> tuple[str, bool]
             document_ids_BT=row.document_ids_BT,
             logit_softcap=logit_softcap(model.config),
         )
-        torch.autograd.backward(loss)
-        ours = take_gradients(model)
-        without = [n for n, w in model.named_parameters() if w.requires_grad and n not in ours]
+        with compared_gradients(model, own) as found:
+            torch.autograd.backward(loss)
+        model.eval()
+        without = [n for n, w in model.named_parameters() if w.requires_grad and n not in found]
         if without:
             return f"{len(without)} parameters get no gradient, first {without[0]}", False
-        for name, grad in own.items():
-            difference = float((ours[name] - grad).norm()) / max(float(grad.norm()), least)
-            far[name] = max(far.get(name, 0.0), difference)
+        far = {name: max(far.get(name, 0.0), found[name]) for name in own}
     worst = max(far, key=lambda name: far[name])
     text = f"of {len(far)} weights differ by up to {far[worst]:.1e} of their norm ({worst})"
     return text, far[worst] <= (ROUTED_GRADIENTS if _has_experts(model) else TOLERANCE)
-
-
-def _export(extended: PreTrainedConfig) -> tuple[str, bool]:
-    """Write the configuration as an export does, and read it back."""
-    with tempfile.TemporaryDirectory(prefix="longred-handshake-") as name:
-        write_config(extended, Path(name))
-        back = load_config(Path(name))
-    if back.max_position_embeddings != extended.max_position_embeddings:
-        return f"reads back a window of {back.max_position_embeddings} tokens", False
-    for kind in (FULL, SLIDING) if rope_is_nested(extended) else (FULL,):
-        inv_freq, attention_factor = frequencies(extended, kind)
-        read = frequencies(back, kind)
-        if not torch.equal(inv_freq, read.inv_freq):
-            return f"RoPE of {kind} reads back with other frequencies", False
-        if not math.isclose(attention_factor, read.attention_factor, rel_tol=1e-6):
-            return f"RoPE of {kind} reads back with another attention factor", False
-    ours, theirs = _comparable(extended), _comparable(back)
-    lost = sorted(key for key in ours if ours[key] != theirs.get(key))
-    if lost:
-        return f"reads back other values of {', '.join(lost)}", False
-    return "the configuration reads back unchanged", True
-
-
-def _comparable(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the values of a configuration that reading it back must not change."""
-    values = {key: v for key, v in config.to_dict().items() if key not in _NOT_COMPARED}
-    # Compared by what they make: Phi-3's file leaves out what follows from its windows.
-    derived = ("type", "factor", "attention_factor")
-    rope = {key: v for key, v in config.rope_parameters.items() if key not in derived}
-    return {**values, "rope_parameters": rope}

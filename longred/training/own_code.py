@@ -6,8 +6,9 @@ them; documents are added. Positions never decide what a token sees.
 Shapes: B rows, T tokens, D hidden dimension, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +107,38 @@ def take_gradients(model: Any) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     model.eval()
     return found
+
+
+@contextmanager
+def compared_gradients(model: Any, own: dict[str, Tensor]) -> Iterator[dict[str, float]]:
+    """Compare the gradients of one backward pass with the model's own, and free each at once.
+
+    A second set of gradients would cost as much memory as the weights.
+
+    Args:
+        model: has no gradients; afterwards it has none either.
+        own: gradients by name, on the host.
+
+    Yields:
+        The size of each difference as a share of the gradient's norm, filled by the backward pass.
+    """
+    # A gradient that is almost nothing is compared with the largest one.
+    least = 1e-4 * max(float(grad.norm()) for grad in own.values())
+    far: dict[str, float] = {}
+
+    def compare(name: str, weight: Tensor) -> None:
+        grad, weight.grad = weight.grad, None
+        if grad is None:
+            return
+        reference = own.get(name, grad).to(grad.device)
+        far[name] = float((grad - reference).norm()) / max(float(reference.norm()), least)
+
+    with ExitStack() as stack:
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                hook = functools.partial(compare, name)
+                stack.callback(weight.register_post_accumulate_grad_hook(hook).remove)
+        yield far
 
 
 @torch.no_grad()

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longred.attention.function import ATTENTION_NAME
 from longred.errors import MismatchError, PreflightError
+from longred.models.first_layers import empty_model
+from longred.models.folder import weight_files
+from longred.models.load import load_config
 from longred.training.sharding import local, row_range, sharded_like
 from longred.training.tensor_files import SavedTensors
 
@@ -46,6 +50,20 @@ class _Stored(NamedTuple):
         if experts:
             return torch.stack(experts)
         return torch.empty(0, *self.shape(saved)[1:])
+
+
+def sharing_problem(folder: Path) -> str | None:
+    """Return why several processes cannot load a model, each its own rows; None if they can.
+
+    One process loads it through transformers, which knows more forms of files.
+    """
+    model = empty_model(load_config(folder), attention=ATTENTION_NAME)
+    model.tie_weights()
+    try:
+        WeightFiles(model, weight_files(folder))
+    except MismatchError as error:
+        return f"train this model in one process; several cannot read its files: {error}"
+    return None
 
 
 class WeightFiles:
@@ -119,7 +137,13 @@ class WeightFiles:
             for key, buffer in list(module.named_buffers(recurse=False)):
                 name = f"{path}.{key}".replace(_ADAPTED, "")
                 if name in self._buffers:
-                    read = self._stored[name].rows(self.saved, 0, len(buffer))
+                    stored = self._stored[name]
+                    # Apertus saves numbers.
+                    read = (
+                        stored.rows(self.saved, 0, len(buffer))
+                        if buffer.ndim
+                        else self.saved[stored.names[0][0]]
+                    )
                     setattr(module, key, read.to(device, buffer.dtype))
 
     def _find(self, name: str, weight: Tensor) -> _Stored | None:

@@ -1,8 +1,10 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, MambaConfig
 from transformers.models.llama import modeling_llama
 from typer.testing import CliRunner, Result
 
@@ -63,6 +65,43 @@ def test_a_model_that_crashes(tiny_model_folder: Path, monkeypatch: pytest.Monke
         "passage at rising positions",
     ]
     assert all("crashes: RuntimeError: shapes cannot be multiplied" in line for line in wrong)
+
+
+@pytest.mark.parametrize("kind", [MambaConfig, GPTNeoXConfig])
+def test_a_model_of_other_parts_is_refused(
+    kind: type[Any], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    vocab_size = json.loads((tiny_model_folder / "config.json").read_text())["vocab_size"]
+    sizes = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2}
+    if kind is GPTNeoXConfig:
+        sizes |= {"num_attention_heads": 4, "intermediate_size": 32}
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    AutoModelForCausalLM.from_config(kind(**sizes)).save_pretrained(folder)
+    result = call(folder)
+    assert isinstance(result.exception, ConfigError)
+    assert "has no part embed_tokens" in str(result.exception)
+
+
+def test_a_passage_that_cannot_be_read_is_a_finding(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("view size is not compatible")
+
+    monkeypatch.setattr("longred.profiling.passage.passage_perplexities", broken)
+    result = call(tiny_model_folder)
+    assert isinstance(result.exception, PreflightError)
+    assert "passage at rising positions: crashes: RuntimeError: view size" in str(result.exception)
+
+
+def test_a_model_that_does_not_fit_is_not_said_to_pass(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longred.training.handshake.memory_of", lambda device: 1000.0)
+    result = call(tiny_model_folder)
+    assert isinstance(result.exception, PreflightError)
+    assert "layers do not fit this machine: " in str(result.exception)
+    assert "can be trained exactly" not in result.stdout
 
 
 @pytest.mark.parametrize(

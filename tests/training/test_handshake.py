@@ -6,20 +6,31 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_architectures import CASES
 from tiny_training import ORIGINAL, TARGET
 from torch import nn
-from transformers import AutoModelForCausalLM, Exaone4Config, GptOssConfig, LlamaConfig
+from transformers import (
+    AriaTextConfig,
+    AutoModelForCausalLM,
+    Exaone4Config,
+    GptOssConfig,
+    LlamaConfig,
+    MellumConfig,
+    MiniMaxConfig,
+    StableLmConfig,
+)
 from transformers.models.granite import modeling_granite
 from transformers.models.llama import modeling_llama
 
 from longred.attention.backends import BACKENDS
 from longred.attention.sdpa import Rules
-from longred.errors import ConfigError, PreflightError
+from longred.errors import ConfigError, MismatchError, PreflightError
 from longred.models.extension import extend_config, write_extension
-from longred.models.first_layers import num_first_layers, shortened
+from longred.models.first_layers import bytes_needed, num_first_layers, shortened
 from longred.models.load import load_config
-from longred.training.handshake import Finding, require, shake_hands
+from longred.training.handshake import MEMORY, Finding, require, shake_hands
+from longred.training.own_code import compared_gradients
 
 CPU = torch.device("cpu")
 
@@ -191,6 +202,109 @@ def test_a_crash_is_a_finding(llama: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "own code", "crashes: RuntimeError: The size of tensor a (8) must match", False
     )
     assert list(found) == ["own code"]
+
+
+def tiny(kind: type[Any], **settings: Any) -> Any:
+    shape = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": ORIGINAL,
+        "pad_token_id": 0,
+    }
+    return kind(**{**shape, **settings})
+
+
+def test_linear_attention_is_named(tmp_path: Path) -> None:
+    config = tiny(MiniMaxConfig, head_dim=8, num_local_experts=2)
+    assert "linear_attention" in config.layer_types
+    found = findings(made(config, tmp_path))
+    assert list(found) == ["dropout", "own code"]
+    assert "decoder layer 1 computes something else than softmax" in found["own code"].text
+
+
+def test_attention_that_stays_the_models_own_is_named(tmp_path: Path) -> None:
+    found = findings(made(tiny(StableLmConfig, attention_dropout=0.0), tmp_path))
+    for rows in ("ordinary", "skipped", "packed"):
+        assert found[f"attention, {rows} rows"].passed is False
+        assert "2 of 2 layers do not call" in found[f"attention, {rows} rows"].text
+
+
+def test_files_that_only_one_process_can_read_are_named(tmp_path: Path) -> None:
+    folder = made(tiny(AriaTextConfig, moe_num_experts=2, moe_num_shared_experts=1), tmp_path)
+    found = findings(folder)
+    one = found.pop("weights of several processes")
+    assert one.passed is None
+    assert one.text.startswith("train this model in one process; several cannot read its files: ")
+    assert "experts.gate_up_proj is missing" in one.text
+    assert all(each.passed for each in found.values())
+
+
+def test_rope_that_an_export_loses_is_named(tmp_path: Path) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = tiny(MellumConfig, head_dim=8, **experts)
+    found = findings(made(config, tmp_path))["export"]
+    assert found.passed is False
+    assert found.text.startswith("loses the RoPE of each kind of layer")
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.bias", "model.extra"])
+def test_weights_that_the_first_layers_do_not_have_are_refused(llama: Path, name: str) -> None:
+    weights = load_file(llama / "model.safetensors")
+    save_file({**weights, name: torch.zeros(3)}, llama / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MismatchError, match=rf"1 differences, first {name} is unknown"):
+        findings(llama)
+
+
+def test_weights_of_another_shape_are_refused(llama: Path) -> None:
+    weights = load_file(llama / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(3)
+    save_file(weights, llama / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MismatchError, match=r"model.norm.weight has shape \(3,\) instead of"):
+        findings(llama)
+
+
+def test_a_damaged_file_is_refused(llama: Path) -> None:
+    (llama / "model.safetensors").write_bytes(b"{}")
+    with pytest.raises(PreflightError, match="weights cannot be read"):
+        findings(llama)
+
+
+def test_layers_that_do_not_fit_the_memory_are_not_compared(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(llama)
+    num_weights = sum(
+        weight.numel()
+        for name, weight in load_file(llama / "model.safetensors").items()
+        if "layers.2." not in name
+    )
+    assert bytes_needed(shortened(config, 2), CPU) == 12 * num_weights
+    monkeypatch.setattr("longred.training.handshake.memory_of", lambda device: 1000.0)
+    (found,) = findings(llama).values()
+    assert found.part == MEMORY
+    assert found.passed is None
+    extended = extend_config(config, method="abf", target_window=TARGET)
+    require(llama, extended, device=CPU)
+    assert "was not compared with the model's own code" in caplog.text
+
+
+def test_gradients_are_compared_and_freed_one_by_one() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    x = torch.randn(5, 6)
+    exact = x.double().T @ torch.ones(5, 4).double()
+    own = {"weight": (exact.T * 1.25).float(), "bias": torch.full((4,), 5.0)}
+    with compared_gradients(layer, own) as found:
+        layer(x).sum().backward()
+        assert layer.weight.grad is None
+        assert layer.bias.grad is None
+    assert found == {"weight": pytest.approx(0.2, rel=1e-5), "bias": 0.0}
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
 
 
 def test_attention_sinks_are_refused(tmp_path: Path) -> None:
