@@ -70,7 +70,7 @@ def bytes_needed(config: PreTrainedConfig, device: torch.device) -> float:
     """
     model = empty_model(config, attention="eager")
     times = 2 if device.type == "cuda" else 3
-    return 4.0 * times * sum(weight.numel() for weight in model.parameters())
+    return float(4 * times * sum(weight.numel() for weight in model.parameters()))
 
 
 def load_first_layers(weights: Path, config: PreTrainedConfig) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CohereConfig,
     DeepseekV3Config,
@@ -344,3 +344,11 @@ def test_loaded_model_uses_the_attention(tiny_model_folder: Path) -> None:
     eager = load_model(tiny_model_folder, attention="eager")
     tokens = torch.randint(0, 100, (2, 40))
     torch.testing.assert_close(model(tokens).logits, eager(tokens).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_heads_can_be_viewed_as_one_dimension() -> None:
+    query_BHTd, key_BhTd = torch.randn(2, 4, 16, 8), torch.randn(2, 2, 16, 8)
+    for value_size in (8, 4):
+        value_BhTd = torch.randn(2, 2, 16, value_size)
+        output_BTHd, _ = attention.attend(nn.Module(), query_BHTd, key_BhTd, value_BhTd, None)
+        assert output_BTHd.view(2, 16, -1).shape == (2, 16, 4 * value_size)

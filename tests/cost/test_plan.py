@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from transformers import SolarOpenConfig
 from typer.testing import CliRunner
 
 from longred.cli import app
@@ -223,3 +224,10 @@ def test_a_search_for_factors_costs_forward_passes_at_the_target_window() -> Non
     assert hours == pytest.approx(searched.extension["seconds"] / 3600, rel=1e-6)
     assert 0 < hours < 3
     assert searched.to_json()["extension"] == searched.extension
+
+
+def test_a_model_of_experts_alone_has_a_shape() -> None:
+    sizes = {"num_hidden_layers": 1, "n_routed_experts": 2, "num_experts_per_tok": 1}
+    config = SolarOpenConfig(vocab_size=50, hidden_size=32, moe_intermediate_size=24, **sizes)
+    assert not hasattr(config, "intermediate_size")
+    assert shape_of(config).intermediate_size == 24

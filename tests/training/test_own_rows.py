@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_architectures import CASES
 from tiny_training import ORIGINAL, TARGET, MakeJob, call_together
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import ApertusConfig, AutoModelForCausalLM, LlamaConfig
 
 from longred.errors import MismatchError, PreflightError
 from longred.method.job import TrainingJob
 from longred.method.layout import Layout
 from longred.models.extension import write_extension
-from longred.models.load import build_model, hidden_states
+from longred.models.load import build_model, hidden_states, load_model
 from longred.training.load import load_student, load_teacher
 from longred.training.sharding import Meshes, entered, local, make_meshes, whole
 from longred.training.weight_files import WeightFiles
@@ -183,6 +183,20 @@ def test_weights_of_another_model_are_refused(changed_weights):
     save_file({n: w for n, w in weights.items() if n != name}, path)
     with pytest.raises(MismatchError, match=rf"1 differences, first {name} is missing"):
         read(path.parent)
+
+
+def test_saved_numbers_are_read(tmp_path: Path):
+    shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = ApertusConfig(**shape, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+    saved = AutoModelForCausalLM.from_config(config)
+    saved.model.layers[0].mlp.act_fn.beta.fill_(0.75)
+    saved.save_pretrained(tmp_path)
+    model: Any = load_model(tmp_path)
+    beta = model.model.layers[0].mlp.act_fn.beta
+    assert beta.ndim == 0
+    beta.zero_()
+    read(tmp_path).fill(model, CPU)
+    assert model.model.layers[0].mlp.act_fn.beta == 0.75
 
 
 def test_a_damaged_file_is_refused(changed_weights):
