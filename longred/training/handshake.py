@@ -37,10 +37,12 @@ from longred.attention.function import (
 )
 from longred.cost.machine import memory_of
 from longred.errors import LongredError, PreflightError
+from longred.method.rope import is_dropped
 from longred.models.architectures import (
     extended_layers,
     head_input,
     logit_softcap,
+    main_rope,
     rope_layers,
 )
 from longred.models.first_layers import (
@@ -345,9 +347,11 @@ def _rope(model: Any, extended: PreTrainedConfig, row: Row) -> tuple[str, bool]:
         for start in (0, 7, end)
     )
     beyond = rotated_queries(after, row._replace(position_ids_BT=row.position_ids_BT + end))
+    # A student without RoPE stands for its original where no teacher is needed.
+    is_off = is_dropped(main_rope(model.config))
     is_extended = extended.rope_parameters != model.config.rope_parameters
     for did, one, other, wanted in (
-        ("rotate queries", near, moved, rope_layers(model.config)),
+        ("rotate queries", near, moved, [] if is_off else rope_layers(model.config)),
         (
             "are changed by the extension",
             far,

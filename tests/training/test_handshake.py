@@ -360,6 +360,16 @@ def test_training_refuses_by_the_first_finding(llama: Path, tmp_path: Path) -> N
         require(llama, load_config(tmp_path / "student"), device=CPU)
 
 
+@pytest.mark.parametrize("method", ["drope", "cope", "abf"])
+def test_a_student_stands_for_its_original_where_no_teacher_is_needed(
+    method: str, llama: Path, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    windows = {"original_window": ORIGINAL, "target_window": TARGET}
+    write_extension(llama, student, digest="0", method=method, **windows)
+    require(student, load_config(student), device=CPU, weights=llama)
+
+
 @pytest.mark.parametrize(
     ("case", "needed"),
     [("llama", 2), ("gemma3", 3), ("smollm3", 3), ("deepseek-v3", 2), ("olmo3", 3)],
