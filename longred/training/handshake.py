@@ -112,9 +112,13 @@ def require(
     device: torch.device,
     backend: str = "auto",
     dtype: torch.dtype = torch.float32,
-    weights: Path | None = None,
+    start: Path | None = None,
 ) -> None:
     """Refuse a model that training would not compute exactly; see `shake_hands`.
+
+    Args:
+        original, extended, device, backend, dtype: as there.
+        start: folder of the model whose weights start the training; None for the original.
 
     Raises:
         PreflightError: a comparison failed; the message names the first one.
@@ -122,6 +126,7 @@ def require(
         ConfigError: the model is not built of the parts that training works on.
     """
     settings: dict[str, Any] = {"device": device, "backend": backend, "dtype": dtype}
+    weights = weight_files(start or original, original=original)[0].parent
     for finding in shake_hands(original, extended, weights=weights, **settings):
         if finding.part == MEMORY:
             log.warning(

@@ -17,7 +17,6 @@ from longred.errors import NonFiniteLossError, Stopped
 from longred.method.job import TrainingJob
 from longred.method.methods import Term
 from longred.models import load as models
-from longred.models.folder import weight_files
 from longred.store.artifacts import storage_errors
 from longred.store.journal import JOURNAL_NAME, Journal
 from longred.training import adapters, handshake
@@ -69,13 +68,14 @@ class Trainer:
             if job.recipe.trains_adapters:
                 adapters.check_weights(student, original)
             # Methods without a teacher do without the original's folder.
+            is_there = job.uses_teacher() or (original / "config.json").is_file()
             handshake.require(
-                original if job.uses_teacher() else student,
+                original if is_there else student,
                 extended,
                 device=self.device,
                 backend=job.attention_backend,
                 dtype=getattr(torch, job.dtype),
-                weights=weight_files(student, original=original)[0].parent,
+                start=student,
             )
             self.loader = StepLoader(
                 Path(job.data_folder),

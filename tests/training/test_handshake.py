@@ -367,7 +367,7 @@ def test_a_student_stands_for_its_original_where_no_teacher_is_needed(
     student = tmp_path / "student"
     windows = {"original_window": ORIGINAL, "target_window": TARGET}
     write_extension(llama, student, digest="0", method=method, **windows)
-    require(student, load_config(student), device=CPU, weights=llama)
+    require(student, load_config(student), device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Smoke test: report libraries and kernels, train a tiny model, and run the attention KL."""
+"""Smoke test: libraries and kernels, a tiny training, its handshake, and the attention KL."""
 
 import math
 import tempfile
@@ -8,11 +8,14 @@ from typing import Any
 import profiling
 import torch
 import training
+from transformers import AutoModelForCausalLM
 
 from gpu.child import Check
 from gpu.sizes import device_of, scale_of
 from longred.attention.probe import kernel_report
+from longred.models.load import load_config
 from longred.profiling.attention_kl import attention_kl
+from longred.training.handshake import shake_hands
 from longred.training.layers import compiling
 from longred.training.layers.compiling import compiler_problem
 from longred.training.trainer import Trainer
@@ -25,6 +28,7 @@ def measure(check: Check) -> None:
     report = kernel_report(device, torch.bfloat16, dim)
     check.line("kernels", settings={"head_dim": dim}, measured={**_libraries(device), **report})
     _train(check)
+    _shake_hands(check, device)
     _kl(check, heads, key_heads, dim)
 
 
@@ -59,6 +63,23 @@ def _train(check: Check) -> None:
         # The compiled functions: norm, RoPE and gated MLP, each forward and backward.
         assert compiling._compiled.cache_info().currsize == 6, compiling._compiled.cache_info()
     check.line("training", settings=dict(preset.settings), measured=losses)
+
+
+def _shake_hands(check: Check, device: torch.device) -> None:
+    """Compare training with the model's own code on this device, in float32 and bfloat16."""
+    preset = training.PRESETS["tiny" if check.tiny else "gpu-tiny"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training.write_inputs(preset, preset.layers[0], folder, 1)
+        torch.manual_seed(0)
+        original = AutoModelForCausalLM.from_config(
+            load_config(folder / "teacher"), trust_remote_code=False
+        )
+        original.save_pretrained(folder / "teacher")
+        extended = load_config(folder / "student")
+        found = list(shake_hands(folder / "teacher", extended, device=device, dtype=torch.bfloat16))
+    check.line("handshake", settings={}, measured={one.part: one.text for one in found})
+    assert all(one.passed is not False for one in found), found
 
 
 def _kl(check: Check, heads: int, key_heads: int, dim: int) -> None:
