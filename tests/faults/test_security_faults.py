@@ -117,7 +117,7 @@ def test_mlflow_refuses_foreign_hosts_and_paths_that_leave_its_folder(secured: P
 @pytest.mark.slow
 def test_no_secret_is_written_anywhere(secured: Pipeline) -> None:
     assert secured.run("run", "demo", "--only", "selection") == 2, secured.output()
-    assert "extension is not made yet" in secured.output()
+    assert "data is not made yet" in secured.output()
     # A refused run leaves no record, so that the deployment needs a finished run to start from.
     settings = [each for each in SMALL if each.startswith("data.")]
     assert secured.run("run", "demo", *settings, "--only", "data") == 0, secured.output()
