@@ -338,7 +338,7 @@ def no_tokenizer(folder: Path) -> None:
         (missing_shard, PreflightError, "model-00001-of-00002.safetensors"),
         (code, ConfigError, "auto_map"),
         (tokenizer_code, ConfigError, "auto_map"),
-        (gpt, ConfigError, "GPT2LMHeadModel is no decoder"),
+        (gpt, ConfigError, "GPT2LMHeadModel is not supported; give"),
         (quantized, ConfigError, "quantized"),
         (adapters, ConfigError, r"adapter_config\.json: transformers would add these adapters"),
         (no_config, PreflightError, "is missing"),
