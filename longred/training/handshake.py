@@ -183,12 +183,8 @@ def shake_hands(
         if dtype != torch.float32:
             with torch.autocast(device.type, dtype=dtype):
                 rounding = own_results(model, rows["packed"]).hidden_BTD
-    except LongredError as error:
-        yield Finding("own code", str(error), False)
-        return
     except Exception as error:
-        log.debug("the model's own code fails", exc_info=True)
-        yield Finding("own code", _crash(error), False)
+        yield Finding("own code", _described(error), False)
         return
     yield guarded("dropout", lambda: _dropout(model, rows["ordinary"]))
     model.config._attn_implementation = ATTENTION_NAME
@@ -216,14 +212,15 @@ def guarded(part: str, compare: Callable[[], tuple[str, bool | None]]) -> Findin
     """Return a comparison as a finding; a crash of the model's or our code is one that failed."""
     try:
         return Finding(part, *compare())
-    except LongredError as error:
-        return Finding(part, str(error), False)
     except Exception as error:
-        log.debug("%s", part, exc_info=True)
-        return Finding(part, _crash(error), False)
+        return Finding(part, _described(error), False)
 
 
-def _crash(error: Exception) -> str:
+def _described(error: Exception) -> str:
+    """Return an error in one line; the traceback of a crash is logged for debugging."""
+    if isinstance(error, LongredError):
+        return str(error)
+    log.debug("the handshake caught a crash", exc_info=error)
     first = (str(error).strip().splitlines() or [""])[0]
     return f"crashes: {type(error).__name__}: {first}"
 
