@@ -49,7 +49,7 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             another thing that no recipe needs, or an override is malformed.
     """
     path = _recipe_path(name)
-    values, lines = read_yaml(_read_text(path), str(path))
+    values, lines = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         holds = "a list" if isinstance(values, list) else "text" if values else "nothing"
         raise ConfigError(
@@ -63,7 +63,12 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(str(path), values, lines)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a recipe's file.
+
+    Raises:
+        ConfigError: it is too large, not UTF-8 or cannot be read.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
