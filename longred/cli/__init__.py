@@ -36,6 +36,7 @@ from longred.cli import (
     plan,
     runs,
     services,
+    study,
 )
 from longred.cli.common import SettingsCommand, StandardError
 from longred.cli.completion import add_completions
@@ -45,8 +46,8 @@ from longred.training.stop import interrupt
 
 VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     "Prepare": (init.init, config.config, plan.plan),
-    "Run": (runs.demo, runs.run),
-    "Look at what was made": (runs.show, compare.compare, data.inspect),
+    "Run": (runs.demo, runs.run, study.study),
+    "Look at what was made": (runs.show, compare.compare, study.report, data.inspect),
     "Work on any model": (check.check, drift.drift, evaluation.evaluate, export.export),
     "Services on this machine": (
         services.up,

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from longred.config import RunConfig
 from longred.errors import PreflightError
-from longred.runs.record import newest_runs
+from longred.runs.record import StageRecord, newest_runs
+from longred.runs.scope import Scope
 from longred.runs.session import Watcher, current_scope, open_run, run_options, settings_digest
 from longred.services import servers as services
 from longred.services.prefect_api import ask, chosen_api
 from longred.services.temporary_server import prefect_environment, temporary_server
 from longred.store.artifacts import Store
+from longred.study.cells import PlannedCell
 
 
 def repository() -> Path:
@@ -95,6 +97,31 @@ def reuse_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> 
     with open_run(config, recipe, overrides, is_followed=False) as run:
         run.reuse(watcher.stages)
     return run.record.id
+
+
+def run_study(store: Store, study: str, slots: int | None, only: Sequence[str]) -> str:
+    """Run a study in this process; return the folder of its artifact.
+
+    Raises:
+        LongredError: the study is wrong, or runs failed.
+    """
+    _make_importable()
+    with _server(store.root):
+        from flows.study import study as run
+
+        return run(study, slots, list(only))
+
+
+def look_up(cell: PlannedCell) -> Sequence[StageRecord]:
+    """Return the stages of a study's run as a dry run of the pipeline finds them.
+
+    Raises:
+        LongredError: a stage refused its input.
+    """
+    watcher = Watcher()
+    with run_options(scope=Scope(is_dry=True), listener=watcher, is_only=True):
+        dry_run_pipeline(cell.recipe, cell.overrides)
+    return watcher.stages
 
 
 def _make_importable() -> None:

@@ -76,6 +76,7 @@ class Cell:
         run: id of the run.
         command: command that repeats it.
         settings: digest of the settings that can change a result.
+        evaluation: digest of the artifact that holds the student's scores.
         models: `original`, `rescaled`, `student`, and each student that was saved during training
             by its step, such as `10`.
         training: cost of the student.
@@ -85,6 +86,7 @@ class Cell:
     run: str
     command: str
     settings: str
+    evaluation: str
     models: dict[str, ModelScores]
     training: Training | None
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from longred.config.messages import problems_in
 from longred.config.section import Section
 from longred.errors import ConfigError, shown, where_paths_start
-from longred.method.values import CountOrZero
+from longred.method.values import Bounds, CountOrZero
 from longred.recipes import Recipe, read_text
 from longred.recipes.strict import read_yaml
 from longred.study.measures import STUDENT, measure_of
@@ -109,6 +109,11 @@ class Study(Section):
     recipe: str = Field(description="Recipe that all runs start from: a name or a file.")
     seeds: list[CountOrZero] = Field(min_length=1, description="Seeds of every variant.")
     set: list[Setting] = Field(default=[], description="Settings of all runs.")
+    slots: Annotated[int, Bounds(ge=1)] = Field(
+        default=1,
+        description="Runs side by side; each gets its part of the GPUs or cores. The option "
+        "`--slots` replaces it.",
+    )
     panels: dict[Name, Panel] = Field(min_length=1, description="Its tables, in order.")
     claims: list[Claim] = Field(default=[], description="What it tests.")
 
