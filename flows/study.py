@@ -1,10 +1,11 @@
-"""A study as one Prefect flow; each of its runs is a task run and a flow run of its own."""
+"""A study as one Prefect flow; each of its runs is a task run, and a flow run of its own."""
 
 from collections.abc import Sequence
 
 from prefect import flow, get_run_logger
 
 from flows.flow_run import HOOKS
+from flows.full_pipeline import full_pipeline
 from flows.pipeline import run_stages
 from longred.progress import duration
 from longred.runs.record import StageRecord
@@ -23,7 +24,7 @@ def look_up(cell: PlannedCell) -> Sequence[StageRecord]:
     return watcher.stages
 
 
-@flow(name="longred-study", flow_run_name="{study}", persist_result=False, **HOOKS)
+@flow(name=full_pipeline.name, flow_run_name="{study}", persist_result=False, **HOOKS)
 def study(study: str = "demo", slots: int | None = None, only: list[str] = []) -> str:  # noqa: B006
     """Run a grid of recipes and seeds, and compare them with intervals and tests.
 

@@ -152,8 +152,8 @@ class DataConfig(Section):
     )
     short_length: Count = Field(
         default=1024,
-        description="Tokens of a short block, at most half of original_window: there the teacher "
-        "is reliable.",
+        description="Tokens of a short block: at most half of original_window, where the teacher "
+        "is reliable, or all of it, to compare.",
     )
     min_long_tokens: Count | None = Field(
         default=None,

@@ -28,7 +28,7 @@ MAX_NAME = 100
 MAX_FILE_NAME = 255
 """Most bytes between two slashes of a path."""
 
-FREE_TEXTS = ("title", "env_command")
+FREE_TEXTS = ("title", "description", "text", "label", "source", "env_command")
 """Fields whose text is neither a path nor a name."""
 
 

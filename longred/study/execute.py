@@ -104,12 +104,14 @@ class Children:
         with self._lock:
             if self._is_stopping:
                 raise Stopped(signal.SIGINT)
+            # These are a worker's words to the flow run that it started, which is the study.
+            own = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT__")}
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                 command,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **slot.environment},
+                env={**own, **slot.environment},
                 # Ctrl-C reaches the whole group; only the study decides what it means.
                 start_new_session=True,
             )

@@ -19,7 +19,7 @@ from longred.method.kept import kept_name
 from longred.models.load import load_config
 from longred.report.left_out import Dropped, barely_solved, score_of
 from longred.report.names import ORIGINAL, RESCALED
-from longred.report.scores import Comparison, collect, units_of
+from longred.report.scores import Comparison, average, collect, units_of
 from longred.runs.record import StageRecord
 from longred.store.artifacts import read_json
 from longred.study.cells import PlannedCell
@@ -116,25 +116,30 @@ def read_cell(each: Finished, comparison: Comparison) -> Cell:
         settings=each.cell.digest,
         evaluation=str(each.stages[f"evaluation/{each.cell.config.training.method}"].digest),
         models={
-            name: _scores(model, comparison.drifts.get(name))
+            name: _scores(model, comparison.drifts.get(name), each.cell.config.original_window)
             for name, model in comparison.models.items()
         },
         training=_training(each),
     )
 
 
-def _scores(model: Mapping[str, Any], drift: Mapping[str, Any] | None) -> ModelScores:
+def _scores(
+    model: Mapping[str, Any], drift: Mapping[str, Any] | None, original_window: int
+) -> ModelScores:
     def tasks(scores: Mapping[str, Any]) -> dict[str, float | None]:
         return {name: value for name, value in scores.items() if name != "average"}
 
+    ruler = {int(length): scores["average"] for length, scores in model["ruler"].items()}
+    beyond = average(score for length, score in ruler.items() if length > original_window)
     return ModelScores(
         short_average=model["short"]["average"],
         short_retention=model["retention"]["short"],
         capacities=dict(model["capacities"]),
         tasks=tasks(model["short"]),
-        ruler={int(length): scores["average"] for length, scores in model["ruler"].items()},
+        ruler=ruler,
         ruler_tasks={int(length): tasks(scores) for length, scores in model["ruler"].items()},
-        average=model["overall"],
+        ruler_average=beyond,
+        average=average([*model["capacities"].values(), beyond]),
         similarity=model["similarity"],
         similarity_per_layer=model["similarity_per_layer"],
         attention_kl_per_layer=list(drift["attention_kl"]) if drift else None,

@@ -27,7 +27,7 @@ def measure_of(name: str) -> Measure:
     """Return how a measure is shown.
 
     Names: `short_average`, `short_retention`, `average`, `similarity`, `attention_kl`,
-    `nats_per_token`, `ruler` (at the longest length), `ruler.LENGTH`, `ruler_retention.LENGTH`,
+    `nats_per_token`, `ruler` (mean over the lengths beyond the original window), `ruler.LENGTH`,
     `capacity.NAME`, `task.NAME`, `tokens`, `flops`, `seconds`, `tokens_to_retention.PERCENT`,
     `tokens_to_ruler.PERCENT`.
     """
@@ -76,8 +76,7 @@ def value_of(cell: Cell, name: str, model: str = STUDENT) -> float | None:
     if group == "tokens_to_ruler":
         return _tokens_until(cell, "ruler", float(part))
     if group == "ruler":
-        length = int(part) if part else max(scores.ruler, default=0)
-        return scores.ruler.get(length)
+        return scores.ruler.get(int(part)) if part else scores.ruler_average
     if group == "capacity":
         return scores.capacities.get(part)
     if group == "task":

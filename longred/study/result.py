@@ -26,7 +26,8 @@ class ModelScores:
         tasks: short task → score.
         ruler: length in tokens → mean over the compared RULER tasks.
         ruler_tasks: length in tokens → RULER task → score.
-        average: mean over capacities and RULER at its longest length.
+        ruler_average: mean of `ruler` over the lengths beyond the original window.
+        average: mean over capacities and `ruler_average`.
         similarity: mean cosine of the last hidden state to the original's.
         similarity_per_layer: the same after each decoder layer.
         attention_kl_per_layer: mean KL of each layer's attention from the original's, nats.
@@ -39,6 +40,7 @@ class ModelScores:
     tasks: dict[str, float | None]
     ruler: dict[int, float | None]
     ruler_tasks: dict[int, dict[str, float | None]]
+    ruler_average: float | None
     average: float | None
     similarity: float | None
     similarity_per_layer: list[float] | None

@@ -209,7 +209,7 @@ def test_up_serves_the_deployment_and_down_leaves_no_process(
     answer = httpx.get(f"{url}/deployments/name/{services.DEPLOYMENT}", timeout=120)
     deployment = answer.json()
     assert deployment["work_pool_name"] == WORK_POOL
-    assert deployed(str(url)) == {"full-pipeline", *STAGES[1:]}
+    assert deployed(str(url)) == {"full-pipeline", "study", *STAGES[1:]}
     properties = deployment["parameter_openapi_schema"]["properties"]
     assert list(properties) == ["recipe", "overrides", "start_from"]
     assert services.describe(started, repository()).count("http://127.0.0.1") >= 2
