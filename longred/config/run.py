@@ -83,6 +83,11 @@ class StoreConfig(Section):
         "for none. The variable LONGRED_STORE_REMOTE replaces it.",
         examples=["s3://bucket/longred"],
     )
+    wait: Undigested[bool] = Field(
+        default=False,
+        description="Whether to wait for a stage that another process is building, rather than "
+        "refuse; a study sets it.",
+    )
 
 
 class TrackingConfig(Section):
@@ -96,6 +101,11 @@ class TrackingConfig(Section):
     )
     experiment: Undigested[str] = Field(
         default="longred", description="Name of the MLflow experiment that runs are shown in."
+    )
+    parent_run_id: Undigested[str | None] = Field(
+        default=None,
+        description="Id of the MLflow run that groups this run with others; a study sets it.",
+        examples=["0f3c9b6a7d2e4c1f8a5b6c7d8e9f0a1b"],
     )
 
 

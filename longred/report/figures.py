@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -14,9 +15,12 @@ from longred.report.plots import Drawn, FigureData, Plot
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
+Data = TypeVar("Data")
+
+
 @dataclass(frozen=True, slots=True)
-class FigureSpec:
-    """One figure of the report.
+class FigureSpec(Generic[Data]):
+    """One figure, drawn from data of one type.
 
     Attributes:
         title: heading on the page; `{...}` are values that the drawing function returns.
@@ -26,10 +30,10 @@ class FigureSpec:
 
     title: str
     caption: str
-    fill: Callable[[Figure, FigureData], Drawn | None]
+    fill: Callable[[Figure, Data], Drawn | None]
 
 
-FIGURES = {
+FIGURES: dict[str, FigureSpec[FigureData]] = {
     "retention": FigureSpec(
         "Retention",
         "Score of each model divided by the score of the original on the same samples. RULER "
@@ -153,22 +157,28 @@ def draw_all(names: Iterable[str], data: FigureData) -> list[Plot]:
 
     The same data always produces the same bytes of SVG and PNG.
     """
-    plots = []
-    for name in names:
-        spec = FIGURES[name]
-        with mpl.rc_context({"svg.hashsalt": f"longred-{name}"}, fname=STYLE):
-            figure = Figure(figsize=(7.2, 3.3), layout="constrained")
-            drawn = spec.fill(figure, data)
-            if drawn is None:
-                continue
-            # The layout is computed once, not for each format.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-            svg, png = io.BytesIO(), io.BytesIO()
-            no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            figure.savefig(svg, format="svg", metadata=no_metadata)
-            figure.savefig(png, format="png", metadata={"Software": None})
-        title, caption = spec.title.format(**drawn.values), spec.caption.format(**drawn.values)
-        markup = svg.getvalue().decode()
-        plots.append(Plot(name, title, caption, drawn.table, markup, png.getvalue()))
-    return plots
+    return [plot for name in names if (plot := draw(name, FIGURES[name], data)) is not None]
+
+
+def draw(name: str, spec: FigureSpec[Data], data: Data) -> Plot | None:
+    """Draw one figure; None if its data is missing.
+
+    Args:
+        name: file name without suffix; ids inside the SVG start with it.
+        spec: the figure.
+        data: what it is drawn from.
+    """
+    with mpl.rc_context({"svg.hashsalt": f"longred-{name}"}, fname=STYLE):
+        figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+        drawn = spec.fill(figure, data)
+        if drawn is None:
+            return None
+        # The layout is computed once, not for each format.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        svg, png = io.BytesIO(), io.BytesIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(svg, format="svg", metadata=no_metadata)
+        figure.savefig(png, format="png", metadata={"Software": None})
+    title, caption = spec.title.format(**drawn.values), spec.caption.format(**drawn.values)
+    return Plot(name, title, caption, drawn.table, svg.getvalue().decode(), png.getvalue())

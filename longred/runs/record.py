@@ -82,6 +82,8 @@ def _load(recipe: str, environment: Sequence[str], overrides: Sequence[str]) -> 
     if is_loopback(tracking.get("uri") or ""):
         # The URL of a server started by `longred up`, which may have been stopped since.
         tracking["uri"] = None
+    # The group is that of the recorded run.
+    tracking["parent_run_id"] = None
     return load_recorded({**config, "tracking": tracking}, [*environment, *overrides])
 
 

@@ -244,6 +244,7 @@ def open_run(
     record = _new_record(config, recipe, overrides, store, scope)
     record.prefect_flow_run_id, record.prefect_url = prefect_flow_run_id, prefect_url
     run_store = RunStore(store.root, scope, record, remote)
+    run_store.waits = config.store.wait
     follower = None
     if is_followed and not scope.is_dry:
         follower = Follower(run_store, config.tracking, mlflow_page)

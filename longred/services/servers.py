@@ -28,8 +28,9 @@ from longred.runs.record import is_alive, process_identity
 from longred.services.prefect_api import ask, deployed
 from longred.services.programs import MLFLOW_DATABASE_VARIABLE, WORK_POOL, command, environment
 from longred.services.temporary_server import prefect_database
-from longred.store.artifacts import locked, make_folder, read_json, storage_errors, write_json
+from longred.store.artifacts import make_folder, read_json, storage_errors, write_json
 from longred.store.databases import refuse_damaged, remove_log
+from longred.store.locks import locked
 
 DEPLOYMENT = "longred/full-pipeline"
 DEPLOYMENTS_FILE = "deployments/prefect.yaml"

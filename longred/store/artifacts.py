@@ -1,8 +1,7 @@
-"""Artifacts: digests, manifests, atomic commits, locks and safe paths."""
+"""Artifacts: digests, manifests, atomic commits and safe paths."""
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longred.errors import LockedError, MismatchError, PreflightError, StorageError
+from longred.errors import MismatchError, StorageError
+from longred.store.locks import locked
+from longred.store.locks import make_folder as make_folder
 from longred.store.remote import MANIFEST as MANIFEST
 from longred.store.remote import Remote
 
@@ -95,20 +96,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder of the store and its parents.
-
-    Raises:
-        PreflightError: the folder cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreflightError(
-            f"{folder}: cannot be created ({error.strerror}); set store.path to a writable folder"
-        ) from error
-
-
 def existing_folder(path: Path) -> Path:
     """Return the path, or its nearest parent that exists."""
     return next(each for each in (path, *path.parents) if each.exists())
@@ -181,29 +168,6 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel releases it when the process ends.
-
-    Raises:
-        LockedError: another process holds the lock.
-    """
-    make_folder(path.parent)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise LockedError(
-                f"{what} is in use by {holder}; wait for it or stop it ({path})"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
-
-
 class Store:
     """Artifacts, work in progress and run records under one root folder.
 
@@ -213,9 +177,11 @@ class Store:
 
     Attributes:
         writes: whether anything may be written under the root.
+        waits: whether `build` waits for another process that builds the same artifact.
     """
 
     writes = True
+    waits = False
 
     def __init__(self, root: Path | str, remote: Remote | None = None) -> None:
         self.root = Path(root).expanduser().resolve()
@@ -295,7 +261,7 @@ class Store:
             version: format version of what `make` writes.
 
         Raises:
-            LockedError: another process builds the same artifact.
+            LockedError: another process builds the same artifact, and `waits` is not set.
             StorageError: the disk is full, or the artifact could not be fetched or sent; the work
                 folder keeps its progress.
             MismatchError: a fetched artifact differs from its manifest.
@@ -305,8 +271,7 @@ class Store:
         artifact = None if rebuilds else self.find(stage, digest)
         if artifact is None:
             work = self.work(digest)
-            make_folder(work)
-            with locked(work / "lock", f"{stage}-{digest}"):
+            with locked(work / "lock", f"{stage}-{digest}", waits=self.waits):
                 if not rebuilds:
                     # Another process may have committed it since.
                     artifact = self.find(stage, digest) or self._fetch(stage, digest)

@@ -214,7 +214,6 @@ class OpenStudy:
                 self.group,
                 metrics=headline_metrics(result),
                 files=[path for path in artifact.folder.iterdir() if path.is_file()],
-                status="FINISHED",
                 note=note(result),
             )
         return artifact.folder

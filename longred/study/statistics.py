@@ -54,7 +54,7 @@ def difference(
 
 
 def of_values(changes: Sequence[float], *, margin: float = 0.0) -> Difference:
-    """Return the mean of one value a seed, its interval, and p of the test of it against -margin."""
+    """Return the mean of one value a seed, its interval, and p of its test against -margin."""
     mean, half = _mean_and_half(changes)
     low, high = (None, None) if half is None else (mean - half, mean + half)
     p = _p([change + margin for change in changes])
@@ -162,3 +162,16 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     from scipy import stats
 
     return float(stats.spearmanr(first, second).statistic)
+
+
+def front(points: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """Return the points that no other beats: (more is better, more is better, less is better)."""
+
+    def beats(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
+        return a != b and a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2]
+
+    return [
+        name
+        for name, point in points.items()
+        if not any(beats(other, point) for other in points.values())
+    ]

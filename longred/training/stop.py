@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from longred.errors import LockedError, MismatchError
-from longred.store.artifacts import locked, read_json, write_json
+from longred.store.artifacts import read_json, write_json
+from longred.store.locks import locked
 
 log = logging.getLogger(__name__)
 

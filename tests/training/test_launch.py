@@ -19,7 +19,8 @@ from live import wait_until_free
 from tiny_training import MakeJob, assert_same_run
 
 from longred.errors import ConfigError, LockedError, LostProcessError, Stopped
-from longred.store.artifacts import locked, write_json
+from longred.store.artifacts import write_json
+from longred.store.locks import locked
 from longred.training import launch
 from longred.training.launch import PausedError
 from longred.training.stop import StopRequest, only_trainer
