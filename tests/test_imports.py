@@ -20,6 +20,7 @@ ROWS = """
 cli
 flows
 tasks
+study
 stages
 services
 demo report export

@@ -1,12 +1,13 @@
 """The `longred` command: one function per verb, registered in `VERBS`.
 
-`runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `check`,
-`compare`, `config`, `data` (inspect), `drift`, `evaluation`, `export`, `init` and `plan` one verb.
-`resolve` knows what the name of a run, model or data set means, `common` has shared options and
-tables. `terminal` and `score_board` are the live displays, `flow_host` the only way to the flows,
-`drift_text` the text that drift is measured on, `first_recipe` and `first_text` what `init` derives
-and `recipe_text` its file, `completion` what the shell completes, `usage` the words for a wrong
-command line.
+`runs` has demo, run and show; `services` up, down, status, deploy, doctor and reap; `study` has
+study and report; `check`, `compare`, `config`, `data` (inspect), `drift`, `evaluation`, `export`,
+`init` and `plan` one verb. `resolve` knows what the name of a run, model or data set means,
+`common` has shared options and tables. `terminal` and `score_board` are the live displays,
+`flow_host` the only way to the flows, `drift_text` the text that drift is measured on,
+`first_recipe` and `first_text` what `init` derives and `recipe_text` its file, `child` the command
+in a process that ends with its parent, `completion` what the shell completes, `usage` the words
+for a wrong command line.
 
 Results go to standard output, everything else to standard error. Heavy libraries are imported
 inside the verbs that need them, so that every command starts fast.

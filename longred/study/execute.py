@@ -1,8 +1,7 @@
 """Runs cells as child processes: `longred run` with the settings of the cell.
 
 A process of its own keeps a cell's memory, threads and GPUs apart from those of the others, and
-makes each number repeatable by one command. The module is also what the child runs: it ends like a
-stopped run when the study's process ends, in whatever way.
+makes each number repeatable by one command.
 """
 
 import os
@@ -20,6 +19,8 @@ from longred.store.artifacts import make_folder
 from longred.study.cells import PlannedCell
 
 LAST_LINES = 8
+CHILD = "longred.cli.child"
+"""The command line in a process that ends with its parent."""
 STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
 
 
@@ -73,7 +74,7 @@ class Children:
             Stopped: a signal ended it.
         """
         make_folder(log.parent)
-        command = [sys.executable, "-m", __name__, "run", cell.recipe, *cell.overrides, *settings]
+        command = [sys.executable, "-m", CHILD, "run", cell.recipe, *cell.overrides, *settings]
         with log.open("wb") as output:
             process = self._start(command, slot, output)
             try:
@@ -132,22 +133,3 @@ def _error(cell: PlannedCell, code: int, log: Path) -> LongredError:
             f"{cell.name}: ended with status {code}; its log {log} ends:\n{end}"
         )
     return kind(f"{cell.name}: {errors[-1] if errors else f'ended with status {code}'} ({log})")
-
-
-def _end_with_parent() -> None:
-    """Stop this process as a user would when the study's process ends."""
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def main() -> None:
-    """Run the command line in this process, which ends with the parent's."""
-    from longred.cli import main as run_command
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    run_command()
-
-
-if __name__ == "__main__":
-    main()
