@@ -13,7 +13,7 @@ from longred.study.measures import value_of
 from longred.study.result import Cell, Difference, Estimate
 
 CONFIDENCE = 0.95
-CORRECTED = ("short_average", "short_retention", "ruler", "similarity")
+CORRECTED = ("short_retention", "ruler", "similarity")
 """Measures whose differences from the baseline are corrected for the number of comparisons."""
 ROUNDING = 1e-12
 """Relative size of a difference that is only rounding."""

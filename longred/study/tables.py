@@ -111,14 +111,14 @@ def _cost(variant: VariantResult, name: str, text: Callable[[float], str]) -> st
 
 def difference_table(panel: PanelResult) -> Table:
     """Return each variant minus the baseline on the corrected measures."""
-    header = ["variant"]
+    header = ["variant", measure_of("short_average").text]
     for name in CORRECTED:
         header += [measure_of(name).text, "p"]
     rows = []
     for variant in panel.variants:
         if variant.name == panel.baseline:
             continue
-        row = [variant.name]
+        row = [variant.name, change(variant.differences.get("short_average"))]
         for name in CORRECTED:
             found = variant.differences.get(name)
             row += [change(found, measure_of(name).digits), p_text(found)]

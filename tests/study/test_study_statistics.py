@@ -167,10 +167,10 @@ def test_a_panels_comparisons_are_one_family() -> None:
         "a": row([75, 76, 78, 75, 75], [50, 52, 52, 51, 51]),
         "b": row([70, 72, 72, 71, 71], [40, 42, 40, 41, 39]),
     }
-    measures = ["short_average", "ruler", "tokens"]
+    measures = ["short_retention", "ruler", "tokens"]
     found = {name: summarise(base, cells, measures)[1] for name, cells in rows.items()}
     adjusted = adjust(found)
-    family = [(v, m) for v in found for m in ("short_average", "ruler")]
+    family = [(v, m) for v in found for m in ("short_retention", "ruler")]
     known = [p for v, m in family if (p := found[v][m].p) is not None]
     assert [adjusted[v][m].p_adjusted for v, m in family] == pytest.approx(by_definition(known))
     assert adjusted["a"]["tokens"].p_adjusted is None
