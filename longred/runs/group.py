@@ -15,6 +15,8 @@ from longred.runs.mlflow_home import connect, unreachable
 log = logging.getLogger(__name__)
 
 GROUP_TAG = "longred.group"
+MAX_NOTE = 8000
+"""Most characters of a tag's value on every kind of server."""
 
 
 def open_group(
@@ -50,7 +52,7 @@ def open_group(
     return found
 
 
-def close_group(
+def fill_group(
     root: Path,
     tracking: TrackingConfig,
     run_id: str,
@@ -59,7 +61,7 @@ def close_group(
     files: Sequence[Path],
     note: str,
 ) -> None:
-    """Log the results of a group and end its MLflow run.
+    """Log the results of a group.
 
     Args:
         root: root folder of the store.
@@ -81,11 +83,12 @@ def close_group(
         client.log_batch(run_id, tags=[RunTag("mlflow.note.content", note[:MAX_NOTE])])
         for path in files:
             client.log_artifact(run_id, str(path), "study")
-        client.set_terminated(run_id)
 
 
-MAX_NOTE = 8000
-"""Most characters of a tag's value on every kind of server."""
+def end_group(root: Path, tracking: TrackingConfig, run_id: str, status: str) -> None:
+    """End the MLflow run of a group as FINISHED, FAILED or KILLED."""
+    with _warned():
+        connect(root, tracking)[0].set_terminated(run_id, status)
 
 
 @contextmanager

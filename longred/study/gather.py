@@ -154,7 +154,8 @@ def _training(each: Finished) -> Training | None:
         return None
     found = [_cost(each, Path(str(stage.path))) for stage in stages]
     last = found[-1][0]["environment"]
-    threads = f", {last['num_threads']} threads" if last.get("device") == "cpu" else ""
+    number = last["num_threads"]
+    threads = f", {number} thread{'s' * (number != 1)}" if last.get("device") == "cpu" else ""
     processes = last.get("num_processes", 1)
     times = f"{processes} x " if processes > 1 else ""
     return Training(

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from longred.errors import ConfigError, LongredError, LostProcessError
-from longred.runs.group import close_group, open_group
+from longred.errors import ConfigError, LongredError, LostProcessError, Stopped
+from longred.runs.group import end_group, fill_group, open_group
 from longred.runs.record import RunRecord, StageRecord, read_runs
 from longred.stages.preflight import Preflight, refuse_all
 from longred.store.artifacts import Store, canonical_digest
@@ -208,7 +208,7 @@ class OpenStudy:
             return self.logs
         artifact, result = commit(self.store, self.study, self.result())
         if self.group:
-            close_group(
+            fill_group(
                 self.store.root,
                 self.cells[0].config.tracking,
                 self.group,
@@ -254,21 +254,29 @@ def open_study(
         listener=_listener.get(Silent()),
         is_whole=not only,
     )
+    status = "KILLED"
     try:
         yield opened
-    except BaseException:
-        opened.children.stop()
+        status = "FINISHED"
+    except Exception as error:
+        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
         raise
+    finally:
+        if status != "FINISHED":
+            opened.children.stop()
+        if opened.group:
+            end_group(opened.store.root, cells[0].config.tracking, opened.group, status)
 
 
 def _group(opened: OpenStudy) -> str:
     """Open the MLflow run that groups the runs of a study, or find it again."""
     study = opened.study
+    values = study.model_dump(mode="json", exclude={"slots"})
     return open_group(
         opened.store.root,
         opened.cells[0].config.tracking,
         name=f"study {opened.name}",
-        key=canonical_digest({"name": opened.name, "study": study.model_dump(mode="json")})[:16],
+        key=canonical_digest({"name": opened.name, "study": values})[:16],
         note=study.description or study.title,
         tags={"longred.study": opened.name},
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from longred.config import TrackingConfig
-from longred.runs.group import close_group, open_group
+from longred.runs.group import end_group, fill_group, open_group
 from longred.runs.mlflow_home import connect
 
 WORDS = {"name": "study demo", "note": "What it asks.", "tags": {"longred.study": "demo"}}
@@ -20,9 +20,10 @@ def test_a_group_is_created_once_and_closed_with_its_results(tmp_path: Path) -> 
     assert open_group(tmp_path, tracking, key="k2", **WORDS) != first  # type: ignore[arg-type]
     page = tmp_path / "index.html"
     page.write_text("<p>page</p>")
-    close_group(
+    fill_group(
         tmp_path, tracking, first, metrics={"4x/cpt/ruler": 12.5}, files=[page], note="Done."
     )
+    end_group(tmp_path, tracking, first, "FINISHED")
     client, _ = connect(tmp_path, tracking)
     run = client.get_run(first)
     assert run.info.status == "FINISHED"
