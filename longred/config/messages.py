@@ -115,6 +115,11 @@ def _unknown_key(root: type[Section], location: list[Any], above: Kind | None, p
         return f"unknown key; in a file, write {shown(rest)} as a key of the group {first}"
     if last.partition(":")[0] in known:
         return f"unknown key; put a space behind the colon: {shown(last.replace(':', ': ', 1))}"
+    if root is not RunConfig and not prefix:
+        # A file of another kind, whose keys `longred config` does not have.
+        own = difflib.get_close_matches(last, known, n=2)
+        alike = f"did you mean {' or '.join(own)}?"
+        return f"unknown key; {alike if own else 'known keys: ' + ', '.join(known)}"
     near = nearest_keys(key, known)
     group = key.rpartition(".")[0]
     if near and near[0].endswith("batch_tokens") and last.endswith("batch_size"):

@@ -115,15 +115,18 @@ class OpenStudy:
         """
         found, checked = [], set()
         for cell in distinct(self.cells):
-            stages = self.dry_run(cell)
-            built = {stage.stage for stage in stages if stage.status != "skipped"}
-            if not built:
-                continue
-            found.append(cell)
-            if (cell.panel, cell.variant) not in checked:
-                # A refusal does not depend on the seed.
-                checked.add((cell.panel, cell.variant))
-                _refuse(cell, stages, built)
+            with _placed(cell):
+                stages = self.dry_run(cell)
+                built = {stage.stage for stage in stages if stage.status != "skipped"}
+                if not built:
+                    continue
+                found.append(cell)
+                if (cell.panel, cell.variant) not in checked:
+                    # A refusal does not depend on the seed.
+                    checked.add((cell.panel, cell.variant))
+                    works = [Path(stage.work) for stage in stages if stage.work]
+                    methods = cell.config.training.methods()
+                    refuse_all(Preflight(cell.config, built, methods, works=works))
         return found
 
     def run(self, cell: PlannedCell) -> float:
@@ -295,11 +298,11 @@ def _slots(num_slots: int, cells: Sequence[PlannedCell]) -> list[Slot]:
     return divide(num_slots, num_gpus=num_gpus, num_cores=len(os.sched_getaffinity(0)))
 
 
-def _refuse(cell: PlannedCell, stages: Sequence[StageRecord], built: set[str]) -> None:
-    works = [Path(stage.work) for stage in stages if stage.work]
-    methods = cell.config.training.methods()
+@contextlib.contextmanager
+def _placed(cell: PlannedCell) -> Iterator[None]:
+    """Name the variant in the message of an error."""
     try:
-        refuse_all(Preflight(cell.config, built, methods, works=works))
+        yield
     except LongredError as error:
         place = f"panels.{cell.panel}.variants.{cell.variant}"
         raise type(error)(f"{place}: {error}") from None

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from longred.config import RunConfig
 from longred.config.messages import problems_in
 from longred.config.section import Section
 from longred.errors import ConfigError, shown, where_paths_start
@@ -164,6 +165,11 @@ def load_study(name_or_path: str) -> tuple[str, Study]:
     values, lines = read_yaml(read_text(path), source)
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: a study is a mapping, see the packaged studies")
+    if "panels" not in values and values.keys() & RunConfig.model_fields.keys():
+        raise ConfigError(
+            f"{source}: is a recipe; `longred run {shown(name_or_path, 200)}` runs it, and a study "
+            "names it as its recipe"
+        )
     try:
         return path.stem, Study.model_validate(values)
     except ValidationError as error:
