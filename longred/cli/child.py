@@ -11,7 +11,6 @@ import time
 
 from longred.cli import main as run_command
 
-
 END_SECONDS = 60.0
 
 

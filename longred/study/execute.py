@@ -74,6 +74,8 @@ class Children:
             Stopped: a signal ended it.
         """
         make_folder(log.parent)
+        # A run of a killed study may still write its last lines into the old file.
+        log.unlink(missing_ok=True)
         command = [sys.executable, "-m", CHILD, "run", cell.recipe, *cell.overrides, *settings]
         with log.open("wb") as output:
             process = self._start(command, slot, output)
