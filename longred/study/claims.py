@@ -1,4 +1,10 @@
-"""The verdicts on a study's claims."""
+"""The verdicts on a study's claims, corrected for their number.
+
+A claim holds if all of its tests do, so that its p is the largest of theirs and needs no correction
+for their number (an intersection-union test: R. L. Berger, Technometrics 24, 1982). Holm's
+correction is over the claims. A test that contradicts its claim could be any of them, so its p is
+multiplied by the number of all tests.
+"""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,7 +21,7 @@ from longred.study.measures import (
 )
 from longred.study.result import Cell, ClaimResult, Difference, Tested, Verdict
 from longred.study.spec import Study, Test, split_model
-from longred.study.statistics import difference, of_values, spearman, with_holm
+from longred.study.statistics import difference, of_values, spearman
 
 SIGNIFICANT = 0.05
 
@@ -37,8 +43,7 @@ class _Outcome:
 def judge(study: Study, cells: Cells, given: str) -> list[ClaimResult]:
     """Return the verdict on every claim.
 
-    The p values of all tests of all claims are corrected together. A claim holds if all of its
-    tests hold, and does not if one does not.
+    A claim holds if all of its tests hold, and does not if one does not.
 
     Args:
         study: the study.
@@ -46,11 +51,9 @@ def judge(study: Study, cells: Cells, given: str) -> list[ClaimResult]:
         given: the name or path of the study, for commands.
     """
     outcomes = [[_run(test, cells) for test in claim.tests] for claim in study.claims]
-    flat = with_holm([each.difference for tests in outcomes for each in tests])
-    corrected = iter(flat)
     found = []
-    for claim, tests in zip(study.claims, outcomes, strict=True):
-        tested = [_tested(replace(each, difference=next(corrected)), given) for each in tests]
+    for claim, tests in zip(study.claims, _corrected(outcomes), strict=True):
+        tested = [_tested(each, given) for each in tests]
         verdict = _together([each.verdict for each in tested])
         found.append(
             ClaimResult(
@@ -62,6 +65,44 @@ def judge(study: Study, cells: Cells, given: str) -> list[ClaimResult]:
             )
         )
     return found
+
+
+def _corrected(claims: Sequence[Sequence[_Outcome]]) -> list[list[_Outcome]]:
+    """Return the tests of each claim with `p_adjusted`."""
+    total = sum(len(tests) for tests in claims)
+    largest = {n: p for n, tests in enumerate(claims) if (p := _claim_p(tests)) is not None}
+    factors: dict[int, tuple[int, float]] = {}
+    floor = 0.0
+    for rank, number in enumerate(sorted(largest, key=lambda n: largest[n])):
+        factor = len(largest) - rank
+        factors[number] = (factor, floor)
+        floor = max(floor, min(1.0, factor * largest[number]))
+    return [
+        [_with_p(each, total, *factors.get(number, (total, 0.0))) for each in tests]
+        for number, tests in enumerate(claims)
+    ]
+
+
+def _claim_p(tests: Sequence[_Outcome]) -> float | None:
+    """Return the p of a claim: 1 if a test contradicts it, None if a test has no p."""
+    found = [each.difference.p if each.difference else None for each in tests]
+    known = [p for p in found if p is not None]
+    if len(known) < len(found):
+        return None
+    return max(known) if all(map(_agrees, tests)) else 1.0
+
+
+def _with_p(outcome: _Outcome, total: int, factor: int, floor: float) -> _Outcome:
+    found = outcome.difference
+    if found is None or found.p is None:
+        return outcome
+    adjusted = max(floor, factor * found.p) if _agrees(outcome) else total * found.p
+    return replace(outcome, difference=replace(found, p_adjusted=min(1.0, adjusted)))
+
+
+def _agrees(outcome: _Outcome) -> bool:
+    """Return whether a test has the claimed sign."""
+    return outcome.difference is not None and outcome.difference.mean + outcome.margin > 0
 
 
 def _tested(outcome: _Outcome, given: str) -> Tested:

@@ -25,7 +25,7 @@ TERMS = {
     "FLOPs": "operations of student and teacher in training, as `longred plan` counts them",
     "long, mix, short": "what a method reads: long text alone, long and short text, short alone",
     "p": "of the paired t test over the seeds, after Holm's correction for all comparisons of the "
-    "table; for claims, for all tests of all claims",
+    "table, or for the number of claims; of a test that contradicts its claim, for all tests",
     "holds": "all tests of the claim have the claimed sign and a corrected p below 0.05",
     "does not hold": "a test has the opposite sign with a corrected p below 0.05",
     "not decided": "no test contradicts the claim, but one is compatible with no difference at all",

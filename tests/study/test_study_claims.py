@@ -73,15 +73,45 @@ def test_a_claim_holds_only_if_all_of_its_tests_do() -> None:
     assert verdict(good, {"measure": "short_average", "peaks": "4x/a"}).verdict == "not testable"
 
 
-def test_all_tests_of_all_claims_are_corrected_together() -> None:
-    one = verdict(above("4x/a", "4x/noise")).tests[0].difference
-    many = verdict(*[above("4x/a", "4x/noise")] * 8).tests[0].difference
-    assert one is not None
-    assert many is not None
-    assert one.p == many.p
-    assert one.p is not None
-    assert one.p_adjusted == one.p
-    assert many.p_adjusted == min(1.0, 8 * one.p)
+def judged(*claims: list[dict[str, Any]]) -> list[ClaimResult]:
+    """Return the verdicts on several claims."""
+    group = {"title": "4x", "baseline": "a", "variants": {"a": {}, "b": {}, "noise": {}}}
+    values = {
+        "title": "t",
+        "recipe": "demo",
+        "seeds": SEEDS,
+        "panels": {"4x": group},
+        "claims": [{"text": "c", "tests": tests} for tests in claims],
+    }
+    return judge(Study.model_validate(values), CELLS, "demo")
+
+
+def p_values(found: ClaimResult) -> list[tuple[float, float]]:
+    """Return p and corrected p of each test."""
+    known = [test.difference for test in found.tests]
+    return [(each.p, each.p_adjusted) for each in known if each]  # type: ignore[misc]
+
+
+def test_a_claims_p_is_its_tests_largest_and_holm_is_over_the_claims() -> None:
+    sure = above("4x/a", "4x/b")
+    less = above("4x/a", "4x/b", "ruler", margin=1)
+    first, second, third = judged([sure], [sure, less], [above("4x/noise", "4x/b")])
+    p_sure, p_less = p_values(second)[0][0], p_values(second)[1][0]
+    assert p_sure < p_less < 0.05
+    # In the order of their largest p: the first claim, the second, the third.
+    assert p_values(first) == [(p_sure, pytest.approx(3 * p_sure))]
+    floor = max(3 * p_sure, 2 * p_sure)
+    assert p_values(second) == [(p_sure, pytest.approx(floor)), (p_less, pytest.approx(2 * p_less))]
+    p_noise, adjusted = p_values(third)[0]
+    assert adjusted == pytest.approx(max(2 * p_less, p_noise))
+
+
+def test_a_contradiction_is_corrected_for_all_tests() -> None:
+    wrong = above("4x/a", "4x/b", "ruler")
+    found = judged([above("4x/a", "4x/b"), wrong], [above("4x/noise", "4x/b")] * 4)
+    p, adjusted = p_values(found[0])[1]
+    assert adjusted == pytest.approx(min(1.0, 6 * p))
+    assert found[0].verdict == ("does not hold" if 6 * p < 0.05 else "not decided")
 
 
 def test_other_models_of_a_run_are_compared_too() -> None:
