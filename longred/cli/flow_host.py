@@ -107,9 +107,9 @@ def run_study(store: Store, study: str, slots: int | None, only: Sequence[str]) 
     """
     _make_importable()
     with _server(store.root):
-        from flows.study import study as run
+        from flows.local import run_study as run
 
-        return run(study, slots, list(only))
+        return run(study, slots, only)
 
 
 def look_up(cell: PlannedCell) -> Sequence[StageRecord]:
