@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from flows.windows import Start, starting_points
 from longred.config import EvaluationConfig, TrainingConfig
-from longred.runs.record import load_config, pin_run
-from longred.runs.scope import WHAT_CHANGED
-from longred.runs.session import open_run
+from longred.runs.record import StageRecord, load_config, pin_run
+from longred.runs.scope import WHAT_CHANGED, Scope
+from longred.runs.session import Watcher, open_run, run_options
 from longred.services.servers import mlflow_page
 from longred.stages import REINDEXINGS, kept_students
 from longred.stages.preflight import refuse_early
@@ -67,6 +67,18 @@ def run_stages(
         made = (data, extended, profile, layers, students, samples, scores)
         write_report(config.report, config.digest_values(), *made)
     return run.record.id
+
+
+def look_up(recipe: str, overrides: Sequence[str]) -> list[StageRecord]:
+    """Return the stages of a run as a dry run finds them: skipped if their artifacts exist.
+
+    Raises:
+        LongredError: a stage refused its input.
+    """
+    watcher = Watcher()
+    with run_options(scope=Scope(is_dry=True), listener=watcher, is_only=True):
+        run_stages(recipe, overrides)
+    return watcher.stages
 
 
 def train_students(

@@ -1,27 +1,14 @@
 """A study as one Prefect flow; each of its runs is a task run, and a flow run of its own."""
 
-from collections.abc import Sequence
-
 from prefect import flow, get_run_logger
 
 from flows.flow_run import HOOKS
 from flows.full_pipeline import full_pipeline
-from flows.pipeline import run_stages
+from flows.pipeline import look_up
 from longred.progress import duration
-from longred.runs.record import StageRecord
-from longred.runs.scope import Scope
-from longred.runs.session import Watcher, run_options
 from longred.study.cells import PlannedCell
 from longred.study.session import open_study
 from tasks.study import run_cells
-
-
-def look_up(cell: PlannedCell) -> Sequence[StageRecord]:
-    """Return the stages of a run as a dry run of the pipeline finds them."""
-    watcher = Watcher()
-    with run_options(scope=Scope(is_dry=True), listener=watcher, is_only=True):
-        run_stages(cell.recipe, cell.overrides)
-    return watcher.stages
 
 
 @flow(name=full_pipeline.name, flow_run_name="{study}", persist_result=False, **HOOKS)

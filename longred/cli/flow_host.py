@@ -13,13 +13,11 @@ from pathlib import Path
 from longred.config import RunConfig
 from longred.errors import PreflightError
 from longred.runs.record import StageRecord, newest_runs
-from longred.runs.scope import Scope
 from longred.runs.session import Watcher, current_scope, open_run, run_options, settings_digest
 from longred.services import servers as services
 from longred.services.prefect_api import ask, chosen_api
 from longred.services.temporary_server import prefect_environment, temporary_server
 from longred.store.artifacts import Store
-from longred.study.cells import PlannedCell
 
 
 def repository() -> Path:
@@ -112,16 +110,16 @@ def run_study(store: Store, study: str, slots: int | None, only: Sequence[str]) 
         return run(study, slots, only)
 
 
-def look_up(cell: PlannedCell) -> Sequence[StageRecord]:
-    """Return the stages of a study's run as a dry run of the pipeline finds them.
+def look_up(recipe: str, overrides: Sequence[str]) -> Sequence[StageRecord]:
+    """Return the stages of a run as a dry run finds them, without Prefect.
 
     Raises:
         LongredError: a stage refused its input.
     """
-    watcher = Watcher()
-    with run_options(scope=Scope(is_dry=True), listener=watcher, is_only=True):
-        dry_run_pipeline(cell.recipe, cell.overrides)
-    return watcher.stages
+    _make_importable()
+    from flows.pipeline import look_up
+
+    return look_up(recipe, overrides)
 
 
 def _make_importable() -> None:

@@ -64,11 +64,10 @@ def study(
     use_store(store)
     chosen = [each.strip() for each in only.split(",")] if only else []
     opened = _open(name, chosen)
-    missing = opened.missing()
     if dry_run:
-        _print_missing(opened, missing, as_json)
+        _print_missing(opened, opened.missing(), as_json)
         return
-    if missing:
+    if not opened.is_finished():
         try:
             with shown_by(Lines()):
                 run_study(opened.store, name, slots, chosen)

@@ -74,6 +74,7 @@ class Mirror:
     def _show_parent(self, run: RunRecord) -> None:
         if run.mlflow_run_id is None:
             tags = {
+                "mlflow.parentRunId": run.config["tracking"].get("parent_run_id"),
                 "longred.run": run.id,
                 "longred.recipe": run.recipe,
                 "longred.digest": run.digest,
@@ -84,7 +85,6 @@ class Mirror:
                 "mlflow.note.content": note(run),
                 **source_tags(run),
             }
-            tags["mlflow.parentRunId"] = run.config["tracking"].get("parent_run_id")
             run.mlflow_run_id = self._create(run_name(run), run.started, tags)
         if self._page:
             run.mlflow_url = run_page(self._page, self.experiment_id, run.mlflow_run_id)

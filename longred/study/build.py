@@ -210,11 +210,3 @@ def headline_metrics(result: StudyResult) -> dict[str, float]:
         for name in wanted
         if name in variant.estimates
     }
-
-
-def note(result: StudyResult) -> str:
-    """Return the description of a study in MLflow: the whole as Markdown."""
-    from longred.study.tables import markdown
-
-    text: str = markdown(result)
-    return text

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from longred.report.figures import FigureSpec, draw
 from longred.report.plots import INK, Drawn, Plot, legend_above, line_style, look
@@ -129,19 +130,16 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
         (dx, dy) for dx in (9, -9, 0) for dy in (7, -7, 16, -16, 26, -26) if dx or abs(dy) > 7
     ]
     inside = axes.get_window_extent(renderer)
-    for name, point in points.items():
+
+    def write(name: str, dx: float, dy: float, **more: Any) -> Annotation:
+        beside = "left" if dx > 0 else "right" if dx < 0 else "center"
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": INK}
+        return axes.annotate(name, points[name], (dx, dy), ha=beside, va="center", **style, **more)
+
+    for name in points:
         costs = []
         for dx, dy in places:
-            text = axes.annotate(
-                name,
-                point,
-                (dx, dy),
-                textcoords="offset points",
-                fontsize=7.5,
-                ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                va="center",
-                color=INK,
-            )
+            text = write(name, dx, dy)
             box = text.get_window_extent(renderer)
             text.remove()
             cost = 10.0 * sum(box.overlaps(other) for other in taken)
@@ -150,17 +148,22 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
             costs.append((cost + 0.01 * abs(dy), dx, dy, box))
         _, dx, dy, box = min(costs, key=lambda each: each[:3])
         taken.append(box)
-        axes.annotate(
-            name,
-            point,
-            (dx, dy),
-            textcoords="offset points",
-            fontsize=7.5,
-            ha="left" if dx > 0 else "right" if dx < 0 else "center",
-            va="center",
-            color=INK,
-            arrowprops={"arrowstyle": "-", "color": "#9aa0a6", "linewidth": 0.5},
-        )
+        line = {"arrowstyle": "-", "color": "#9aa0a6", "linewidth": 0.5}
+        write(name, dx, dy, arrowprops=line)
+
+
+def _curve(axes: Axes, points: Mapping[float, Estimate], name: str, names: Sequence[str]) -> None:
+    """Draw a line through means, with whiskers to the ends of their intervals."""
+    whiskers = [_errors(each) or [[0.0], [0.0]] for each in points.values()]
+    axes.errorbar(
+        list(points),
+        [each.mean for each in points.values()],
+        yerr=np.array([[low for [low], _ in whiskers], [high for _, [high] in whiskers]]),
+        elinewidth=0.8,
+        capsize=2,
+        label=name,
+        **line_style(name, names),
+    )
 
 
 def retention(figure: Figure, panel: PanelResult) -> Drawn | None:
@@ -208,16 +211,8 @@ def ruler(figure: Figure, panel: PanelResult) -> Drawn | None:
             continue
         # Shifted a little, so that equal scores and whiskers stay visible.
         shift = 2 ** (0.02 * (position - len(estimates) / 2))
-        whiskers = [_errors(each) or [[0.0], [0.0]] for each in points.values()]
-        axes.errorbar(
-            [n * shift for n in points],
-            [each.mean for each in points.values()],
-            yerr=np.array([[w[0][0] for w in whiskers], [w[1][0] for w in whiskers]]),
-            elinewidth=0.8,
-            capsize=2,
-            label=name,
-            **line_style(name, names_of(panel)),
-        )
+        moved = {n * shift: each for n, each in points.items()}
+        _curve(axes, moved, name, names_of(panel))
     axes.axvline(panel.original_window, color="#5f6368", linewidth=1, linestyle=(0, (2, 2)))
     axes.set_xticks(panel.lengths, [f"{n:,}" for n in panel.lengths])
     axes.minorticks_off()
@@ -240,18 +235,8 @@ def forgetting(figure: Figure, panel: PanelResult) -> Drawn | None:
         steps = [0, *common_steps(variant.cells)]
         curves = {name: _by_step(variant.cells, name, steps) for name in SHOWN}
         for axes, name in zip(panels, SHOWN, strict=True):
-            known = [step for step in steps if curves[name][step] is not None]
-            values = [each for step in known if (each := curves[name][step]) is not None]
-            whiskers = [_errors(each) or [[0.0], [0.0]] for each in values]
-            axes.errorbar(
-                known,
-                [each.mean for each in values],
-                yerr=np.array([[w[0][0] for w in whiskers], [w[1][0] for w in whiskers]]),
-                elinewidth=0.8,
-                capsize=2,
-                label=variant.name,
-                **line_style(variant.name, names_of(panel)),
-            )
+            known: dict[float, Estimate] = {s: e for s, e in curves[name].items() if e is not None}
+            _curve(axes, known, variant.name, names_of(panel))
         cells += [
             [variant.name, str(step), *(plus_minus(curves[name][step]) for name in SHOWN)]
             for step in steps

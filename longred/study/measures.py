@@ -15,12 +15,10 @@ class Measure:
     Attributes:
         text: its name for readers.
         digits: digits after the point.
-        is_better_high: whether a larger value is better.
     """
 
     text: str
     digits: int = 1
-    is_better_high: bool = True
 
 
 def measure_of(name: str) -> Measure:
@@ -37,21 +35,21 @@ def measure_of(name: str) -> Measure:
         "short_retention": Measure("short retention"),
         "average": Measure("average"),
         "similarity": Measure("similarity", 4),
-        "attention_kl": Measure("attention KL", 4, is_better_high=False),
-        "nats_per_token": Measure("nats/token", 3, is_better_high=False),
+        "attention_kl": Measure("attention KL", 4),
+        "nats_per_token": Measure("nats/token", 3),
         "ruler": Measure("RULER"),
-        "tokens": Measure("training tokens", 0, is_better_high=False),
-        "flops": Measure("training FLOPs", 0, is_better_high=False),
-        "seconds": Measure("training seconds", 0, is_better_high=False),
+        "tokens": Measure("training tokens", 0),
+        "flops": Measure("training FLOPs", 0),
+        "seconds": Measure("training seconds", 0),
     }
     if not part and group in simple:
         return simple[group]
     if group == "ruler" and part.isdigit():
         return Measure(f"RULER {int(part):,}")
     if group == "tokens_to_retention":
-        return Measure(f"tokens until {part} % retention", 0, is_better_high=False)
+        return Measure(f"tokens until {part} % retention", 0)
     if group == "tokens_to_ruler":
-        return Measure(f"tokens until RULER {part}", 0, is_better_high=False)
+        return Measure(f"tokens until RULER {part}", 0)
     if part and group in ("capacity", "task"):
         return Measure(part)
     raise ValueError(f"{name}: no such measure")

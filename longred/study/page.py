@@ -1,5 +1,6 @@
 """The page of a study: one file without scripts, fonts or external images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,6 @@ TERMS = {
 }
 
 
-def render(result: StudyResult) -> str:
-    """Return the page as HTML; all texts are escaped, only the SVGs are inserted as markup."""
-    return _html(result, {panel.name: draw_panel(panel) for panel in result.panels})
-
-
 def write(result: StudyResult, folder: Path) -> None:
     """Write index.html, table.md and plots/ into an existing folder.
 
@@ -50,11 +46,17 @@ def write(result: StudyResult, folder: Path) -> None:
         for plot in (each for drawn in plots.values() for each in drawn):
             (folder / f"plots/{plot.name}.svg").write_text(plot.svg, encoding="utf-8")
             (folder / f"plots/{plot.name}.png").write_bytes(plot.png)
-        (folder / "index.html").write_text(_html(result, plots), encoding="utf-8")
+        (folder / "index.html").write_text(render(result, plots), encoding="utf-8")
         (folder / "table.md").write_text(tables.markdown(result), encoding="utf-8")
 
 
-def _html(result: StudyResult, plots: dict[str, list[Plot]]) -> str:
+def render(result: StudyResult, plots: Mapping[str, list[Plot]]) -> str:
+    """Return the page as HTML; all texts are escaped, only the SVGs are inserted as markup.
+
+    Args:
+        result: the study.
+        plots: panel → its figures.
+    """
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, Path(report.__file__).parent]),
         autoescape=True,

@@ -19,15 +19,16 @@ from longred.runs.group import end_group, fill_group, open_group
 from longred.runs.record import RunRecord, StageRecord, read_runs
 from longred.stages.preflight import Preflight, refuse_all
 from longred.store.artifacts import Store, canonical_digest
-from longred.study.build import assemble, commit, headline_metrics, note
+from longred.study.build import assemble, commit, headline_metrics
 from longred.study.cells import PlannedCell, distinct, plan_cells
 from longred.study.execute import Children, Slot, divide
 from longred.study.gather import Finished, finished_cells
 from longred.study.result import StudyResult
 from longred.study.spec import Study, load_study
+from longred.study.tables import markdown
 
-DryRun = Callable[[PlannedCell], Sequence[StageRecord]]
-"""Returns the stages of a cell as a dry run of the pipeline finds them."""
+LookUp = Callable[[str, Sequence[str]], Sequence[StageRecord]]
+"""Returns the stages of a recipe with overrides as a dry run of the pipeline finds them."""
 
 MAX_ERRORS = 5
 
@@ -75,7 +76,7 @@ class OpenStudy:
         study: its content.
         cells: all planned runs, or those that were asked for.
         store: the store of all of them.
-        dry_run: finds a cell's stages.
+        look_up: finds a cell's stages.
         slots: shares of this machine; as many cells run side by side.
         listener: shows the study.
         group: id of the MLflow run that groups the study's runs; empty without MLflow.
@@ -88,7 +89,7 @@ class OpenStudy:
     study: Study
     cells: list[PlannedCell]
     store: Store
-    dry_run: DryRun
+    look_up: LookUp
     slots: list[Slot]
     listener: Listener = field(default_factory=Silent)
     group: str = ""
@@ -107,6 +108,14 @@ class OpenStudy:
         """Folder of the output of each run."""
         return self.store.root / "studies" / self.name
 
+    def stages(self, cell: PlannedCell) -> Sequence[StageRecord]:
+        """Return the stages of a cell as a dry run of the pipeline finds them."""
+        return self.look_up(cell.recipe, cell.overrides)
+
+    def is_finished(self) -> bool:
+        """Return whether no run would build anything; the first that would ends the search."""
+        return all(not _built(self.stages(cell)) for cell in distinct(self.cells))
+
     def missing(self) -> list[PlannedCell]:
         """Return the runs that would build something, each once, in order.
 
@@ -116,8 +125,8 @@ class OpenStudy:
         found, checked = [], set()
         for cell in distinct(self.cells):
             with _placed(cell):
-                stages = self.dry_run(cell)
-                built = {stage.stage for stage in stages if stage.status != "skipped"}
+                stages = self.stages(cell)
+                built = _built(stages)
                 if not built:
                     continue
                 found.append(cell)
@@ -150,14 +159,13 @@ class OpenStudy:
 
     def result(self) -> StudyResult:
         """Return the result of the runs that are finished."""
-        records = read_runs(self.store)
         runs: dict[str, list[RunRecord]] = {}
-        for record in records:
+        for record in read_runs(self.store):
             runs.setdefault(record.digest, []).append(record)
 
         def find(cell: PlannedCell) -> Finished | None:
-            stages = self.dry_run(cell)
-            if any(stage.status != "skipped" for stage in stages):
+            stages = self.stages(cell)
+            if _built(stages):
                 return None
             attempts = runs.get(cell.digest, [])
             ended = [run for run in attempts if run.status == "finished"]
@@ -217,15 +225,20 @@ class OpenStudy:
                 self.group,
                 metrics=headline_metrics(result),
                 files=[path for path in artifact.folder.iterdir() if path.is_file()],
-                note=note(result),
+                note=markdown(result),
             )
         return artifact.folder
+
+
+def _built(stages: Sequence[StageRecord]) -> set[str]:
+    """Return the stages that would build something."""
+    return {stage.stage for stage in stages if stage.status != "skipped"}
 
 
 @contextlib.contextmanager
 def open_study(
     given: str,
-    dry_run: DryRun,
+    look_up: LookUp,
     *,
     only: Sequence[str] = (),
     num_slots: int | None = None,
@@ -234,7 +247,7 @@ def open_study(
 
     Args:
         given: name of a packaged study, or its file.
-        dry_run: finds a cell's stages.
+        look_up: finds a cell's stages.
         only: panels or variants to run; empty for all.
         num_slots: cells that run side by side; None for the study's own number.
 
@@ -252,7 +265,7 @@ def open_study(
         study=study,
         cells=cells,
         store=Store(roots.pop()),
-        dry_run=dry_run,
+        look_up=look_up,
         slots=_slots(num_slots or study.slots, cells),
         listener=_listener.get(Silent()),
         is_whole=not only,

@@ -99,15 +99,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def with_holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
-    """Return the differences with `p_adjusted`, as one family."""
-    adjusted = holm([each.p if each else None for each in differences])
-    return [
-        replace(each, p_adjusted=p) if each else None
-        for each, p in zip(differences, adjusted, strict=True)
-    ]
-
-
 def values_of(cells: Sequence[Cell], measure: str) -> dict[int, float]:
     """Return seed → value of the student; seeds without a value are left out."""
     found = {cell.seed: value_of(cell, measure) for cell in cells}
@@ -147,11 +138,10 @@ def adjust(
         for measure in CORRECTED
         if measure in entries
     ]
-    corrected = with_holm([differences[variant][measure] for variant, measure in family])
+    corrected = holm([differences[variant][measure].p for variant, measure in family])
     found = {variant: dict(entries) for variant, entries in differences.items()}
-    for (variant, measure), entry in zip(family, corrected, strict=True):
-        if entry is not None:
-            found[variant][measure] = entry
+    for (variant, measure), p in zip(family, corrected, strict=True):
+        found[variant][measure] = replace(found[variant][measure], p_adjusted=p)
     return found
 
 

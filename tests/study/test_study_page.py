@@ -79,7 +79,7 @@ def test_operations_are_shown_in_three_digits(value: float, text: str) -> None:
 
 
 def test_the_page_is_one_escaped_file_with_all_verdicts(study: StudyResult) -> None:
-    page = render(study)
+    page = render(study, {panel.name: draw_panel(panel) for panel in study.panels})
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "Ours &lt;b&gt;is" in page
