@@ -186,6 +186,8 @@ def _causal(
         kind = kind if num_queries == num_keys else "decoding"
         with using_kernels(query_BHTd.device, kind):
             return _whole(query_BHTd, key_BhTd, value_BhTd, settings)
+    if window == num_keys and _takes_parts(query_BHTd, key_BhTd, value_BhTd, rules):
+        return _in_parts(query_BHTd, key_BhTd, value_BhTd, rules.scale)
     with using_kernels(query_BHTd.device, "masked"):
         return _windowed(query_BHTd, key_BhTd, value_BhTd, window, settings)
 
@@ -214,6 +216,49 @@ def _is_slow_in_bf16(value_BhTd: Tensor) -> bool:
         and value_BhTd.dtype == torch.bfloat16
         and value_BhTd.shape[2] < 512
     )
+
+
+def _takes_parts(
+    query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules
+) -> bool:
+    """Return whether `_in_parts` serves these tensors: on a CPU, without gradients."""
+    tensors = query_BHTd, key_BhTd, value_BhTd
+    return (
+        value_BhTd.device.type == "cpu"
+        and value_BhTd.dtype in (torch.float32, torch.float64)
+        and len({x.dtype for x in tensors}) == len({x.shape[3] for x in tensors}) == 1
+        and not rules.dropout
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+    )
+
+
+def _in_parts(
+    query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, scale: float | None
+) -> Tensor:
+    """Attend to cached keys and to the new tokens' own; weight the two by their softmax sums.
+
+    Neither part needs a mask, with which torch's CPU kernel is two to four times slower. Its
+    logarithms of the sums carry no gradient, so that this serves inference only.
+    """
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    rows, num_heads, num_queries, head_dim = query_BHTd.shape
+    num_key_heads, past = key_BhTd.shape[1], key_BhTd.shape[2] - num_queries
+    # The query heads of one key head take the place of further queries: keys are not repeated.
+    query_BhGd = query_BHTd.reshape(rows, num_key_heads, -1, head_dim)
+    old_BhGd, old_sums_BhG = attend(
+        query_BhGd, key_BhTd[:, :, :past], value_BhTd[:, :, :past], scale=scale
+    )
+    new_BHTd, new_sums_BHT = attend(
+        query_BHTd,
+        *(
+            x[:, :, past:].repeat_interleave(num_heads // num_key_heads, dim=1)
+            for x in (key_BhTd, value_BhTd)
+        ),
+        is_causal=True,
+        scale=scale,
+    )
+    old_share_BHT = torch.sigmoid(old_sums_BhG.reshape(new_sums_BHT.shape) - new_sums_BHT)
+    return torch.lerp(new_BHTd, old_BhGd.reshape(query_BHTd.shape), old_share_BHT[..., None])
 
 
 def _windowed(

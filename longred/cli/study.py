@@ -64,10 +64,11 @@ def study(
     use_store(store)
     chosen = [each.strip() for each in only.split(",")] if only else []
     opened = _open(name, chosen)
+    missing = opened.missing()  # before a server starts: a wrong variant is refused at once
     if dry_run:
-        _print_missing(opened, opened.missing(), as_json)
+        _print_missing(opened, missing, as_json)
         return
-    if not opened.is_finished():
+    if missing:
         try:
             with shown_by(Lines()):
                 run_study(opened.store, name, slots, chosen)

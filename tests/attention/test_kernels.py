@@ -100,6 +100,33 @@ def test_exact_path_is_exact_without_a_cap_too() -> None:
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("rules", [Rules(), Rules(scale=0.7)])
+@pytest.mark.parametrize("num_queries", [1, 2, 9, 39])
+def test_cached_and_new_keys_are_attended_in_parts(
+    dtype: torch.dtype, tol: float, rules: Rules, num_queries: int
+) -> None:
+    query, key, value = (x.detach() for x in draw(dtype))
+    query = query[:, :, -num_queries:]
+    if num_queries > 1:
+        assert sdpa._takes_parts(query, key, value, rules)
+    got = BACKENDS["sdpa"].attend(query, key, value, rules)
+    assert got.dtype == dtype
+    wanted = dense(query, key, value, rules, None)
+    torch.testing.assert_close(got.double(), wanted, atol=tol, rtol=tol)
+
+
+def test_with_gradients_new_keys_are_not_attended_in_parts() -> None:
+    query, key, value = draw(torch.float64)
+    query = query[:, :, -9:]
+    got = BACKENDS["sdpa"].attend(query, key, value, Rules())
+    wanted = dense(query, key, value, Rules(), None)
+    weight = torch.randn_like(wanted)
+    grads = [torch.autograd.grad((x * weight).sum(), (key, value)) for x in (got, wanted)]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_exact_path_computes_in_fp32_under_autocast() -> None:
     tensors = draw(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
