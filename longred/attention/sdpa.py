@@ -218,9 +218,7 @@ def _is_slow_in_bf16(value_BhTd: Tensor) -> bool:
     )
 
 
-def _takes_parts(
-    query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules
-) -> bool:
+def _takes_parts(query_BHTd: Tensor, key_BhTd: Tensor, value_BhTd: Tensor, rules: Rules) -> bool:
     """Return whether `_in_parts` serves these tensors: on a CPU, without gradients."""
     tensors = query_BHTd, key_BhTd, value_BhTd
     return (
