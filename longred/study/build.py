@@ -41,7 +41,7 @@ def assemble(
         given: the name or path that `longred study` was given.
         study: the study.
         finished: its finished runs.
-        num_planned: number of all its runs.
+        num_planned: number of all its different runs.
     """
     cells: dict[tuple[str, str], list[Cell]] = {}
     panels = []
@@ -61,7 +61,7 @@ def assemble(
         digest="",
         recipe=study.recipe,
         seeds=list(study.seeds),
-        num_cells=len(finished),
+        num_cells=len(once),
         num_planned=num_planned,
         date=date_words(time.time()),
         machine="; ".join(machines) or platform.machine(),

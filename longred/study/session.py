@@ -184,7 +184,7 @@ class OpenStudy:
             self.given,
             self.study,
             finished_cells(self.cells, find),
-            num_planned=len(self.cells),
+            num_planned=len(distinct(self.cells)),
         )
 
     def begin(self) -> list[PlannedCell]:
