@@ -188,9 +188,20 @@ NOTE = (
 )
 
 
+def origin(result: StudyResult) -> str:
+    """Return one line: which command made the numbers, when, of which runs and on what."""
+    runs = f"{result.num_cells}"
+    if result.num_cells < result.num_planned:
+        runs += f" of {result.num_planned}"
+    made = [f"`longred study {result.study}`", result.date, f"{runs} runs"]
+    made += [f"seeds {', '.join(map(str, result.seeds))}", result.machine]
+    made += [f"artifact study-{result.digest}"] if result.digest else []
+    return f"{result.title} ({'; '.join(made)})."
+
+
 def markdown(result: StudyResult) -> str:
     """Return the tables of a study as Markdown."""
-    parts = [NOTE]
+    parts = [origin(result), NOTE]
     for panel in result.panels:
         parts += [f"{panel.title}:", main_table(panel).markdown()]
         parts += [f"Differences from {panel.baseline}:", difference_table(panel).markdown()]

@@ -1,6 +1,7 @@
 """Tables, figures and page of a study: numbers as computed here, nothing external, escaped."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_the_published_table_has_mean_and_half_width(study: StudyResult) -> None
     assert cells_of(table, "single")["short avg"] == "71.0"
     assert cells_of(table, "broken")["RULER"] == "n/a"
     assert table.rows[0][:4] == ["256", "-", "-", "original"]
+
+
+def test_tables_say_which_command_made_them_when_and_of_what(study: StudyResult) -> None:
+    found = tables.markdown(study).splitlines()[0]
+    assert found.endswith(
+        "(`longred study demo`; 2026-12-01 00:00 UTC; 21 runs; seeds 0, 1, 2, 3, 4; x86_64 (cpu); "
+        "artifact study-0123456789abcdef)."
+    )
+    part = tables.origin(replace(study, num_planned=25, digest=""))
+    assert part.endswith("; 21 of 25 runs; seeds 0, 1, 2, 3, 4; x86_64 (cpu)).")
 
 
 def test_differences_are_shown_with_interval_and_corrected_p(study: StudyResult) -> None:
