@@ -153,16 +153,16 @@ def _saved(models: Mapping[str, object]) -> list[str]:
     return [name for name in models if name.isdigit()]
 
 
-def claims_table(claims: Sequence[ClaimResult]) -> Table:
-    """Return every claim with its verdict and the numbers of its tests."""
-    rows = []
+def claims_list(claims: Sequence[ClaimResult]) -> str:
+    """Return every claim with its verdict and the numbers of its tests, as a list in Markdown."""
+    lines = []
     for claim in claims:
-        numbers = "; ".join(
-            f"{test.text}: {change(test.difference, test.digits)}, p {p_text(test.difference)}"
+        lines.append(f"- **{claim.verdict}**: {claim.text}")
+        lines += [
+            f"  - {test.text}: {change(test.difference, test.digits)}, p {p_text(test.difference)}"
             for test in claim.tests
-        )
-        rows.append([claim.text, claim.verdict, numbers])
-    return Table(["claim", "verdict", "differences over the seeds"], rows)
+        ]
+    return "\n".join(lines)
 
 
 def cell_table(panel: PanelResult) -> Table:
@@ -201,12 +201,13 @@ def origin(result: StudyResult) -> str:
 
 def markdown(result: StudyResult) -> str:
     """Return the tables of a study as Markdown."""
-    parts = [origin(result), NOTE]
+    parts: list[str | Table] = [origin(result), NOTE]
     for panel in result.panels:
-        parts += [f"{panel.title}:", main_table(panel).markdown()]
-        parts += [f"Differences from {panel.baseline}:", difference_table(panel).markdown()]
+        parts += [f"{panel.title}:", main_table(panel)]
+        parts += [f"Differences from {panel.baseline}:", difference_table(panel)]
         if budget := budget_table(panel):
-            parts.append(budget.markdown())
+            parts.append(budget)
     if result.claims:
-        parts.append(claims_table(result.claims).markdown())
-    return "\n\n".join(parts) + "\n"
+        parts.append(claims_list(result.claims))
+    texts = [part if isinstance(part, str) else part.markdown().rstrip() for part in parts]
+    return "\n\n".join(texts) + "\n"

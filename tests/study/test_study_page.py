@@ -57,6 +57,8 @@ def test_tables_say_which_command_made_them_when_and_of_what(study: StudyResult)
         "(`longred study demo`; 2026-12-01 00:00 UTC; 21 runs; seeds 0, 1, 2, 3, 4; x86_64 (cpu); "
         "artifact study-0123456789abcdef)."
     )
+    assert "- **holds**: Claim that holds." in tables.markdown(study)
+    assert "  - short average of a above b: +1.5 [+0.5, +2.5], p 0.020" in tables.markdown(study)
     part = tables.origin(replace(study, num_planned=25, digest=""))
     assert part.endswith("; 21 of 25 runs; seeds 0, 1, 2, 3, 4; x86_64 (cpu)).")
 
