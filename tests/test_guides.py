@@ -198,7 +198,8 @@ def test_the_demos_result_is_one() -> None:
 
 
 def test_five_seeds_are_the_studys() -> None:
-    text = guide(ROOT / "longred/demo/README.md").partition("## Five seeds")[2].partition("\n## ")[0]
+    text = guide(ROOT / "longred/demo/README.md").partition("## Five seeds")[2]
+    text = text.partition("\n## ")[0]
     made = guide(RESULTS / "study-demo.md").splitlines()
     shown = [line for line in text.splitlines() if line.startswith(("| ", "- **", "  - "))]
     assert len(shown) > 20
