@@ -119,7 +119,8 @@ class OpenStudy:
             LongredError: one of them would be refused; the message names its variant.
         """
         found = []
-        checked: set[str] = set()
+        variants: set[tuple[str, str]] = set()
+        texts: set[str] = set()
         for cell in distinct(self.cells):
             with _placed(cell):
                 stages = self.stages(cell)
@@ -127,15 +128,14 @@ class OpenStudy:
                 if not built:
                     continue
                 found.append(cell)
-                variant = f"{cell.panel}/{cell.variant}"
-                if variant not in checked:
+                if (cell.panel, cell.variant) not in variants:
                     # A refusal does not depend on the seed.
-                    checked.add(variant)
+                    variants.add((cell.panel, cell.variant))
                     # Most variants read the same text, and reading it takes the longest.
                     text = _text(cell)
-                    if text in checked:
+                    if text in texts:
                         built = built - {"data"}
-                    checked.add(text)
+                    texts.add(text)
                     works = [Path(stage.work) for stage in stages if stage.work]
                     methods = cell.config.training.methods()
                     refuse_all(Preflight(cell.config, built, methods, works=works))
@@ -234,9 +234,10 @@ class OpenStudy:
 
 
 def _text(cell: PlannedCell) -> str:
-    """Return what text a run reads, at all of its windows."""
+    """Return what decides whether there is enough text: the data of all windows, the tokenizer."""
     configs = (*cell.config.windows(), cell.config)
-    return "\n".join(config.data.model_dump_json() for config in configs)
+    sections = (*(config.data for config in configs), cell.config.model)
+    return "\n".join(section.model_dump_json() for section in sections)
 
 
 def _built(stages: Sequence[StageRecord]) -> set[str]:
