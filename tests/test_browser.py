@@ -47,13 +47,18 @@ def page(tmp_path: Path) -> Iterator[Any]:
             browser.close()
 
 
+def press_submit(page: Any) -> None:
+    """Press Submit by the keyboard: a notice may cover it, and stays while the pointer is on it."""
+    page.get_by_role("button", name="Submit").press("Enter")
+
+
 def submit(page: Any) -> None:
-    """Press Submit, up to three times if the server is busy, until the deployment's page opens."""
+    """Submit the form, up to three times if the server is busy, until its deployment's page opens."""
     from playwright.sync_api import TimeoutError as NotSeen
 
     deployment = re.compile(r"/deployments/deployment/[0-9a-f-]+(\?.*)?$")
     for _ in range(3):
-        page.get_by_role("button", name="Submit").click()
+        press_submit(page)
         with contextlib.suppress(NotSeen):
             return page.wait_for_url(deployment, timeout=30_000, wait_until="commit")
     raise AssertionError("the form was not submitted after three tries; see end.png")
@@ -74,7 +79,7 @@ def test_a_stage_is_run_again_from_the_form_and_both_runs_are_compared(
     fields.nth(0).fill(earlier.id)
     fields.nth(1).fill("evaluation.short.num_sample=12")
     page.screenshot(path=tmp_path / "form.png")
-    page.get_by_role("button", name="Submit").click()
+    press_submit(page)
     page.get_by_text("does not match").first.wait_for()
     fields.nth(1).fill("evaluation.short.num_samples=12")
     submit(page)
