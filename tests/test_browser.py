@@ -53,7 +53,7 @@ def press_submit(page: Any) -> None:
 
 
 def submit(page: Any) -> None:
-    """Submit the form, up to three times if the server is busy, until its deployment's page opens."""
+    """Submit the form, up to three times if the server is busy; wait for the deployment."""
     from playwright.sync_api import TimeoutError as NotSeen
 
     deployment = re.compile(r"/deployments/deployment/[0-9a-f-]+(\?.*)?$")
