@@ -38,11 +38,13 @@ class RopeMethod:
     """One rescaling method.
 
     Attributes:
+        title: its name as it is usually written.
         rescale: computes the student's parameters from the model's, the window and the settings.
         settings: the fields of the recipe's `extension` section that it reads.
         extends: the rope_types that it is defined on.
     """
 
+    title: str
     rescale: Callable[[Values, Window, Values], Rope]
     settings: frozenset[str]
     extends: tuple[str, ...]
@@ -280,18 +282,23 @@ _KNOWN = {"rope_type", "rope_theta", "original_max_position_embeddings", "partia
 _YARN_SETTINGS = ("beta_fast", "beta_slow")
 
 ROPE_METHODS: dict[str, RopeMethod] = {
-    "abf": RopeMethod(_raise_theta, frozenset({"rope_theta"}), ("default", "linear", "llama3")),
-    "pi": RopeMethod(_interpolate, frozenset(), ("default", "linear")),
-    "ntk": RopeMethod(_raise_theta_by_ntk, frozenset(), ("default",)),
-    "yarn": RopeMethod(_yarn, frozenset(_YARN_SETTINGS), ("default", "yarn")),
+    "abf": RopeMethod(
+        "ABF", _raise_theta, frozenset({"rope_theta"}), ("default", "linear", "llama3")
+    ),
+    "pi": RopeMethod("PI", _interpolate, frozenset(), ("default", "linear")),
+    "ntk": RopeMethod("NTK", _raise_theta_by_ntk, frozenset(), ("default",)),
+    "yarn": RopeMethod("YaRN", _yarn, frozenset(_YARN_SETTINGS), ("default", "yarn")),
     "llama3": RopeMethod(
-        _llama3, frozenset({"low_freq_factor", "high_freq_factor"}), ("default", "llama3")
+        "Llama 3",
+        _llama3,
+        frozenset({"low_freq_factor", "high_freq_factor"}),
+        ("default", "llama3"),
     ),
     "longrope": RopeMethod(
-        _longrope, frozenset({"long_factor", "short_factor"}), ("default", "longrope")
+        "LongRoPE", _longrope, frozenset({"long_factor", "short_factor"}), ("default", "longrope")
     ),
-    "cope": RopeMethod(_clip, frozenset({"rope_theta", "num_clipped"}), ("default",)),
-    "drope": RopeMethod(_drop, frozenset(), ("default",)),
+    "cope": RopeMethod("CoPE", _clip, frozenset({"rope_theta", "num_clipped"}), ("default",)),
+    "drope": RopeMethod("DroPE", _drop, frozenset(), ("default",)),
 }
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")

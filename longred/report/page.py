@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from longred import __version__
 from longred.config import EvaluationConfig
+from longred.method.rope import ROPE_METHODS
 from longred.report import glossary, tables
 from longred.report.findings import findings, restoration_findings
 from longred.report.inputs import Inputs, date_words
@@ -145,7 +146,8 @@ def _facts(inputs: Inputs) -> dict[str, str]:
     }
     if extension.get("method"):
         theta = extension.get("rope_theta")
-        facts["RoPE"] = extension["method"].upper() + (f", theta {theta:,.0f}" if theta else "")
+        title = ROPE_METHODS[extension["method"]].title
+        facts["RoPE"] = title + (f", theta {theta:,.0f}" if theta else "")
     trainings = inputs.trainings.values()
     tokens = [each["tokens"] for each in trainings if isinstance(each.get("tokens"), int)]
     if tokens:

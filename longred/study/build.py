@@ -10,6 +10,7 @@ from typing import Any
 
 from longred import __version__
 from longred.method.methods import METHODS
+from longred.method.rope import ROPE_METHODS
 from longred.report.inputs import date_words
 from longred.store.artifacts import Artifact, Store, write_json
 from longred.study.cells import PlannedCell
@@ -129,7 +130,7 @@ def _kind(cell: PlannedCell) -> dict[str, Any]:
     trained = METHODS[recipe.merges] if recipe.merges else recipe
     buckets = [b for b in trained.buckets() if config.training.ratio.get(b, 1)]
     data = "mix" if len(buckets) > 1 else "long" if buckets == ["long"] else "short"
-    rope = config.extension.method.upper()
+    rope = ROPE_METHODS[config.extension.method].title
     if config.extension.short_factor == "original":
         rope += ", mixed windows"
     return {"method": config.training.method, "rope": rope, "data": data}
