@@ -21,6 +21,8 @@ writes the same kind of folder for an evaluation outside of a run.
     figures.py           the table of all figures, and the functions that draw them
     page.py, page.html   the page
     compare.py, compare.html  `longred compare`: settings and scores of several runs
+    base.html            the head of every page, also of a study's; loads nothing, runs nothing
+    macros.html          tables, lists and figures on pages
     terms.html           the list of terms on both pages
 
 Functions import scipy where they need it. `longred compare` and the terminal table start without
