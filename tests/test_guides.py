@@ -197,10 +197,14 @@ def test_the_demos_result_is_one() -> None:
     assert table(short, "model") == table(whole, "model")
 
 
-def test_five_seeds_are_the_studys() -> None:
-    text = guide(ROOT / "longred/demo/README.md").partition("## Five seeds")[2]
+@pytest.mark.parametrize(
+    ("heading", "study"),
+    [("Five seeds", "study-demo.md"), ("Its parts", "study-demo-ablations.md")],
+)
+def test_figures_of_studies_are_their_tables(heading: str, study: str) -> None:
+    text = guide(ROOT / "longred/demo/README.md").partition(f"\n## {heading}\n")[2]
     text = text.partition("\n## ")[0]
-    made = guide(RESULTS / "study-demo.md").splitlines()
+    made = guide(RESULTS / study).splitlines()
     shown = [line for line in text.splitlines() if line.startswith(("| ", "- **", "  - "))]
     assert len(shown) > 20
     assert [line for line in shown if line not in made] == []
